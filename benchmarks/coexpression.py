@@ -1,0 +1,100 @@
+"""Speed of the co-expression graph: `python benchmarks/coexpression.py [--genes G --spots S]`.
+
+Times the plain way (SciPy ranks, np.corrcoef, full argsort) and `gene_graph` at one small size in
+the same run, checks that both give the same weights, prints the ratio, and then times `gene_graph`
+alone at the size asked for. Run it with nothing else on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from scipy import sparse, stats
+
+from preprocessing.coexpression import GeneGraph, gene_graph
+
+Result = TypeVar("Result")
+PAIRS_GENES = 60  # for the per-pair loop, which is scaled up from this many genes
+
+
+def draw(n_spots: int, n_genes: int, seed: int = 0) -> sparse.csr_matrix:
+    """Sparse positive values of 20 programmes, about one third stored, (S, G) float32."""
+    rng = np.random.default_rng(seed)
+    programme = rng.gamma(0.3, 1, (20, n_genes)).astype(np.float32)
+    blocks = []
+    for start in range(0, n_spots, 1000):
+        usage = rng.gamma(0.5, 1, (min(1000, n_spots - start), 20)).astype(np.float32)
+        mean = usage @ programme
+        counts = rng.poisson(mean * 0.15).astype(np.float32)
+        blocks.append(sparse.csr_matrix(np.log1p(counts)))
+    return sparse.vstack(blocks).tocsr()
+
+
+def plain_graph(values: sparse.csr_matrix, n_neighbours: int) -> np.ndarray:
+    """(G, E) weights by np.corrcoef over every gene at once."""
+    scores = stats.norm.ppf(stats.rankdata(values.toarray(), axis=0) / (values.shape[0] + 1))
+    square = np.corrcoef(scores.T) ** 2
+    np.fill_diagonal(square, 0)
+    strongest = np.sort(square, axis=1)[:, ::-1][:, :n_neighbours]
+    return np.asarray(-0.5 * np.log1p(-strongest))
+
+
+def pair_seconds(values: sparse.csr_matrix) -> float:
+    """Seconds of a loop over gene pairs at the full number of genes, from a small part of it."""
+    dense = values[:, :PAIRS_GENES].toarray()
+    n_genes: int = values.shape[1]
+    start = time.perf_counter()
+    for a in range(PAIRS_GENES):
+        for b in range(a):
+            stats.spearmanr(dense[:, a], dense[:, b])
+    scale = n_genes * (n_genes - 1) / (PAIRS_GENES * (PAIRS_GENES - 1))
+    return (time.perf_counter() - start) * scale
+
+
+def timed(action: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds and result of one call."""
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def run(values: sparse.csr_matrix) -> GeneGraph:
+    """The graph over every spot, all genes allowed."""
+    spots, genes = values.shape
+    return gene_graph(
+        lambda: iter([values]), genes, max_spots=spots, min_information=0, min_detected=1
+    )
+
+
+def main() -> None:
+    """Prints one line per measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--spots", type=int, default=20_000)
+    parser.add_argument("--small-genes", type=int, default=1000)
+    parser.add_argument("--small-spots", type=int, default=2000)
+    given = parser.parse_args()
+    print(f"cores {os.cpu_count()}, numpy {np.__version__}")
+    small = draw(given.small_spots, given.small_genes)
+    run(small)  # threads and caches warm
+    ours, graph = timed(lambda: run(small))
+    plain, wanted = timed(lambda: plain_graph(small, graph.weight.shape[1]))
+    np.testing.assert_allclose(graph.weight, wanted, atol=1e-3)
+    size = f"{given.small_genes} genes x {given.small_spots} spots"
+    print(f"{size}: gene_graph {ours:.2f} s, corrcoef {plain:.2f} s, ratio {plain / ours:.1f}")
+    pairs = pair_seconds(small)
+    print(f"{size}: per-pair loop about {pairs:.0f} s (scaled), ratio {pairs / ours:.0f}")
+    large = draw(given.spots, given.genes)
+    seconds, _ = timed(lambda: run(large))
+    filled = large.nnz / np.prod(large.shape)
+    size = f"{given.genes} genes x {given.spots} spots"
+    print(f"{size} ({filled:.0%} stored): gene_graph {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

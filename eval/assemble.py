@@ -1,0 +1,198 @@
+"""Checkpoints and stores to Folds: what every task sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.baselines import baselines, random_sets
+from eval.embed import Checkpoint, embed_slide, load_checkpoint
+from eval.fold import Fold, Representation, SlideData
+from hibio.artifacts import Artifacts
+from hibio.config import ConfigError
+from hibio.data.fitting import MATCHED_RANDOM, align_columns
+from hibio.data.slide import PATCHES
+from hibio.data.splits import SlideEntry
+from preprocessing.graphs import KNNGraph
+from preprocessing.store import SlideStore
+
+MAIN = "hibio"
+TOWER_SUFFIX = "_tower"
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """The checkpoints of one fold and seed: the model first, then its trained baselines."""
+
+    fold: str
+    seed: int
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def main(self) -> Checkpoint:
+        """The checkpoint whose artifacts the fold is measured with."""
+        return self.checkpoints[0]
+
+
+def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
+    """Load checkpoints and group them by fold and seed; ``hibio`` leads its group.
+
+    Raises:
+        ConfigError: two checkpoints of one variant share a fold and a seed, or two variants of a
+            fold were trained on different slides.
+    """
+    groups: dict[tuple[str, int], list[Checkpoint]] = {}
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        groups.setdefault((checkpoint.fold, checkpoint.seed), []).append(checkpoint)
+    result = []
+    for (fold, seed), members in sorted(groups.items()):
+        members.sort(key=lambda c: (c.variant != MAIN, c.variant))
+        names = [member.variant for member in members]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two checkpoints of fold {fold}, seed {seed} are called {names}")
+        trained_on = {member.model.artifacts.train_slides for member in members}
+        if len(trained_on) > 1:
+            raise ConfigError(
+                f"the variants {names} of fold {fold} were trained on different slides; evaluate "
+                "them one by one"
+            )
+        result.append(JobGroup(fold, seed, tuple(members)))
+    return result
+
+
+def assemble(group: JobGroup, entries: Sequence[SlideEntry], *, with_baselines: bool) -> Fold:
+    """The fold that one group of checkpoints is measured on.
+
+    Args:
+        group: the model and its trained baselines.
+        entries: every slide; those the model was fitted on are training slides, the others test.
+        with_baselines: also the baselines that need no training (they do not depend on the seed).
+
+    Raises:
+        ConfigError: no test slide, or a test patient that was trained on.
+    """
+    artifacts = group.main.model.artifacts
+    train_entries = [e for e in entries if e.slide_id in artifacts.train_slides]
+    test_entries = [e for e in entries if e.slide_id not in artifacts.train_slides]
+    _check_split(group, artifacts, train_entries, test_entries)
+    train = tuple(slide_data(entry, artifacts) for entry in train_entries)
+    test = tuple(slide_data(entry, artifacts) for entry in test_entries)
+    models: list[Representation] = []
+    for checkpoint in group.checkpoints:
+        models += _representations(checkpoint, [*train_entries, *test_entries])
+    random = None
+    if with_baselines:
+        features = stored_features([*train_entries, *test_entries], group.main.image)
+        models += baselines(train, test, artifacts.factors, features)
+        idf = np.asarray(artifacts.tfidf.idf)
+        random = random_sets(artifacts.database, list(artifacts.genes), idf, train, group.seed)
+    return Fold(
+        name=group.fold,
+        seed=group.seed,
+        genes=artifacts.genes,
+        train=train,
+        test=test,
+        models=tuple(models),
+        anchors=artifacts.anchors,
+        random_sets=random,
+        factors=artifacts.factors,
+    )
+
+
+def _check_split(
+    group: JobGroup,
+    artifacts: Artifacts,
+    train: Sequence[SlideEntry],
+    test: Sequence[SlideEntry],
+) -> None:
+    missing = set(artifacts.train_slides) - {entry.slide_id for entry in train}
+    if missing:
+        raise ConfigError(
+            f"fold {group.fold}: {len(missing)} training slides are not in the data "
+            f"({', '.join(sorted(missing)[:4])}); give the folder the model was trained on"
+        )
+    if not test:
+        raise ConfigError(
+            f"fold {group.fold}: the model was trained on every slide of the data, so nothing is "
+            "held out; train with folds: [each], or give a folder with more slides"
+        )
+    seen = {entry.patient_id for entry in train} & {entry.patient_id for entry in test}
+    if seen:
+        raise ConfigError(
+            f"fold {group.fold}: patients {', '.join(sorted(seen))} are on both sides of the "
+            "split; remove their untrained slides from the folder"
+        )
+
+
+def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
+    """The measured side of one slide on the vocabulary of ``artifacts``."""
+    with SlideStore(entry.path) as store:
+        counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
+        xy_um, labels = store.xy_um, store.labels()
+    k = artifacts.settings["genes"]["neighbours"]
+    return SlideData(
+        slide_id=entry.slide_id,
+        patient_id=entry.patient_id,
+        counts=counts,
+        tfidf=artifacts.tfidf.transform(counts),
+        xy_um=xy_um,
+        neighbours=KNNGraph(k=k).build(xy_um).neighbours(k)[0],
+        labels=labels,
+        has_image=entry.has_image,
+    )
+
+
+def stored_features(
+    entries: Sequence[SlideEntry], image: str | None
+) -> dict[str, np.ndarray] | None:
+    """Stored features of the slides with an image: those the model read, else the handcrafted."""
+    key = "handcrafted" if image in (None, PATCHES) else image
+    features = {}
+    for entry in entries:
+        with SlideStore(entry.path) as store:
+            if entry.has_image and key in store.feature_names:
+                features[entry.slide_id] = store.features(key)
+    paired = sum(entry.has_image for entry in entries)
+    return features if features and len(features) == paired else None
+
+
+def _representations(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> list[Representation]:
+    """The shared-space embedding of a checkpoint, and the omics tower before the projection."""
+    image, omics, tower = {}, {}, {}
+    bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
+    for entry in bar:
+        _, embedding, _ = embed_slide(checkpoint, entry.path)
+        if embedding.image is not None:
+            image[entry.slide_id] = embedding.image
+        if embedding.omics is not None:
+            omics[entry.slide_id] = embedding.omics
+            assert embedding.tower is not None
+            tower[entry.slide_id] = embedding.tower
+    model = checkpoint.model
+    anchor = None
+    if checkpoint.settings["pathways"]["source"].removeprefix(MATCHED_RANDOM) and image:
+        anchor = model.encode_gene_sets(_sets(model.artifacts))
+    return [
+        Representation(
+            checkpoint.variant,
+            image=image or None,
+            omics=omics or None,
+            aligned=bool(image),
+            anchor=anchor,
+        ),
+        Representation(
+            checkpoint.variant + TOWER_SUFFIX,
+            omics=tower or None,
+            aligned=False,
+            notes=("output of the omics tower, before the projection to the shared space",),
+        ),
+    ]
+
+
+def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(artifacts.database.genes_of(name)) for name in artifacts.anchors.names}

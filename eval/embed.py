@@ -1,0 +1,201 @@
+"""A checkpoint and stores to one AnnData a slide, kept under (checkpoint hash, store hash)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from tqdm import tqdm
+
+from hibio import keys
+from hibio.config import ConfigError
+from hibio.data.slide import PreparedSlide, prepare_slide
+from hibio.data.splits import read_entries
+from hibio.model import HiBio, SlideEmbedding
+from hibio.schema import build_section
+from hibio.slide_regions import RegionsConfig, slide_regions
+from preprocessing.atomic import atomic_path
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint and the settings that embedding needs.
+
+    Attributes:
+        path: the folder.
+        model: in evaluation mode.
+        image: how an image is read (``data.image`` of the run).
+        regions: region settings of the run.
+        variant, fold, seed: which job of its run it is.
+        settings: its resolved configuration.
+    """
+
+    path: Path
+    model: HiBio
+    image: str | None
+    regions: RegionsConfig
+    variant: str
+    fold: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the weights and the artifacts."""
+        digest = hashlib.sha256()
+        for name in ("model.safetensors", "artifacts.h5"):
+            digest.update((self.path / name).read_bytes())
+        return digest.hexdigest()
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Load one checkpoint folder.
+
+    Raises:
+        ConfigError: it is none, or it is torn.
+    """
+    model = HiBio.from_checkpoint(path)
+    settings = yaml.safe_load((path / "config.yaml").read_text())
+    return Checkpoint(
+        path,
+        model,
+        settings["data"]["image"],
+        build_section(RegionsConfig, settings["regions"], ("regions",)),
+        settings["variant"],
+        settings["folds"][0],
+        settings["seeds"][0],
+        settings,
+    )
+
+
+def find_checkpoints(path: Path) -> list[Path]:
+    """The checkpoint folders at or below ``path``, sorted.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if (path / "model.safetensors").is_file():
+        return [path]
+    found = sorted(p.parent for p in path.glob("**/checkpoint/model.safetensors"))
+    if not found:
+        raise ConfigError(
+            f"{path}: no checkpoint there or below; give the folder that `hibio train` wrote"
+        )
+    return found
+
+
+def one_checkpoint(path: Path) -> Path:
+    """The only checkpoint at or below ``path``.
+
+    Raises:
+        ConfigError: there are several; they are listed.
+    """
+    found = find_checkpoints(path)
+    if len(found) > 1:
+        listed = "\n  ".join(str(p) for p in found[:8])
+        raise ConfigError(f"{path} holds {len(found)} checkpoints; choose one:\n  {listed}")
+    return found[0]
+
+
+def embed_slide(
+    checkpoint: Checkpoint, store: Path
+) -> tuple[PreparedSlide, SlideEmbedding, np.ndarray]:
+    """One slide prepared, embedded, and its regions (L, S)."""
+    slide = prepare_slide(store, checkpoint.model.artifacts, checkpoint.image)
+    embedding = checkpoint.model.encode_slide(slide)
+    if embedding.image is None and embedding.omics is None:
+        raise ConfigError(
+            f"slide {slide.slide_id!r} has no counts, and {checkpoint.path} reads no image; embed "
+            "it with a checkpoint that has a vision tower"
+        )
+    return slide, embedding, slide_regions(slide, embedding, checkpoint.regions)
+
+
+def region_embedding(model: HiBio, embedding: SlideEmbedding, region: np.ndarray) -> np.ndarray:
+    """Embedding (S, D) of each spot's region: pooled omics, or image where there are no counts."""
+    rows = embedding.omics if embedding.omics is not None else embedding.image
+    if rows is None:
+        raise ConfigError("a slide without counts and without an image cannot be embedded")
+    ids, index = np.unique(region, return_inverse=True)
+    with torch.inference_mode():
+        spot_SD = torch.from_numpy(rows).to(model.device)
+        group_S = torch.from_numpy(index).to(model.device)
+        pooled = model.pooled(spot_SD, group_S, len(ids)).cpu().numpy()
+    return pooled[index]
+
+
+def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnData:
+    """Counts, labels, coordinates, embeddings and regions of one slide."""
+    slide, embedding, regions = embed_slide(checkpoint, store_path)
+    with SlideStore(store_path) as store:
+        obs = store.labels()
+        obs.index = pd.Index(store.barcodes)
+        var = pd.DataFrame({"gene_id": store.gene_ids}, index=pd.Index(store.gene_names))
+        adata = anndata.AnnData(X=store.counts(), obs=obs, var=var)
+        adata.obsm[keys.OBSM_SPATIAL] = store.xy_um
+        adata.obsm[keys.OBSM_PIXEL] = store.xy_px0
+        store_hash = store.sha256
+    if embedding.image is not None:
+        adata.obsm[keys.OBSM_IMAGE] = embedding.image
+    if embedding.omics is not None:
+        adata.obsm[keys.OBSM_OMICS] = embedding.omics
+    middle = regions[len(regions) // 2]
+    adata.obsm[keys.OBSM_REGION] = region_embedding(checkpoint.model, embedding, middle)
+    for name, labels in zip(checkpoint.regions.levels, regions, strict=True):
+        adata.obs[keys.OBS_REGION + name] = pd.Categorical(labels.astype(str))
+    adata.uns[keys.UNS] = {
+        "slide_id": slide.slide_id,
+        "patient_id": slide.patient_id,
+        "checkpoint_sha256": checkpoint.sha256,
+        "store_sha256": store_hash,
+        "genes_matched": slide.genes_matched,
+        "genes_dropped": slide.genes_dropped,
+    }
+    return adata
+
+
+def embed_folder(checkpoint_path: Path, data: Path, out: Path) -> list[Path]:
+    """Write ``<out>/<slide_id>.h5ad`` for every store; whole files of the same inputs are kept.
+
+    Raises:
+        ConfigError: no checkpoint, several, or no store.
+    """
+    checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
+    entries = read_entries(stores_in(data))
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    weights = checkpoint.sha256
+    for entry in tqdm(entries, desc="embed", disable=None):
+        target = out / f"{entry.slide_id}.h5ad"
+        with SlideStore(entry.path) as store:
+            wanted = {"checkpoint_sha256": weights, "store_sha256": store.sha256}
+        if _hashes(target) != wanted:
+            adata = embed_to_anndata(checkpoint, entry.path)
+            with atomic_path(target) as temporary:
+                adata.write_h5ad(temporary)
+        written.append(target)
+    summary = {"checkpoint": str(checkpoint.path), "slides": [path.name for path in written]}
+    with atomic_path(out / "embed.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    return written
+
+
+def _hashes(path: Path) -> dict[str, str] | None:
+    """The hashes an earlier embedding was made from, or None."""
+    if not path.is_file():
+        return None
+    try:
+        uns = anndata.read_h5ad(path, backed="r").uns.get(keys.UNS, {})
+    except OSError:
+        return None
+    return {name: uns.get(name, "") for name in ("checkpoint_sha256", "store_sha256")}

@@ -1,0 +1,18 @@
+"""Figures of the report: each function returns a `Figure(title, caption, png)`."""
+
+from eval.figures.bars import metric_bars
+from eval.figures.canvas import Figure
+from eval.figures.curves import loss_curves, retrieval_curves
+from eval.figures.heatmaps import expression_maps, pathway_heatmaps
+from eval.figures.regions import region_history, slide_regions
+
+__all__ = [
+    "Figure",
+    "expression_maps",
+    "loss_curves",
+    "metric_bars",
+    "pathway_heatmaps",
+    "region_history",
+    "retrieval_curves",
+    "slide_regions",
+]

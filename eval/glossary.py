@@ -1,0 +1,194 @@
+"""Plain words for the report: tasks, metrics, kinds of models, and which way is better.
+
+Names come from outside (results.json), so every lookup has an honest answer for an unknown one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HIBIO = "hibio"
+
+TASKS: dict[str, str] = {
+    "expression": "Gene expression of held-out patients' spots, predicted from H&E: frozen image "
+    "embeddings, a ridge (or neighbour) read-out fitted on the training patients.",
+    "retrieval": "Given a spot's image, find its own expression profile among those of a fixed "
+    "pool, and the reverse; within one slide unless a metric says pooled.",
+    "domains": "Clusters of the embedding compared with annotated tissue domains; the number of "
+    "clusters is the number of labels, and labels are used for scoring only.",
+    "annotation": "A linear probe on frozen embeddings predicts the pathologist's or planted "
+    "label of a spot in patients it was not fitted on.",
+    "imputation": "Genes are hidden from the profile and predicted back from the rest.",
+    "outcome": "Slide embeddings predict a patient-level outcome of patients not fitted on.",
+    "pathway_query": "A gene set, also one never trained on, is scored on H&E alone and compared "
+    "with the set's measured score on the same spots.",
+    "identity": "Can a probe tell the slide or patient from an embedding? High values mean that "
+    "stain or depth shortcuts are kept; lower is better.",
+}
+
+# Looked up in the parts of a metric's name between slashes; every pattern that fits is explained.
+METRICS: tuple[tuple[str, str], ...] = (
+    (r"recall@", "recall@k: share of queries whose partner is among the first k (k % of the pool)"),
+    (
+        r"median_rank",
+        "median_rank: where the right partner stands in the ranked pool, in the unit "
+        "stated with the values; lower is better",
+    ),
+    (r"mrr", "mrr: mean of 1/rank of the right partner, 1 is perfect"),
+    (
+        r"(^|_)pooled",
+        "pooled: over all test spots of a fold together, so differences between slides "
+        "count as well",
+    ),
+    (
+        r"random_graph",
+        "random_graph: items averaged over random spots instead of neighbours; a "
+        "niche gains only what it has beyond this",
+    ),
+    (
+        r"csls|sinkhorn",
+        "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)",
+    ),
+    (
+        r"pearson|^pcc",
+        "pearson: correlation of predicted and measured values, 1 is perfect; "
+        "constant genes have none and are left out",
+    ),
+    (r"_hest$", "hest: ridge with the fixed penalty of HEST-Bench"),
+    (r"_bleep$", "bleep: mean expression of the nearest training spots"),
+    (r"_both$", "both: ridge on raw features and embedding side by side"),
+    (r"_combined$", "combined: z-scored mean of ridge and nearest training spots"),
+    (r"spearman", "spearman: correlation of ranks, 1 is perfect"),
+    (r"held_out", "held_out: gene sets that were not used in training"),
+    (r"planted", "planted: compared with the simulated truth instead of the measured score"),
+    (r"^anchor$", "anchor: cosine of the image embedding and the gene set's own embedding"),
+    (r"(^|_)ari($|_)", "ari: adjusted Rand index of two partitions, 0 is chance, 1 is identical"),
+    (r"(^|_)nmi($|_)", "nmi: normalised mutual information of two partitions, 1 is identical"),
+    (r"_smooth$", "smooth: embeddings averaged over neighbouring spots before clustering"),
+    (r"balanced_accuracy", "balanced_accuracy: mean recall over classes"),
+    (r"macro_f1", "macro_f1: F1 averaged over classes, so rare classes count as much"),
+    (r"auroc|^auc", "auroc: probability that a case is ranked above a non-case, 0.5 is chance"),
+    (r"auprc|average_precision", "average precision: chance is the share of cases"),
+    (
+        r"c_index|concordance",
+        "c_index: share of comparable pairs in the right order, 0.5 is chance",
+    ),
+    (
+        r"identity",
+        "identity: accuracy of a probe that tells slide or patient from the embedding; "
+        "lower is better",
+    ),
+    (r"^r2|explained", "r2: explained share of variance, 0 is the mean"),
+    (r"mse|mae", "mse, rmse, mae: errors of predicted values; lower is better"),
+)
+
+LOWER = re.compile(
+    r"median_rank|mean_rank|identity|leak|mse|rmse|mae|brier|(^|[/_])(loss|error)($|[/_@])"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What role a model plays in a comparison.
+
+    Attributes:
+        name: "this checkpoint", "baseline", "control", "oracle" or "transductive".
+        meaning: One plain sentence.
+        is_checkpoint: Whether it is the checkpoint under test.
+        competes: Whether it may be called best; oracles and transductive read-outs use what a
+            prediction does not have.
+    """
+
+    name: str
+    meaning: str
+    is_checkpoint: bool = False
+    competes: bool = True
+
+
+CHECKPOINT = Kind("this checkpoint", "The frozen model of this run.", is_checkpoint=True)
+TRANSDUCTIVE = Kind(
+    "transductive",
+    "A read-out that uses all spots of the test slide at once. Not comparable with the others.",
+    competes=False,
+)
+ORACLE = Kind(
+    "oracle",
+    "Uses measured test values that no prediction has. A ceiling, not a rival.",
+    competes=False,
+)
+CONTROL = Kind(
+    "control", "Something is shuffled or random on purpose. A good result here is a warning."
+)
+BASELINE = Kind("baseline", "Another method, fitted and scored on the same splits.")
+VARIANT = Kind("variant", "A read-out or average that builds on this run's embeddings.")
+
+KINDS: tuple[tuple[str, Kind], ...] = (
+    (r"csls|sinkhorn|transductive", TRANSDUCTIVE),
+    (r"oracle|ceiling", ORACLE),
+    (r"shuffl|random(?!_?forest)|permut", CONTROL),
+    (rf"^{HIBIO}\W|^{HIBIO}_", VARIANT),
+)
+
+# What a baseline does, by patterns in its name; several may apply to one name.
+METHODS: tuple[tuple[str, str], ...] = (
+    (r"^mean|_mean$|train_mean", "predicts the training mean"),
+    (r"coord|^xy", "sees spot coordinates only"),
+    (r"handcrafted|colou?r_texture", "classical colour and texture features of the patch"),
+    (r"raw|backbone", "stored image features, not trained here"),
+    (r"ridge", "ridge regression"),
+    (r"^ridge_to", "ridge from image features to the omics vector"),
+    (r"depth", "sequencing depth only"),
+    (r"lsa|spot_vector", "TF-IDF with SVD (LSA), the model's own input vector"),
+    (r"neighbou?r.*oracle", "measured expression of the neighbouring test spots"),
+    (r"neighbou?rs$", "with the mean of the neighbouring spots"),
+    (r"pca", "principal components"),
+    (r"flat", "spot-level alignment only, without pathways and regions"),
+    (r"clip", "plain contrastive alignment"),
+    (r"mlp", "a multi-layer perceptron tower"),
+    (r"bleep", "mean expression of the nearest training spots (BLEEP)"),
+    (r"shuffl", "image and expression pairs shuffled"),
+    (r"matched_random", "random gene sets matched in size and mean expression"),
+    (r"ensemble|average", "average over seeds or read-outs"),
+    (r"csls|sinkhorn", "similarity re-scaled with the whole test slide"),
+)
+
+
+def kind_of(model: str) -> Kind:
+    """Role of a model by its name; an unknown name is a baseline."""
+    name = model.lower()
+    if name == HIBIO:
+        return CHECKPOINT
+    return next((kind for pattern, kind in KINDS if re.search(pattern, name)), BASELINE)
+
+
+def describe_model(model: str) -> str:
+    """What a model does, as far as its name tells; empty when it tells nothing."""
+    name = model.lower()
+    return "; ".join(text for pattern, text in METHODS if re.search(pattern, name))
+
+
+def is_transductive(metric: str) -> bool:
+    """Whether a metric's name says that the whole test slide was used."""
+    return re.search(r"csls|sinkhorn|transductive", metric.lower()) is not None
+
+
+def lower_is_better(metric: str, task: str = "") -> bool:
+    """Whether smaller values of a metric are better (ranks, identity probes, errors).
+
+    Args:
+        metric: For example "image_to_omics/median_rank".
+        task: Task of the metric; every metric of "identity" is better when low.
+    """
+    return LOWER.search(f"{task}/{metric}".lower()) is not None
+
+
+def describe_task(task: str) -> str:
+    """One line on a task, or a plain statement that none is known."""
+    return TASKS.get(task, "No description of this task is known to the report; see its notes.")
+
+
+def describe_metrics(metrics: list[str]) -> list[str]:
+    """One line for each kind of metric among the names, in the glossary's order."""
+    parts = [part for metric in metrics for part in metric.lower().split("/")]
+    return [text for pattern, text in METRICS if any(re.search(pattern, part) for part in parts)]

@@ -1,0 +1,189 @@
+"""Zero-shot gene-set scores on H&E alone, read out with the checkpoint's reference bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.figures import pathway_heatmaps
+from eval.metrics import unit_rows
+from eval.readouts import centre, inner_groups, knn_mean, ridge_fit_predict, zscore, zscore_mean
+from hibio.artifacts import Artifacts
+from hibio.bank import Bank, read_bank
+from hibio.config import ConfigError
+from hibio.data.fitting import align_columns
+from hibio.data.slide import prepare_slide
+from hibio.data.splits import SlideEntry, read_entries
+from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL
+from pathways import load_pathways, raw_score, score_set, set_vector
+from preprocessing.atomic import atomic_path
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore
+
+READOUTS = ("default", "ridge", "retrieval", "anchor")
+SHOWN = 4  # gene sets in a heatmap picture
+
+
+@dataclass(frozen=True)
+class GeneSets:
+    """Gene sets on the scale of the training spots.
+
+    Attributes:
+        names: (M,).
+        genes: members of each that are in the vocabulary.
+        vectors: unit idf rows (1, G) of each.
+        mean, sd: of their raw cosine over the bank.
+    """
+
+    names: tuple[str, ...]
+    genes: tuple[tuple[str, ...], ...]
+    vectors: tuple[object, ...]
+    mean: np.ndarray
+    sd: np.ndarray
+
+    def measure(self, tfidf: object, background: np.ndarray) -> np.ndarray:
+        """Measured scores (S, M): standardised, minus the spot's mean over the database."""
+        columns = [
+            score_set(tfidf, vector, mean, sd, background)
+            for vector, mean, sd in zip(self.vectors, self.mean, self.sd, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+
+def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
+    """The sets of ``source`` on the model's vocabulary.
+
+    Raises:
+        PathwayError: unknown database, or no set shares enough genes with the vocabulary.
+    """
+    artifacts = checkpoint.model.artifacts
+    database, report = load_pathways(source).restrict(artifacts.genes.tolist(), min_genes=3)
+    print(report)
+    idf = np.asarray(artifacts.tfidf.idf)
+    members = [tuple(database.genes_of(name)) for name in database.names]
+    vectors = [set_vector(genes, None, list(artifacts.genes), idf) for genes in members]
+    raw = np.stack([raw_score(bank.tfidf, vector) for vector in vectors], axis=1)
+    sd = raw.std(axis=0)
+    flat = [name for name, value in zip(database.names, sd, strict=True) if value <= 0]
+    if flat:
+        raise ConfigError(
+            f"gene set(s) {', '.join(flat[:4])} have one score on every training spot; their "
+            "genes were never seen: leave them out"
+        )
+    return GeneSets(tuple(database.names), tuple(members), tuple(vectors), raw.mean(axis=0), sd)
+
+
+def image_scores(
+    checkpoint: Checkpoint, sets: GeneSets, bank: Bank, image: np.ndarray, readout: str
+) -> np.ndarray:
+    """Scores (S, M) of one slide from its image embeddings (S, D), METHOD section 2."""
+    if readout == "anchor":
+        members = dict(zip(sets.names, sets.genes, strict=True))
+        return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T
+    background = checkpoint.model.artifacts.anchors.background(bank.tfidf)
+    target = sets.measure(bank.tfidf, background)
+    order = [np.flatnonzero(bank.slide == slide) for slide in np.unique(bank.slide)]
+    rows = np.concatenate(order)
+    scores = []
+    if readout in ("default", "ridge"):
+        train = np.concatenate([zscore(bank.image[spots]) for spots in order])
+        place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
+        groups = inner_groups(bank.patient[rows], bank.slide[rows], place)
+        slides = bank.slide[rows]
+        scores.append(
+            ridge_fit_predict(train, target[rows], zscore(image), groups=groups, units=slides)
+        )
+    if readout in ("default", "retrieval"):
+        train = np.concatenate([centre(bank.image[spots]) for spots in order])
+        scores.append(knn_mean(train, target[rows], centre(image), 50))
+    return scores[0] if len(scores) == 1 else zscore_mean(*scores)
+
+
+def query_folder(
+    checkpoint_path: Path, data: Path, source: str, out: Path, readout: str = "default"
+) -> list[Path]:
+    """Score every slide with an image; writes CSV, h5ad and a picture for each.
+
+    Args:
+        checkpoint_path: one checkpoint.
+        data: folder of stores.
+        source: anything :func:`pathways.load_pathways` takes.
+        out: folder to write to.
+        readout: default | ridge | retrieval | anchor.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: no slide has an image, or the checkpoint has no vision tower or bank.
+    """
+    checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
+    bank = read_bank(checkpoint.path / "bank.h5")
+    sets = gene_sets(checkpoint, source, bank)
+    entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
+    if not entries or checkpoint.model.vision is None:
+        raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for entry in tqdm(entries, desc="query", disable=None):
+        written += _query_slide(checkpoint, entry, sets, bank, out, readout)
+    return written
+
+
+def _query_slide(
+    checkpoint: Checkpoint,
+    entry: SlideEntry,
+    sets: GeneSets,
+    bank: Bank,
+    out: Path,
+    readout: str,
+) -> list[Path]:
+    artifacts = checkpoint.model.artifacts
+    slide = prepare_slide(entry.path, artifacts, checkpoint.image)
+    image = checkpoint.model.encode_slide(slide).image
+    assert image is not None
+    score = image_scores(checkpoint, sets, bank, image, readout)
+    with SlideStore(entry.path) as store:
+        frame = pd.DataFrame(
+            score, index=pd.Index(store.barcodes, name="barcode"), columns=sets.names
+        )
+        adata = anndata.AnnData(X=score.astype(np.float32))
+        adata.obs_names, adata.var_names = list(store.barcodes), list(sets.names)
+        adata.obsm[OBSM_SPATIAL], adata.obsm[OBSM_PIXEL] = store.xy_um, store.xy_px0
+        thumbnail, scale = store.thumbnail, store.thumbnail_downsample
+        xy_thumb = store.xy_px0 / (scale or 1.0)
+        measured = _measured(store, sets, artifacts) if slide.has_counts else None
+    if measured is not None:
+        adata.layers["measured"] = measured.astype(np.float32)
+    targets = [out / f"{entry.slide_id}{suffix}" for suffix in (".csv", ".h5ad", ".png")]
+    with atomic_path(targets[0]) as temporary:
+        frame.to_csv(temporary)
+    with atomic_path(targets[1]) as temporary:
+        adata.write_h5ad(temporary)
+    maps = [
+        (sets.names[m], score[:, m], None if measured is None else measured[:, m], None)
+        for m in shown_sets(score)
+    ]
+    figure = pathway_heatmaps(thumbnail, xy_thumb, maps, title=f"{entry.slide_id}: {readout}")
+    with atomic_path(targets[2]) as temporary:
+        temporary.write_bytes(figure.png)
+    return targets
+
+
+def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:
+    """Scores (S, M) of the gene sets on the counts of a slide."""
+    counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
+    tfidf = artifacts.tfidf.transform(counts)
+    return sets.measure(tfidf, artifacts.anchors.background(tfidf))
+
+
+def shown_sets(score: np.ndarray, n: int = SHOWN) -> Sequence[int]:
+    """The sets whose score varies most over the slide, at most ``n``."""
+    return np.argsort(-score.std(axis=0), kind="stable")[:n].tolist()

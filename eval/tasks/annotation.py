@@ -1,0 +1,160 @@
+"""Annotation by a linear probe on frozen embeddings, test patients unseen (METHOD section 6.4).
+
+Metrics ``omics/balanced_accuracy``, ``omics/macro_f1``, ``omics/macro_auroc`` and the same with
+``image``; one value per test patient and label column.
+Shapes: S labelled spots, D dimensions, C classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from eval.fold import Fold, Representation, SlideData, spot_names, stack
+from eval.metrics import balanced_accuracy, macro_auroc, macro_f1
+from eval.readouts import group_folds, zscore
+from eval.results import ResultTable, TaskResult
+
+MODALITIES = ("omics", "image")
+
+
+@dataclass(frozen=True)
+class AnnotationConfig:
+    """Settings of the linear probe.
+
+    Args:
+        columns: label columns; empty: every category column that occurs on both sides.
+        grid: inverse penalties C, chosen by inner folds over training patients.
+        default_c: with one labelled training patient.
+        n_folds: most inner folds.
+        max_train_spots: larger training sets are thinned at random (and noted).
+        max_iter: of the logistic regression.
+    """
+
+    columns: tuple[str, ...] = ()
+    grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    default_c: float = 0.1
+    n_folds: int = 5
+    max_train_spots: int = 20_000
+    max_iter: int = 500
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled spots: features (S, D) z-scored per slide, class and patient of each."""
+
+    x: np.ndarray
+    y: np.ndarray
+    patient: np.ndarray
+
+    def only(self, keep: np.ndarray) -> "Labelled":
+        """The spots where ``keep`` is true, or at its indices."""
+        return Labelled(self.x[keep], self.y[keep], self.patient[keep])
+
+
+def run(fold: Fold, config: AnnotationConfig) -> TaskResult:
+    """Fit a probe on labelled training spots and score it on each test patient."""
+    table = ResultTable("annotation")
+    columns = _columns(fold, config)
+    if not columns:
+        table.note(f"fold {fold.name}: no label column on both training and test slides; not run")
+    for column in columns:
+        for model in fold.models:
+            for modality in MODALITIES:
+                train = _labelled(model, modality, fold.train, column)
+                test = _labelled(model, modality, fold.test, column)
+                if train is not None and test is not None and len(set(train.y)) > 1:
+                    _add(table, fold, (model.name, modality, column), (train, test), config)
+    return table.result(fold.models)
+
+
+def choose_c(train: Labelled, config: AnnotationConfig) -> float:
+    """C with the best mean balanced accuracy over held-out training patients; ties: smaller C."""
+    if len(set(train.patient)) < 2:
+        return config.default_c
+    fold_of = group_folds(train.patient, config.n_folds)
+    scores = np.zeros(len(config.grid))
+    for held in range(int(fold_of.max()) + 1):
+        inner, outer = train.only(fold_of != held), train.only(fold_of == held)
+        if len(set(inner.y)) > 1:
+            scores += [_inner_score(inner, outer, c, config) for c in config.grid]
+    return float(config.grid[int(np.argmax(scores))]) if scores.any() else config.default_c
+
+
+def _inner_score(train: Labelled, held: Labelled, c: float, config: AnnotationConfig) -> float:
+    return balanced_accuracy(held.y, _fitted(train, c, config).predict(held.x))
+
+
+def _fitted(train: Labelled, c: float, config: AnnotationConfig) -> LogisticRegression:
+    probe = LogisticRegression(C=c, class_weight="balanced", max_iter=config.max_iter)
+    return probe.fit(train.x, train.y)
+
+
+def _columns(fold: Fold, config: AnnotationConfig) -> list[str]:
+    found = [
+        {c for s in slides for c in s.label_columns if len(set(s.categories(c)) - {""}) > 0}
+        for slides in (fold.train, fold.test)
+    ]
+    both = found[0] & found[1]
+    return sorted(both & set(config.columns)) if config.columns else sorted(both)
+
+
+def _labelled(
+    model: Representation, modality: str, slides: tuple[SlideData, ...], column: str
+) -> Labelled | None:
+    """Labelled spots of the slides that have this modality; None when there is none."""
+    table = model.image if modality == "image" else model.omics
+    usable = [s for s in slides if column in s.label_columns]
+    if modality == "image":
+        usable = [s for s in usable if s.has_image]
+    if table is None or not usable:
+        return None
+    y = np.concatenate([slide.categories(column) for slide in usable])
+    x = stack([zscore(rows) for rows in model.rows(modality, usable)])
+    every = Labelled(x, y, spot_names(usable, "patient"))
+    named = every.only(y != "")
+    if not len(named.y):
+        return None
+    return Labelled(named.x, named.y.astype(str), named.patient.astype(str))
+
+
+def _add(
+    table: ResultTable,
+    fold: Fold,
+    where: tuple[str, str, str],
+    data: tuple[Labelled, Labelled],
+    config: AnnotationConfig,
+) -> None:
+    model, modality, column = where
+    train, test = _thinned(data[0], fold, config, table), data[1]
+    known = np.isin(test.y, np.unique(train.y))
+    if not known.all():
+        lost = sorted(set(test.y[~known].tolist()))
+        table.note(
+            f"fold {fold.name}, {column}: {int((~known).sum())} test spots of classes without "
+            f"training spots left out: {lost}"
+        )
+    probe = _fitted(train, choose_c(train, config), config)
+    for patient in np.unique(test.patient[known]):
+        own = test.only(known & (test.patient == patient))
+        predicted, score = probe.predict(own.x), probe.predict_proba(own.x)
+        values = {
+            "balanced_accuracy": (balanced_accuracy(own.y, predicted), 1.0 / len(set(own.y))),
+            "macro_f1": (macro_f1(own.y, predicted), None),
+            "macro_auroc": (macro_auroc(own.y, score, list(probe.classes_)), 0.5),
+        }
+        for name, (value, chance) in values.items():
+            unit = f"{name.replace('_', ' ')} per test patient"
+            key = fold.key(f"{patient}:{column}")
+            table.add(model, f"{modality}/{name}", key, value, unit, chance)
+
+
+def _thinned(train: Labelled, fold: Fold, config: AnnotationConfig, table: ResultTable) -> Labelled:
+    if len(train.y) <= config.max_train_spots:
+        return train
+    table.note(
+        f"fold {fold.name}: {config.max_train_spots} of {len(train.y)} labelled training spots "
+        "are used (drawn at random)"
+    )
+    pick = np.random.default_rng(fold.seed).permutation(len(train.y))[: config.max_train_spots]
+    return train.only(np.sort(pick))

@@ -1,0 +1,144 @@
+"""Spatial domains by clustering frozen embeddings (METHOD sections 6.3 and 7).
+
+Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth``, the same with ``nmi``,
+and with ``image_`` for the image embedding; one value per test slide and label column.
+Shapes: S spots, D dimensions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from eval.fold import Fold, Representation, SlideData, neighbour_weights
+from eval.metrics import ari, nmi
+from eval.results import ResultTable, TaskResult
+
+MODALITIES = ("omics", "image")
+SCORES = {"ari": ari, "nmi": nmi}
+
+
+@dataclass(frozen=True)
+class DomainsConfig:
+    """Settings of the domain task.
+
+    Args:
+        n_components: principal components that are clustered, when there are more dimensions.
+        rounds: of smoothing: a spot becomes the mean of itself and its neighbours.
+        n_neighbours: neighbours in a round.
+        n_seeds: cluster seeds whose scores are averaged.
+        n_init: starts of one k-means.
+        min_spots: a class with fewer labelled spots on the slide is left out.
+    """
+
+    n_components: int = 30
+    rounds: int = 4
+    n_neighbours: int = 6
+    n_seeds: int = 3
+    n_init: int = 5
+    min_spots: int = 10
+
+
+def run(fold: Fold, config: DomainsConfig) -> TaskResult:
+    """Cluster every test slide with K = its number of labels and compare with the labels."""
+    table = ResultTable("domains")
+    cases = [case for slide in fold.test for case in _labelled(slide, config, table)]
+    if not cases:
+        table.note(f"fold {fold.name}: no test slide has a column with two classes; not run")
+    for model in fold.models:
+        for modality in MODALITIES:
+            for slide, column, truth in cases:
+                if _has(model, modality, slide):
+                    rows = model.rows(modality, [slide])[0]
+                    where = (model.name, modality, fold.key(f"{slide.slide_id}:{column}"))
+                    _add(table, where, (slide, truth, rows), config)
+    return table.result(fold.models)
+
+
+def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
+    """Repeated mean of each spot and its neighbours.
+
+    Args:
+        rows: (S, D).
+        neighbours: (S, k) padded with -1.
+        rounds: repetitions.
+
+    Returns:
+        (S, D).
+    """
+    weights = neighbour_weights(neighbours)
+    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
+    for _ in range(rounds):
+        rows = (rows + degree * (weights @ rows)) / (1 + degree)
+    return rows
+
+
+def cluster(
+    rows: np.ndarray, n_clusters: int, method: str, config: DomainsConfig, seed: int
+) -> np.ndarray:
+    """Cluster names (S,) by ``kmeans`` or by a Gaussian mixture with one tied covariance."""
+    if method == "kmeans":
+        means = KMeans(n_clusters, n_init=config.n_init, random_state=seed)
+        return np.asarray(means.fit_predict(rows))
+    mixture = GaussianMixture(n_clusters, covariance_type="tied", max_iter=200, random_state=seed)
+    return np.asarray(mixture.fit_predict(rows))
+
+
+def _labelled(
+    slide: SlideData, config: DomainsConfig, table: ResultTable
+) -> Iterator[tuple[SlideData, str, np.ndarray]]:
+    """Label columns of a slide with at least two classes of enough spots."""
+    for column in slide.label_columns:
+        truth = slide.categories(column)
+        names, size = np.unique(truth[truth != ""].astype(str), return_counts=True)
+        small = names[size < config.min_spots].tolist()
+        if len(names) - len(small) < 2:
+            continue
+        if small:
+            where = f"slide {slide.slide_id}, column {column}"
+            table.note(f"{where}: classes below {config.min_spots} spots left out: {small}")
+        yield slide, column, np.where(np.isin(truth.astype(str), small), "", truth)
+
+
+def _has(model: Representation, modality: str, slide: SlideData) -> bool:
+    if modality == "image":
+        return model.image is not None and slide.has_image
+    return model.omics is not None
+
+
+def _add(
+    table: ResultTable,
+    where: tuple[str, str, str],
+    case: tuple[SlideData, np.ndarray, np.ndarray],
+    config: DomainsConfig,
+) -> None:
+    model, modality, key = where
+    slide, truth, rows = case
+    kept = truth != ""
+    names = truth[kept].astype(str)
+    plain = _components(rows, config)
+    near = slide.neighbours[:, : config.n_neighbours]
+    variants = {"": plain, "_smooth": smooth(plain, near, config.rounds)}
+    for method in ("kmeans", "gmm"):
+        for suffix, values in variants.items():
+            found = [
+                cluster(values[kept], len(set(names)), method, config, seed)
+                for seed in range(config.n_seeds)
+            ]
+            for score, function in SCORES.items():
+                mean = float(np.mean([function(names, labels) for labels in found]))
+                metric = f"{modality}_{score}/{method}{suffix}"
+                unit = f"{score.upper()} per slide and label column"
+                table.add(model, metric, key, mean, unit, 0.0 if score == "ari" else None)
+
+
+def _components(rows: np.ndarray, config: DomainsConfig) -> np.ndarray:
+    """Leading components, on a scale where the widest has standard deviation 1."""
+    size = min(config.n_components, len(rows) - 1)
+    centred = rows - rows.mean(axis=0)
+    if rows.shape[1] > size:
+        centred = PCA(size, random_state=0).fit_transform(centred)
+    return np.asarray(centred / max(float(centred.std(axis=0).max()), 1e-12))

@@ -1,0 +1,187 @@
+"""Zero-shot pathway maps from H&E against the measured score (METHOD sections 2 and 6.7).
+
+Metrics ``pearson/<readout>/median`` and so on over pathways, within each test slide; read-outs are
+``anchor``, ``ridge``, ``retrieval`` and ``default`` (z-scored mean of the last two). Sets never
+seen in training come as ``held_out_pearson/...``; planted activities as ``spearman_planted/...``.
+The model ``matched_random`` is the first model with an image embedding, asked for random sets.
+Shapes: S spots, M gene sets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eval.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, stack
+from eval.metrics import pearson_per_gene, spearman_per_gene, summarise, unit_rows
+from eval.readouts import RidgeConfig, zscore_mean
+from eval.results import ResultTable, TaskResult
+from eval.tasks.image_probe import ImageProbe, split_rows
+
+CORRELATIONS = {"pearson": pearson_per_gene, "spearman": spearman_per_gene}
+
+
+@dataclass(frozen=True)
+class PathwayQueryConfig:
+    """Settings of the pathway query.
+
+    Args:
+        ridge: regression of the training spots' scores on their image embedding.
+        k: training spots in the retrieval mean.
+        random_of: model that is asked for the matched random sets; empty: the first one with an
+            image embedding.
+    """
+
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
+    k: int = 50
+    random_of: str = ""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Gene sets with their measured scores: training spots stacked, test spots by slide."""
+
+    prefix: str
+    names: tuple[str, ...]
+    train: np.ndarray
+    test: list[np.ndarray]
+
+    @staticmethod
+    def of(fold: Fold, sets: GeneSetScores, prefix: str = "") -> "Query":
+        """Measured scores of the sets on the slides with an image."""
+        train = [np.asarray(sets.match(slide.tfidf), np.float64) for slide in fold.paired_train]
+        test = [np.asarray(sets.match(slide.tfidf), np.float64) for slide in fold.paired_test]
+        return Query(prefix, tuple(sets.names), stack(train), test)
+
+
+def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
+    """Score gene sets on test slides from the image alone and compare with the counts."""
+    table = ResultTable("pathway_query")
+    if fold.anchors is None or not fold.paired_train or not fold.paired_test:
+        table.note(f"fold {fold.name}: no pathways, or no training or test images; not run")
+        return table.result()
+    queries = [Query.of(fold, fold.anchors)]
+    if fold.held_out is not None:
+        queries.append(Query.of(fold, fold.held_out, "held_out_"))
+    pictured = [model for model in fold.models if model.image is not None]
+    for model in pictured:
+        probe = ImageProbe.of(fold, model)
+        for query in queries:
+            anchor = model.held_out_anchor if query.prefix else model.anchor
+            _add_model(table, fold, (model, probe, anchor), query, config)
+    for query in queries:
+        measured = {"measured": query.test}
+        _add_planted(table, fold, "measured_oracle", query, measured)
+    _add_random(table, fold, pictured, config)
+    return table.result(fold.models)
+
+
+def _add_model(
+    table: ResultTable,
+    fold: Fold,
+    source: tuple[Representation, ImageProbe, np.ndarray | None],
+    query: Query,
+    config: PathwayQueryConfig,
+) -> None:
+    model, probe, anchor = source
+    predicted = dict(_readouts(fold, probe, query, config))
+    if anchor is not None:
+        predicted["anchor"] = anchor_scores(fold, model, anchor)
+    for readout, by_slide in predicted.items():
+        _add_correlations(table, fold, (model.name, readout), query, by_slide)
+    _add_planted(table, fold, model.name, query, predicted)
+
+
+def _readouts(
+    fold: Fold, probe: ImageProbe, query: Query, config: PathwayQueryConfig
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    ridge = split_rows(probe.ridge(query.train, config.ridge), fold.paired_test)
+    nearest = split_rows(probe.nearest(query.train, config.k), fold.paired_test)
+    yield "ridge", ridge
+    yield "retrieval", nearest
+    yield "default", [zscore_mean(a, b) for a, b in zip(ridge, nearest, strict=True)]
+
+
+def anchor_scores(fold: Fold, model: Representation, anchor: np.ndarray) -> list[np.ndarray]:
+    """Cosine of image and anchor, standardised and centred as the measured score is.
+
+    Args:
+        fold: its training slides give mean and standard deviation per set.
+        model: whose image embeddings (S, D) are compared.
+        anchor: (M, D).
+
+    Returns:
+        (S, M) per test slide with an image.
+    """
+    target = unit_rows(anchor).T
+    train = unit_rows(stack(model.rows("image", fold.paired_train))) @ target
+    mean, spread = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-12)
+    found = []
+    for rows in model.rows("image", fold.paired_test):
+        score = (unit_rows(rows) @ target - mean) / spread
+        found.append(_centred(score))
+    return found
+
+
+def _add_correlations(
+    table: ResultTable,
+    fold: Fold,
+    cell: tuple[str, str],
+    query: Query,
+    by_slide: list[np.ndarray],
+) -> None:
+    model, readout = cell
+    for slide, score, truth in zip(fold.paired_test, by_slide, query.test, strict=True):
+        key = fold.key(slide.slide_id)
+        for name, function in CORRELATIONS.items():
+            summary = summarise(function(score, truth))
+            unit = f"{name.title()} r per slide, over {len(query.names)} gene sets"
+            head = f"{query.prefix}{name}/{readout}"
+            table.add(model, f"{head}/mean", key, summary.mean, unit, 0.0)
+            table.add(model, f"{head}/median", key, summary.median, unit, 0.0)
+            if summary.n_constant:
+                table.note(
+                    f"slide {slide.slide_id}: {summary.n_constant} gene sets have a constant "
+                    "measured score and are left out"
+                )
+
+
+def _add_planted(
+    table: ResultTable,
+    fold: Fold,
+    model: str,
+    query: Query,
+    predicted: dict[str, list[np.ndarray]],
+) -> None:
+    """Spearman with the simulated activity of the sets that have one."""
+    for index, slide in enumerate(fold.paired_test):
+        planted = [n for n in query.names if ACTIVITY_PREFIX + n in slide.measurement_columns]
+        if not planted:
+            continue
+        truth = slide.labels[[ACTIVITY_PREFIX + n for n in planted]].to_numpy(dtype=np.float64)
+        column = [query.names.index(name) for name in planted]
+        for readout, by_slide in predicted.items():
+            median = summarise(spearman_per_gene(by_slide[index][:, column], truth)).median
+            metric = f"{query.prefix}spearman_planted/{readout}/median"
+            unit = "Spearman r per slide with the planted activity"
+            table.add(model, metric, fold.key(slide.slide_id), median, unit, 0.0)
+
+
+def _add_random(
+    table: ResultTable, fold: Fold, pictured: list[Representation], config: PathwayQueryConfig
+) -> None:
+    """Matched random sets, asked of one model: what any set of such genes reaches."""
+    if fold.random_sets is None or not pictured:
+        table.note("no matched random sets were given; the control row is missing")
+        return
+    model = fold.model(config.random_of) if config.random_of else pictured[0]
+    query = Query.of(fold, fold.random_sets)
+    probe = ImageProbe.of(fold, model)
+    for readout, by_slide in _readouts(fold, probe, query, config):
+        _add_correlations(table, fold, ("matched_random", readout), query, by_slide)
+    table.note(f"matched_random: random sets' own scores, read from {model.name}'s embeddings")
+
+
+def _centred(scores: np.ndarray) -> np.ndarray:
+    """Scores minus the spot's mean over sets; a single set has nothing to be compared with."""
+    return scores - scores.mean(axis=1, keepdims=True) if scores.shape[1] > 1 else scores

@@ -1,0 +1,233 @@
+"""Cross-modal retrieval within slides (METHOD section 6.2).
+
+Metrics ``image_to_omics/recall@10%`` and so on, per test slide; ``.../pooled_recall@10%`` over all
+test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive). A model whose two
+sides share no space is bridged by ridge from its image features to the omics spot vector.
+Shapes: N spots, D dimensions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eval.fold import (
+    Fold,
+    FoldError,
+    Representation,
+    SlideData,
+    neighbour_weights,
+    stack,
+)
+from eval.metrics import (
+    Ranks,
+    chance_mrr,
+    chance_recall_at_k,
+    list_length,
+    median_rank,
+    mrr,
+    ranks,
+    ranks_of_embeddings,
+    recall_at_k,
+    unit_rows,
+)
+from eval.readouts import RidgeConfig, centre
+from eval.results import ResultTable, TaskResult
+from eval.tasks.identity import identity_accuracy
+from eval.tasks.image_probe import ImageProbe, split_rows
+from eval.tasks.transductive import csls, sinkhorn
+
+DIRECTIONS = ("image_to_omics", "omics_to_image")
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Settings of retrieval.
+
+    Args:
+        item: ``spot``, or ``niche`` = a spot averaged with its neighbours on both sides; a niche
+            is an easier item, so it is reported beside the same average over random spots.
+        k: list lengths.
+        fractions: list lengths as shares of the pool.
+        csls_k: neighbourhood of CSLS.
+        temperature: of Sinkhorn.
+        steps: of Sinkhorn.
+        max_transductive: largest slide for CSLS and Sinkhorn, which hold N x N numbers.
+        target: model whose omics vector is the target of the ridge rows.
+        ridge: of those rows.
+        identity_spots: spots per slide in the slide and patient probe; 0 leaves it out.
+    """
+
+    item: str = "spot"
+    k: tuple[int, ...] = (1, 5, 10)
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1)
+    csls_k: int = 10
+    temperature: float = 0.1
+    steps: int = 30
+    max_transductive: int = 6000
+    target: str = "raw_features"
+    ridge: RidgeConfig = field(default_factory=RidgeConfig)
+    identity_spots: int = 100
+
+    def __post_init__(self) -> None:
+        if self.item not in ("spot", "niche"):
+            raise FoldError(f"retrieval item {self.item!r}; it must be 'spot' or 'niche'")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image and omics embeddings (N, D) of each test slide, centred per slide, in one space."""
+
+    name: str
+    image: list[np.ndarray]
+    omics: list[np.ndarray]
+
+
+def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
+    """Retrieve the omics of a spot by its image and the image by its omics."""
+    table = ResultTable("retrieval")
+    slides = fold.paired_test
+    if not slides:
+        table.note(f"fold {fold.name}: no test slide with an image; not run")
+        return table.result()
+    table.note(f"item: {config.item}; pool: one test slide; embeddings centred per slide")
+    table.note("ties count at their expectation; csls and sinkhorn rows are transductive")
+    for model in fold.models:
+        _add_identity(table, fold, model, config)
+        pairs = _pairs(fold, model, config)
+        if pairs is None:
+            continue
+        for suffix, graph in _item_graphs(slides, config, fold.seed):
+            shown = _averaged(pairs, graph)
+            for index, slide in enumerate(slides):
+                _add_slide(table, fold, slide, (shown, index, suffix), config)
+            pooled = (stack(shown.image), stack(shown.omics))
+            for direction, (query, item) in zip(DIRECTIONS, _both_ways(*pooled), strict=True):
+                prefix = f"{direction}/pooled_"
+                where = (pairs.name, prefix, suffix, fold.key("pooled"))
+                _add_ranks(table, where, ranks_of_embeddings(query, item), config)
+    return table.result(fold.models)
+
+
+def _pairs(fold: Fold, model: Representation, config: RetrievalConfig) -> Pairs | None:
+    if model.image is None:
+        return None
+    if model.aligned:
+        if model.omics is None:
+            return None
+        image, omics = model.rows("image", fold.paired_test), model.rows("omics", fold.paired_test)
+        if image[0].shape[1] != omics[0].shape[1]:
+            raise FoldError(
+                f"{model.name}: image embeddings have {image[0].shape[1]} dimensions and omics "
+                f"{omics[0].shape[1]}; give one space, or aligned=False to bridge them by ridge"
+            )
+        return Pairs(model.name, [centre(x) for x in image], [centre(x) for x in omics])
+    return _ridge_pairs(fold, model, config)
+
+
+def _ridge_pairs(fold: Fold, model: Representation, config: RetrievalConfig) -> Pairs | None:
+    """Ridge from image features to the omics vector of the target model."""
+    if not fold.has_model(config.target) or not fold.paired_train:
+        return None
+    target = fold.model(config.target)
+    if target.omics is None:
+        return None
+    known = stack(target.rows("omics", fold.paired_train))
+    predicted = ImageProbe.of(fold, model).ridge(known, config.ridge)
+    name = "ridge_to_lsa" if model.name == config.target else model.name
+    truth = target.rows("omics", fold.paired_test)
+    image = [centre(x) for x in split_rows(predicted, fold.paired_test)]
+    return Pairs(name, image, [centre(x) for x in truth])
+
+
+def _item_graphs(
+    slides: tuple[SlideData, ...], config: RetrievalConfig, seed: int
+) -> Iterator[tuple[str, list[np.ndarray] | None]]:
+    """Metric suffix and neighbour lists that make the item; None keeps the spot."""
+    if config.item == "spot":
+        yield "", None
+        return
+    yield "", [slide.neighbours for slide in slides]
+    rng = np.random.default_rng(seed)
+    random = [
+        np.where(s.neighbours >= 0, rng.integers(s.n_spots, size=s.neighbours.shape), -1)
+        for s in slides
+    ]
+    yield "_random_graph", random
+
+
+def _averaged(pairs: Pairs, graph: list[np.ndarray] | None) -> Pairs:
+    """Both sides averaged over the spot and its listed neighbours, unit rows first."""
+    if graph is None:
+        return pairs
+    image = [_niche(x, lists) for x, lists in zip(pairs.image, graph, strict=True)]
+    omics = [_niche(x, lists) for x, lists in zip(pairs.omics, graph, strict=True)]
+    return Pairs(pairs.name, image, omics)
+
+
+def _niche(rows: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
+    unit = unit_rows(rows)
+    return np.asarray((unit + degree * (neighbour_weights(neighbours) @ unit)) / (1 + degree))
+
+
+def _both_ways(image: np.ndarray, omics: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(image, omics), (omics, image)]
+
+
+def _add_slide(
+    table: ResultTable,
+    fold: Fold,
+    slide: SlideData,
+    shown: tuple[Pairs, int, str],
+    config: RetrievalConfig,
+) -> None:
+    pairs, index, suffix = shown
+    image, omics = pairs.image[index], pairs.omics[index]
+    key = fold.key(slide.slide_id)
+    for direction, (query, item) in zip(DIRECTIONS, _both_ways(image, omics), strict=True):
+        where = (pairs.name, f"{direction}/", suffix, key)
+        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
+    if slide.n_spots > config.max_transductive:
+        table.note(f"slide {slide.slide_id}: {slide.n_spots} spots, no csls and sinkhorn rows")
+        return
+    cosine = unit_rows(image) @ unit_rows(omics).T
+    whole = {
+        "csls": csls(cosine, config.csls_k),
+        "sinkhorn": sinkhorn(cosine, config.temperature, config.steps),
+    }
+    for kind, similarity in whole.items():
+        for direction, matrix in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
+            where = (pairs.name, f"{direction}/", f"{suffix}_{kind}", key)
+            _add_ranks(table, where, ranks(matrix), config)
+
+
+def _add_ranks(
+    table: ResultTable, where: tuple[str, str, str, str], found: Ranks, config: RetrievalConfig
+) -> None:
+    model, prefix, suffix, key = where
+    n = found.n_items
+    lengths = {f"recall@{k}": k for k in config.k}
+    lengths |= {f"recall@{100 * f:g}%": list_length(f, n) for f in config.fractions}
+    for name, k in lengths.items():
+        chance = chance_recall_at_k(k, n)
+        metric = f"{prefix}{name}{suffix}"
+        table.add(model, metric, key, recall_at_k(found, k), "share of queries", chance)
+    rank_unit = "rank / pool, lower is better"
+    table.add(model, f"{prefix}median_rank{suffix}", key, median_rank(found), rank_unit, 0.5)
+    table.add(model, f"{prefix}mrr{suffix}", key, mrr(found), "reciprocal rank", chance_mrr(n))
+
+
+def _add_identity(
+    table: ResultTable, fold: Fold, model: Representation, config: RetrievalConfig
+) -> None:
+    """Slide and patient probe on all slides of the fold that have an image."""
+    slides = (*fold.paired_train, *fold.paired_test)
+    if model.image is None or not config.identity_spots:
+        return
+    rows = model.rows("image", slides)
+    for kind in ("slide", "patient"):
+        value, chance = identity_accuracy(rows, slides, kind, config.identity_spots, fold.seed)
+        metric, unit = f"identity/{kind}_balanced_accuracy", "balanced accuracy, lower is better"
+        if np.isfinite(chance):
+            table.add(model.name, metric, fold.key("pooled"), value, unit, chance)

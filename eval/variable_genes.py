@@ -1,0 +1,54 @@
+"""Which genes vary, decided on training slides only; used by expression targets and by PCA.
+
+Shapes: S spots, G genes.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import sparse
+
+from eval.fold import FoldError, SlideData
+
+
+def log_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """ln(1 + 10,000 x / depth) per spot, sparse (S, G) float64; an empty spot stays 0."""
+    depth = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    scale = np.divide(1e4, depth, out=np.zeros_like(depth), where=depth > 0)
+    scaled = sparse.csr_matrix(counts.multiply(scale[:, None]), dtype=np.float64)
+    scaled.data = np.log1p(scaled.data)
+    return scaled
+
+
+def variable_genes(slides: Iterable[SlideData], k: int, min_detected: float = 0.1) -> np.ndarray:
+    """The k genes whose log1p CP10k varies most within slides.
+
+    The variance is taken within each slide and pooled, so that depth differences of patients do
+    not choose the genes. Genes detected in too few spots come after all others (HEST-Bench keeps
+    genes detected in 10 % of the spots).
+
+    Args:
+        slides: training slides, never test slides.
+        k: number of genes; all genes when there are fewer.
+        min_detected: share of spots in which a gene must be detected.
+
+    Returns:
+        (k,) gene indices by falling variance; ties in gene order.
+
+    Raises:
+        FoldError: no slide.
+    """
+    squares: np.ndarray | float = 0.0
+    detected: np.ndarray | float = 0.0
+    n_spots = 0
+    for slide in slides:
+        values = log_cp10k(slide.counts)
+        total = np.asarray(values.sum(axis=0)).ravel()
+        power = np.asarray(values.multiply(values).sum(axis=0)).ravel()
+        squares = squares + np.maximum(power - total**2 / slide.n_spots, 0.0)
+        detected = detected + np.bincount(values.indices, minlength=values.shape[1])
+        n_spots += slide.n_spots
+    if not n_spots:
+        raise FoldError("no training slide to choose variable genes on; check the split")
+    variance, often = np.asarray(squares) / n_spots, np.asarray(detected) >= min_detected * n_spots
+    return np.lexsort((-variance, ~often))[:k]

@@ -1,0 +1,186 @@
+"""The arguments of every ``hibio`` subcommand (ARCHITECTURE section 3)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Commands = Mapping[str, Callable[[argparse.Namespace], int]]
+
+
+def build_parser(commands: Commands) -> argparse.ArgumentParser:
+    """The parser of ``hibio``.
+
+    Args:
+        commands: subcommand -> what runs it; must name every subcommand.
+    """
+    parser = argparse.ArgumentParser(
+        prog="hibio",
+        description="Pretrain on pairs of whole-slide images and spatial transcriptomics: "
+        "spots, pathways and regions in one embedding space.",
+        epilog="Start with `hibio demo`; check the machine with `hibio doctor`.",
+    )
+    actions = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_data_commands, _add_pathways, _add_model_commands, _add_help_commands):
+        add(actions, commands)
+    return parser
+
+
+def _command(
+    actions: argparse._SubParsersAction,
+    commands: Commands,
+    name: str,
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"Example: {example}",
+    )
+    parser.set_defaults(run=commands[name])
+    return parser
+
+
+def _add_data_commands(actions: argparse._SubParsersAction, commands: Commands) -> None:
+    p = _command(
+        actions,
+        commands,
+        "simulate",
+        "write a cohort with planted truth as real files",
+        "hibio simulate --out cohort --slides 8 --patients 4",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--slides", type=int, default=8, metavar="N", help="slides (default 8)")
+    p.add_argument("--patients", type=int, default=4, metavar="N", help="patients (default 4)")
+    p.add_argument("--spots", type=int, default=300, metavar="N", help="spots a slide, about (300)")
+    p.add_argument("--genes", type=int, default=800, metavar="N", help="genes (default 800)")
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument(
+        "--signal",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="share of the picture that expression drives, 0 (independent) to 1 (default 0.8)",
+    )
+    p = _command(
+        actions,
+        commands,
+        "manifest",
+        "draft a manifest from a folder of samples",
+        "hibio manifest her2st --out her2st.csv",
+    )
+    p.add_argument("folder", type=Path, metavar="DIR")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+    p = _command(
+        actions,
+        commands,
+        "prepare",
+        "read slides and counts into stores, one file a slide",
+        "hibio prepare cohort/manifest.csv --out stores",
+    )
+    p.add_argument("manifest", type=Path, metavar="MANIFEST")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--root", type=Path, metavar="DIR", help="what the paths are relative to")
+    p.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="default 112")
+    p.add_argument("--patch-px", type=int, default=224, metavar="PX", help="default 224")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    p = _command(
+        actions,
+        commands,
+        "check",
+        "verify a store, a folder of stores, a manifest or a checkpoint",
+        "hibio check stores",
+    )
+    p.add_argument("path", type=Path, metavar="PATH")
+
+
+def _add_pathways(actions: argparse._SubParsersAction, commands: Commands) -> None:
+    p = _command(
+        actions,
+        commands,
+        "pathways",
+        "list, show, measure the coverage of, or fetch gene-set databases",
+        "hibio pathways coverage default+./my.gmt --data stores",
+    )
+    verbs = p.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
+    verbs.add_parser("list", help="databases by name")
+    for name, text in (
+        ("show", "the sets of a database"),
+        ("coverage", "how many of its genes the stores measure"),
+        ("fetch", "download a database whose checksum is known"),
+    ):
+        action = verbs.add_parser(name, help=text)
+        action.add_argument("name", help="name, file, pkg.mod:function, or a+b")
+        if name == "coverage":
+            action.add_argument("--data", type=Path, required=True, metavar="DIR")
+        if name == "fetch":
+            action.add_argument("--out", type=Path, default=Path(), metavar="DIR")
+
+
+def _add_model_commands(actions: argparse._SubParsersAction, commands: Commands) -> None:
+    p = _command(
+        actions,
+        commands,
+        "train",
+        "train every fold, seed and variant of a configuration",
+        "hibio train --config configs/her2st.yaml --set seeds=[0,1]",
+    )
+    p.add_argument("--config", type=Path, required=True, metavar="FILE")
+    p.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a key")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    p = _command(
+        actions,
+        commands,
+        "embed",
+        "write one .h5ad a slide with image, omics and region embeddings",
+        "hibio embed --checkpoint runs/demo --data stores --out embeddings",
+    )
+    _checkpoint_arguments(p)
+    p = _command(
+        actions,
+        commands,
+        "query",
+        "score any gene set over the tissue from H&E alone",
+        "hibio query --checkpoint runs/demo --data stores --gene-set my.gmt --out query",
+    )
+    _checkpoint_arguments(p)
+    p.add_argument("--gene-set", required=True, metavar="NAME_OR_FILE")
+    p.add_argument(
+        "--readout", choices=("default", "ridge", "retrieval", "anchor"), default="default"
+    )
+    p = _command(
+        actions,
+        commands,
+        "eval",
+        "measure checkpoints against their baselines on held-out patients",
+        "hibio eval --checkpoint runs/demo --data stores --out results",
+    )
+    _checkpoint_arguments(p)
+    p.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all that the data allow")
+
+
+def _checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="stores")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_help_commands(actions: argparse._SubParsersAction, commands: Commands) -> None:
+    p = _command(
+        actions,
+        commands,
+        "demo",
+        "simulate, prepare, train, embed, evaluate and report, on a CPU",
+        "hibio demo --out demo",
+    )
+    p.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+    _command(
+        actions,
+        commands,
+        "doctor",
+        "versions, devices and optional parts, each with its fix",
+        "hibio doctor",
+    )

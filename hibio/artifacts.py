@@ -1,0 +1,193 @@
+"""What was fitted on the training slides and is not a weight, in one file (``artifacts.h5``).
+
+Genes, TF-IDF, gene factors, gene graph and pathway anchors (METHOD sections 1-3). A store depends
+on neither the pathway database nor the split; everything that does is here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from hibio.config import ConfigError
+from pathways.anchors import PathwayAnchors
+from pathways.database import PathwayDatabase
+from preprocessing.atomic import atomic_path
+from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
+from preprocessing.tfidf import TfidfReweighter, keyword_genes
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Fitted state of one training split.
+
+    Attributes:
+        genes: (G,) vocabulary, gene names in column order.
+        tfidf: fitted reweighter (idf, and what its variant needs).
+        factors: gene factors F (G, r) with their training statistics.
+        gene_graph: strongest co-expression edges of each gene.
+        database: the pathway database restricted to the vocabulary.
+        anchors: its match statistics on the training spots.
+        target_genes: (H,) columns predicted from the image tower.
+        node_genes: columns that may be keyword genes, or None for all (METHOD section 1).
+        train_slides: ids of the slides that everything here was fitted on.
+        settings: the resolved ``genes`` and ``pathways`` sections of the configuration.
+    """
+
+    genes: np.ndarray
+    tfidf: TfidfReweighter
+    factors: GeneFactors
+    gene_graph: GeneGraph
+    database: PathwayDatabase
+    anchors: PathwayAnchors
+    target_genes: np.ndarray
+    node_genes: np.ndarray | None
+    train_slides: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def n_genes(self) -> int:
+        """Size of the vocabulary; also the padding index of keyword genes."""
+        return len(self.genes)
+
+    @property
+    def n_pathways(self) -> int:
+        """Number of pathway anchors."""
+        return len(self.anchors.names)
+
+    def keywords(self, tfidf: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keyword genes of each row: index (S, k) padded with G, TF-IDF value (S, k) padded 0."""
+        if self.node_genes is not None:
+            keep = np.zeros(self.n_genes, dtype=np.float32)
+            keep[self.node_genes] = 1.0
+            tfidf = sparse.csr_matrix(tfidf @ sparse.diags(keep))
+            tfidf.eliminate_zeros()
+        return keyword_genes(tfidf, k)
+
+    def set_inputs(self, sets_MG: sparse.csr_matrix, k: int) -> tuple[np.ndarray, ...]:
+        """Gene sets as the omics branch reads a spot (METHOD section 2, anchor embedding).
+
+        Args:
+            sets_MG: unit rows, idf * weight of each set's genes, e.g. ``anchors.matrix.T``.
+            k: number of keyword genes.
+
+        Returns:
+            gene (M, k), value (M, k) and vector (M, r): training statistics, then rescaled to
+            the length of a typical training spot vector so that a pure profile is no outlier.
+        """
+        gene, value = keyword_genes(sets_MG, k)
+        raw = spot_vectors(sets_MG, self.factors)
+        vector = standardise_global(raw, self.factors)
+        typical = float(np.sqrt(np.sum(self.factors.spread / self.factors.spread.max())))
+        length = np.linalg.norm(vector, axis=1, keepdims=True)
+        return gene, value, (vector * (typical / np.maximum(length, 1e-8))).astype(np.float32)
+
+
+def write_artifacts(path: Path, artifacts: Artifacts) -> None:
+    """Write ``artifacts`` to one HDF5 file, atomically."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["settings"] = json.dumps(artifacts.settings)
+        file.attrs["train_slides"] = json.dumps(list(artifacts.train_slides))
+        file["genes"] = artifacts.genes.astype(h5py.string_dtype())
+        file["target_genes"] = artifacts.target_genes
+        if artifacts.node_genes is not None:
+            file["node_genes"] = artifacts.node_genes
+        _write(file.create_group("tfidf"), artifacts.tfidf.state())
+        _write(file.create_group("factors"), vars(artifacts.factors))
+        _write(file.create_group("gene_graph"), vars(artifacts.gene_graph))
+        _write(file.create_group("anchors"), artifacts.anchors.to_arrays())
+        _write_database(file.create_group("database"), artifacts.database)
+
+
+def read_artifacts(path: Path) -> Artifacts:
+    """Read what :func:`write_artifacts` wrote.
+
+    Raises:
+        ConfigError: the file is missing, truncated or of another schema version.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            version = int(file.attrs["schema_version"])
+            if version != SCHEMA_VERSION:
+                raise ConfigError(
+                    f"{path}: artifacts schema {version}, this HiBio reads {SCHEMA_VERSION}; "
+                    "train again, or use the HiBio version that wrote it"
+                )
+            return _read(file)
+    except ConfigError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:  # torn, or a part is missing
+        raise ConfigError(
+            f"{path}: cannot be read as HiBio artifacts ({error}); "
+            "the checkpoint is incomplete: use its .previous sibling or train again"
+        ) from error
+
+
+def _read(file: h5py.File) -> Artifacts:
+    return Artifacts(
+        genes=file["genes"].asstr()[:].astype(str),
+        tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
+        factors=GeneFactors(**_read_group(file["factors"])),
+        gene_graph=GeneGraph(**_read_group(file["gene_graph"])),
+        database=_read_database(file["database"]),
+        anchors=PathwayAnchors.from_arrays(_read_group(file["anchors"])),
+        target_genes=file["target_genes"][:],
+        node_genes=file["node_genes"][:] if "node_genes" in file else None,
+        train_slides=tuple(json.loads(file.attrs["train_slides"])),
+        settings=json.loads(file.attrs["settings"]),
+    )
+
+
+def _write(group: h5py.Group, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            text = value.dtype.kind in "UO"
+            data = value.astype(h5py.string_dtype()) if text else value
+            group.create_dataset(name, data=data)
+        else:
+            group.attrs[name] = json.dumps(value)
+
+
+def _read_group(group: h5py.Group) -> dict[str, Any]:
+    values: dict[str, Any] = {name: json.loads(text) for name, text in group.attrs.items()}
+    for name, data in group.items():
+        values[name] = data.asstr()[()].astype(str) if data.dtype.kind == "O" else data[()]
+    return values
+
+
+def _write_database(group: h5py.Group, database: PathwayDatabase) -> None:
+    table = database.table
+    for column in ("source", "target"):
+        group[column] = table[column].to_numpy().astype(h5py.string_dtype())
+    group["weight"] = table["weight"].to_numpy(dtype=np.float64)
+    meta = {
+        "name": database.name,
+        "organism": database.organism,
+        "id_type": database.id_type,
+        "licence": database.licence,
+        "version": database.version,
+        "sha256": database.sha256,
+        "descriptions": dict(database.descriptions),
+    }
+    group.attrs["meta"] = json.dumps(meta)
+
+
+def _read_database(group: h5py.Group) -> PathwayDatabase:
+    table = pd.DataFrame(
+        {
+            "source": group["source"].asstr()[:].astype(str),
+            "target": group["target"].asstr()[:].astype(str),
+            "weight": group["weight"][:],
+        }
+    )
+    return PathwayDatabase(table=table, **json.loads(group.attrs["meta"]))

@@ -1,0 +1,119 @@
+"""The typed structures between data, model and losses.
+
+Legend: S spots, K keyword genes, V spot-vector length, N neighbours, L region levels, R regions of
+a level, M pathways, H target genes, F stored image features, C H W a patch, D embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SlideBatch:
+    """Spots of one or more slides with their neighbours, as the towers read them.
+
+    Attributes:
+        gene_SK: vocabulary index of each keyword gene; ``n_genes`` is padding.
+        value_SK: TF-IDF value of each keyword gene, falling along K; padding 0.
+        vector_SV: the spot vector (own profile through the gene factors, standardised per slide).
+        vector_scale_SV: what one unit of raw projection adds to ``vector_SV`` (so that the
+            vector without masked genes can be computed, METHOD section 3).
+        neighbour_SN: index in this batch of each spatial neighbour; -1 is none.
+        distance_um_SN: distance to it in micrometres; inf where none.
+        xy_um_S2: centres in micrometres.
+        slide_of_spot_S: 0..B-1 within the batch.
+        core_S: False marks halo spots, which are context only.
+        region_of_spot_LS: region id at each level, unique in the batch; -1 for the halo.
+        slide_ids: the B slides.
+        target_SM: soft pathway targets (rows sum to 1, or 0 for "no target").
+        expression_SH: target genes, log-normalised and standardised per slide.
+        features_SF: stored image features, standardised per slide.
+        patches_SCHW: image patches, uint8 RGB.
+        stain_S6: the slide's mean and sd of R, G, B (0..1), for per-slide standardising.
+    """
+
+    gene_SK: Tensor
+    value_SK: Tensor
+    vector_SV: Tensor
+    vector_scale_SV: Tensor
+    neighbour_SN: Tensor
+    distance_um_SN: Tensor
+    xy_um_S2: Tensor
+    slide_of_spot_S: Tensor
+    core_S: Tensor
+    region_of_spot_LS: Tensor
+    slide_ids: tuple[str, ...]
+    target_SM: Tensor | None = None
+    expression_SH: Tensor | None = None
+    features_SF: Tensor | None = None
+    patches_SCHW: Tensor | None = None
+    stain_S6: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n_spots = self.n_spots
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                continue
+            rows = value.shape[1] if field.name == "region_of_spot_LS" else value.shape[0]
+            if rows != n_spots:
+                raise ValueError(
+                    f"SlideBatch.{field.name} has {rows} spots, gene_SK has {n_spots}; "
+                    "all spot axes must agree"
+                )
+        if self.gene_SK.shape != self.value_SK.shape:
+            raise ValueError("SlideBatch: gene_SK and value_SK must have one shape")
+
+    @property
+    def n_spots(self) -> int:
+        """Spots in the batch, halo included."""
+        return int(self.gene_SK.shape[0])
+
+    @property
+    def has_image(self) -> bool:
+        """Whether an image tower can read this batch."""
+        return self.features_SF is not None or self.patches_SCHW is not None
+
+    def to(self, device: torch.device | str) -> SlideBatch:
+        """The same batch with every tensor on ``device``."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class LevelPair:
+    """Projected, L2-normalised embeddings of one level (n items), row i of each the same item.
+
+    Attributes:
+        image: (n, D), or None when the batch has no image.
+        omics: (n, D).
+        group: (n,) slide of each item within the batch.
+    """
+
+    image: Tensor | None
+    omics: Tensor
+    group: Tensor
+
+
+#: Level name ("spot", "300um", ...) -> its pair.
+LevelEmbeddings = Mapping[str, LevelPair]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns: the weighted total, every unweighted term, and how many items it saw."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    n: int

@@ -1,0 +1,193 @@
+"""The ``hibio`` command: one small function a subcommand, heavy imports inside."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from hibio.arguments import Commands, build_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn an error of the user's input into one line on stderr.
+
+    Returns:
+        0 done, 1 failed (message on stderr), 2 usage.
+    """
+    options = build_parser(COMMANDS).parse_args(arguments)
+    return _guarded(lambda: options.run(options))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    from hibio.config import ConfigError
+    from pathways.errors import PathwayError
+    from preprocessing.errors import DataError
+
+    try:
+        return command()
+    except InterruptedError as stopped:
+        print(f"hibio: {stopped}", file=sys.stderr)
+        return 0
+    except KeyboardInterrupt:
+        print("hibio: stopped; whatever was finished is on disk", file=sys.stderr)
+        return 1
+    except (ConfigError, PathwayError, DataError, OSError) as error:
+        print(f"hibio: {error}", file=sys.stderr)
+        return 1
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """``hibio simulate``."""
+    from pathways import load_pathways
+    from preprocessing.simulate import SimulateConfig, simulate_cohort
+
+    database = load_pathways("default")
+    programmes = {name: list(database.genes_of(name)) for name in database.names}
+    config = SimulateConfig(
+        n_slides=options.slides,
+        n_patients=options.patients,
+        n_spots=options.spots,
+        n_genes=options.genes,
+        seed=options.seed,
+        signal=options.signal,
+    )
+    path = simulate_cohort(options.out, programmes, config)
+    print(f"wrote {path}\nnext: hibio prepare {path} --out stores")
+    return 0
+
+
+def manifest(options: argparse.Namespace) -> int:
+    """``hibio manifest``."""
+    from preprocessing.discovery import draft_manifest
+    from preprocessing.manifest import write_manifest
+
+    rows = draft_manifest(options.folder)
+    write_manifest(rows, options.out)
+    pictured = sum(row.image is not None for row in rows)
+    print(f"wrote {options.out}: {len(rows)} slides, {pictured} with images")
+    print(f"read it, correct it, then: hibio prepare {options.out} --out stores")
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """``hibio prepare``."""
+    from preprocessing.patches import PatchConfig
+    from preprocessing.run import prepare as prepare_stores
+
+    report = prepare_stores(
+        options.manifest,
+        options.out,
+        root=options.root,
+        patch=PatchConfig(options.patch_um, options.patch_px),
+        workers=options.workers,
+    )
+    print(report)
+    return 1 if report.failed else 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """``hibio check``."""
+    from hibio.check import check_any
+    from hibio.doctor import format_findings
+    from preprocessing.findings import failed
+
+    findings = check_any(options.path)
+    print(format_findings(findings))
+    return 1 if failed(findings) else 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """``hibio doctor``."""
+    from hibio.doctor import diagnose, format_findings
+    from preprocessing.findings import failed
+
+    findings = diagnose()
+    print(format_findings(findings))
+    return 1 if failed(findings) else 0
+
+
+def pathways(options: argparse.Namespace) -> int:
+    """``hibio pathways``."""
+    from hibio.pathways_command import run
+
+    return run(options)
+
+
+def train(options: argparse.Namespace) -> int:
+    """``hibio train``."""
+    import dataclasses
+
+    from hibio.config import load_config
+    from hibio.run import RunConfig, train_all
+
+    config = load_config(RunConfig, options.config, options.set)
+    if options.resume is not None:
+        config = dataclasses.replace(config, out=options.resume)
+    checkpoints = train_all(config, resume=options.resume is not None)
+    print(f"trained {len(checkpoints)} checkpoint(s) in {config.out}")
+    stores, out = config.data.stores, config.out / "eval"
+    print(f"next: hibio eval --checkpoint {config.out} --data {stores} --out {out}")
+    return 0
+
+
+def embed(options: argparse.Namespace) -> int:
+    """``hibio embed``."""
+    from eval.embed import embed_folder
+
+    written = embed_folder(options.checkpoint, options.data, options.out)
+    print(f"wrote {len(written)} files to {options.out}")
+    return 0
+
+
+def query(options: argparse.Namespace) -> int:
+    """``hibio query``."""
+    from eval.query import query_folder
+
+    written = query_folder(
+        options.checkpoint, options.data, options.gene_set, options.out, options.readout
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """``hibio eval``."""
+    from eval.run import evaluate as run
+
+    report = run(options.checkpoint, options.data, options.out, options.tasks)
+    print(f"wrote {options.out / 'results.json'}\nreport: {report}")
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``hibio demo``: the whole way on a simulated cohort."""
+    from hibio.demo import steps
+
+    plan = steps(options.out)
+    for number, (text, arguments) in enumerate(plan, start=1):
+        print(f"\n[{number}/{len(plan)}] {text}: hibio {' '.join(arguments)}", flush=True)
+        code = main(arguments)
+        if code:
+            return code
+    print(f"\nreport: {options.out / 'eval' / 'report.html'}")
+    return 0
+
+
+COMMANDS: Commands = {
+    "simulate": simulate,
+    "manifest": manifest,
+    "prepare": prepare,
+    "check": check,
+    "pathways": pathways,
+    "train": train,
+    "embed": embed,
+    "query": query,
+    "eval": evaluate,
+    "demo": demo,
+    "doctor": doctor,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Configuration: a YAML file becomes nested frozen dataclasses, and goes back to YAML unchanged.
+
+A dataclass is the only description of a section: its fields are the keys, its annotations the types
+(`hibio.schema` lists them), its ``__post_init__`` the rules.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hibio.schema import SchemaError, build_section, dotted, to_plain
+
+C = TypeVar("C")
+Layer = tuple[str, Mapping[str, Any]]
+
+_ABSENT = object()
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the file, the key and the remedy."""
+
+
+def _with_exponents(resolvers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Implicit resolvers for which 1e-4 is a number (for plain YAML 1.1 it is text)."""
+    pattern = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    entry = ("tag:yaml.org,2002:float", pattern)
+    added = {start: [*resolvers.get(start, []), entry] for start in "-+.0123456789"}
+    return {**resolvers, **added}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that reads 1e-4 as a number and refuses a key that is given twice."""
+
+    yaml_implicit_resolvers = _with_exponents(yaml.SafeLoader.yaml_implicit_resolvers)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                message = f"key '{key.value}' is given twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Counterpart of the loader: text that looks like 1e-4 is quoted, aliases are written out."""
+
+    yaml_implicit_resolvers = _with_exponents(yaml.SafeDumper.yaml_implicit_resolvers)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
+    """Read a YAML file into a dataclass.
+
+    A top-level ``base: other.yaml`` (relative to the file) gives defaults, section by section.
+
+    Args:
+        cls: dataclass of the whole file; no field of it may be called ``base``.
+        path: YAML file.
+        overrides: ``"model.dim=64"``, applied last; see `apply_overrides`.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        ConfigError: unreadable file, unknown or missing key, wrong type, or a section's own rule.
+    """
+    layers = _read_layers(Path(path), ())
+    name = str(path)
+    data: dict[str, Any] = {}
+    for _, layer in layers:
+        data = merge(data, layer)
+    for override in overrides:
+        data = apply_overrides(data, [override])
+        layers.append((f"{path} with --set {override}", apply_overrides({}, [override])))
+    try:
+        return build_section(cls, data)
+    except SchemaError as problem:
+        source = _source_of(layers, problem.key) or name
+        raise ConfigError(f"{source}: {problem}") from problem
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a config, in what YAML can hold (tuples become lists, paths text)."""
+    plain: dict[str, Any] = to_plain(config)
+    return plain
+
+
+def dump_config(config: Any, path: str | Path) -> None:
+    """Write a config as YAML, atomically; `load_config` gives an equal one back."""
+    path = Path(path)
+    try:
+        text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: a value cannot be written as YAML: {error}") from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: mappings key by key, the rest (lists too) replaced; the inputs do not change."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in patch.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply ``"a.b.0.c=value"`` settings to a copy; a number is a place in a list of the file.
+
+    Unknown keys pass here: they are refused, with the nearest valid key, when sections are built.
+
+    Args:
+        data: mapping as read from YAML.
+        overrides: ``KEY=VALUE`` texts, the value read as YAML.
+
+    Raises:
+        ConfigError: not KEY=VALUE, a value that is not YAML, or a path through a plain value.
+    """
+    result = copy.deepcopy(dict(data))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        key = tuple(name.strip().split("."))
+        if not equals or "" in key:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, for example model.dim=64")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        node: Any = result
+        for depth, part in enumerate(key[:-1]):
+            place = _place(node, part, key[:depth], override)
+            if isinstance(node, dict) and node.get(place) is None:
+                node[place] = {}
+            node = node[place]
+        node[_place(node, key[-1], key[:-1], override)] = value
+    return result
+
+
+def _place(node: Any, part: str, above: tuple[str, ...], override: str) -> Any:
+    """The key of a mapping or the index of a list that ``part`` names in ``node``."""
+    if isinstance(node, dict):
+        return part
+    where = f"--set {override}: '{dotted(above)}'"
+    if not isinstance(node, list):
+        raise ConfigError(f"{where} is the value {node!r}, not a section with keys")
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise ConfigError(f"{where} is a list of {len(node)}, counted from 0; it has no '{part}'")
+    return int(part)
+
+
+def _read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """(name, mapping) of every file that the file is based on, then its own."""
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(p.name for p in (*above, resolved))
+        raise ConfigError(f"{path}: 'base' goes in a circle ({chain}); remove one of them")
+    try:
+        data = yaml.load(path.read_bytes(), Loader=_Loader)  # a SafeLoader: plain values only
+    except OSError as error:
+        user = f" (base of {above[-1]})" if above else ""
+        raise ConfigError(
+            f"{path}{user}: cannot be read: {error.strerror}; check the path"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top level, found {found}")
+    base = data.pop("base", None)
+    if base is None:
+        return [(str(path), data)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'base' must name one YAML file, found {base!r}")
+    return [*_read_layers(path.parent / base, (*above, resolved)), (str(path), data)]
+
+
+def _source_of(layers: list[Layer], key: tuple[str, ...]) -> str | None:
+    """Name of the last layer that sets ``key``, if one does."""
+    for name, layer in reversed(layers):
+        node: Any = layer if key else _ABSENT
+        for part in key:
+            node = node.get(part, _ABSENT) if isinstance(node, Mapping) else _ABSENT
+        if node is not _ABSENT:
+            return name
+    return None

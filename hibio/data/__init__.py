@@ -1,0 +1,1 @@
+"""Stores to batches: fitting on training slides, prepared slides, samplers, collation, splits."""

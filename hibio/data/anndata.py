@@ -1,0 +1,69 @@
+"""AnnData and plain arrays as model input, for the Python interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from hibio.artifacts import Artifacts
+from hibio.batch import SlideBatch
+from hibio.config import ConfigError
+from hibio.data.fitting import align_columns
+from hibio.data.slide import PreparedSlide, expression_slide, standardise_columns
+
+
+def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial") -> PreparedSlide:
+    """One slide from AnnData: raw counts in X, gene names in var_names, micrometres in obsm.
+
+    Raises:
+        ConfigError: no coordinates, or values that are not raw counts.
+    """
+    if spatial not in adata.obsm:
+        raise ConfigError(
+            f"adata.obsm has no {spatial!r} (it has: {', '.join(adata.obsm) or 'nothing'}); put "
+            "the spot centres in micrometres there"
+        )
+    counts = sparse.csr_matrix(adata.X)
+    if counts.nnz and (counts.data.min() < 0 or np.any(counts.data != np.rint(counts.data))):
+        raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
+    names = np.asarray(adata.var_names, dtype=str)
+    return expression_slide(
+        align_columns(counts, names, artifacts.genes),
+        np.asarray(adata.obsm[spatial], dtype=np.float64)[:, :2],
+        artifacts,
+        slide_id="anndata",
+        matched=len({*artifacts.genes} & {*names}),
+        measured=len(names),
+    )
+
+
+def image_batch(image: np.ndarray, artifacts: Artifacts) -> SlideBatch:
+    """A batch with image input only: features (S, F) or uint8 patches (S, h, w, 3) of one slide."""
+    n_spots = len(image)
+    k = artifacts.settings["genes"]["keyword_genes"]
+    vector = torch.zeros(n_spots, artifacts.factors.components.shape[1])
+    visual: dict[str, torch.Tensor] = {}
+    if image.ndim == 4:
+        pixels = image.reshape(-1, 3).astype(np.float32) / 255.0
+        stain = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
+        visual["patches_SCHW"] = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 3, 1)))
+        visual["stain_S6"] = torch.from_numpy(np.tile(stain, (n_spots, 1)))
+    else:
+        visual["features_SF"] = torch.from_numpy(standardise_columns(image))
+    return SlideBatch(
+        gene_SK=torch.full((n_spots, k), artifacts.n_genes),
+        value_SK=torch.zeros(n_spots, k),
+        vector_SV=vector,
+        vector_scale_SV=torch.ones_like(vector),
+        neighbour_SN=torch.full((n_spots, 1), -1),
+        distance_um_SN=torch.full((n_spots, 1), float("inf")),
+        xy_um_S2=torch.zeros(n_spots, 2),
+        slide_of_spot_S=torch.zeros(n_spots, dtype=torch.long),
+        core_S=torch.ones(n_spots, dtype=torch.bool),
+        region_of_spot_LS=torch.zeros(1, n_spots, dtype=torch.long),
+        slide_ids=("image",),
+        **visual,
+    )

@@ -1,0 +1,1 @@
+"""Encoders: vision and omics towers, their layers, pooling."""

@@ -1,0 +1,108 @@
+"""Pathways as inputs of the omics branch, and the cache that keeps a step's cost fixed (METHOD 2).
+
+Legend: M pathways, m pathways encoded anew in a step, K keyword genes, V gene factors, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from hibio.artifacts import Artifacts
+from hibio.batch import SlideBatch
+from hibio.config import ConfigError
+
+
+def set_batch(gene_MK: np.ndarray, value_MK: np.ndarray, vector_MV: np.ndarray) -> SlideBatch:
+    """Gene sets as spots without neighbours."""
+    return _as_spots(
+        torch.from_numpy(gene_MK.astype(np.int64)),
+        torch.from_numpy(value_MK.astype(np.float32)),
+        torch.from_numpy(vector_MV.astype(np.float32)),
+    )
+
+
+def _as_spots(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor) -> SlideBatch:
+    n_sets = len(gene_MK)
+    index = gene_MK.new_zeros(n_sets)
+    return SlideBatch(
+        gene_SK=gene_MK,
+        value_SK=value_MK,
+        vector_SV=vector_MV,
+        vector_scale_SV=torch.ones_like(vector_MV),
+        neighbour_SN=gene_MK.new_full((n_sets, 1), -1),
+        distance_um_SN=value_MK.new_full((n_sets, 1), float("inf")),
+        xy_um_S2=value_MK.new_zeros(n_sets, 2),
+        slide_of_spot_S=index,
+        core_S=torch.ones(n_sets, dtype=torch.bool, device=gene_MK.device),
+        region_of_spot_LS=index[None],
+        slide_ids=("gene sets",),
+    )
+
+
+def sets_matrix(sets: Mapping[str, Sequence[str]], artifacts: Artifacts) -> sparse.csr_matrix:
+    """Unit rows (M, G): idf of each set's genes that are in the vocabulary.
+
+    Raises:
+        ConfigError: a set shares no gene with the vocabulary.
+    """
+    position = {name: column for column, name in enumerate(artifacts.genes)}
+    idf = np.asarray(artifacts.tfidf.idf)
+    rows = sparse.lil_matrix((len(sets), artifacts.n_genes), dtype=np.float64)
+    for row, (name, genes) in enumerate(sets.items()):
+        columns = sorted({position[gene] for gene in genes if gene in position})
+        if not columns:
+            raise ConfigError(
+                f"gene set {name!r}: none of its {len(genes)} genes ({', '.join(genes[:3])} ...) "
+                f"is among the model's {artifacts.n_genes} ({', '.join(artifacts.genes[:3])} "
+                "...); check the id type and the organism"
+            )
+        weight = idf[columns]
+        rows[row, columns] = weight / np.linalg.norm(weight)
+    return rows.tocsr()
+
+
+class AnchorTable(nn.Module):
+    """Anchor inputs and the cache of their embeddings.
+
+    Args:
+        artifacts: pathway matrix, factors, keyword settings.
+        width: D.
+        learned: hold a learned table instead (the baseline ``anchor: table``).
+    """
+
+    gene_MK: Tensor
+    value_MK: Tensor
+    vector_MV: Tensor
+    cache_MD: Tensor
+
+    def __init__(self, artifacts: Artifacts, width: int, *, learned: bool) -> None:
+        super().__init__()
+        n_sets = artifacts.n_pathways
+        k = artifacts.settings["genes"]["keyword_genes"]
+        gene, value, vector = artifacts.set_inputs(artifacts.anchors.matrix.T.tocsr(), k)
+        self.register_buffer("gene_MK", torch.from_numpy(gene.astype(np.int64)), persistent=False)
+        self.register_buffer("value_MK", torch.from_numpy(value), persistent=False)
+        self.register_buffer("vector_MV", torch.from_numpy(vector), persistent=False)
+        self.register_buffer("cache_MD", torch.zeros(n_sets, width))
+        self.table_MD = nn.Parameter(torch.randn(n_sets, width)) if learned else None
+
+    def embed(
+        self, project: Callable[[SlideBatch], Tensor], fresh_m: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings (M, D): rows ``fresh_m`` through ``project``, the rest from the cache.
+
+        Args:
+            project: the omics branch, (m, D) unit rows.
+            fresh_m: rows to encode; all when None. What is encoded also enters the cache.
+        """
+        rows = torch.arange(len(self.gene_MK), device=self.gene_MK.device)
+        rows = rows if fresh_m is None else fresh_m
+        new_mD = project(_as_spots(self.gene_MK[rows], self.value_MK[rows], self.vector_MV[rows]))
+        with torch.no_grad():
+            self.cache_MD[rows] = new_mD.detach().to(self.cache_MD.dtype)
+        return self.cache_MD.clone().to(new_mD.dtype).index_copy(0, rows, new_mD)

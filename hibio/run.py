@@ -1,0 +1,277 @@
+"""RunConfig and build(): the one place where the parts of a training run are joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hibio.artifacts import Artifacts
+from hibio.bank import build_bank, write_bank
+from hibio.config import ConfigError, dump_config, merge, to_dict
+from hibio.data.dataset import SlideDataset
+from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
+from hibio.data.sampler import SamplerConfig
+from hibio.data.slide import PATCHES
+from hibio.data.splits import (
+    SlideEntry,
+    Split,
+    expand_folds,
+    read_entries,
+    split_by_patient,
+    with_counts,
+)
+from hibio.model import HiBio, ModelConfig
+from hibio.provenance import write_provenance
+from hibio.schema import build_section
+from hibio.slide_regions import RegionsConfig
+from hibio.training.checkpoint import NAME, find_checkpoint, load_trainer_state
+from hibio.training.engine import OptimConfig, TorchEngine
+from hibio.training.objective import Objective, ObjectiveConfig
+from hibio.training.region_state import RegionState
+from hibio.training.stages import StageConfig
+from hibio.training.trainer import Trainer
+from preprocessing.run import stores_in
+
+MAIN_VARIANT = "hibio"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the stores are and how an image is read.
+
+    Attributes:
+        stores: folder of ``<slide_id>.h5``.
+        image: stored feature key, ``patches`` (timm tower), or null for counts only.
+        shuffle_pairs: the control that gives every spot another spot's image.
+        cache_slides: prepared slides kept in memory.
+    """
+
+    stores: Path
+    image: str | None = "handcrafted"
+    shuffle_pairs: bool = False
+    cache_slides: int = 64
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run: every variant on every fold with every seed.
+
+    Attributes:
+        out: run folder; each job writes ``<variant>/fold-<fold>/seed-<seed>`` below it.
+        data: see :class:`DataConfig`.
+        folds: held-out patients ("A", "P1+P2"), ``each`` for every patient with an image, or
+            ``none`` to train on all.
+        seeds: one job each.
+        variants: name -> settings that differ from the main run, for baselines trained by the
+            same code ("flat_clip", "shuffled"). The main run is called ``hibio``.
+        genes, pathways, sampler, regions, model, objective, optim: see their classes.
+        stages: the curriculum.
+        device: auto | cpu | cuda.
+        checkpoint_every: epochs between checkpoints.
+        bank: write the reference bank at the end.
+        variant: name of this job's variant (filled in by :func:`expand`).
+    """
+
+    out: Path
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    folds: tuple[str, ...] = ("each",)
+    seeds: tuple[int, ...] = (0,)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    genes: GenesConfig = field(default_factory=GenesConfig)
+    pathways: PathwaysConfig = field(default_factory=PathwaysConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    device: str = "auto"
+    checkpoint_every: int = 5
+    bank: bool = True
+    variant: str = MAIN_VARIANT
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty; give at least one stage")
+        if not self.folds or not self.seeds:
+            raise ValueError("folds and seeds need at least one entry each")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a variant on a fold with a seed."""
+
+    config: RunConfig
+    fold: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """variant/fold-X/seed-N."""
+        return "/".join(self.folder.parts[-3:])
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last checkpoint is the end of the curriculum."""
+        checkpoint = find_checkpoint(self.folder)
+        return checkpoint is not None and load_trainer_state(checkpoint)["finished"]
+
+
+def expand(config: RunConfig) -> list[Job]:
+    """Every job of a run, fold by fold, so that the fitted artifacts of a fold are shared."""
+    configs = [config] + [_variant(config, name) for name in config.variants]
+    folds = expand_folds(_entries(config.data.stores, announce=True), config.folds)
+    return [
+        Job(
+            dataclasses.replace(one, folds=(fold,), seeds=(seed,), variants={}),
+            fold,
+            seed,
+            config.out / one.variant / f"fold-{fold}" / f"seed-{seed}",
+        )
+        for fold in folds
+        for seed in config.seeds
+        for one in configs
+    ]
+
+
+def _variant(config: RunConfig, name: str) -> RunConfig:
+    if name == MAIN_VARIANT or not name.replace("_", "").replace("-", "").isalnum():
+        raise ConfigError(
+            f"variants.{name}: a variant's name is letters, digits, - and _, and not "
+            f"{MAIN_VARIANT!r}"
+        )
+    base = {**to_dict(config), "variants": {}, "variant": name}
+    return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
+
+
+def split_of(config: RunConfig, fold: str) -> Split:
+    """The split of one fold of a run."""
+    return split_by_patient(_entries(config.data.stores), fold)
+
+
+def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:
+    """The slides with counts; what is left out is told once, when the jobs are listed."""
+    paths = stores_in(stores)
+    if not paths:
+        raise ConfigError(
+            f"{stores}: no store there; run `hibio prepare MANIFEST --out {stores}` first"
+        )
+    return with_counts(read_entries(paths), "training", announce=announce)
+
+
+@functools.lru_cache(maxsize=1)
+def _fitted(
+    paths: tuple[Path, ...], genes: GenesConfig, pathways: PathwaysConfig, seed: int
+) -> Artifacts:
+    """Artifacts of one fold, shared by its variants and seeds."""
+    return fit_artifacts(paths, genes, pathways, seed)
+
+
+def build(job: Job, *, resume: bool = False) -> Trainer:
+    """Join the parts of one job.
+
+    Args:
+        job: what to train.
+        resume: continue from its checkpoint where there is one.
+    """
+    config = job.config
+    train = split_of(config, job.fold).train
+    checkpoint = find_checkpoint(job.folder) if resume else None
+    if checkpoint is not None:
+        artifacts = HiBio.from_checkpoint(checkpoint).artifacts
+    else:
+        paths = tuple(entry.path for entry in train)
+        artifacts = _fitted(paths, config.genes, config.pathways, 0)
+    dataset = SlideDataset(
+        train, artifacts, config.data.image, config.data.cache_slides, config.data.shuffle_pairs
+    )
+    config = dataclasses.replace(config, model=_sized(config, dataset))
+    torch.manual_seed(job.seed)
+    model = HiBio(config.model, artifacts)
+    trainer = Trainer(
+        model=model,
+        engine=TorchEngine(model, config.optim, config.device),
+        objective=Objective(model, config.objective, config.regions.levels),
+        dataset=dataset,
+        regions=RegionState(config.regions, dataset),
+        stages=config.stages,
+        sampler=config.sampler,
+        folder=job.folder,
+        write_config=lambda path: dump_config(config, path),
+        seed=job.seed,
+        checkpoint_every=config.checkpoint_every,
+    )
+    if resume:
+        trainer.resume()
+    return trainer
+
+
+def finish(job: Job, trainer: Trainer) -> Path:
+    """After training: write the reference bank into the checkpoint; returns the checkpoint."""
+    checkpoint = job.folder / NAME
+    if job.config.bank:
+        entries = trainer.dataset.entries
+        dataset = SlideDataset(entries, trainer.model.artifacts, job.config.data.image)
+        bank = build_bank(trainer.model, dataset)
+        if bank is not None:
+            write_bank(checkpoint / "bank.h5", bank)
+    return checkpoint
+
+
+def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
+    """The model section with the vision input size read from the stores."""
+    vision = config.model.vision
+    paired: Sequence[int] = [i for i, e in enumerate(dataset.entries) if e.has_image]
+    if config.data.image is None or not paired:
+        vision = dataclasses.replace(vision, name="none")
+    elif config.data.image != PATCHES:
+        features = dataset[paired[0]].features_SF
+        assert features is not None
+        vision = dataclasses.replace(vision, feature_dim=features.shape[1])
+    return dataclasses.replace(config.model, vision=vision)
+
+
+def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
+    """Train every job of a run that is not finished yet; returns the checkpoints.
+
+    Args:
+        config: what to train.
+        resume: continue in a folder that already holds jobs.
+
+    Raises:
+        ConfigError: the folder holds checkpoints and ``resume`` is off.
+        InterruptedError: stopped by a signal; everything is saved.
+    """
+    jobs = expand(config)
+    started = [job for job in jobs if find_checkpoint(job.folder) is not None]
+    if started and not resume:
+        raise ConfigError(
+            f"{config.out} already holds {len(started)} checkpoint(s), e.g. {started[0].name}; "
+            f"continue with --resume {config.out}, or choose another folder with --set out=DIR"
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    dump_config(config, config.out / "config.yaml")
+    write_provenance(config.out / "provenance.json")
+    checkpoints = []
+    for number, job in enumerate(jobs, start=1):
+        if not job.finished:
+            print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+            trainer = build(job, resume=resume)
+            if not trainer.fit():
+                raise InterruptedError(
+                    f"stopped at step {trainer.step} of {trainer.n_steps()} of {job.name}; saved. "
+                    f"Continue with: hibio train --config {config.out / 'config.yaml'} "
+                    f"--resume {config.out}"
+                )
+            finish(job, trainer)
+        checkpoints.append(job.folder / NAME)
+    return checkpoints

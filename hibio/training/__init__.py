@@ -1,0 +1,1 @@
+"""Training: stages as data, objective, engine, regions that are rebuilt, checkpoints, log."""

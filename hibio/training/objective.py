@@ -1,0 +1,184 @@
+"""From a batch to a LossOutput: which parts of the model a stage's terms need, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hibio import keys
+from hibio.batch import LevelEmbeddings, LossOutput, SlideBatch
+from hibio.encoders.mlp import neighbour_mean
+from hibio.encoders.omics import OmicsMask, relative_values
+from hibio.losses.contrastive import info_nce, near_duplicates
+from hibio.losses.decorrelation import decorrelation
+from hibio.losses.expression import expression_mse
+from hibio.losses.masked import masked_mse, profile_mse
+from hibio.losses.multilevel import combine
+from hibio.losses.pathway import pathway_kl
+from hibio.losses.region import region_info_nce, spot_to_region
+from hibio.model import HiBio
+from hibio.training.stages import StageConfig
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of the loss terms.
+
+    Attributes:
+        negatives: same_slide | all | mixed (METHOD section 5, slide shortcut).
+        duplicate_um: pairs of one slide closer than this ...
+        duplicate_correlation: ... whose spot vectors correlate above this are no negatives.
+        mask_genes: share of keyword genes hidden in the masked view.
+        mask_spots: share of whole spots hidden.
+        anchors_per_step: pathways encoded anew in a step; the others come from the cache.
+    """
+
+    negatives: Literal["same_slide", "all", "mixed"] = "same_slide"
+    duplicate_um: float = 150.0
+    duplicate_correlation: float = 0.95
+    mask_genes: float = 0.2
+    mask_spots: float = 0.15
+    anchors_per_step: int = 32
+
+
+class Objective:
+    """Computes the weighted terms of a stage.
+
+    Args:
+        model: the model in training.
+        config: see :class:`ObjectiveConfig`.
+        levels: names of the region levels of a batch.
+    """
+
+    def __init__(self, model: HiBio, config: ObjectiveConfig, levels: Sequence[str]) -> None:
+        self.model = model
+        self.config = config
+        self.levels = tuple(levels)
+
+    def __call__(self, batch: SlideBatch, stage: StageConfig) -> LossOutput:
+        """The stage's terms on one batch; random draws come from torch's global generator."""
+        terms: dict[str, Tensor] = {}
+        active = stage.active
+        if stage.needs_image or keys.TERM_DECORRELATION in active:
+            levels = self.levels if stage.needs_regions else ()
+            pairs = self.model(batch, levels)
+            terms |= self._spot_terms(batch, pairs, active)
+            terms |= self._region_terms(batch, pairs, active)
+        if stage.needs_mask:
+            terms |= self._masked_terms(batch)
+        used = {name: value for name, value in terms.items() if name in active}
+        return combine(used, active, n=int(batch.core_S.sum()))
+
+    def _spot_terms(
+        self, batch: SlideBatch, pairs: LevelEmbeddings, active: dict[str, float]
+    ) -> dict[str, Tensor]:
+        image_SD, omics_SD = pairs[keys.SPOT].image, pairs[keys.SPOT].omics
+        core = batch.core_S
+        terms: dict[str, Tensor] = {}
+        if keys.TERM_SPOT in active and image_SD is not None:
+            terms[keys.TERM_SPOT] = info_nce(
+                image_SD,
+                omics_SD,
+                self.model.temperature,
+                exclude_NN=self._duplicates(batch),
+                group_N=pairs[keys.SPOT].group,
+                negatives=self.config.negatives,
+            )
+        if keys.TERM_EXPRESSION in active and image_SD is not None:
+            assert batch.expression_SH is not None
+            predicted = self.model.expression(image_SD)
+            terms[keys.TERM_EXPRESSION] = expression_mse(predicted, batch.expression_SH[core])
+        if keys.TERM_PATHWAY in active:
+            terms[keys.TERM_PATHWAY] = self._pathway_term(batch, image_SD, omics_SD)
+        if keys.TERM_DECORRELATION in active:
+            terms[keys.TERM_DECORRELATION] = decorrelation(omics_SD * omics_SD.shape[1] ** 0.5)
+        return terms
+
+    def _duplicates(self, batch: SlideBatch) -> Tensor | None:
+        if self.config.duplicate_um <= 0:
+            return None
+        core = batch.core_S
+        return near_duplicates(
+            batch.vector_SV[core],
+            batch.xy_um_S2[core],
+            batch.slide_of_spot_S[core],
+            self.config.duplicate_um,
+            self.config.duplicate_correlation,
+        )
+
+    def _pathway_term(self, batch: SlideBatch, image_SD: Tensor | None, omics_SD: Tensor) -> Tensor:
+        assert batch.target_SM is not None
+        target_SM = batch.target_SM[batch.core_S]
+        anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(target_SM))
+        temperature = self.model.anchor_temperature
+        term = pathway_kl(omics_SD, anchor_MD, target_SM, temperature)
+        if image_SD is None:
+            return term
+        return (term + pathway_kl(image_SD, anchor_MD, target_SM, temperature)) / 2
+
+    def _fresh_anchors(self, target_SM: Tensor) -> Tensor | None:
+        """Pathways to encode in this step: half the most wanted ones, the rest drawn at random."""
+        n_sets, wanted = target_SM.shape[1], self.config.anchors_per_step
+        if n_sets <= wanted:
+            return None
+        order = target_SM.sum(dim=0).argsort(descending=True)
+        named, others = order[: wanted // 2], order[wanted // 2 :]
+        draw = torch.randperm(len(others), device=others.device)[: wanted - len(named)]
+        return torch.cat([named, others[draw]])
+
+    def _region_terms(
+        self, batch: SlideBatch, pairs: LevelEmbeddings, active: dict[str, float]
+    ) -> dict[str, Tensor]:
+        levels = [name for name in self.levels if name in pairs]
+        spot = pairs[keys.SPOT]
+        if not levels or spot.image is None:
+            return {}
+        between, member = [], []
+        for row, name in enumerate(levels):
+            pair = pairs[name]
+            assert pair.image is not None
+            between.append(
+                region_info_nce(
+                    pair.image,
+                    pair.omics,
+                    self.model.temperature,
+                    pair.group,
+                    self.config.negatives,
+                )
+            )
+            region_S = torch.unique(
+                batch.region_of_spot_LS[row, batch.core_S], return_inverse=True
+            )[1]
+            member.append(
+                spot_to_region(spot.image, pair.omics, region_S, self.model.temperature)
+                + spot_to_region(spot.omics, pair.image, region_S, self.model.temperature)
+            )
+        return {
+            keys.TERM_REGION: torch.stack(between).mean(),
+            keys.TERM_MEMBER: torch.stack(member).mean() / 2,
+        }
+
+    def _masked_terms(self, batch: SlideBatch) -> dict[str, Tensor]:
+        present_SK = batch.gene_SK < self.model.artifacts.n_genes
+        mask = draw_mask(present_SK, self.config.mask_genes, self.config.mask_spots)
+        view = self.model.masked_view(batch, mask)
+        core = batch.core_S
+        hidden_SK = mask.gene_SK & core[:, None]
+        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+        target_SK = relative_values(batch.value_SK, present_SK)
+        return {
+            keys.TERM_MASKED: masked_mse(view.value_SK, target_SK, hidden_SK),
+            keys.TERM_PROFILE: profile_mse(view.own_SV, batch.vector_SV, core),
+            keys.TERM_NEIGHBOUR: profile_mse(view.around_SV, around_SV, core),
+        }
+
+
+def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
+    """Hide a share of the keyword genes, and all genes of a share of the spots."""
+    spot_S = torch.rand(len(present_SK), device=present_SK.device) < spots
+    gene_SK = torch.rand(present_SK.shape, device=present_SK.device) < genes
+    return OmicsMask((gene_SK | spot_S[:, None]) & present_SK, spot_S)

@@ -1,0 +1,232 @@
+"""Pathway anchors: how well a spot's TF-IDF row matches every pathway (METHOD section 2).
+
+Shapes: S spots, G genes of the panel, M pathways.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse import csr_matrix
+
+from .database import PathwayDatabase
+from .errors import PathwayError
+from .similarity import Doubles, Floats, checked_idf, cosine, empty_rows, moments, row_blocks
+
+
+@dataclass(frozen=True, eq=False)
+class PathwayAnchors:
+    """Gene-space anchors and the training statistics of their match.
+
+    Attributes:
+        names: Pathway names (M,).
+        matrix: CSR float32 (G, M); column p is a_p = idf * weight, L2-normalised.
+        mean: Mean raw match over the training spots (M,).
+        sd: Its standard deviation (M,), population form; 0 for a pathway that never varies.
+    """
+
+    names: tuple[str, ...]
+    matrix: csr_matrix
+    mean: Doubles
+    sd: Doubles
+
+    def __post_init__(self) -> None:
+        n = len(self.names)
+        shapes = (self.matrix.shape[1], self.mean.shape, self.sd.shape)
+        if shapes != (n, (n,), (n,)):
+            raise PathwayError(
+                f"{n} pathway names, but matrix columns, mean and sd have shapes {shapes}; "
+                "expected the same number of pathways in all."
+            )
+
+    @property
+    def varying(self) -> npt.NDArray[np.bool_]:
+        """Pathways (M,) whose match varied over the training spots; the others never score."""
+        return self.sd > 0
+
+    def raw_match(self, tfidf: csr_matrix) -> Floats:
+        """Cosine of every spot with every pathway.
+
+        Args:
+            tfidf: TF-IDF rows (S, G), L2-normalised; same genes in the same order as in fitting.
+
+        Returns:
+            float32 (S, M), between -1 and 1.
+        """
+        return cosine(tfidf, self.matrix)
+
+    def standardised(self, tfidf: csr_matrix) -> Floats:
+        """Match in training standard deviations (S, M), not yet centred per spot."""
+        raw = self.raw_match(tfidf)
+        scale = np.where(self.varying, self.sd, 1.0)
+        standard: Floats = ((raw - self.mean) / scale * self.varying).astype(np.float32)
+        return standard
+
+    def background(self, tfidf: csr_matrix) -> Floats:
+        """Mean standardised match of each spot over the varying pathways (S,).
+
+        It is mostly sequencing depth (METHOD section 2), so it is taken off every score.
+        """
+        mean: Floats = self.standardised(tfidf)[:, self.varying].mean(axis=1)
+        return mean
+
+    def match(self, tfidf: csr_matrix) -> Floats:
+        """Match m_ip: standardised per pathway, then centred per spot over pathways.
+
+        A spot without counts matches nothing: its row is 0. So is the column of a pathway that did
+        not vary in training.
+
+        Args:
+            tfidf: TF-IDF rows (S, G), L2-normalised.
+
+        Returns:
+            float32 (S, M); each row has mean 0 over the varying pathways.
+        """
+        match = self.standardised(tfidf)
+        match -= match[:, self.varying].mean(axis=1, keepdims=True)
+        match[:, ~self.varying] = 0.0
+        match[empty_rows(tfidf)] = 0.0
+        return match
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Plain arrays for storage; ``from_arrays`` is the inverse. No pickled objects."""
+        return {
+            "names": np.array(self.names, dtype=np.str_),
+            "data": self.matrix.data,
+            "indices": self.matrix.indices,
+            "indptr": self.matrix.indptr,
+            "shape": np.array(self.matrix.shape, dtype=np.int64),
+            "mean": self.mean,
+            "sd": self.sd,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "PathwayAnchors":
+        """Rebuild from ``to_arrays``; names may be str or UTF-8 bytes (as HDF5 gives them).
+
+        Raises:
+            PathwayError: An array is missing or does not fit the others.
+        """
+        missing = {"names", "data", "indices", "indptr", "shape", "mean", "sd"} - set(arrays)
+        if missing:
+            raise PathwayError(
+                f"stored anchors lack {', '.join(sorted(missing))}; the file is incomplete. "
+                "Train again, or take another checkpoint."
+            )
+        parts = tuple(np.asarray(arrays[key]) for key in ("data", "indices", "indptr"))
+        shape = tuple(int(n) for n in np.asarray(arrays["shape"]))
+        try:
+            matrix = csr_matrix(parts, shape=shape)
+            matrix.check_format(full_check=True)
+        except ValueError as error:
+            raise PathwayError(f"stored anchors are damaged ({error}).") from error
+        names = tuple(
+            n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(arrays["names"])
+        )
+        return cls(names, matrix, np.asarray(arrays["mean"]), np.asarray(arrays["sd"]))
+
+
+def fit_anchors(
+    database: PathwayDatabase,
+    genes: Sequence[str],
+    idf: npt.ArrayLike,
+    blocks: Iterable[csr_matrix],
+) -> PathwayAnchors:
+    """Build anchors and the statistics of their match, streaming over training spots.
+
+    Only a mean and a sum of squares per pathway are kept, so memory does not grow with the corpus.
+
+    Args:
+        database: Restricted to the panel (``PathwayDatabase.restrict``); at least two pathways,
+            because a match is a contrast between pathways.
+        genes: Panel (G,), the columns of the blocks.
+        idf: Inverse document frequencies (G,), not negative.
+        blocks: TF-IDF blocks (S, G) of training spots, rows L2-normalised.
+
+    Returns:
+        The anchors.
+
+    Raises:
+        PathwayError: A pathway without a gene in the panel, fewer than two pathways, no spots,
+            rows that are not unit, or no pathway that varies.
+    """
+    names = database.names
+    if len(names) < 2:
+        raise PathwayError(
+            f"{database.name} has {len(names)} pathway(s); expected at least 2, because a match is "
+            "centred over pathways. Add a database with '+', for example default+my.gmt."
+        )
+    matrix = _unit_columns(database, genes, idf)
+    mean, sd = moments(cosine(part, matrix) for block in blocks for part in row_blocks(block))
+    if not (sd > 0).any():
+        raise PathwayError(
+            "no pathway varies over the training spots; expected at least two different spots."
+        )
+    constant = [name for name, s in zip(names, sd, strict=True) if s == 0]
+    if constant:
+        warnings.warn(
+            f"{len(constant)} of {len(names)} pathways never vary over the training spots and "
+            f"will score 0: {', '.join(constant[:5])}.",
+            stacklevel=2,
+        )
+    return PathwayAnchors(names, matrix, mean, sd)
+
+
+def soft_targets(
+    match: npt.ArrayLike, temperature: float = 0.5, top: int = 5, threshold: float = 0.0
+) -> Floats:
+    """Soft target q_i: softmax of match / temperature over the best pathways of a spot.
+
+    Kept are the ``top`` best that lie above ``threshold``; the rest is 0 and the kept ones sum to 1
+    (METHOD section 2).
+
+    Args:
+        match: Match (S, M), from ``PathwayAnchors.match``.
+        temperature: T_match > 0; small is sharp.
+        top: Pathways kept per spot, k_p >= 1.
+        threshold: A pathway must match better than this (standard deviations).
+
+    Returns:
+        float32 (S, M); rows sum to 1, or are all 0 where nothing is above the threshold.
+
+    Raises:
+        PathwayError: Wrong shape, not finite, or a setting out of range.
+    """
+    match = np.asarray(match, dtype=np.float32)
+    if match.ndim != 2 or match.shape[1] == 0 or not np.isfinite(match).all():
+        raise PathwayError(
+            f"match of shape {match.shape}; expected finite numbers (spots, pathways)."
+        )
+    if not temperature > 0 or top < 1:
+        raise PathwayError(
+            f"temperature={temperature}, top={top}; expected temperature > 0 and top >= 1."
+        )
+    top = min(top, match.shape[1])
+    best = np.argpartition(-match, top - 1, axis=1)[:, :top]
+    value = np.take_along_axis(match, best, axis=1)
+    kept = value > threshold
+    weight = np.exp((value - value.max(axis=1, keepdims=True)) / temperature) * kept
+    total = weight.sum(axis=1, keepdims=True)
+    weight = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    target = np.zeros_like(match)
+    np.put_along_axis(target, best, weight, axis=1)
+    return target
+
+
+def _unit_columns(
+    database: PathwayDatabase, genes: Sequence[str], idf: npt.ArrayLike
+) -> csr_matrix:
+    """Weights times idf with unit columns (G, M)."""
+    weighted = sparse.diags_array(checked_idf(idf, len(genes))) @ database.matrix(genes)
+    norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=0)).ravel())
+    empty = [name for name, n in zip(database.names, norm, strict=True) if n == 0]
+    if empty:
+        raise PathwayError(
+            f"{len(empty)} of {len(norm)} pathways of {database.name} have no gene in the panel: "
+            f"{', '.join(empty[:5])}. Call database.restrict(genes) first."
+        )
+    return csr_matrix(weighted @ sparse.diags_array(1.0 / norm)).astype(np.float32)

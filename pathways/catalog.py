@@ -1,0 +1,219 @@
+"""The only place that turns a user's string into a database."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+
+from .database import PathwayDatabase
+from .errors import PathwayError
+from .gmt import GeneSet, read_gmt
+from .longtable import TABLE_SUFFIXES, read_table
+from .recipes import fetched_file, read_recipes, recipe_named
+
+DEFAULT_NAME = "default"
+DEFAULT_VERSION = "1"
+GMT_SUFFIXES = (".gmt", ".gmt.gz")
+CONTROL_PREFIX = "matched_random:"
+
+
+@dataclass(frozen=True)
+class DatabaseEntry:
+    """One line of ``list_databases``.
+
+    Attributes:
+        name: What ``load_pathways`` takes.
+        shipped: True: part of this package. False: fetched first (``recipes.fetch``).
+        version: Version of the content.
+        licence: Licence of the content.
+        summary: One line of meaning.
+    """
+
+    name: str
+    shipped: bool
+    version: str
+    licence: str
+    summary: str
+
+
+def list_databases() -> tuple[DatabaseEntry, ...]:
+    """Every name that ``load_pathways`` knows."""
+    default = DatabaseEntry(
+        DEFAULT_NAME, True, DEFAULT_VERSION, "Apache-2.0", "working vocabulary: tumour and brain"
+    )
+    fetched = [
+        DatabaseEntry(r.name, False, r.version, r.licence, r.summary)
+        for r in read_recipes().values()
+    ]
+    return (default, *fetched)
+
+
+def load_pathways(spec: str, root: str | Path | None = None) -> PathwayDatabase:
+    """Turn a string into a database.
+
+    Args:
+        spec: One of
+
+            - a name of ``list_databases``: "default", "hallmark", "reactome";
+            - a file: .gmt, .gmt.gz, or a long table .tsv/.csv (.gz) with source, target[, weight];
+            - "package.module:function": **imports the module and calls the function without
+              arguments, so this runs code**; it returns a PathwayDatabase, a list of GeneSet, a
+              mapping name -> genes, or a table source, target, weight;
+            - several of these joined by "+"; a pathway name may appear in one part only.
+        root: Folder that relative paths start from; default the working folder.
+
+    Returns:
+        The database.
+
+    Raises:
+        PathwayError: Unknown name (with the nearest), missing or wrong file, wrong return value.
+    """
+    spec = spec.strip()
+    if spec.startswith(CONTROL_PREFIX):
+        raise PathwayError(
+            f"{spec!r} is a control that needs the training data: load "
+            f"{spec.removeprefix(CONTROL_PREFIX)!r} and pass it to pathways.matched_random."
+        )
+    if "+" not in spec or _is_file(spec, root):
+        return _load_part(spec, root)
+    parts = [part.strip() for part in spec.split("+")]
+    if not all(parts):
+        raise PathwayError(f"{spec!r}: an empty part beside '+'; expected names or files.")
+    return concatenate([_load_part(part, root) for part in parts], name="+".join(parts))
+
+
+def concatenate(databases: list[PathwayDatabase], name: str) -> PathwayDatabase:
+    """Join databases with different pathway names and one kind of gene identifier.
+
+    Args:
+        databases: At least one.
+        name: Name of the result.
+
+    Raises:
+        PathwayError: A pathway name in two parts, or parts with different kinds of identifiers.
+    """
+    owner: dict[str, str] = {}
+    for part in databases:
+        shared = [n for n in part.names if n in owner]
+        if shared:
+            raise PathwayError(
+                f"{name}: {len(shared)} pathway name(s) are in {owner[shared[0]]} and in "
+                f"{part.name}: {', '.join(shared[:5])}. Rename them in one of the files."
+            )
+        owner.update(dict.fromkeys(part.names, part.name))
+    kinds = {p.name: p.id_type for p in databases if p.id_type != "unknown"}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{n} has {k}" for n, k in kinds.items())
+        raise PathwayError(
+            f"{name}: parts with different kinds of gene identifiers ({listed}) cannot match one "
+            "panel. Convert one of them first."
+        )
+    return PathwayDatabase(
+        name=name,
+        table=pd.concat([p.table for p in databases], ignore_index=True),
+        organism=_joined([p.organism for p in databases]),
+        id_type=next(iter(kinds.values()), "unknown"),
+        licence=_joined([p.licence for p in databases]),
+        version=_joined([p.version for p in databases]),
+        descriptions={k: v for p in databases for k, v in p.descriptions.items()},
+    )
+
+
+def _joined(values: list[str]) -> str:
+    """Different non-empty values, joined."""
+    return " + ".join(dict.fromkeys(v for v in values if v))
+
+
+def _load_part(spec: str, root: str | Path | None) -> PathwayDatabase:
+    """One name, file or function."""
+    if _looks_like_path(spec):
+        return _load_file(Path(root or ".") / Path(spec).expanduser())
+    if ":" in spec:
+        return _load_function(spec)
+    if spec == DEFAULT_NAME:
+        return load_default()
+    if spec in read_recipes():
+        return _load_recipe(spec)
+    known = [entry.name for entry in list_databases()]
+    near = get_close_matches(spec.lower(), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise PathwayError(
+        f"unknown pathway database {spec!r}.{hint} Expected one of {', '.join(known)}, a .gmt, "
+        ".tsv or .csv file, or package.module:function."
+    )
+
+
+def _looks_like_path(spec: str) -> bool:
+    return "/" in spec or "\\" in spec or spec.lower().endswith((*GMT_SUFFIXES, *TABLE_SUFFIXES))
+
+
+def _is_file(spec: str, root: str | Path | None) -> bool:
+    """A file whose own name has a plus sign."""
+    return _looks_like_path(spec) and (Path(root or ".") / Path(spec).expanduser()).is_file()
+
+
+def _load_file(path: Path) -> PathwayDatabase:
+    """A GMT file or a long table, told by the name's ending."""
+    lower = path.name.lower()
+    if lower.endswith(GMT_SUFFIXES):
+        return PathwayDatabase.from_sets(read_gmt(path), name=path.name)
+    if lower.endswith(TABLE_SUFFIXES):
+        return read_table(path)
+    endings = ", ".join((*GMT_SUFFIXES, *TABLE_SUFFIXES))
+    raise PathwayError(f"{path}: unknown ending; expected one of {endings}. Rename the file.")
+
+
+def load_default() -> PathwayDatabase:
+    """The embedded database, written by this project (see data/README.md)."""
+    source = resources.files("pathways") / "data" / "default.gmt"
+    with resources.as_file(source) as path:
+        sets = read_gmt(path)
+    return PathwayDatabase.from_sets(
+        sets, DEFAULT_NAME, "human", "symbol", "Apache-2.0", DEFAULT_VERSION
+    )
+
+
+def _load_recipe(name: str) -> PathwayDatabase:
+    """A collection that was fetched before."""
+    recipe = recipe_named(name)
+    return PathwayDatabase.from_sets(
+        read_gmt(fetched_file(name)), name, "human", "symbol", recipe.licence, recipe.version
+    )
+
+
+def _load_function(spec: str) -> PathwayDatabase:
+    """Import a module of the user and call its function."""
+    module_name, _, function_name = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError, TypeError) as error:
+        raise PathwayError(
+            f"{spec!r}: cannot import {module_name!r} ({error}). Install the package or put its "
+            "folder on PYTHONPATH; the form is package.module:function."
+        ) from error
+    function: Callable[[], object] | None = getattr(module, function_name, None)
+    if not callable(function):
+        near = get_close_matches(function_name, dir(module), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise PathwayError(f"{spec!r}: {module_name} has no function {function_name!r}.{hint}")
+    return _from_object(function(), spec)
+
+
+def _from_object(value: object, spec: str) -> PathwayDatabase:
+    """What a user's function may return -> database."""
+    if isinstance(value, PathwayDatabase):
+        return value
+    if isinstance(value, pd.DataFrame):
+        return PathwayDatabase(name=spec, table=value)
+    if isinstance(value, Mapping):
+        value = [GeneSet(str(k), "", tuple(v)) for k, v in value.items()]
+    if isinstance(value, list | tuple) and value and all(isinstance(v, GeneSet) for v in value):
+        return PathwayDatabase.from_sets(value, name=spec)
+    raise PathwayError(
+        f"{spec!r} returned {type(value).__name__}; expected a PathwayDatabase, a non-empty list "
+        "of GeneSet, a mapping name -> genes, or a table source, target, weight."
+    )

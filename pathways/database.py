@@ -1,0 +1,255 @@
+"""PathwayDatabase: gene sets as one long table (METHOD section 2).
+
+Shapes: G genes of a panel, M pathways.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.sparse import csr_matrix
+
+from .coverage import CoverageReport, check_coverage, count_coverage
+from .errors import PathwayError
+from .genes import detect_id_type
+from .gmt import GeneSet
+
+COLUMNS = ["source", "target", "weight"]
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """How much the sets share (Jaccard index of every pair).
+
+    Attributes:
+        max: Largest Jaccard index, 0-1.
+        mean: Mean over all pairs, 0-1.
+        top: The most overlapping pairs, (name, name, Jaccard), falling.
+    """
+
+    max: float
+    mean: float
+    top: tuple[tuple[str, str, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PathwayDatabase:
+    """Gene sets with weights: the long table ``source, target, weight``.
+
+    Attributes:
+        name: Short name, for reports.
+        table: One row a (pathway, gene): source (pathway name), target (gene), weight (finite, not
+            0; 1 for plain sets; signed weights allowed). Treat as read-only.
+        organism: "human", "mouse", or "" where not stated.
+        id_type: Kind of gene identifier, see ``genes.detect_id_type``; detected where not given.
+        licence: Licence of the content, "" where not stated.
+        version: Version of the content.
+        sha256: Hash of the table, independent of row order; computed, or checked where given.
+        descriptions: Pathway name -> one line of meaning; may be incomplete.
+    """
+
+    name: str
+    table: pd.DataFrame
+    organism: str = ""
+    id_type: str = ""
+    licence: str = ""
+    version: str = ""
+    sha256: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        table = _checked_table(self.name, self.table)
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "descriptions", dict(self.descriptions))
+        if not self.id_type:
+            object.__setattr__(self, "id_type", detect_id_type(table["target"].unique()))
+        digest = hash_table(table)
+        if self.sha256 and self.sha256 != digest:
+            raise PathwayError(
+                f"{self.name}: the table has sha256 {digest}, expected {self.sha256}; its content "
+                "was changed. Load it again from its source."
+            )
+        object.__setattr__(self, "sha256", digest)
+
+    @classmethod
+    def from_sets(
+        cls,
+        sets: Iterable[GeneSet],
+        name: str,
+        organism: str = "",
+        id_type: str = "",
+        licence: str = "",
+        version: str = "",
+    ) -> "PathwayDatabase":
+        """Build from gene sets, every weight 1; names must be unique."""
+        sets = list(sets)
+        names = [s.name for s in sets]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise PathwayError(f"{name}: gene set names used twice: {', '.join(twice[:5])}.")
+        sizes = [len(s.genes) for s in sets]
+        table = pd.DataFrame(
+            {
+                "source": np.repeat(np.array(names, dtype=object), sizes),
+                "target": np.array([g for s in sets for g in s.genes], dtype=object),
+                "weight": 1.0,
+            }
+        )
+        descriptions = {s.name: s.description for s in sets}
+        return cls(name, table, organism, id_type, licence, version, "", descriptions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Pathway names (M,), in order of first appearance: the column order of ``matrix``."""
+        return tuple(self.table["source"].unique())
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Every gene once, in order of first appearance."""
+        return tuple(self.table["target"].unique())
+
+    def genes_of(self, name: str) -> tuple[str, ...]:
+        """Genes of one pathway, in table order.
+
+        Raises:
+            PathwayError: Unknown name; the message gives the nearest ones.
+        """
+        rows = self.table["source"] == name
+        if not rows.any():
+            near = get_close_matches(name, self.names, n=3) or list(self.names[:3])
+            raise PathwayError(
+                f"{self.name} has no pathway {name!r}; the nearest of its {len(self.names):,} "
+                f"names: {', '.join(near)}."
+            )
+        return tuple(self.table.loc[rows, "target"])
+
+    def restrict(
+        self, genes: Sequence[str], min_genes: int = 5, max_genes: int = 500
+    ) -> tuple["PathwayDatabase", CoverageReport]:
+        """Keep genes of a panel, and the sets that then have a sensible size.
+
+        Args:
+            genes: Identifiers of the panel (G,), unique.
+            min_genes: Fewest panel genes of a set that is kept.
+            max_genes: Most panel genes of a set that is kept.
+
+        Returns:
+            The smaller database, and what was kept and dropped.
+
+        Raises:
+            PathwayError: Almost nothing matches (with a diagnosis), or no set is left.
+        """
+        if not 1 <= min_genes <= max_genes:
+            raise PathwayError(
+                f"min_genes={min_genes}, max_genes={max_genes}; expected 1 <= min_genes <= "
+                "max_genes."
+            )
+        panel = gene_index(genes)
+        report = count_coverage(self.name, self.table, panel, min_genes, max_genes)
+        check_coverage(report, self.genes, panel, (min_genes, max_genes))
+        kept = report.table.loc[report.table["status"] == "kept", "set"]
+        rows = self.table["source"].isin(kept) & self.table["target"].isin(panel)
+        descriptions = {n: self.descriptions[n] for n in kept if n in self.descriptions}
+        table = self.table[rows]
+        return replace(self, table=table, sha256="", descriptions=descriptions), report
+
+    def matrix(self, genes: Sequence[str]) -> csr_matrix:
+        """Weights as genes x pathways.
+
+        Args:
+            genes: Identifiers of the panel (G,), unique; set genes outside it are left out (use
+                ``restrict`` to see how many).
+
+        Returns:
+            CSR float32 (G, M); columns in the order of ``names``.
+        """
+        row = gene_index(genes).get_indexer(pd.Index(self.table["target"]))
+        column = pd.factorize(self.table["source"])[0]
+        inside = row >= 0
+        weight = self.table["weight"].to_numpy(dtype=np.float32)[inside]
+        shape = (len(genes), len(self.names))
+        return csr_matrix((weight, (row[inside], column[inside])), shape=shape)
+
+    def overlap(self, n_top: int = 10) -> OverlapReport:
+        """Jaccard overlap of the sets (weights ignored).
+
+        Args:
+            n_top: How many pairs to list.
+
+        Returns:
+            Largest and mean index and the top pairs.
+        """
+        member = self.matrix(self.genes)
+        member.data = np.ones_like(member.data)
+        size = np.asarray(member.sum(axis=0)).ravel()
+        shared = sparse.triu(member.T @ member, k=1).tocoo()
+        jaccard = shared.data / (size[shared.row] + size[shared.col] - shared.data)
+        n_pairs = len(size) * (len(size) - 1) // 2
+        order = np.lexsort((shared.col, shared.row, -jaccard))[:n_top]
+        names = self.names
+        top = tuple((names[shared.row[i]], names[shared.col[i]], float(jaccard[i])) for i in order)
+        largest = top[0][2] if top else 0.0
+        return OverlapReport(largest, float(jaccard.sum() / n_pairs) if n_pairs else 0.0, top)
+
+
+def gene_index(genes: Sequence[str]) -> "pd.Index[str]":
+    """Panel genes as an index.
+
+    Raises:
+        PathwayError: The panel is empty or names a gene twice.
+    """
+    index: pd.Index[str] = pd.Index(np.asarray(genes, dtype=object))
+    if len(index) == 0:
+        raise PathwayError("the panel has no genes; expected at least one gene name.")
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique()
+        raise PathwayError(
+            f"the panel names {len(twice)} gene(s) twice: {', '.join(map(str, twice[:5]))}. "
+            "Make gene names unique first."
+        )
+    return index
+
+
+def hash_table(table: pd.DataFrame) -> str:
+    """SHA-256 of the canonical table: sorted lines ``source<TAB>target<TAB>weight``."""
+    columns = (table[c].tolist() for c in COLUMNS)
+    lines = sorted(f"{s}\t{t}\t{w!r}" for s, t, w in zip(*columns, strict=True))
+    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
+
+
+def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with the three columns, checked."""
+    missing = [c for c in COLUMNS if c not in table.columns]
+    if missing:
+        raise PathwayError(
+            f"{name}: column(s) {', '.join(missing)} missing, found "
+            f"{', '.join(map(str, table.columns))}; expected {', '.join(COLUMNS)}. Rename them."
+        )
+    if table.empty:
+        raise PathwayError(f"{name}: the table has no rows; expected at least one gene set.")
+    table = table[COLUMNS].reset_index(drop=True).copy()
+    for column in ("source", "target"):
+        wrong = ~table[column].map(lambda v: isinstance(v, str) and v != "" and v == v.strip())
+        _refuse_rows(name, table, wrong, f"an empty or padded {column}; expected a plain name")
+        table[column] = table[column].astype(object)
+    table["weight"] = pd.to_numeric(table["weight"], errors="coerce").astype(np.float64)
+    wrong = ~np.isfinite(table["weight"]) | (table["weight"] == 0)
+    _refuse_rows(name, table, wrong, "a weight that is not a finite number other than 0")
+    twice = table.duplicated(["source", "target"])
+    _refuse_rows(name, table, twice, "a pathway-gene pair that an earlier row has")
+    return table
+
+
+def _refuse_rows(name: str, table: pd.DataFrame, wrong: "pd.Series[bool]", what: str) -> None:
+    """Raise for marked rows, naming how many, and the first."""
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        values = ", ".join(f"{c}={table[c].iloc[first]!r}" for c in COLUMNS)
+        raise PathwayError(
+            f"{name}: {int(wrong.sum())} row(s) with {what}; the first is table row {first + 1} "
+            f"({values}). Correct or remove them."
+        )

@@ -1,0 +1,47 @@
+"""Slides and counts become slide stores; TF-IDF, gene selection and spot graphs read them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preprocessing.errors import DataError
+    from preprocessing.manifest import read_manifest
+    from preprocessing.run import prepare, stores_in
+    from preprocessing.slides import open_slide
+    from preprocessing.spot_table import SpotTable
+    from preprocessing.store import SlideStore
+    from preprocessing.tfidf import TfidfReweighter
+
+__all__ = [
+    "DataError",
+    "SlideStore",
+    "SpotTable",
+    "TfidfReweighter",
+    "open_slide",
+    "prepare",
+    "read_manifest",
+    "stores_in",
+]
+
+_HOME = {
+    "DataError": "errors",
+    "SlideStore": "store",
+    "SpotTable": "spot_table",
+    "TfidfReweighter": "tfidf",
+    "open_slide": "slides",
+    "prepare": "run",
+    "read_manifest": "manifest",
+    "stores_in": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import preprocessing`` is cheap."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'preprocessing' has no attribute {name!r}")
+    return getattr(import_module(f"preprocessing.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

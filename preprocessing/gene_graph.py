@@ -1,0 +1,208 @@
+"""The gene-gene graph: Gaussian-copula mutual information (METHOD section 3).
+
+MI = -0.5 ln(1 - r^2) with r the correlation of rank-normal scores. Ranks and centring are within
+slide, so neither depth nor stain nor batch differences between slides make an edge; scores of all
+slides are then concatenated. Shapes: S spots, G genes, E edges listed per gene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.special import ndtri
+
+from preprocessing.errors import DataError
+from preprocessing.slide_blocks import TfidfBlocks, read_blocks
+
+_CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
+
+
+@dataclass(frozen=True)
+class GeneGraph:
+    """The strongest co-expression edges of every gene.
+
+    Attributes:
+        neighbour: (G, E) int32 other genes by falling weight, padded with G. An edge is listed
+            under each gene that has it among its E strongest, so it may be listed once or twice.
+        weight: (G, E) float32 mutual information in nats, padded with 0.
+    """
+
+    neighbour: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that do not fit together."""
+        if self.neighbour.ndim != 2 or self.neighbour.shape != self.weight.shape:
+            raise DataError(
+                f"a gene graph needs neighbour and weight of one shape (G, E); found "
+                f"{self.neighbour.shape} and {self.weight.shape}. Fit it with gene_graph."
+            )
+
+    @property
+    def n_genes(self) -> int:
+        """G."""
+        return int(self.neighbour.shape[0])
+
+    def matrix(self) -> sparse.csr_matrix:
+        """(G, G) symmetric CSR float32 of weights; an edge listed by either gene is in it."""
+        row, place = np.nonzero(self.neighbour < self.n_genes)
+        parts = (self.weight[row, place], (row, self.neighbour[row, place]))
+        listed = sparse.csr_matrix(parts, shape=(self.n_genes, self.n_genes))
+        return listed.maximum(listed.T).tocsr()
+
+
+def gene_graph(
+    blocks: TfidfBlocks,
+    n_genes: int,
+    *,
+    n_neighbours: int = 16,
+    max_spots: int = 2000,
+    min_information: float = 0.005,
+    min_detected: int = 10,
+    block: int = 1024,
+    seed: int = 0,
+) -> GeneGraph:
+    """Fits the co-expression graph from training spots; the sign of a correlation is ignored.
+
+    Holds (max_spots, G) float32 scores and (block, G) correlations at once. Sampling noise of r^2
+    is about 1 / spots, so below some 200 spots raise min_information.
+
+    Args:
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
+        n_genes: G.
+        n_neighbours: E, edges listed per gene.
+        max_spots: training spots used, spread evenly over slides.
+        min_information: weakest edge kept, nats; 0.005 is |r| = 0.1.
+        min_detected: a gene found in fewer of the sampled spots gets no edge: two genes that share
+            one spot by chance would look perfectly correlated.
+        block: genes per matrix product.
+        seed: of the sample of spots.
+
+    Returns:
+        The graph. A gene that does not vary, or is too rare, has no edge.
+
+    Raises:
+        DataError: settings below 1, fewer than 3 spots, or another number of genes.
+    """
+    if min(n_neighbours, max_spots, block) < 1:
+        raise DataError(
+            f"gene graph: n_neighbours {n_neighbours}, max_spots {max_spots} and block {block} "
+            "must all be at least 1 (16, 2000 and 1024 are usual)."
+        )
+    scores = _pooled_scores(blocks, n_genes, max_spots, min_detected, seed)
+    n_edges = min(n_neighbours, n_genes - 1)
+    neighbour = np.full((n_genes, n_neighbours), n_genes, np.int32)
+    weight = np.zeros((n_genes, n_neighbours), np.float32)
+    for start in range(0, n_genes if n_edges else 0, block):
+        rows = slice(start, start + block)
+        neighbour[rows, :n_edges], weight[rows, :n_edges] = _strongest(
+            scores, start, block, n_edges, min_information
+        )
+    return GeneGraph(neighbour, weight)
+
+
+def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
+    """Normal scores of average ranks, gene by gene: Phi^-1(rank / (S + 1)), centred.
+
+    Zeros share one rank, so only stored values are sorted, all genes in one sort.
+
+    Args:
+        values: (S, G) non-negative sparse values of one slide.
+
+    Returns:
+        (S, G) float32 dense scores with mean 0 in every column.
+
+    Raises:
+        DataError: a negative or non-finite value.
+    """
+    table = sparse.csc_matrix(values, dtype=np.float32, copy=True)
+    table.sum_duplicates()
+    table.eliminate_zeros()
+    if not (np.isfinite(table.data) & (table.data > 0)).all():
+        raise DataError("rank scores: a value is negative or not finite; give TF-IDF rows.")
+    n_spots, n_genes = table.shape
+    stored = np.diff(table.indptr).astype(np.int64)
+    gene = np.repeat(np.arange(n_genes, dtype=np.uint64), stored)
+    key = (gene << np.uint64(32)) | table.data.view(np.uint32)
+    order = np.argsort(key)  # equal keys get one rank, so their order is free
+    rank = _average_places(key[order]) - table.indptr[gene[order].astype(np.int64)]
+    zeros = n_spots - stored
+    gene_sorted = gene[order].astype(np.int64)
+    score = ndtri((zeros[gene_sorted] + rank + 1) / (n_spots + 1))
+    floor = ndtri(np.maximum(zeros + 1, 2) / 2 / (n_spots + 1))
+    mean = (np.bincount(gene_sorted, score, minlength=n_genes) + floor * zeros) / n_spots
+    dense = np.broadcast_to((floor - mean).astype(np.float32), (n_spots, n_genes)).copy()
+    dense[table.indices[order], gene_sorted] = score - mean[gene_sorted]
+    return dense
+
+
+def _average_places(ordered: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Mean position of every run of equal keys in a sorted array, for each of its entries."""
+    if ordered.size == 0:
+        return np.zeros(0)
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    length = np.diff(np.append(first, ordered.size))
+    return np.repeat(first + (length - 1) / 2, length)
+
+
+def _strongest(
+    scores: NDArray[np.float32], start: int, block: int, n_edges: int, min_information: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The n_edges strongest partners of genes start..start + block, and their information."""
+    n_genes = scores.shape[1]
+    square = scores[:, start : start + block].T @ scores
+    np.square(square, out=square)
+    rows = np.arange(square.shape[0])
+    square[rows, start + rows] = -1  # never its own neighbour
+    top = np.argpartition(square, n_genes - n_edges, axis=1)[:, n_genes - n_edges :]
+    top.sort(axis=1)  # ties by gene index
+    strength = np.take_along_axis(square, top, axis=1)
+    order = np.argsort(-strength, axis=1, kind="stable")
+    partner: NDArray[np.int32] = np.take_along_axis(top, order, axis=1).astype(np.int32)
+    strength = np.take_along_axis(strength, order, axis=1).astype(np.float64)
+    information = -0.5 * np.log1p(-np.clip(strength, 0, _CEILING))
+    weak = (information < min_information) | (information <= 0)
+    partner[weak] = n_genes
+    information[weak] = 0
+    return partner, information.astype(np.float32)
+
+
+def _pooled_scores(
+    blocks: TfidfBlocks, n_genes: int, max_spots: int, min_detected: int, seed: int
+) -> NDArray[np.float32]:
+    """(sampled S, G) float32 scores of all slides, columns of unit length (0: constant, rare)."""
+    sizes = np.array([block.shape[0] for block in read_blocks(blocks, n_genes)], dtype=np.int64)
+    quota = _even_quota(sizes, max_spots)
+    rng = np.random.default_rng(seed)
+    parts: list[NDArray[np.float32]] = []
+    detected = np.zeros(n_genes, np.int64)
+    for block, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
+        if take:
+            rows = np.sort(rng.choice(block.shape[0], size=int(take), replace=False))
+            sample = block[rows]
+            detected += np.bincount(sample.indices, minlength=n_genes)
+            parts.append(rank_normal_scores(sample))
+    scores = np.concatenate(parts)
+    if len(scores) < 3:
+        raise DataError(
+            f"gene graph: {len(scores)} training spots, expected at least 3 (some 200 for edges "
+            "that mean something). Give more slides or raise max_spots."
+        )
+    length = np.sqrt(np.einsum("sg,sg->g", scores, scores, dtype=np.float64))
+    varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= min_detected)
+    scores *= np.where(varies, 1 / np.where(varies, length, 1), 0).astype(np.float32)
+    return scores
+
+
+def _even_quota(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """How many of each slide's spots to take: all of a small slide, equal shares of the others."""
+    quota = np.zeros_like(sizes)
+    order = np.argsort(sizes, kind="stable")
+    left = total
+    for place, slide in enumerate(order):
+        quota[slide] = min(int(sizes[slide]), left // (len(order) - place))
+        left -= int(quota[slide])
+    return quota

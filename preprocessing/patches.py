@@ -1,0 +1,173 @@
+"""Square patches of tissue around spot centres, at one physical size (METHOD section 0, I_i).
+
+A patch covers `um` micrometres and has `px` pixels, whatever the scan's resolution was. Its centre
+lies on the spot centre to within half a patch pixel, and to within half a level-0 pixel when level
+0 is read.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from preprocessing.errors import DataError
+from preprocessing.slides import Pixels, Slide
+
+MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """Size of the patches.
+
+    Attributes:
+        patch_um: edge in micrometres; 112 um takes in a Visium spot (55 um) and its surroundings.
+        patch_px: edge in pixels; 224 px of 112 um are 0.5 um per pixel (20x).
+    """
+
+    patch_um: float = 112.0
+    patch_px: int = 224
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.patch_um) and self.patch_um > 0):
+            raise DataError(f"patch_um is {self.patch_um}; expected micrometres above 0, e.g. 112")
+        if self.patch_px < 1:
+            raise DataError(f"patch_px is {self.patch_px}; expected at least 1 pixel, e.g. 224")
+
+
+@dataclass(frozen=True)
+class PatchWindow:
+    """Where a patch lies in a slide.
+
+    Attributes:
+        level: the level to read.
+        corner_px0: left upper corner of the rectangle to read, level-0 pixels.
+        size: edge of the rectangle to read, level pixels.
+        box: (left, top, right, bottom) of the patch inside the rectangle, level pixels; None when
+            the rectangle is the patch, pixel for pixel.
+    """
+
+    level: int
+    corner_px0: tuple[int, int]
+    size: int
+    box: tuple[float, float, float, float] | None
+
+
+def level_for(slide: Slide, downsample: float) -> int:
+    """Index of the coarsest level that is not coarser than `downsample` (1 % tolerance)."""
+    fine = [i for i, down in enumerate(slide.level_downsamples) if down <= downsample * 1.01]
+    return max(fine, key=lambda i: slide.level_downsamples[i], default=0)
+
+
+def patch_window(
+    slide: Slide, centre_px0: tuple[float, float], mpp: float, um: float, px: int
+) -> PatchWindow:
+    """Compute what to read for one patch; see `read_patch` for the arguments.
+
+    A level whose pixels already have the wanted size (to within half a pixel over the patch) is
+    cut on whole pixels, so that the patch stays as sharp as the scan; otherwise the window keeps
+    its fractions and is resampled.
+    """
+    _check_scale(slide, mpp, um, px)
+    level = level_for(slide, um / px / mpp)
+    down = slide.level_downsamples[level]
+    side = um / mpp / down
+    if side > MAX_WINDOW_PX:
+        raise DataError(
+            f"{slide.path}: {um:g} um at {mpp:g} um per pixel are {side:.0f} pixels across; "
+            f"at most {MAX_WINDOW_PX} are read; check mpp (usually 0.2 to 20) and patch_um"
+        )
+    centre = (centre_px0[0] / down, centre_px0[1] / down)
+    if abs(side - px) <= 0.5:
+        whole = [round(value - px / 2) for value in centre]
+        return PatchWindow(level, (round(whole[0] * down), round(whole[1] * down)), px, None)
+    margin = math.ceil(max(1.0, side / px)) + 1  # for the filter
+    first = [math.floor(value - side / 2) - margin for value in centre]
+    corner = (round(first[0] * down), round(first[1] * down))
+    left, top = (value - side / 2 - at / down for value, at in zip(centre, corner, strict=True))
+    size = math.ceil(side) + 2 * margin + 1
+    return PatchWindow(level, corner, size, (left, top, left + side, top + side))
+
+
+def read_patch(
+    slide: Slide, centre_px0: tuple[float, float], mpp: float, um: float, px: int
+) -> Pixels:
+    """Read the square patch around one point.
+
+    Args:
+        slide: an open slide.
+        centre_px0: (x, y) of the centre, level-0 pixels; fractions count.
+        mpp: micrometres per level-0 pixel, e.g. 0.25 to 1.
+        um: edge of the patch, micrometres, e.g. 112.
+        px: edge of the patch, pixels, e.g. 224.
+
+    Returns:
+        uint8 (px, px, 3); what lies outside the picture is white.
+
+    Raises:
+        DataError: mpp, um or px is not positive, the window is absurdly large, or a damaged file.
+    """
+    window = patch_window(slide, centre_px0, mpp, um, px)
+    region = slide.read_region(window.corner_px0, window.level, (window.size, window.size))
+    if window.box is None:
+        return region
+    patch = Image.fromarray(region).resize((px, px), Image.Resampling.BILINEAR, box=window.box)
+    return np.asarray(patch).copy()
+
+
+def iter_patches(
+    slide: Slide,
+    xy_px0: NDArray[np.float64],
+    mpp: float,
+    um: float,
+    px: int,
+    barcodes: Sequence[str] | None = None,
+) -> Iterator[tuple[int, Pixels]]:
+    """Read the patches of many spots in an order that suits the file (bands of rows, then x).
+
+    Args:
+        slide: an open slide.
+        xy_px0: (S, 2) spot centres (x, y), level-0 pixels.
+        mpp: micrometres per level-0 pixel.
+        um: edge of a patch, micrometres.
+        px: edge of a patch, pixels.
+        barcodes: (S,) names for the error message; the row numbers when None.
+
+    Returns:
+        Iterator over (index into xy_px0, uint8 (px, px, 3)); every spot comes once. The spots are
+        checked at the call, before the first patch is read.
+
+    Raises:
+        DataError: centres outside the picture; see also `read_patch`.
+    """
+    xy = np.asarray(xy_px0, dtype=np.float64)
+    _check_scale(slide, mpp, um, px)
+    _check_inside(slide, xy, barcodes)
+    band = np.floor(xy[:, 1] / max(um / mpp, 512.0))
+    order = np.lexsort((xy[:, 0], band))
+    return ((int(i), read_patch(slide, (xy[i, 0], xy[i, 1]), mpp, um, px)) for i in order)
+
+
+def _check_scale(slide: Slide, mpp: float, um: float, px: int) -> None:
+    for name, value in (("mpp", mpp), ("patch_um", um), ("patch_px", px)):
+        if not (math.isfinite(value) and value > 0):
+            raise DataError(f"{slide.path}: {name} is {value}; expected a number above 0")
+
+
+def _check_inside(slide: Slide, xy: NDArray[np.float64], barcodes: Sequence[str] | None) -> None:
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise DataError(f"{slide.path}: spot centres of shape {xy.shape}; expected (S, 2), x and y")
+    width, height = slide.level_dimensions[0]
+    outside = np.flatnonzero(~((xy >= 0) & (xy <= (width, height))).all(axis=1))
+    if outside.size:
+        names = [f"spot {i}" if barcodes is None else str(barcodes[i]) for i in outside[:3]]
+        x, y = xy[outside[0]]
+        raise DataError(
+            f"{slide.path}: {outside.size} of {len(xy)} spot centres lie outside the picture of "
+            f"{width} x {height} pixels: {', '.join(names)}{', ...' * (outside.size > 3)}; the "
+            f"first is at x {x:.1f}, y {y:.1f}. The coordinates belong to another picture or x and "
+            "y are swapped: set image_scale in the manifest (picture pixels per coordinate pixel)"
+        )

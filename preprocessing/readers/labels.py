@@ -1,0 +1,118 @@
+"""Labels and measurements per spot from a text table, joined by barcode or array position."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.errors import DataError
+from preprocessing.readers.text_table import number_column, read_table
+
+_PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
+_MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
+_CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
+_SUFFIX = re.compile(r"-\d+$")
+
+
+def read_labels(
+    path: Path, barcodes: np.ndarray, array: np.ndarray | None = None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read the labels of the spots ``barcodes``.
+
+    The key is the column "barcode"; else x and y rounded to the array position (legacy ST); else
+    the first column. Columns of numbers become measurements (float, missing NaN), except whole
+    numbers in a column named like a code (label, cluster, domain, region, layer, annotation,
+    class, type, group), which stay categories; all others are categories (str, missing "").
+    Empty cells and NA are missing; columns of coordinates are not taken over.
+
+    Args:
+        path: CSV or TSV, gzipped or not.
+        barcodes: (S,) barcodes of the slide.
+        array: (S, 2) integer array positions, where the slide has them.
+
+    Returns:
+        (S, columns) table in the order of ``barcodes``, and notes on rows left out.
+
+    Raises:
+        DataError: no row belongs to a spot of the slide, or a spot has two different rows.
+    """
+    frame = read_table(path).replace(dict.fromkeys(_MISSING, ""))
+    if frame.empty or frame.shape[1] == 0:
+        raise DataError(f"labels {path} has no rows; expected one a spot")
+    keys, wanted, values, notes = _join_keys(path, frame, barcodes, array)
+    known = keys != ""
+    if not known.all():
+        notes.append(f"labels: {int((~known).sum())} rows without a key left out")
+    values, keys = values[known].copy(), keys[known]
+    values.insert(0, "__key__", keys)
+    values = values.drop_duplicates()
+    twice = values["__key__"].duplicated()
+    if twice.any():
+        raise DataError(
+            f"labels {path}: {int(twice.sum())} spots have two different rows (first: "
+            f"{values.loc[twice, '__key__'].iloc[0]}); keep one row a spot"
+        )
+    values = values.set_index("__key__")
+    joined = pd.Index(wanted).isin(values.index)
+    if not joined.any():
+        raise DataError(
+            f"labels {path}: none of its {len(values)} rows belongs to a spot (labels have "
+            f"{_sample(values.index.to_numpy())}, spots are {_sample(wanted)}); give a column "
+            "'barcode' with the barcodes of the counts, or x and y with array positions"
+        )
+    if not joined.all():
+        notes.append(f"labels: {int((~joined).sum())} of {len(wanted)} spots have no row")
+    unused = len(values) - int(pd.Index(values.index).isin(wanted).sum())
+    if unused:
+        notes.append(f"labels: {unused} rows belong to no spot")
+    table = values.reindex(wanted, fill_value="").reset_index(drop=True)
+    return pd.DataFrame({c: _typed(table, c, path) for c in table.columns}), tuple(notes)
+
+
+def _join_keys(
+    path: Path, frame: pd.DataFrame, barcodes: np.ndarray, array: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, list[str]]:
+    """Return the key of each row (R,), the key of each spot (S,), the value columns, notes."""
+    by_name = {str(c).lower(): c for c in frame.columns}
+    if "barcode" not in by_name and {"x", "y"} <= set(by_name) and array is not None:
+        x, y = (number_column(frame, by_name[c], path, empty_ok=True) for c in "xy")
+        known = np.isfinite(x) & np.isfinite(y)
+        keys = np.full(len(frame), "", dtype=object)
+        keys[known] = position_names(np.column_stack([x, y])[known])
+        values = frame[[c for c in frame.columns if not _PLACES.fullmatch(c)]]
+        return keys, position_names(array), values, []
+    column = by_name.get("barcode", frame.columns[0])
+    keys = frame[column].str.strip().to_numpy(dtype=object)
+    wanted = np.asarray(barcodes, dtype=object)
+    notes: list[str] = []
+    if not set(keys) & set(wanted):
+        short_keys, short = _without_suffix(keys), _without_suffix(wanted)
+        if len(set(short)) == len(short) and set(short_keys) & set(short):
+            keys, wanted = short_keys, short
+            notes.append("labels: joined without the '-1' ending of the barcodes")
+    return keys, wanted, frame.drop(columns=[column]), notes
+
+
+def position_names(xy: np.ndarray) -> np.ndarray:
+    """Return "XxY" of array positions rounded to whole numbers, (S, 2) -> (S,) object."""
+    whole = np.rint(xy).astype(np.int64)
+    return np.array([f"{x}x{y}" for x, y in whole.tolist()], dtype=object)
+
+
+def _without_suffix(names: np.ndarray) -> np.ndarray:
+    return np.array([_SUFFIX.sub("", str(name)) for name in names], dtype=object)
+
+
+def _sample(names: np.ndarray) -> str:
+    return ", ".join(map(str, names[:2]))
+
+
+def _typed(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    text = table[column].astype(str).str.strip()
+    filled = text[text != ""]
+    numbers = pd.to_numeric(filled, errors="coerce")
+    coded = _CODED.search(column) is not None and bool(filled.str.fullmatch(r"[+-]?\d+").all())
+    if filled.empty or coded or not np.isfinite(numbers).all():
+        return text.astype(object)
+    return pd.Series(number_column(table, column, path, empty_ok=True), index=table.index)

@@ -1,0 +1,229 @@
+"""Gene selectors: which K genes become nodes of a gene graph or targets (METHOD section 1).
+
+Each selector scores every gene from one or two streams over the slides, so memory does not grow
+with the corpus; `select_genes` keeps the best. Shapes: S spots, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from preprocessing.errors import DataError
+from preprocessing.graphs import SpotGraph, morans_i
+from preprocessing.keywords import keyword_genes
+from preprocessing.term_weights import LogTf, RawTf, checked_counts, frequencies, unknown_name
+from preprocessing.tfidf import TfidfReweighter
+
+CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
+_MEAN_BINS = 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a selector may read.
+
+    Attributes:
+        blocks: (S, G) raw counts per slide: a list, or a function that starts a fresh stream.
+        graphs: one spot graph per slide, same forms; only `svg` needs them.
+        tfidf: a fitted reweighter; None fits the default one. Only `tfidf` reads it.
+        depth: genes per spot that count as its keywords (`tfidf`, `rank`).
+        seed: of `random`.
+    """
+
+    blocks: CountBlocks
+    graphs: Sequence[SpotGraph] | Callable[[], Iterable[SpotGraph]] | None = None
+    tfidf: TfidfReweighter | None = None
+    depth: int = 128
+    seed: int = 0
+
+    def counts(self) -> Iterator[sparse.csr_matrix]:
+        """A fresh stream of checked counts, one block per slide."""
+        n_genes: int | None = None
+        for block in self.blocks() if callable(self.blocks) else self.blocks:
+            table = checked_counts(block, n_genes)
+            n_genes = table.shape[1]
+            yield table
+        if n_genes is None:
+            raise DataError(
+                "gene selection found no slide. Give a list of count blocks, or a function that "
+                "returns a fresh iterator (an exhausted generator cannot be read again)."
+            )
+
+    def with_graphs(self) -> Iterator[tuple[sparse.csr_matrix, SpotGraph]]:
+        """A fresh stream of counts and their graphs."""
+        if self.graphs is None:
+            raise DataError(
+                "selector 'svg' needs the spot graph of every slide, found none. Pass graphs=, "
+                "e.g. KNNGraph(k=6).build(xy_um) for each block."
+            )
+        graphs = self.graphs() if callable(self.graphs) else self.graphs
+        yield from zip(self.counts(), graphs, strict=True)
+
+
+def select_genes(
+    method: str,
+    blocks: CountBlocks,
+    k: int,
+    *,
+    graphs: Sequence[SpotGraph] | Callable[[], Iterable[SpotGraph]] | None = None,
+    tfidf: TfidfReweighter | None = None,
+    depth: int = 128,
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Chooses k genes of a corpus.
+
+    Args:
+        method: a key of SELECTORS.
+        blocks: (S, G) raw counts, one block per training slide: a list, or a function that
+            returns a fresh iterator.
+        k: genes to keep, 64 to 2,000.
+        graphs: one spot graph per slide (`svg`).
+        tfidf: a fitted reweighter (`tfidf`); None fits the default on these blocks.
+        depth: genes per spot that count as its keywords (`tfidf`, `rank`).
+        seed: of `random`.
+
+    Returns:
+        (k,) int64 gene indices, rising. Genes without any count come last in every ranking; ties
+        go to the lower index.
+
+    Raises:
+        DataError: unknown method, k outside 1..G, no slides, or no graphs for `svg`.
+    """
+    if method not in SELECTORS:
+        raise unknown_name("gene selector", method, SELECTORS)
+    corpus = Corpus(blocks, graphs, tfidf, depth, seed)
+    score = SELECTORS[method](corpus)
+    if not 1 <= k <= score.size:
+        raise DataError(
+            f"gene selection: k is {k}, expected 1 to {score.size} (the genes given). Lower k."
+        )
+    return np.sort(np.argsort(-score, kind="stable")[:k])
+
+
+def _by_tfidf(corpus: Corpus) -> NDArray[np.float64]:
+    """Number of spots that have the gene as a keyword; ties by its mean TF-IDF weight."""
+    tfidf = corpus.tfidf or TfidfReweighter().fit(corpus.counts())
+    n_spots, often, weight = 0, np.zeros(tfidf.n_genes), np.zeros(tfidf.n_genes)
+    for counts in corpus.counts():
+        rows = tfidf.transform(counts)
+        index = keyword_genes(rows, corpus.depth)[0]
+        often += np.bincount(index.ravel(), minlength=tfidf.n_genes + 1)[:-1]
+        weight += np.asarray(rows.sum(axis=0)).ravel()
+        n_spots += rows.shape[0]
+    return _detected_first(often + 0.5 * weight / n_spots, weight > 0)
+
+
+def _by_variance(corpus: Corpus) -> NDArray[np.float64]:
+    """Highly variable genes: dispersion of log1p CP10k against genes of similar mean.
+
+    The variance is within slides, so a batch effect is no variability. log(variance / mean) is
+    centred by the median and scaled by the median absolute deviation of its mean-quantile bin.
+    """
+    n_spots: int = 0
+    total: Any = 0.0
+    within: Any = 0.0
+    for counts in corpus.counts():
+        log = frequencies(counts, LogTf(), 1.0)
+        sums = np.asarray(log.sum(axis=0)).ravel()
+        squares = np.asarray(log.multiply(log).sum(axis=0)).ravel()
+        total = total + sums
+        within = within + np.maximum(squares - sums**2 / log.shape[0], 0)
+        n_spots += log.shape[0]
+    varies = within > 1e-12 * n_spots
+    score = np.full(total.size, -np.inf)
+    score[varies] = _dispersion_score(total[varies] / n_spots, within[varies] / n_spots)
+    return score
+
+
+def _dispersion_score(
+    mean: NDArray[np.float64], variance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Robust z of log dispersion within mean-quantile bins; both arguments (G,)."""
+    dispersion = np.log(variance / mean)
+    if mean.size == 0:
+        return dispersion
+    n_bins = max(1, min(_MEAN_BINS, mean.size // 10))
+    edges = np.quantile(mean, np.linspace(0, 1, n_bins + 1)[1:-1])
+    own_bin = np.searchsorted(edges, mean)
+    score = np.empty_like(dispersion)
+    for bin_index in range(n_bins):
+        inside = own_bin == bin_index
+        if inside.any():
+            centred = dispersion[inside] - np.median(dispersion[inside])
+            score[inside] = centred / max(float(np.median(np.abs(centred))), 1e-6)
+    return score
+
+
+def _by_moran(corpus: Corpus) -> NDArray[np.float64]:
+    """Spatially variable genes: Moran's I of log1p CP10k, mean over slides by spots."""
+    n_spots, total, seen = 0, 0.0, False
+    for counts, graph in corpus.with_graphs():
+        moran = morans_i(frequencies(counts, LogTf(), 1.0), graph)
+        total = total + counts.shape[0] * moran
+        seen = seen | (np.diff(counts.tocsc().indptr) > 0)
+        n_spots += counts.shape[0]
+    return _detected_first(np.asarray(total) / n_spots, np.asarray(seen))
+
+
+def _by_rank(corpus: Corpus) -> NDArray[np.float64]:
+    """Nicheformer-like: mean rank of share / corpus mean among the spot's first `depth` genes.
+
+    The corpus mean is over spots that have the gene. First of the list scores 1, the last
+    1 / depth, a gene outside it 0.
+    """
+    total, spots_with = _share_sums(corpus)
+    inverse_mean = np.divide(spots_with, total, out=np.zeros_like(total), where=total > 0)
+    n_spots, score = 0, np.zeros(total.size)
+    points = 1 - np.arange(corpus.depth) / corpus.depth
+    for counts in corpus.counts():
+        ratio = frequencies(counts, RawTf(), 1.0)
+        ratio.data *= inverse_mean[ratio.indices]
+        index = keyword_genes(ratio, corpus.depth)[0]
+        each = np.broadcast_to(points, index.shape).ravel()
+        score += np.bincount(index.ravel(), each, minlength=total.size + 1)[:-1]
+        n_spots += ratio.shape[0]
+    return _detected_first(score / n_spots, total > 0)
+
+
+def _by_mean(corpus: Corpus) -> NDArray[np.float64]:
+    """Mean share of the spot's counts."""
+    return _share_sums(corpus)[0]
+
+
+def _at_random(corpus: Corpus) -> NDArray[np.float64]:
+    """A random order of the genes that have any count: the control of the other selectors."""
+    total = _share_sums(corpus)[0]
+    return _detected_first(np.random.default_rng(corpus.seed).random(total.size), total > 0)
+
+
+def _share_sums(corpus: Corpus) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of each gene's share of a spot, and the number of spots that have it, both (G,)."""
+    total: Any = 0.0
+    spots_with: Any = 0.0
+    for counts in corpus.counts():
+        total = total + np.asarray(frequencies(counts, RawTf(), 1.0).sum(axis=0)).ravel()
+        spots_with = spots_with + np.bincount(counts.indices, minlength=counts.shape[1])
+    return total, np.asarray(spots_with, dtype=np.float64)
+
+
+def _detected_first(score: NDArray[np.float64], detected: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.where(detected, score, -np.inf)
+
+
+SELECTORS: Mapping[str, Callable[[Corpus], NDArray[np.float64]]] = MappingProxyType(
+    {
+        "tfidf": _by_tfidf,
+        "hvg": _by_variance,
+        "svg": _by_moran,
+        "rank": _by_rank,
+        "top": _by_mean,
+        "random": _at_random,
+    }
+)

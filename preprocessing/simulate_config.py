@@ -1,0 +1,107 @@
+"""Settings of the simulated cohort, checked on construction, and its named random streams."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from preprocessing.errors import DataError
+
+_LIMITS: dict[str, tuple[float, float]] = {
+    "n_slides": (1, 10_000),
+    "n_patients": (1, 10_000),
+    "n_spots": (20, 20_000),
+    "n_genes": (50, 60_000),
+    "n_programmes": (2, 1_000),
+    "n_housekeeping": (0, 5_000),
+    "seed": (0, 2**32 - 1),
+    "signal": (0.0, 1.0),
+    "mpp": (0.2, 4.0),
+    "depth": (50.0, 1e6),
+    "depth_sd": (0.0, 2.0),
+    "depth_shift": (0.0, 2.0),
+    "bleed": (0.0, 0.9),
+    "dispersion": (0.0, 10.0),
+    "effect": (0.0, 3.0),
+    "patient_effect": (0.0, 2.0),
+    "stain_shift": (0.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """What the cohort looks like; every field is checked against a range on construction.
+
+    Attributes:
+        n_slides: Slides, split over patients in consecutive, nearly equal groups.
+        n_patients: Patients, at most ``n_slides``.
+        n_spots: Spots in tissue per slide (hex lattice of 100 um pitch).
+        n_genes: Genes on the panel: programme genes, housekeeping genes, then fillers.
+        n_programmes: Gene programmes planted, drawn from those given.
+        n_housekeeping: Genes expressed everywhere at one high level.
+        seed: Everything follows from it.
+        signal: Share of the image texture's variance that follows the programmes, 0 to 1. At 0
+            the texture follows an unrelated tissue layout, so image and counts are independent.
+        mpp: Micrometres per level-0 pixel of the slide images.
+        depth: Median counts per spot of an average slide.
+        depth_sd: Log standard deviation of the depth between spots of one slide.
+        depth_shift: Log standard deviation of the depth between slides.
+        bleed: Share of a spot's expression that leaks to its six lattice neighbours.
+        dispersion: Negative binomial dispersion phi, variance = mean + phi * mean^2; housekeeping
+            genes have a tenth of it.
+        effect: Mean log fold change of a programme gene per unit (one sd) of activity.
+        patient_effect: Log standard deviation of a gene's level between patients.
+        stain_shift: Log standard deviation of the stain strengths between slides.
+    """
+
+    n_slides: int = 8
+    n_patients: int = 4
+    n_spots: int = 300
+    n_genes: int = 800
+    n_programmes: int = 24
+    n_housekeeping: int = 80
+    seed: int = 0
+    signal: float = 0.8
+    mpp: float = 1.0
+    depth: float = 2500.0
+    depth_sd: float = 0.35
+    depth_shift: float = 0.3
+    bleed: float = 0.1
+    dispersion: float = 0.3
+    effect: float = 0.8
+    patient_effect: float = 0.2
+    stain_shift: float = 0.12
+
+    def __post_init__(self) -> None:
+        problems = [problem for f in fields(self) if (problem := self._problem(f.name, f.type))]
+        if problems:
+            raise DataError("cannot simulate: " + "; ".join(problems))
+        if self.n_patients > self.n_slides:
+            raise DataError(
+                f"cannot simulate: n_patients={self.n_patients} but n_slides={self.n_slides}; "
+                f"every patient needs a slide: lower n_patients or raise n_slides"
+            )
+        if self.n_housekeeping >= self.n_genes:
+            raise DataError(
+                f"cannot simulate: n_housekeeping={self.n_housekeeping} leaves no room on a panel "
+                f"of n_genes={self.n_genes}; raise n_genes or lower n_housekeeping"
+            )
+
+    def _problem(self, name: str, annotation: object) -> str:
+        value = getattr(self, name)
+        whole = annotation in ("int", int)
+        number = isinstance(value, int | np.integer | (int if whole else float))
+        if isinstance(value, bool) or not number or not math.isfinite(value):
+            return f"{name}={value!r} is not {'a whole number' if whole else 'a finite number'}"
+        low, high = _LIMITS[name]
+        if not low <= value <= high:
+            return f"{name}={value!r} is outside {low:g} to {high:g}"
+        return ""
+
+
+def random_stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
+    """An independent generator per purpose and slide, so that one draw never shifts another."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), index])

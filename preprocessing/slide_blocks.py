@@ -1,0 +1,55 @@
+"""A stream of TF-IDF blocks, one per slide, that can be read again and again.
+
+Shapes: S spots, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from scipy import sparse
+
+from preprocessing.errors import DataError
+
+TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
+
+
+def read_blocks(blocks: TfidfBlocks, n_genes: int) -> Iterator[sparse.csr_matrix]:
+    """Reads the slides once, with their shapes checked.
+
+    Args:
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR.
+        n_genes: G.
+
+    Yields:
+        One block per slide.
+
+    Raises:
+        DataError: blocks is no function, gives no slide, a slide without spots, or another G.
+    """
+    if not callable(blocks):
+        raise DataError(
+            "TF-IDF blocks must be a function that returns a fresh iterator over slides, found "
+            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
+        )
+    empty = True
+    for block in blocks():
+        check_genes(block, n_genes)
+        if block.shape[0] == 0:
+            raise DataError("a slide has no spots; drop empty slides before fitting.")
+        empty = False
+        yield block
+    if empty:
+        raise DataError(
+            "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "
+            "returns a fresh iterator on every call."
+        )
+
+
+def check_genes(block: sparse.csr_matrix, n_genes: int) -> None:
+    """Refuses TF-IDF rows whose width is not the number of fitted genes."""
+    if block.ndim != 2 or block.shape[1] != n_genes:
+        raise DataError(
+            f"TF-IDF rows have shape {block.shape}, expected (S, {n_genes}). Align the columns "
+            "with the fitted genes first."
+        )

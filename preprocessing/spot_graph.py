@@ -1,0 +1,186 @@
+"""The graph over the spots of one slide, its pieces, and Moran's I on it (METHOD section 3).
+
+Shapes: S spots, G genes, E undirected edges. The strategies that build one are in `graphs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from preprocessing.errors import DataError
+
+_DENSE_BLOCK = 1 << 22  # values held at once by the blockwise Moran's I
+
+
+@dataclass(frozen=True)
+class SpotGraph:
+    """Symmetric graph over the spots of one slide; each row lists its neighbours nearest first.
+
+    Attributes:
+        indptr: (S + 1,) int64, row i holds entries indptr[i]:indptr[i + 1].
+        indices: (2E,) int32, the neighbour of each entry; no self loops, no repeats.
+        distance_um: (2E,) float32, length of each edge in micrometres, rising within a row.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    distance_um: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that do not fit together."""
+        found = (self.indices.shape, self.distance_um.shape)
+        if self.indptr.size < 2 or found != ((int(self.indptr[-1]),),) * 2:
+            raise DataError(
+                f"a spot graph needs indptr (S + 1,) and one index and distance per entry; found "
+                f"indptr {self.indptr.shape}, indices {found[0]}, distance_um {found[1]}. "
+                "Build it with KNNGraph, RadiusGraph, DelaunayGraph or GridGraph."
+            )
+
+    @classmethod
+    def from_edges(
+        cls, n_spots: int, source: NDArray[Any], target: NDArray[Any], distance: NDArray[Any]
+    ) -> SpotGraph:
+        """Makes the graph from undirected edges, each given once.
+
+        Args:
+            n_spots: S.
+            source: (E,) one end of each edge.
+            target: (E,) the other end.
+            distance: (E,) length in micrometres.
+
+        Returns:
+            The symmetric graph; within a row nearest first, ties by spot index.
+        """
+        ends = (np.concatenate([source, target]), np.concatenate([target, source]))
+        both = np.concatenate([distance, distance]).astype(np.float32)
+        table = sparse.coo_matrix((both, ends), shape=(n_spots, n_spots)).tocsr()
+        table.sort_indices()
+        rows = np.repeat(np.arange(n_spots, dtype=np.uint64), np.diff(table.indptr))
+        key = (rows << np.uint64(32)) | table.data.view(np.uint32)  # lengths order like their bits
+        order = np.argsort(key, kind="stable")
+        indices = table.indices[order].astype(np.int32)
+        return cls(table.indptr.astype(np.int64), indices, table.data[order])
+
+    @property
+    def n_spots(self) -> int:
+        """S."""
+        return self.indptr.size - 1
+
+    @property
+    def degree(self) -> NDArray[np.int64]:
+        """(S,) number of neighbours of each spot."""
+        return np.diff(self.indptr)
+
+    def neighbours(self, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Padded neighbour lists, as the encoder reads them.
+
+        Args:
+            k: width of the lists; a spot with more neighbours keeps its k nearest.
+
+        Returns:
+            index (S, k) int32 padded with -1 and distance_um (S, k) float32 padded with inf, both
+            nearest first.
+        """
+        row = np.repeat(np.arange(self.n_spots), self.degree)
+        place = np.arange(row.size) - self.indptr[row]
+        kept = place < k
+        index = np.full((self.n_spots, k), -1, np.int32)
+        distance = np.full((self.n_spots, k), np.inf, np.float32)
+        index[row[kept], place[kept]] = self.indices[kept]
+        distance[row[kept], place[kept]] = self.distance_um[kept]
+        return index, distance
+
+    def matrix(self) -> sparse.csr_matrix:
+        """(S, S) CSR adjacency with 1.0 per edge (float64) and sorted columns."""
+        shape = (self.n_spots, self.n_spots)
+        parts = (np.ones(self.indices.size), self.indices.copy(), self.indptr.copy())
+        adjacency = sparse.csr_matrix(parts, shape=shape)
+        adjacency.sort_indices()
+        return adjacency
+
+
+def components(graph: SpotGraph) -> NDArray[np.int32]:
+    """Labels the connected pieces of a graph.
+
+    Args:
+        graph: of S spots.
+
+    Returns:
+        (S,) int32, 0 for the piece of the first spot, then in order of appearance.
+    """
+    labels = connected_components(graph.matrix(), directed=False)[1]
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(first.size, np.int32)
+    rank[np.argsort(first)] = np.arange(first.size, dtype=np.int32)
+    return rank[inverse]
+
+
+def morans_i(values: Any, graph: SpotGraph) -> NDArray[np.float64]:
+    """Moran's I of every gene with weight 1 per edge (METHOD section 1, `spatial`).
+
+    I = S / sum(w) * sum_ij w_ij z_i z_j / sum_i z_i^2 with z the centred values.
+
+    Args:
+        values: (S, G) CSR or dense, any unit.
+        graph: the spots of the same slide.
+
+    Returns:
+        (G,) float64; 0 for constant genes and for a graph without edges.
+
+    Raises:
+        DataError: values and graph differ in S, or a value is not finite.
+    """
+    n_spots, n_genes = values.shape
+    if n_spots != graph.n_spots:
+        raise DataError(
+            f"Moran's I: the values have {n_spots} rows and the graph {graph.n_spots} spots; give "
+            "the graph that was built from these very spots."
+        )
+    is_sparse = sparse.issparse(values)
+    columns = sparse.csc_matrix(values) if is_sparse else np.asarray(values)
+    if not np.isfinite(columns.data if is_sparse else columns).all():
+        raise DataError("Moran's I: a value is not finite; clean NaN and inf out of it first.")
+    adjacency = graph.matrix()
+    result = np.zeros(n_genes)
+    if adjacency.nnz == 0:
+        return result
+    of_block = _sparse_moran if is_sparse else _dense_moran
+    step = max(1, _DENSE_BLOCK // n_spots)
+    for start in range(0, n_genes, step):
+        result[start : start + step] = of_block(columns[:, start : start + step], adjacency)
+    return result
+
+
+def _dense_moran(block: NDArray[Any], adjacency: sparse.csr_matrix) -> NDArray[np.float64]:
+    centred = block - block.mean(axis=0, dtype=np.float64)
+    product = np.einsum("sg,sg->g", centred, adjacency @ centred)
+    total = np.square(block, dtype=np.float64).sum(axis=0)
+    return _moran_ratio(product, np.square(centred).sum(axis=0), total, adjacency)
+
+
+def _sparse_moran(block: sparse.csc_matrix, adjacency: sparse.csr_matrix) -> NDArray[np.float64]:
+    """As `_dense_moran`; the centring is expanded so that zeros stay zeros."""
+    block = block.astype(np.float64).tocsr()
+    mean = np.asarray(block.mean(axis=0)).ravel()
+    total = np.asarray(block.multiply(block).sum(axis=0)).ravel()
+    raw = np.asarray((adjacency @ block).multiply(block).sum(axis=0)).ravel()
+    degree = np.diff(adjacency.indptr).astype(np.float64)
+    product = raw - 2 * mean * (block.T @ degree) + mean**2 * adjacency.nnz
+    return _moran_ratio(product, total - block.shape[0] * mean**2, total, adjacency)
+
+
+def _moran_ratio(
+    product: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    total: NDArray[np.float64],
+    adjacency: sparse.csr_matrix,
+) -> NDArray[np.float64]:
+    varies = squares > 1e-12 * total
+    ratio = np.divide(product, squares, out=np.zeros_like(product), where=varies)
+    return np.asarray(ratio * (adjacency.shape[0] / adjacency.nnz))

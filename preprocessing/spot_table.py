@@ -1,0 +1,201 @@
+"""The spots of one slide in memory: counts, genes, coordinates and labels, checked once.
+
+Shapes: S spots, G genes. Level-0 pixels (``px0``) belong to the image file named in the manifest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from preprocessing.errors import DataError
+
+_CURVE_BITS = 16
+
+
+@dataclass(frozen=True)
+class SpotTable:
+    """Counts and places of the spots of one slide (METHOD section 0: X and P).
+
+    Attributes:
+        counts: raw counts, (S, G) int32 CSR; never altered.
+        gene_ids: (G,) str, Ensembl ids where the source has them, else the gene names.
+        gene_names: (G,) str, unique symbols.
+        barcodes: (S,) str, unique.
+        xy_px0: (S, 2) float64, x and y in level-0 pixels of the image file.
+        xy_um: (S, 2) float64, x and y in micrometres.
+        mpp: um per level-0 pixel of the image file.
+        diameter_um: diameter of a spot in um as stated by the source, or None.
+        labels: (S, columns); string columns are categories (missing: ""), float columns are
+            measurements (missing: NaN). Index 0..S-1.
+        notes: what the reader left out or renamed, with counts.
+        image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
+    """
+
+    counts: csr_matrix
+    gene_ids: np.ndarray
+    gene_names: np.ndarray
+    barcodes: np.ndarray
+    xy_px0: np.ndarray
+    xy_um: np.ndarray
+    mpp: float
+    diameter_um: float | None = None
+    labels: pd.DataFrame = field(default_factory=pd.DataFrame)
+    notes: tuple[str, ...] = ()
+    image_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Check shapes and values; fill in an empty label table."""
+        counts = integer_counts(self.counts)
+        spots, genes = counts.shape
+        if spots == 0 or (genes == 0 and not self.image_only):
+            raise DataError(
+                f"empty matrix: {spots} spots x {genes} genes; expected at least one of each. "
+                "Check that the counts and the positions belong to the same slide"
+            )
+        labels = self.labels
+        if labels.shape == (0, 0):
+            labels = pd.DataFrame(index=pd.RangeIndex(spots))
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "xy_px0", np.asarray(self.xy_px0, dtype=np.float64))
+        object.__setattr__(self, "xy_um", np.asarray(self.xy_um, dtype=np.float64))
+        self._check_shapes(spots, genes, labels)
+        self._check_values()
+
+    def _check_shapes(self, spots: int, genes: int, labels: pd.DataFrame) -> None:
+        expected = {
+            "gene_ids": (self.gene_ids.shape, (genes,)),
+            "gene_names": (self.gene_names.shape, (genes,)),
+            "barcodes": (self.barcodes.shape, (spots,)),
+            "xy_px0": (self.xy_px0.shape, (spots, 2)),
+            "xy_um": (self.xy_um.shape, (spots, 2)),
+            "labels rows": ((len(labels),), (spots,)),
+        }
+        wrong = [
+            f"{k} {found} (expected {want})"
+            for k, (found, want) in expected.items()
+            if found != want
+        ]
+        if wrong:
+            raise DataError(f"spot table of {spots} spots x {genes} genes: " + ", ".join(wrong))
+
+    def _check_values(self) -> None:
+        if not (np.isfinite(self.xy_px0).all() and np.isfinite(self.xy_um).all()):
+            bad = np.flatnonzero(~np.isfinite(self.xy_px0).all(axis=1))
+            names = ", ".join(map(str, self.barcodes[bad[:3]]))
+            raise DataError(
+                f"{len(bad)} spots have no finite coordinates (first: {names}); "
+                "remove them from the positions file"
+            )
+        if not (np.isfinite(self.mpp) and self.mpp > 0):
+            raise DataError(f"mpp is {self.mpp}; expected a positive number of um per pixel")
+        for what, values in (("barcodes", self.barcodes), ("gene names", self.gene_names)):
+            repeated = repeated_names(values)
+            if repeated:
+                raise DataError(
+                    f"{len(repeated)} {what} occur more than once (first: {repeated[0]!r}); "
+                    f"{what} must be unique within a slide"
+                )
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots S."""
+        return int(self.counts.shape[0])
+
+    def take(self, index: np.ndarray) -> "SpotTable":
+        """Return the spots ``index`` (integers or a mask, (S',)) in that order.
+
+        Raises:
+            DataError: no spot is left.
+        """
+        return replace(
+            self,
+            counts=self.counts[index],
+            barcodes=self.barcodes[index],
+            xy_px0=self.xy_px0[index],
+            xy_um=self.xy_um[index],
+            labels=self.labels.iloc[index].reset_index(drop=True),
+        )
+
+
+def integer_counts(counts: csr_matrix) -> csr_matrix:
+    """Return ``counts`` as canonical int32 CSR (sorted, summed, no stored zeros); a copy if needed.
+
+    Raises:
+        DataError: a value is negative, not an integer or above the int32 range.
+    """
+    matrix = csr_matrix(counts)
+    data = matrix.data
+    if data.dtype != np.int32 or (data.size and data.min() <= 0) or not matrix.has_canonical_format:
+        with np.errstate(invalid="ignore"):
+            whole = np.equal(np.mod(data, 1), 0) & (data >= 0) & (data <= np.iinfo(np.int32).max)
+        if not whole.all():
+            worst = data[~whole][0]
+            raise DataError(
+                f"{int((~whole).sum())} counts are not non-negative integers (first: {worst}); "
+                "give the raw counts, not normalised or log-transformed values"
+            )
+        matrix = csr_matrix(
+            (data.astype(np.int32), matrix.indices.copy(), matrix.indptr.copy()), matrix.shape
+        )
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def repeated_names(names: np.ndarray) -> list[str]:
+    """Return the names that occur more than once, sorted."""
+    values, count = np.unique(np.asarray(names, dtype=str), return_counts=True)
+    return [str(v) for v in values[count > 1]]
+
+
+def unique_names(names: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Make names unique by adding "-1", "-2", ... to the later ones.
+
+    Args:
+        names: (G,) names as in the file.
+
+    Returns:
+        (G,) unique names, and how many were renamed.
+    """
+    if len(set(names)) == len(names):
+        return np.array(list(names), dtype=object), 0
+    taken = set(names)
+    seen: set[str] = set()
+    result, renamed = [], 0
+    for name in names:
+        new, number = name, 0
+        while new in seen or (number and new in taken):
+            number += 1
+            new = f"{name}-{number}"
+        renamed += new != name
+        seen.add(new)
+        result.append(new)
+    return np.array(result, dtype=object), renamed
+
+
+def hilbert_order(xy_um: np.ndarray) -> np.ndarray:
+    """Order of the spots along a Hilbert curve, so that neighbours lie close in the file.
+
+    Args:
+        xy_um: (S, 2) coordinates, any unit.
+
+    Returns:
+        (S,) int64 permutation; ties keep their order.
+    """
+    low = xy_um.min(axis=0)
+    span = max(float((xy_um - low).max()), np.finfo(float).tiny)
+    cell = np.floor((xy_um - low) / span * (2**_CURVE_BITS - 1)).astype(np.int64)
+    x, y = cell[:, 0], cell[:, 1]
+    distance = np.zeros(len(cell), dtype=np.int64)
+    for bit in range(_CURVE_BITS - 1, -1, -1):
+        side = 1 << bit
+        right, upper = (x & side) > 0, (y & side) > 0
+        distance += side * side * ((3 * right.astype(np.int64)) ^ upper)
+        mirrored = ~upper & right
+        x, y = np.where(mirrored, side - 1 - x, x), np.where(mirrored, side - 1 - y, y)
+        x, y = np.where(upper, x, y) & (side - 1), np.where(upper, y, x) & (side - 1)
+    return np.argsort(distance, kind="stable").astype(np.int64)

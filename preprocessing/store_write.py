@@ -1,0 +1,179 @@
+"""Writing a slide store: one HDF5 file a slide, complete or absent."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from preprocessing import store_layout as layout
+from preprocessing.atomic import atomic_path
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.patches import PatchConfig
+from preprocessing.spot_table import SpotTable
+
+_BUFFER_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class SlidePicture:
+    """The slide as a whole, for reports and checks.
+
+    Attributes:
+        size_px0: (width, height) of the image in level-0 pixels.
+        thumbnail: uint8 (h, w, 3), at most 1024 px.
+        downsample: level-0 pixels per thumbnail pixel.
+    """
+
+    size_px0: tuple[int, int]
+    thumbnail: np.ndarray
+    downsample: float
+
+
+def write_store(
+    path: str | Path,
+    table: SpotTable,
+    row: SlideRow,
+    *,
+    patches: Iterable[tuple[int, np.ndarray]] | None,
+    patch: PatchConfig,
+    features: Mapping[str, np.ndarray] | None = None,
+    tissue_fraction: np.ndarray | None = None,
+    source_sha256: Mapping[str, str] | None = None,
+    encoding: str = "jpeg",
+    picture: SlidePicture | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dropped: Mapping[str, int] | None = None,
+) -> None:
+    """Write one store atomically: after an error or a kill there is no new file.
+
+    Args:
+        path: ``<slide_id>.h5``.
+        table: the spots, in the order to keep.
+        row: ids and free text of the slide.
+        patches: (spot index, uint8 (px, px, 3)) of every spot once, in any order; None without
+            image. May be a generator: one patch is held at a time.
+        patch: size of the patches.
+        features: name -> (S, F); written as float16 where the range allows.
+        tissue_fraction: (S,) part of each patch that is tissue; None without image.
+        source_sha256: role -> SHA-256 of each source file.
+        encoding: "jpeg" (quality 90) or "raw".
+        picture: the slide as a whole; None without image.
+        settings: what else the content depends on (compared when preparing again).
+        dropped: reason -> number of spots left out.
+
+    Raises:
+        DataError: patches are missing or of another size, features of another length.
+    """
+    if encoding not in layout.ENCODERS:
+        raise DataError(f"encoding {encoding!r} is unknown; choose {' or '.join(layout.ENCODERS)}")
+    documents = {
+        "source_sha256": dict(source_sha256 or {}),
+        "settings": dict(settings or {}),
+        "dropped": dict(dropped or {}),
+        "notes": list(table.notes),
+    }
+    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(_attrs(table, row, patch, encoding, patches is not None))
+        file.attrs.update({k: json.dumps(v, sort_keys=True) for k, v in documents.items()})
+        _write_spots(file, table, tissue_fraction)
+        for name, values in (features or {}).items():
+            if len(values) != table.n_spots:
+                raise DataError(
+                    f"features {name!r} have {len(values)} rows, the slide {table.n_spots} spots"
+                )
+            layout.write_features(file, name, np.asarray(values))
+        if patches is not None:
+            _write_patches(file, patches, table.n_spots, patch.patch_px, encoding)
+        if picture is not None:
+            _write_picture(file, picture)
+
+
+def _attrs(
+    table: SpotTable, row: SlideRow, patch: PatchConfig, encoding: str, has_image: bool
+) -> dict[str, Any]:
+    return {
+        "schema_version": layout.SCHEMA_VERSION,
+        "slide_id": row.slide_id,
+        "patient_id": row.patient_id,
+        "organism": row.organism,
+        "tissue": row.tissue,
+        "technology": row.technology,
+        "mpp": table.mpp,
+        "diameter_um": np.nan if table.diameter_um is None else table.diameter_um,
+        "patch_um": patch.patch_um,
+        "patch_px": patch.patch_px,
+        "patch_encoding": encoding,
+        "has_image": has_image,
+    }
+
+
+def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray | None) -> None:
+    layout.write_counts(file, table.counts)
+    layout.write_strings(file, layout.GENE_ID, table.gene_ids)
+    layout.write_strings(file, layout.GENE_NAME, table.gene_names)
+    layout.write_strings(file, layout.BARCODE, table.barcodes)
+    layout.write_array(file, layout.XY_PX0, table.xy_px0)
+    layout.write_array(file, layout.XY_UM, table.xy_um)
+    fraction = np.full(table.n_spots, np.nan) if tissue_fraction is None else tissue_fraction
+    if len(fraction) != table.n_spots:
+        raise DataError(f"tissue_fraction has {len(fraction)} values for {table.n_spots} spots")
+    layout.write_array(file, layout.TISSUE_FRACTION, np.asarray(fraction, dtype=np.float32))
+    file.create_group(layout.LABELS)
+    for position, column in enumerate(table.labels.columns):
+        layout.write_label(file, position, str(column), table.labels[column].to_numpy())
+
+
+def _write_patches(
+    file: h5py.File,
+    patches: Iterable[tuple[int, np.ndarray]],
+    spots: int,
+    px: int,
+    encoding: str,
+) -> None:
+    """Write all patches one behind the other; ``start`` and ``size`` (S,) say where each lies."""
+    encode = layout.ENCODERS[encoding]
+    start = np.full(spots, -1, dtype=np.int64)
+    size = np.zeros(spots, dtype=np.int64)
+    data = file.create_dataset(
+        layout.PATCH_BYTES, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,)
+    )
+    buffer = bytearray()
+    for index, patch in patches:
+        if patch.shape != (px, px, 3) or patch.dtype != np.uint8:
+            raise DataError(
+                f"patch of spot {index} is {patch.dtype} {patch.shape}; expected uint8 {px, px, 3}"
+            )
+        if start[index] >= 0:
+            raise DataError(f"spot {index} got two patches; expected one each")
+        encoded = encode(patch)
+        start[index], size[index] = len(data) + len(buffer), len(encoded)
+        buffer += encoded
+        if len(buffer) >= _BUFFER_BYTES:
+            _append(data, buffer)
+            buffer.clear()
+    _append(data, buffer)
+    if (start < 0).any():
+        raise DataError(
+            f"{int((start < 0).sum())} of {spots} spots got no patch; expected one each"
+        )
+    layout.write_array(file, layout.PATCH_START, start)
+    layout.write_array(file, layout.PATCH_SIZE, size)
+
+
+def _append(data: h5py.Dataset, buffer: bytearray) -> None:
+    old = len(data)
+    data.resize((old + len(buffer),))
+    data[old:] = np.frombuffer(bytes(buffer), dtype=np.uint8)
+
+
+def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
+    encoded = np.frombuffer(layout.encode_jpeg(picture.thumbnail), dtype=np.uint8)
+    data = file.create_dataset(layout.THUMBNAIL, data=encoded)
+    data.attrs["downsample"] = float(picture.downsample)
+    file.attrs["slide_size_px0"] = np.array(picture.size_px0, dtype=np.int64)

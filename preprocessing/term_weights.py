@@ -1,0 +1,253 @@
+"""The parts of TF-IDF: term frequencies, inverse document frequencies, and their sums.
+
+METHOD section 1. Each part is a frozen dataclass whose fields are its own arguments; `VARIANTS`
+pairs them by name. Shapes: S spots, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from preprocessing.errors import DataError
+from preprocessing.graphs import SpotGraph, morans_i
+
+_FIXED_POINT = 2.0**32  # real statistics are summed as integers, so that no order of sums matters
+
+
+class TermFrequency(Protocol):
+    """How often a gene is in a spot."""
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """Weighs each stored count, given its spot's depth and the mean depth of the training."""
+
+
+@dataclass(frozen=True)
+class LogTf:
+    """ln(1 + scale x / depth).
+
+    Attributes:
+        scale: counts per spot after depth correction.
+    """
+
+    scale: float = 1e4
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        return np.asarray(np.log1p(self.scale * count / depth))
+
+
+@dataclass(frozen=True)
+class RawTf:
+    """x / depth."""
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        return count / depth
+
+
+@dataclass(frozen=True)
+class Bm25Tf:
+    """x (k + 1) / (x + k (1 - b + b depth / mean depth)): saturating, depth corrected.
+
+    Attributes:
+        k: counts at which the weight of an average spot is half saturated.
+        b: share of the depth correction, 0 to 1.
+    """
+
+    k: float = 1.2
+    b: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuses a share outside 0 to 1."""
+        if not 0 <= self.b <= 1:
+            raise DataError(f"TF-IDF argument b is {self.b}, expected 0 to 1 (0.75 is usual).")
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        norm = self.k * (1 - self.b + self.b * depth / mean_depth)
+        return count * (self.k + 1) / (count + norm)
+
+
+@dataclass(frozen=True)
+class FitSums:
+    """What TF-IDF learns from training spots; two of them add up.
+
+    Attributes:
+        n_spots: N.
+        depth: sum of all counts.
+        df: (G,) int64, spots with the gene.
+        extra: (G,) int64, fixed-point sum of the variant's own statistic; 0 where it has none.
+    """
+
+    n_spots: int
+    depth: float
+    df: NDArray[np.int64]
+    extra: NDArray[np.int64]
+
+    def __add__(self, other: FitSums) -> FitSums:
+        return FitSums(
+            self.n_spots + other.n_spots,
+            self.depth + other.depth,
+            self.df + other.df,
+            self.extra + other.extra,
+        )
+
+
+class InverseDocumentFrequency(Protocol):
+    """How rare a gene is among spots."""
+
+    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+        """The variant's own fixed-point sum (G,) over these spots; zeros when it has none."""
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """Weighs each gene (G,) from the sums."""
+
+
+@dataclass(frozen=True)
+class SmoothIdf:
+    """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
+
+    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+        """Nothing beyond df."""
+        return np.zeros(counts.shape[1], np.int64)
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        return _smooth(sums.n_spots, sums.df.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class DepthMatchedIdf:
+    """Smooth idf with df = sum_i [1 - (1 - x_i / n_i)^depth], detections expected at one depth.
+
+    Attributes:
+        depth: the common depth d0, in counts per spot.
+    """
+
+    depth: float = 1000.0
+
+    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+        """Expected detections; spots without the gene add exactly 0, so it stays sparse."""
+        share = counts.data / _entry_depth(counts)
+        with np.errstate(divide="ignore"):  # a spot with one gene only: log(0), probability 1
+            detected = -np.expm1(self.depth * np.log1p(-share))
+        parts = (_fixed_point(detected), counts.indices, counts.indptr)
+        return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        return _smooth(sums.n_spots, sums.extra / _FIXED_POINT)
+
+
+@dataclass(frozen=True)
+class SpatialIdf:
+    """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
+
+    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+        """Spots x Moran's I of this slide."""
+        if graph is None:
+            raise DataError(
+                "the 'spatial' variant needs the spot graph of every slide, found none. Pass "
+                "graph= to partial_fit (graphs= to fit), e.g. KNNGraph(k=6).build(xy_um)."
+            )
+        moran = morans_i(frequencies(counts, LogTf(), 1.0), graph)
+        return _fixed_point(counts.shape[0] * moran)
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        moran = sums.extra / (_FIXED_POINT * sums.n_spots)
+        smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
+        return np.asarray(smooth * (1 + np.maximum(moran, 0)))
+
+
+VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
+    {
+        "log": (LogTf, SmoothIdf),
+        "raw": (RawTf, SmoothIdf),
+        "bm25": (Bm25Tf, SmoothIdf),
+        "depth_matched": (LogTf, DepthMatchedIdf),
+        "spatial": (LogTf, SpatialIdf),
+    }
+)
+
+
+def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
+    """Makes counts a canonical float64 CSR without stored zeros; the input is left as it is.
+
+    Args:
+        counts: (S, G) sparse or dense counts.
+        n_genes: expected G, or None for any.
+
+    Returns:
+        (S, G) float64 CSR.
+
+    Raises:
+        DataError: negative or non-finite values, no spots, or another number of genes.
+    """
+    table = sparse.csr_matrix(counts, dtype=np.float64)
+    if n_genes is not None and table.shape[1] != n_genes:
+        raise DataError(
+            f"counts have {table.shape[1]} genes, expected the {n_genes} fitted ones in the "
+            "fitted order. Align the columns by gene id first (missing genes as zeros)."
+        )
+    if table.shape[0] == 0:
+        raise DataError("counts have no spots; drop empty slides before fitting.")
+    bad = np.flatnonzero(~np.isfinite(table.data) | (table.data < 0))
+    if bad.size:
+        row = int(np.searchsorted(table.indptr, bad[0], side="right")) - 1
+        raise DataError(
+            f"counts hold {bad.size} negative or non-finite values, first {table.data[bad[0]]} in "
+            f"row {row}, column {table.indices[bad[0]]}; expected raw counts or intensities, not "
+            "normalised or scaled values."
+        )
+    if not table.has_canonical_format or (table.data == 0).any():
+        table = table.copy()
+        table.sum_duplicates()
+        table.eliminate_zeros()
+    return table
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DataError:
+    """The error for a name that is not in a table: it lists the choices and the nearest one."""
+    listed = sorted(choices)
+    near = get_close_matches(name, listed, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return DataError(f"unknown {kind} '{name}'; choose one of {', '.join(listed)}.{hint}")
+
+
+def _fixed_point(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(values * _FIXED_POINT).astype(np.int64)
+
+
+def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)
+
+
+def _entry_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
+    """(nnz,) depth of the spot that each stored count belongs to."""
+    depth = np.asarray(table.sum(axis=1)).ravel()
+    return np.repeat(depth, np.diff(table.indptr))
+
+
+def frequencies(
+    table: sparse.csr_matrix, tf: TermFrequency, mean_depth: float
+) -> sparse.csr_matrix:
+    """The (S, G) float64 term frequencies of checked counts."""
+    data = tf.weigh(table.data, _entry_depth(table), mean_depth)
+    return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)

@@ -1,0 +1,57 @@
+"""A toy cohort as real files: simulated, prepared into stores, and fitted artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pathways import load_pathways
+from preprocessing.patches import PatchConfig
+from preprocessing.run import prepare, stores_in
+from preprocessing.simulate import SimulateConfig, simulate_cohort
+
+N_SLIDES, N_SPOTS, N_GENES = 3, 70, 400
+
+
+@pytest.fixture(scope="session")
+def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of 3 patients with one slide each (sim001..3 of patient01..3)."""
+    database = load_pathways("default")
+    programmes = {name: list(database.genes_of(name)) for name in database.names}
+    config = SimulateConfig(
+        n_slides=N_SLIDES,
+        n_patients=N_SLIDES,
+        n_spots=N_SPOTS,
+        n_genes=N_GENES,
+        n_housekeeping=40,
+        mpp=4.0,
+    )
+    return simulate_cohort(tmp_path_factory.mktemp("cohort"), programmes, config)
+
+
+@pytest.fixture(scope="session")
+def toy_stores(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the three stores, patches of 32 px. Tests copy what they want to change."""
+    folder = tmp_path_factory.mktemp("stores")
+    report = prepare(toy_cohort, folder, patch=PatchConfig(patch_px=32))
+    assert not report.failed, str(report)
+    assert len(stores_in(folder)) == N_SLIDES
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_artifacts(toy_stores: Path):
+    """Artifacts fitted on sim001 and sim002; sim003 is held out."""
+    from hibio.data.fitting import fit_artifacts
+    from tests.hibio.toy import GENES, PATHWAYS
+
+    return fit_artifacts(stores_in(toy_stores)[:2], GENES, PATHWAYS)
+
+
+@pytest.fixture
+def toy_config(toy_stores: Path, tmp_path: Path):
+    """A run of three steps on two slides that holds out patient03, into an empty folder."""
+    from tests.hibio.toy import run_config
+
+    return run_config(toy_stores, tmp_path / "run")

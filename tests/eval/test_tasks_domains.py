@@ -1,0 +1,106 @@
+"""Domains: planted clusters are found, shuffled labels are at zero, smoothing is a plain mean."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eval.fold import Representation
+from eval.metrics import ari
+from eval.tasks.domains import DomainsConfig, cluster, run, smooth
+from eval.tasks.image_probe import split_rows
+
+CONFIG = DomainsConfig(n_seeds=2)
+
+
+def blobs(slide, spread: float) -> np.ndarray:
+    """Embedding whose three clusters are the slide's domains."""
+    centres = {"left": 0.0, "middle": 5.0, "right": 10.0, "": 20.0}
+    mean = np.array([centres.get(name, 30.0) for name in slide.categories("domain")])
+    noise = np.random.default_rng(1).standard_normal((slide.n_spots, 40))
+    return spread * noise + mean[:, None] * np.eye(40)[0] * 3
+
+
+def with_model(fold, spread: float = 1.0, sides: tuple[str, ...] = ("omics",)):
+    rows = {slide.slide_id: blobs(slide, spread) for slide in (*fold.train, *fold.test)}
+    return replace(fold, models=(Representation("blobs", **dict.fromkeys(sides, rows)),))
+
+
+def test_planted_clusters_are_found_by_every_method(toy_fold):
+    row = run(with_model(toy_fold, sides=("omics", "image")), CONFIG).models["blobs"]
+    for side in ("omics", "image"):
+        for score in ("ari", "nmi"):
+            for method in ("kmeans", "gmm"):
+                assert row[f"{side}_{score}/{method}"].mean > 0.95
+                assert f"{side}_{score}/{method}_smooth" in row
+    assert row["omics_ari/kmeans"].keys == ["toy/0/c1:domain", "toy/0/c2:domain"]
+    assert row["omics_ari/kmeans"].chance == 0.0
+
+
+def test_shuffled_labels_are_at_zero(null_fold):
+    models = run(replace(null_fold, models=null_fold.models[:1]), CONFIG).models
+    for name, metric in models["hibio"].items():
+        if "_ari/" in name:
+            assert abs(metric.mean) < 0.06, name
+
+
+def test_smoothing_helps_where_the_embedding_is_noisy_and_the_domain_smooth(toy_fold):
+    slide = toy_fold.test[0]
+    halves = np.where(slide.xy_um[:, 0] > 550, "right", "left").astype(object)
+    striped = replace(slide, labels=pd.DataFrame({"domain": halves}))
+    fold = with_model(replace(toy_fold, test=(striped,)), spread=20.0)
+    row = run(fold, CONFIG).models["blobs"]
+    assert row["omics_ari/kmeans_smooth"].mean > row["omics_ari/kmeans"].mean + 0.2
+
+
+def test_smoothing_equals_a_loop_and_keeps_a_constant():
+    rows = np.random.default_rng(0).standard_normal((5, 2))
+    near = np.array([[1, 2], [0, -1], [4, 3], [-1, -1], [0, 1]])
+    slow = rows
+    for _ in range(3):
+        slow = np.stack([slow[[i, *[n for n in near[i] if n >= 0]]].mean(0) for i in range(5)])
+    np.testing.assert_allclose(smooth(rows, near, 3), slow)
+    np.testing.assert_allclose(smooth(np.ones((5, 2)), near, 4), 1.0)
+
+
+def test_scale_and_rotation_of_the_embedding_do_not_matter(toy_fold):
+    fold = with_model(toy_fold, spread=6.0)
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((40, 40)))[0]
+    moved = {name: 1e-3 * rows @ turn + 4 for name, rows in fold.models[0].omics.items()}
+    config = replace(CONFIG, n_components=40)
+    base = run(fold, config).models["blobs"]["omics_ari/gmm"].mean
+    other = run(replace(fold, models=(Representation("blobs", omics=moved),)), config)
+    assert other.models["blobs"]["omics_ari/gmm"].mean == pytest.approx(base, abs=0.1)
+
+
+def test_undetermined_and_rare_classes_are_left_out_and_named(toy_fold):
+    labels = toy_fold.test[0].labels.copy()
+    labels.loc[labels.index[10:14], "domain"] = "rare"
+    slide = replace(toy_fold.test[0], labels=labels)
+    result = run(with_model(replace(toy_fold, test=(slide,))), CONFIG)
+    assert any("['rare']" in note for note in result.notes)
+    assert result.models["blobs"]["omics_ari/kmeans"].mean > 0.9
+
+
+def test_without_two_classes_the_task_says_so(toy_fold):
+    labels = pd.DataFrame({"domain": ["x"] * 120, "score": np.zeros(120)})
+    slides = tuple(replace(s, labels=labels) for s in toy_fold.test)
+    result = run(replace(toy_fold, test=slides), CONFIG)
+    assert result.models == {}
+    assert "not run" in result.notes[0]
+
+
+def test_the_tied_mixture_sees_elongated_clusters_that_k_means_cuts():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((400, 2)) @ np.linalg.cholesky([[1.0, 0.9], [0.9, 1.0]]).T
+    rows[200:, 0] += 2.0
+    truth = np.repeat(["a", "b"], 200)
+    assert ari(truth, cluster(rows, 2, "gmm", CONFIG, 0)) > 0.9
+    assert ari(truth, cluster(rows, 2, "kmeans", CONFIG, 0)) < 0.4
+
+
+def test_rows_are_cut_back_into_slides(toy_fold):
+    parts = split_rows(np.arange(240)[:, None], toy_fold.test)
+    assert [len(part) for part in parts] == [120, 120]
+    assert parts[1][0, 0] == 120

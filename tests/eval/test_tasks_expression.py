@@ -1,0 +1,123 @@
+"""Expression prediction: planted signal is found, independence is at zero, nothing leaks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+from sklearn.linear_model import Ridge
+
+from eval.readouts import RidgeConfig
+from eval.tasks import TASKS, find_task
+from eval.tasks.expression import ExpressionConfig, run
+from eval.variable_genes import log_cp10k, variable_genes
+from tests.eval.conftest import make_fold
+
+CONFIG = ExpressionConfig(n_genes=(10, 30))
+READOUTS = ("", "_hest", "_bleep", "_both", "_combined")
+
+
+@pytest.fixture(scope="module")
+def result(toy_fold):
+    return run(toy_fold, CONFIG)
+
+
+def test_planted_signal_is_predicted_by_every_readout(result):
+    row = result.models["hibio"]
+    for readout in READOUTS:
+        for targets in ("top10_hvg", "top30_hvg"):
+            metric = row[f"pearson{readout}/{targets}"]
+            assert metric.mean > 0.3, (readout, targets)
+            assert metric.keys == ["toy/0/c1", "toy/0/c2"]
+            assert row[f"pearson{readout}_pooled/{targets}"].keys == ["toy/0/pooled"]
+    best = row["pearson/top10_hvg"].mean
+    assert best > result.models["raw_features"]["pearson/top10_hvg"].mean
+    assert best > result.models["coordinates"]["pearson/top10_hvg"].mean + 0.2
+
+
+def test_independent_images_predict_nothing(null_fold):
+    models = run(null_fold, CONFIG).models
+    for name in ("hibio", "raw_features", "coordinates"):
+        for metric, found in models[name].items():
+            assert abs(found.mean) < 0.13, (name, metric)
+
+
+def test_references_are_zero_for_the_mean_and_high_for_the_neighbours(result):
+    assert result.models["mean"]["pearson/top10_hvg"].values == [0.0, 0.0]
+    assert result.models["mean"]["pearson_pooled/top10_hvg"].values == [0.0]
+    assert result.models["neighbour_oracle"]["pearson/top10_hvg"].mean > 0.3
+    notes = " ".join(result.notes)
+    assert "constant prediction" in notes
+    assert "reference that sees the test counts" in notes
+
+
+def test_hest_readout_equals_scikit_learn_step_by_step(toy_fold, result):
+    genes = variable_genes(toy_fold.train, 10)
+
+    def standardised(slide):
+        rows = toy_fold.model("hibio").image[slide.slide_id]
+        return (rows - rows.mean(axis=0)) / rows.std(axis=0)
+
+    def expression(slide):
+        return log_cp10k(slide.counts)[:, genes].toarray()
+
+    train_x = np.concatenate([standardised(s) for s in toy_fold.train])
+    train_y = np.concatenate([expression(s) for s in toy_fold.train])
+    model = Ridge(alpha=100 / (8 * 10)).fit(train_x, train_y)
+    for index, slide in enumerate(toy_fold.test):
+        predicted, truth = model.predict(standardised(slide)), expression(slide)
+        slow = np.mean([pearsonr(predicted[:, g], truth[:, g])[0] for g in range(10)])
+        found = result.models["hibio"]["pearson_hest/top10_hvg"].values[index]
+        assert found == pytest.approx(slow)
+
+
+def test_other_test_counts_change_neither_targets_nor_the_other_slide(toy_fold, result):
+    changed = make_fold(changed="c2")
+    config = replace(CONFIG, n_genes=(10,))
+    after = run(changed, config).models["hibio"]["pearson/top10_hvg"]
+    before = result.models["hibio"]["pearson/top10_hvg"]
+    assert after.values[0] == before.values[0]
+    assert after.values[1] != before.values[1]
+    np.testing.assert_array_equal(
+        variable_genes(changed.train, 10), variable_genes(toy_fold.train, 10)
+    )
+
+
+def test_constant_genes_are_left_out_and_counted(toy_fold):
+    gene = variable_genes(toy_fold.train, 1)[0]
+    counts = toy_fold.test[0].counts.toarray()
+    counts[:, gene] = 0
+    slide = replace(toy_fold.test[0], counts=type(toy_fold.test[0].counts)(counts))
+    result = run(replace(toy_fold, test=(slide,)), replace(CONFIG, n_genes=(1, 10)))
+    assert "top10_hvg: 1 genes are constant on test slide c1 (fold toy)" in " ".join(result.notes)
+    assert result.models["hibio"]["pearson/top1_hvg"].n == 0
+    assert result.models["hibio"]["pearson/top10_hvg"].mean > 0.3
+
+
+def test_raw_features_get_the_combined_readout_as_a_control_but_not_twice(toy_fold, result):
+    row = result.models["raw_features"]
+    assert "pearson_combined/top10_hvg" in row
+    assert "pearson_both/top10_hvg" not in row
+    alone = replace(toy_fold, models=tuple(m for m in toy_fold.models if m.name == "hibio"))
+    lonely = run(alone, CONFIG)
+    assert "pearson_both/top10_hvg" not in lonely.models["hibio"]
+    assert any("left out" in note for note in lonely.notes)
+
+
+def test_one_training_patient_uses_spatial_blocks(toy_fold):
+    one = replace(toy_fold, train=toy_fold.train[:2])
+    config = ExpressionConfig(n_genes=(10,), ridge=RidgeConfig(n_folds=3))
+    assert run(one, config).models["hibio"]["pearson/top10_hvg"].mean > 0.3
+
+
+def test_without_images_the_task_says_so(toy_fold):
+    blind = replace(toy_fold, test=tuple(replace(s, has_image=False) for s in toy_fold.test))
+    result = run(blind, CONFIG)
+    assert result.models == {}
+    assert "not run" in result.notes[0]
+
+
+def test_task_table_suggests_the_nearest_name():
+    assert set(TASKS) == {"expression", "retrieval", "domains", "annotation", "pathway_query"}
+    with pytest.raises(ValueError, match="did you mean 'retrieval'"):
+        find_task("retreival")

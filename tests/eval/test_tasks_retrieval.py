@@ -1,0 +1,152 @@
+"""Retrieval: planted pairs are found, independent ones are at chance, shuffling destroys it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eval.fold import FoldError, Representation
+from eval.tasks.identity import identity_accuracy
+from eval.tasks.retrieval import RetrievalConfig, run
+from eval.tasks.transductive import csls, sinkhorn
+
+DIRECTIONS = ("image_to_omics", "omics_to_image")
+
+
+@pytest.fixture(scope="module")
+def result(toy_fold):
+    return run(toy_fold, RetrievalConfig())
+
+
+def only(fold, name: str, **changes):
+    """The fold with one model, changed."""
+    return replace(fold, models=(replace(fold.model(name), **changes),))
+
+
+def test_planted_pairs_are_found_in_both_directions(result):
+    row = result.models["hibio"]
+    for direction in DIRECTIONS:
+        assert row[f"{direction}/recall@10%"].mean > 0.9
+        assert row[f"{direction}/recall@10%"].keys == ["toy/0/c1", "toy/0/c2"]
+        assert row[f"{direction}/pooled_recall@10%"].keys == ["toy/0/pooled"]
+        assert row[f"{direction}/median_rank"].mean < 0.05
+        assert row[f"{direction}/recall@10%_csls"].mean > 0.9
+        assert row[f"{direction}/mrr_sinkhorn"].mean > 0.5
+    assert "item: spot" in result.notes[0]
+
+
+def test_chance_is_printed_for_the_pool(result):
+    row = result.models["hibio"]
+    assert row["image_to_omics/recall@5"].chance == pytest.approx(5 / 120)
+    assert row["image_to_omics/recall@1%"].chance == pytest.approx(1 / 120)
+    assert row["image_to_omics/recall@10%"].chance == pytest.approx(0.1)
+    assert row["image_to_omics/pooled_recall@5"].chance == pytest.approx(5 / 240)
+    assert row["image_to_omics/median_rank"].chance == 0.5
+
+
+def test_independent_sides_are_at_chance(null_fold):
+    models = run(null_fold, RetrievalConfig()).models
+    for name in ("hibio", "ridge_to_lsa", "coordinates"):
+        for direction in DIRECTIONS:
+            for suffix in ("", "_csls", "_sinkhorn"):
+                found = models[name][f"{direction}/recall@10%{suffix}"]
+                assert found.mean == pytest.approx(0.1, abs=0.08), (name, suffix)
+            assert models[name][f"{direction}/median_rank"].mean == pytest.approx(0.5, abs=0.12)
+
+
+def test_shuffled_pairs_fall_to_chance(toy_fold):
+    rng = np.random.default_rng(0)
+    model = toy_fold.model("hibio")
+    shuffled = {name: rows[rng.permutation(len(rows))] for name, rows in model.omics.items()}
+    row = run(only(toy_fold, "hibio", omics=shuffled), RetrievalConfig()).models["hibio"]
+    assert row["image_to_omics/recall@10%"].mean < 0.2
+
+
+def test_ridge_bridges_raw_features_and_coordinates_to_the_spot_vector(result):
+    assert result.models["ridge_to_lsa"]["image_to_omics/recall@10%"].mean > 0.4
+    assert result.models["coordinates"]["image_to_omics/recall@10%"].mean < 0.25
+    assert "image_to_omics/recall@10%" not in result.models["raw_features"]
+    assert "lsa" not in result.models
+
+
+def test_an_offset_of_a_slide_does_not_matter(toy_fold, result):
+    model = toy_fold.model("hibio")
+    moved = {name: rows + 50.0 + i for i, (name, rows) in enumerate(model.image.items())}
+    row = run(only(toy_fold, "hibio", image=moved), RetrievalConfig()).models["hibio"]
+    base = result.models["hibio"]
+    for metric in ("image_to_omics/recall@5", "omics_to_image/pooled_recall@5"):
+        np.testing.assert_allclose(row[metric].values, base[metric].values)
+
+
+def test_a_niche_is_reported_beside_the_same_average_over_random_spots(toy_fold):
+    rng = np.random.default_rng(2)
+    model = toy_fold.model("hibio")
+    noisy = {n: x + 6.0 * rng.standard_normal(x.shape) for n, x in model.image.items()}
+    fold = only(toy_fold, "hibio", image=noisy)
+    spot = run(fold, RetrievalConfig()).models["hibio"]
+    niche = run(fold, RetrievalConfig(item="niche")).models["hibio"]
+    metric = "image_to_omics/recall@10%"
+    assert niche[metric].mean > spot[metric].mean
+    assert f"{metric}_random_graph" in niche
+    assert f"{metric}_random_graph" not in spot
+    with pytest.raises(FoldError, match="'spot' or 'niche'"):
+        RetrievalConfig(item="slide")
+
+
+def test_large_slides_skip_the_transductive_rows_and_say_so(toy_fold):
+    fold = only(toy_fold, "hibio")
+    result = run(fold, RetrievalConfig(max_transductive=100))
+    assert not any("csls" in name for name in result.models["hibio"])
+    assert any("no csls" in note for note in result.notes)
+
+
+def test_two_spaces_are_refused_unless_marked(toy_fold):
+    wide = {name: np.hstack([x, x]) for name, x in toy_fold.model("hibio").omics.items()}
+    with pytest.raises(FoldError, match="aligned=False"):
+        run(only(toy_fold, "hibio", omics=wide), RetrievalConfig())
+
+
+def test_csls_equals_the_loop():
+    s = np.random.default_rng(1).standard_normal((7, 7))
+    slow = np.empty_like(s)
+    for i in range(7):
+        for j in range(7):
+            row, column = sorted(s[i])[-3:], sorted(s[:, j])[-3:]
+            slow[i, j] = 2 * s[i, j] - np.mean(row) - np.mean(column)
+    np.testing.assert_allclose(csls(s, 3), slow)
+
+
+def test_sinkhorn_is_doubly_stochastic_and_undoes_hubs():
+    rng = np.random.default_rng(1)
+    s = rng.random((20, 20))
+    plan = np.exp(sinkhorn(s, 0.1, 200))
+    np.testing.assert_allclose(plan.sum(axis=0), 1.0)
+    np.testing.assert_allclose(plan.sum(axis=1), 1.0, atol=1e-3)
+    hub = s + rng.random(20)
+    difference = sinkhorn(hub, 0.1, 300) - sinkhorn(s, 0.1, 300)
+    np.testing.assert_allclose(difference, difference[0, 0], atol=1e-2)
+
+
+def test_identity_probe_finds_a_stain_and_not_noise(toy_fold):
+    slides, rng = toy_fold.paired_train + toy_fold.paired_test, np.random.default_rng(0)
+    noise = [rng.standard_normal((s.n_spots, 5)) for s in slides]
+    value, chance = identity_accuracy(noise, slides, "slide")
+    assert chance == pytest.approx(0.2)
+    assert value == pytest.approx(0.2, abs=0.1)
+    stained = [rows + 3.0 * i for i, rows in enumerate(noise)]
+    assert identity_accuracy(stained, slides, "slide")[0] > 0.9
+    assert identity_accuracy(stained, slides, "patient")[1] == pytest.approx(1 / 3)
+    assert np.isnan(identity_accuracy(noise[:2], slides[:2], "patient")[0])
+
+
+def test_a_stain_shows_in_the_task(toy_fold, result):
+    model = toy_fold.model("hibio")
+    stained = {n: x + 5.0 * i for i, (n, x) in enumerate(model.image.items())}
+    row = run(only(toy_fold, "hibio", image=stained), RetrievalConfig()).models["hibio"]
+    name = "identity/slide_balanced_accuracy"
+    assert row[name].mean > result.models["hibio"][name].mean + 0.3
+
+
+def test_models_of_one_side_are_left_out(toy_fold):
+    model = Representation("omics_only", omics=toy_fold.model("hibio").omics)
+    assert "omics_only" not in run(replace(toy_fold, models=(model,)), RetrievalConfig()).models

@@ -1,0 +1,149 @@
+"""Fitted artifacts: what is written is read back; torn files are refused; node genes; set inputs."""
+
+import dataclasses
+
+import h5py
+import numpy as np
+import pytest
+from scipy import sparse
+
+from hibio.artifacts import read_artifacts, write_artifacts
+from hibio.config import ConfigError
+from preprocessing.coexpression import spot_vectors
+from preprocessing.store import SlideStore
+from tests.hibio.toy import dense
+
+
+def assert_same(left, right) -> None:
+    """Equal to the last bit, dataclass by dataclass."""
+    assert type(left) is type(right)
+    if dataclasses.is_dataclass(left):
+        for field in dataclasses.fields(left):
+            assert_same(getattr(left, field.name), getattr(right, field.name))
+    elif sparse.issparse(left):
+        assert left.shape == right.shape
+        assert (left != right).nnz == 0
+    elif isinstance(left, np.ndarray):
+        assert left.shape == right.shape
+        assert np.array_equal(left, right)
+    elif hasattr(left, "equals"):
+        assert left.equals(right)
+    elif hasattr(left, "state"):
+        for name, value in left.state().items():
+            assert np.array_equal(value, right.state()[name]), name
+    else:
+        assert left == right
+
+
+@pytest.fixture(scope="module")
+def with_nodes(toy_artifacts):
+    return dataclasses.replace(toy_artifacts, node_genes=np.arange(0, 60, 2))
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_round_trip(toy_artifacts, with_nodes, tmp_path, nodes):
+    artifacts = with_nodes if nodes else toy_artifacts
+    write_artifacts(tmp_path / "artifacts.h5", artifacts)
+    assert_same(read_artifacts(tmp_path / "artifacts.h5"), artifacts)
+    assert [path.name for path in tmp_path.iterdir()] == ["artifacts.h5"]
+
+
+def test_writing_twice_gives_equal_artifacts_and_replaces_the_file(toy_artifacts, tmp_path):
+    path = tmp_path / "artifacts.h5"
+    path.write_text("something else")
+    write_artifacts(path, toy_artifacts)
+    write_artifacts(path, read_artifacts(path))
+    assert_same(read_artifacts(path), toy_artifacts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_refused(toy_artifacts, tmp_path, share):
+    path = tmp_path / "artifacts.h5"
+    write_artifacts(path, toy_artifacts)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ConfigError, match=r"artifacts\.h5: .*\.previous"):
+        read_artifacts(path)
+
+
+def test_a_missing_file_and_one_that_is_no_hdf5(tmp_path):
+    for path in (tmp_path / "none.h5", tmp_path / "text.h5"):
+        if path.stem == "text":
+            path.write_text("slide_id,patient_id\n")
+        with pytest.raises(ConfigError, match=path.name):
+            read_artifacts(path)
+
+
+@pytest.mark.parametrize("part", ["genes", "tfidf", "factors", "anchors", "database", "gene_graph"])
+def test_a_missing_part_is_refused(toy_artifacts, tmp_path, part):
+    path = tmp_path / "artifacts.h5"
+    write_artifacts(path, toy_artifacts)
+    with h5py.File(path, "r+") as file:
+        del file[part]
+    with pytest.raises(ConfigError, match="cannot be read as HiBio artifacts"):
+        read_artifacts(path)
+
+
+@pytest.mark.parametrize("part", ["anchors/mean", "factors/spread", "tfidf/df", "gene_graph/weight"])
+def test_a_missing_array_is_refused(toy_artifacts, tmp_path, part):
+    path = tmp_path / "artifacts.h5"
+    write_artifacts(path, toy_artifacts)
+    with h5py.File(path, "r+") as file:
+        del file[part]
+    with pytest.raises(ConfigError, match="cannot be read as HiBio artifacts"):
+        read_artifacts(path)
+
+
+def test_another_schema_names_both_versions(toy_artifacts, tmp_path):
+    path = tmp_path / "artifacts.h5"
+    write_artifacts(path, toy_artifacts)
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 99
+    with pytest.raises(ConfigError, match="schema 99, this HiBio reads 1"):
+        read_artifacts(path)
+
+
+@pytest.fixture(scope="module")
+def tfidf(toy_stores, toy_artifacts):
+    with SlideStore(toy_stores / "sim001.h5") as store:
+        assert store.gene_names.tolist() != toy_artifacts.genes.tolist()  # sorted in the vocabulary
+        order = np.argsort(store.gene_names.astype(str))
+        return toy_artifacts.tfidf.transform(store.counts()[:, order])
+
+
+def test_keywords_are_the_largest_values(toy_artifacts, tfidf):
+    gene, value = toy_artifacts.keywords(tfidf, 12)
+    table = dense(tfidf)
+    for row in range(len(table)):
+        best = np.sort(table[row])[::-1][:12]
+        np.testing.assert_allclose(value[row], best, rtol=1e-6)
+        np.testing.assert_allclose(table[row, gene[row]], best, rtol=1e-6)
+
+
+def test_node_genes_are_the_only_keywords(with_nodes, tfidf):
+    gene, value = with_nodes.keywords(tfidf, 12)
+    table = dense(tfidf)
+    allowed = set(with_nodes.node_genes.tolist())
+    assert set(gene[value > 0].tolist()) <= allowed
+    only = table[:, with_nodes.node_genes]
+    np.testing.assert_allclose(value, -np.sort(-only, axis=1)[:, :12], rtol=1e-6)
+    assert (gene[value == 0] == with_nodes.n_genes).all()
+
+
+def test_set_inputs_are_a_spot_of_typical_length(toy_artifacts):
+    matrix = toy_artifacts.anchors.matrix.T.tocsr()
+    gene, value, vector = toy_artifacts.set_inputs(matrix, 16)
+    factors = toy_artifacts.factors
+    assert gene.shape == value.shape == (toy_artifacts.n_pathways, 16)
+    assert vector.shape == (toy_artifacts.n_pathways, factors.rank)
+    typical = np.sqrt((factors.spread / factors.spread.max()).sum())
+    np.testing.assert_allclose(np.linalg.norm(vector, axis=1), typical, rtol=1e-5)
+    raw = spot_vectors(matrix, factors).astype(np.float64)
+    direction = (raw - factors.mean) / factors.sd * np.sqrt(factors.spread / factors.spread.max())
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    np.testing.assert_allclose(vector / typical, direction, atol=1e-4)
+    for row, name in enumerate(toy_artifacts.anchors.names):
+        members = set(toy_artifacts.database.genes_of(name))
+        shown = toy_artifacts.genes[gene[row][value[row] > 0]]
+        assert set(shown) <= members
+        assert len(shown) == min(16, len(members))

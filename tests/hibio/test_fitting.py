@@ -1,0 +1,173 @@
+"""Fitting: vocabulary rules, no leak from held-out slides, every selector, variant and control."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from hibio.config import ConfigError
+from hibio.data.fitting import (
+    CountBlocks,
+    GenesConfig,
+    PathwaysConfig,
+    fit_artifacts,
+    fit_vocabulary,
+)
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore
+from preprocessing.tfidf import TfidfReweighter
+from tests.hibio.test_artifacts import assert_same
+from tests.hibio.toy import GENES, PATHWAYS, edit_store, redraw_counts, rename_genes
+
+
+@pytest.fixture(scope="module")
+def paths(toy_stores):
+    return stores_in(toy_stores)
+
+
+@pytest.fixture(scope="module")
+def other_panel(paths, tmp_path_factory):
+    """sim002 with the first 40 genes renamed."""
+    with SlideStore(paths[1]) as store:
+        names = [f"new{i}" if i < 40 else name for i, name in enumerate(store.gene_names)]
+    target = tmp_path_factory.mktemp("panel") / "sim002.h5"
+    return edit_store(paths[1], target, rename_genes(names))
+
+
+def slow_vocabulary(paths, fraction: float, min_spots: int) -> list[str]:
+    """Reference: count slides and spots of every gene with plain loops."""
+    slides: dict[str, int] = {}
+    spots: dict[str, int] = {}
+    for path in paths:
+        with SlideStore(path) as store:
+            table = store.counts().toarray()
+            for name, column in zip(store.gene_names, table.T, strict=True):
+                slides[name] = slides.get(name, 0) + 1
+                spots[name] = spots.get(name, 0) + sum(1 for count in column if count > 0)
+    return sorted(
+        g for g in slides if slides[g] / len(paths) >= fraction and spots[g] >= min_spots
+    )
+
+
+@pytest.mark.parametrize(("fraction", "min_spots"), [(1.0, 1), (0.5, 1), (0.5, 60), (1.0, 130)])
+def test_vocabulary_against_plain_loops(paths, other_panel, fraction, min_spots):
+    panel = [paths[0], other_panel]
+    got = fit_vocabulary(panel, GenesConfig(min_slide_fraction=fraction, min_spots=min_spots))
+    assert got.tolist() == slow_vocabulary(panel, fraction, min_spots)
+    with_new = any(name.startswith("new") for name in got)
+    assert with_new == (fraction == 0.5)
+    assert 50 < len(got) < 440 or (fraction, min_spots) == (0.5, 1)
+
+
+def test_panels_that_hardly_overlap_are_an_error(paths, tmp_path):
+    names = [f"Z{i}" for i in range(400)]
+    path = edit_store(paths[1], tmp_path / "sim002.h5", rename_genes(names))
+    with pytest.raises(ConfigError, match=r"only 0 of 800 genes .*min_slide_fraction"):
+        fit_vocabulary([paths[0], path], GenesConfig())
+
+
+def test_a_gene_that_a_slide_did_not_measure_counts_as_zero(paths, other_panel):
+    genes = fit_vocabulary([paths[0], other_panel], GenesConfig(min_slide_fraction=0.5))
+    blocks = list(CountBlocks([paths[0], other_panel], genes))
+    new = np.flatnonzero(np.char.startswith(genes.astype(str), "new"))
+    assert len(new) > 30
+    assert blocks[0][:, new].sum() == 0
+    assert blocks[1][:, new].sum() > 0
+
+
+def test_blocks_are_the_same_on_every_pass(paths, toy_artifacts):
+    blocks = CountBlocks(paths[:2], toy_artifacts.genes)
+    for first, second in zip(list(blocks), list(blocks), strict=True):
+        assert (first != second).nnz == 0
+
+
+def test_idf_is_of_the_training_slides(paths, toy_artifacts):
+    stack = sparse.vstack(list(CountBlocks(paths[:2], toy_artifacts.genes)))
+    df = np.asarray((stack > 0).sum(axis=0)).ravel()
+    idf = np.log((1 + stack.shape[0]) / (1 + df)) + 1
+    np.testing.assert_allclose(toy_artifacts.tfidf.idf, idf, rtol=1e-12)
+    everything = TfidfReweighter().fit(CountBlocks(paths, toy_artifacts.genes))
+    assert np.abs(everything.idf - idf).max() > 1e-3  # the held-out slide would change it
+    assert toy_artifacts.train_slides == ("sim001", "sim002")
+
+
+def test_nothing_of_a_held_out_slide_leaks(paths, toy_artifacts, tmp_path):
+    """Other counts in the test store: artifacts identical to the bit; in a training store: not."""
+    for path in paths:
+        edit_store(path, tmp_path / path.name, redraw_counts if path == paths[2] else lambda _: 0)
+    copies = stores_in(tmp_path)
+    assert_same(fit_artifacts(copies[:2], GENES, PATHWAYS), toy_artifacts)
+    edit_store(paths[1], copies[1], redraw_counts)
+    changed = fit_artifacts(copies[:2], GENES, PATHWAYS)
+    assert not np.array_equal(changed.factors.components, toy_artifacts.factors.components)
+    assert not np.array_equal(changed.anchors.mean, toy_artifacts.anchors.mean)
+
+
+@pytest.mark.parametrize("selector", ["hvg", "svg", "rank", "top", "random"])
+def test_every_selector_gives_node_genes(paths, selector):
+    genes = GenesConfig(**{**vars(GENES), "selector": selector})
+    artifacts = fit_artifacts(paths[:2], genes, PATHWAYS)
+    nodes = artifacts.node_genes
+    assert len(set(nodes.tolist())) == 16
+    assert 0 <= nodes.min() <= nodes.max() < artifacts.n_genes
+    assert artifacts.settings["genes"]["selector"] == selector
+
+
+def test_the_tfidf_selector_has_none(toy_artifacts):
+    assert toy_artifacts.node_genes is None
+
+
+@pytest.mark.parametrize("variant", ["raw", "bm25", "depth_matched", "spatial"])
+def test_every_tfidf_variant_is_fitted_and_differs(paths, toy_artifacts, variant):
+    genes = GenesConfig(**{**vars(GENES), "tfidf": variant})
+    artifacts = fit_artifacts(paths[:2], genes, PATHWAYS)
+    assert artifacts.tfidf.variant == variant
+    counts = next(iter(CountBlocks(paths[:1], artifacts.genes)))
+    ours, plain = (a.tfidf.transform(counts) for a in (artifacts, toy_artifacts))
+    np.testing.assert_allclose(sparse.linalg.norm(ours, axis=1), 1.0, rtol=1e-5)
+    assert abs(ours - plain).max() > 1e-3
+
+
+def test_an_unknown_variant_or_selector_names_the_nearest(paths):
+    for name, value in (("tfidf", "bm52"), ("selector", "hgv")):
+        genes = GenesConfig(**{**vars(GENES), name: value})
+        with pytest.raises(ValueError, match="bm25" if name == "tfidf" else "hvg"):
+            fit_artifacts(paths[:2], genes, PATHWAYS)
+
+
+def test_matched_random_keeps_names_and_sizes_only(paths, toy_artifacts):
+    pathways = PathwaysConfig(source="matched_random:default")
+    random = fit_artifacts(paths[:2], GENES, pathways)
+    assert random.anchors.names == toy_artifacts.anchors.names
+    for name in random.anchors.names:
+        real, drawn = (set(a.database.genes_of(name)) for a in (toy_artifacts, random))
+        assert len(real) == len(drawn)
+        assert not real & drawn
+    assert_same(random.factors, toy_artifacts.factors)
+
+
+def test_set_sizes_are_limited_and_the_settings_kept(paths, toy_artifacts):
+    sizes = {n: len(toy_artifacts.database.genes_of(n)) for n in toy_artifacts.anchors.names}
+    limit = sorted(sizes.values())[len(sizes) // 2]
+    few = fit_artifacts(paths[:2], GENES, PathwaysConfig(min_genes=limit, max_genes=limit))
+    assert set(few.anchors.names) == {name for name, size in sizes.items() if size == limit}
+    assert few.settings["pathways"]["min_genes"] == limit
+
+
+def test_target_genes_are_distinct_and_never_more_than_there_are(paths, toy_artifacts):
+    assert len(set(toy_artifacts.target_genes.tolist())) == 30
+    many = GenesConfig(**{**vars(GENES), "target_genes": 100_000})
+    assert len(fit_artifacts(paths[:2], many, PATHWAYS).target_genes) == toy_artifacts.n_genes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"keyword_genes": 0}, "at least 1"),
+        ({"rank": 0}, "at least 1"),
+        ({"min_slide_fraction": 0.0}, "share in"),
+        ({"min_slide_fraction": 1.5}, r"not 1\.5"),
+    ],
+)
+def test_settings_out_of_range(change, words):
+    with pytest.raises(ValueError, match=words):
+        GenesConfig(**change)

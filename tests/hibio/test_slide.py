@@ -1,0 +1,228 @@
+"""A prepared slide against the definitions of METHOD 1-3; the dataset; AnnData as input."""
+
+import dataclasses
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from hibio.config import ConfigError
+from hibio.data.anndata import image_batch, slide_of_anndata
+from hibio.data.dataset import SlideDataset, shuffled_pairs
+from hibio.data.fitting import align_columns
+from hibio.data.slide import expression_slide, log_normalise, prepare_slide, standardise_columns
+from hibio.data.splits import read_entries
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore
+from tests.hibio.toy import dense, edit_store, make_model, make_slide, rename_genes
+
+
+@pytest.fixture(scope="module")
+def slide(toy_stores, toy_artifacts):
+    return make_slide(toy_stores, toy_artifacts, "sim003")
+
+
+@pytest.fixture(scope="module")
+def counts(toy_stores, toy_artifacts):
+    with SlideStore(toy_stores / "sim003.h5") as store:
+        names = store.gene_names.tolist()
+        return dense(store.counts())[:, [names.index(gene) for gene in toy_artifacts.genes]]
+
+
+def test_inputs_against_the_definitions(slide, counts, toy_artifacts):
+    tf = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    row = tf * toy_artifacts.tfidf.idf
+    row /= np.linalg.norm(row, axis=1, keepdims=True)
+    np.testing.assert_allclose(slide.value_SK, -np.sort(-row, axis=1)[:, :16], atol=1e-6)
+    shown = np.take_along_axis(row, slide.gene_SK, axis=1)
+    np.testing.assert_allclose(slide.value_SK, shown, atol=1e-6)
+    factors = toy_artifacts.factors
+    raw = row @ factors.components
+    weight = np.sqrt(factors.spread / factors.spread.max())
+    vector = (raw - raw.mean(axis=0)) / raw.std(axis=0) * weight
+    np.testing.assert_allclose(slide.vector_SV, vector, atol=1e-4)
+    np.testing.assert_allclose(slide.vector_scale_V, weight / raw.std(axis=0), rtol=1e-4)
+
+
+def test_targets_against_the_definitions(slide, counts, toy_artifacts):
+    norm = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    target = norm[:, toy_artifacts.target_genes]
+    varying = target.std(axis=0) > 0
+    expected = (target - target.mean(axis=0)) / np.where(varying, target.std(axis=0), 1.0)
+    np.testing.assert_allclose(slide.expression_SH, expected, atol=1e-4)
+    total = slide.target_SM.sum(axis=1)
+    assert np.all(np.isclose(total, 1.0, atol=1e-5) | (total == 0))
+    assert (slide.target_SM > 0).sum(axis=1).max() <= 5
+    best = toy_artifacts.anchors.match(toy_artifacts.tfidf.transform(counts))
+    assert np.array_equal(slide.target_SM.argmax(axis=1), best.argmax(axis=1))
+
+
+def test_features_are_standardised_over_the_slide(slide, toy_stores):
+    with SlideStore(toy_stores / "sim003.h5") as store:
+        raw = store.features("handcrafted").astype(np.float64)
+    varying = raw.std(axis=0) > 1e-8
+    assert varying.sum() > 100
+    expected = (raw - raw.mean(axis=0))[:, varying] / raw.std(axis=0)[varying]
+    np.testing.assert_allclose(slide.features_SF[:, varying], expected, atol=1e-3)
+    assert not slide.features_SF[:, ~varying].any()
+
+
+def test_neighbours_are_the_nearest_spots(slide):
+    distance = np.linalg.norm(slide.xy_um[:, None] - slide.xy_um[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert slide.neighbour_SN.shape == (slide.n_spots, 6)
+    for spot in range(slide.n_spots):
+        present = slide.neighbour_SN[spot] >= 0
+        near = slide.neighbour_SN[spot][present]
+        np.testing.assert_allclose(distance[spot, near], slide.distance_um_SN[spot][present], 1e-4)
+        assert np.all(distance[spot, near] < 3.01 * np.median(distance.min(axis=1)))
+        assert np.isinf(slide.distance_um_SN[spot][~present]).all()
+
+
+def test_standardise_columns_closed_form():
+    values = np.array([[1.0, 5.0, 1e-12], [3.0, 5.0, 0.0]])
+    assert standardise_columns(values).tolist() == [[-1, 0, 0], [1, 0, 0]]
+
+
+def test_log_normalise_closed_form():
+    got = dense(log_normalise(sparse.csr_matrix([[1, 3], [0, 0]])))
+    assert got == pytest.approx(np.array([[np.log(2501.0), np.log(7501.0)], [0, 0]]), rel=1e-6)
+
+
+def test_patches_and_stain(toy_stores, toy_artifacts):
+    slide = make_slide(toy_stores, toy_artifacts, image="patches")
+    with SlideStore(slide.path) as store:
+        pixels = store.patches()
+    assert slide.has_image
+    assert slide.features_SF is None
+    assert np.array_equal(slide.patches(np.array([5, 0])), pixels[[5, 0]])
+    whole = pixels.reshape(-1, 3) / 255.0
+    np.testing.assert_allclose(slide.stain_6[:3], whole.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(slide.stain_6[3:], whole.std(axis=0), atol=0.02)
+
+
+def test_patches_of_a_feature_slide_are_an_error(slide):
+    with pytest.raises(ConfigError, match="'sim003' has no patches"):
+        slide.patches(np.array([0]))
+
+
+def test_unknown_features_list_what_there_is(toy_stores, toy_artifacts):
+    with pytest.raises(ConfigError, match=r"no features 'uni' \(it has: handcrafted\)"):
+        prepare_slide(toy_stores / "sim001.h5", toy_artifacts, "uni")
+
+
+def test_ensembl_ids_against_symbols_are_an_error(toy_stores, toy_artifacts, tmp_path):
+    names = [f"ENSG{i:011d}" for i in range(400)]
+    path = edit_store(toy_stores / "sim001.h5", tmp_path / "x.h5", rename_genes(names))
+    with pytest.raises(ConfigError, match=r"measures 0 of the \d+ genes .*gene id type"):
+        prepare_slide(path, toy_artifacts, None)
+
+
+def test_some_genes_more_or_less_are_counted(toy_stores, toy_artifacts, tmp_path):
+    with SlideStore(toy_stores / "sim001.h5") as store:
+        names = [f"X{i}" if i < 100 else n for i, n in enumerate(store.gene_names)]
+    path = edit_store(toy_stores / "sim001.h5", tmp_path / "x.h5", rename_genes(names))
+    slide = prepare_slide(path, toy_artifacts, None)
+    assert slide.genes_dropped == 100
+    assert slide.genes_matched == 300
+    assert np.isfinite(slide.vector_SV).all()
+
+
+def test_a_slide_without_counts(toy_artifacts):
+    xy = np.argwhere(np.ones((4, 4))) * 100.0
+    slide = expression_slide(
+        sparse.csr_matrix((16, toy_artifacts.n_genes), dtype=np.int32),
+        xy,
+        toy_artifacts,
+        slide_id="blank",
+        matched=0,
+        measured=0,
+    )
+    assert not slide.has_counts
+    assert (slide.gene_SK == toy_artifacts.n_genes).all()
+    assert not slide.target_SM.any()
+    assert np.isfinite(slide.vector_SV).all()
+
+
+def test_align_columns_by_name():
+    counts = sparse.csr_matrix(np.array([[1, 2, 3], [4, 5, 6]]))
+    got = align_columns(counts, np.array(["b", "x", "a"]), np.array(["a", "b", "c"]))
+    assert got.toarray().tolist() == [[3, 1, 0], [6, 4, 0]]
+
+
+@pytest.fixture
+def entries(toy_stores):
+    return read_entries(stores_in(toy_stores))
+
+
+def test_the_cache_is_bounded_and_keeps_the_latest(entries, toy_artifacts):
+    dataset = SlideDataset(entries, toy_artifacts, "handcrafted", cache=2)
+    first, second = dataset[0], dataset[1]
+    assert dataset[0] is first
+    assert dataset[2].slide_id == "sim003"  # pushes out 1, which was used least recently
+    assert dataset[0] is first
+    again = dataset[1]
+    assert again is not second
+    assert np.array_equal(again.features_SF, second.features_SF)
+    assert len(dataset) == 3
+
+
+def test_shuffled_pairs_move_images_and_nothing_else(entries, toy_artifacts):
+    plain = SlideDataset(entries, toy_artifacts, "handcrafted")[0]
+    first, second = (
+        SlideDataset(entries, toy_artifacts, "handcrafted", shuffle_pairs=True)[0] for _ in "12"
+    )
+    assert np.array_equal(first.features_SF, second.features_SF)
+    same = (first.features_SF == plain.features_SF).all(axis=1)
+    assert same.mean() < 0.1
+    order = np.lexsort(plain.features_SF.T), np.lexsort(first.features_SF.T)
+    assert np.array_equal(plain.features_SF[order[0]], first.features_SF[order[1]])
+    for name in ("value_SK", "vector_SV", "xy_um", "expression_SH"):
+        assert np.array_equal(getattr(first, name), getattr(plain, name))
+
+
+def test_patches_cannot_be_shuffled(slide, toy_stores, toy_artifacts):
+    patches = make_slide(toy_stores, toy_artifacts, image="patches")
+    with pytest.raises(ConfigError, match="shuffle_pairs needs stored features"):
+        shuffled_pairs(patches, seed=0)
+    blind = dataclasses.replace(slide, features_SF=None)
+    assert shuffled_pairs(blind, seed=0) is blind
+
+
+def adata_of(path) -> anndata.AnnData:
+    with SlideStore(path) as store:
+        var = pd.DataFrame(index=pd.Index(store.gene_names))
+        adata = anndata.AnnData(X=store.counts().astype(np.float32), var=var)
+        adata.obsm["spatial"] = store.xy_um
+    return adata
+
+
+def test_anndata_gives_the_embeddings_of_the_store(toy_stores, toy_artifacts, slide):
+    model = make_model(toy_artifacts)
+    adata = adata_of(toy_stores / "sim003.h5")
+    embedding = model.encode_slide(slide)
+    np.testing.assert_allclose(model.encode_omics(adata), embedding.omics, atol=1e-5)
+    turned = adata[:, ::-1].copy()  # genes in another order
+    np.testing.assert_allclose(model.encode_omics(turned), embedding.omics, atol=1e-5)
+    with SlideStore(toy_stores / "sim003.h5") as store:
+        image = model.encode_image(store.features("handcrafted"))
+    np.testing.assert_allclose(image, embedding.image, atol=1e-5)
+
+
+def test_anndata_without_coordinates_or_raw_counts(toy_stores, toy_artifacts):
+    adata = adata_of(toy_stores / "sim001.h5")
+    with pytest.raises(ConfigError, match=r"no 'xy' \(it has: spatial\)"):
+        slide_of_anndata(adata, toy_artifacts, "xy")
+    adata.X = adata.X * 0.5
+    with pytest.raises(ConfigError, match="not raw counts"):
+        slide_of_anndata(adata, toy_artifacts)
+
+
+def test_image_batch_standardises_patches_by_their_own_stain(toy_artifacts):
+    patches = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    patches[:2] = 255
+    batch = image_batch(patches, toy_artifacts)
+    assert batch.patches_SCHW.shape == (4, 3, 8, 8)
+    np.testing.assert_allclose(batch.stain_S6.numpy(), 0.5)

@@ -1,0 +1,73 @@
+"""Splits: a patient is on one side only, whatever the data; what a user is told about a typo."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hibio.config import ConfigError
+from hibio.data.splits import SlideEntry, expand_folds, read_entries, split_by_patient
+from preprocessing.run import stores_in
+
+
+def entry(slide: str, patient: str, has_image: bool = True) -> SlideEntry:
+    return SlideEntry(Path(f"{slide}.h5"), slide, patient, has_image, 10)
+
+
+COHORT = [entry(f"s{i}", patient) for i, patient in enumerate("AABCCD")]
+
+patients = st.sampled_from(["A", "B", "C", "P1", "P10", "P11", "patient-2"])
+
+
+@given(st.lists(patients, min_size=1, max_size=20), st.data())
+def test_no_patient_is_on_both_sides(drawn, data):
+    entries = [entry(f"s{i}", patient) for i, patient in enumerate(drawn)]
+    known = sorted(set(drawn))
+    held_out = data.draw(st.lists(st.sampled_from(known), min_size=1, unique=True))
+    if len(held_out) == len(known):
+        with pytest.raises(ConfigError, match="no patient to train on"):
+            split_by_patient(entries, "+".join(held_out))
+        return
+    split = split_by_patient(entries, "+".join(held_out))
+    assert {e.patient_id for e in split.test} == set(held_out)
+    assert not {e.patient_id for e in split.train} & set(held_out)
+    assert sorted(split.train + split.test, key=lambda e: e.slide_id) == sorted(
+        entries, key=lambda e: e.slide_id
+    )
+
+
+def test_none_trains_on_all():
+    split = split_by_patient(COHORT, "none")
+    assert split.train == tuple(COHORT)
+    assert split.test == ()
+
+
+def test_an_unknown_patient_names_the_nearest():
+    entries = [entry("s0", "patient01"), entry("s1", "patient02")]
+    with pytest.raises(ConfigError, match=r"'patent02'.*did you mean 'patient02'\?"):
+        split_by_patient(entries, "patent02")
+    with pytest.raises(ConfigError, match=r"patients: A, B, C, D"):
+        split_by_patient(COHORT, "A+zzz")
+
+
+def test_each_is_every_patient_with_an_image():
+    entries = [entry("s0", "B"), entry("s1", "A"), entry("s2", "C", has_image=False)]
+    assert expand_folds(entries, ["each"]) == ["A", "B"]
+    blind = [entry(f"s{i}", patient, has_image=False) for i, patient in enumerate("BCB")]
+    assert expand_folds(blind, ["each"]) == ["B", "C"]
+    assert expand_folds(entries, ["B+C", "none"]) == ["B+C", "none"]
+
+
+def test_entries_of_stores(toy_stores):
+    entries = read_entries(stores_in(toy_stores))
+    assert [e.slide_id for e in entries] == ["sim001", "sim002", "sim003"]
+    assert [e.patient_id for e in entries] == ["patient01", "patient02", "patient03"]
+    assert all(e.has_image and e.n_spots == 70 for e in entries)
+
+
+def test_one_slide_id_in_two_stores(toy_stores, tmp_path):
+    for name in ("a.h5", "b.h5"):
+        (tmp_path / name).write_bytes((toy_stores / "sim001.h5").read_bytes())
+    with pytest.raises(ConfigError, match=r"'sim001' is in .*a\.h5 and in .*b\.h5"):
+        read_entries(stores_in(tmp_path))

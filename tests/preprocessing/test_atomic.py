@@ -1,0 +1,61 @@
+"""atomic_path: the final name appears only when the block succeeds, and never half written."""
+
+from pathlib import Path
+
+import pytest
+
+from preprocessing.atomic import atomic_path
+from preprocessing.errors import DataError
+
+
+def test_success_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "store.h5"
+    with atomic_path(final) as temporary:
+        assert temporary.parent == final.parent
+        assert temporary.suffix == ".h5"
+        temporary.write_bytes(b"all")
+        assert not final.exists()
+    assert final.read_bytes() == b"all"
+    assert [p.name for p in final.parent.iterdir()] == ["store.h5"]
+
+
+def test_error_keeps_the_old_file_and_removes_the_half_one(tmp_path: Path) -> None:
+    final = tmp_path / "a.txt"
+    final.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(final) as temporary:
+            temporary.write_text("ne")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        write_half()
+    assert final.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_block_without_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_do_not_share_a_temporary_name(tmp_path: Path) -> None:
+    final = tmp_path / "a.txt"
+    with atomic_path(str(final)) as one, atomic_path(final) as two:
+        assert one != two
+        one.write_text("one")
+        two.write_text("two")
+    assert final.read_text() == "one"  # the outer block ends last
+
+
+def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    with atomic_path(tmp_path / "atomic") as temporary:
+        temporary.write_text("")
+    assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
+
+
+def test_data_error_is_a_value_error() -> None:
+    assert issubclass(DataError, ValueError)

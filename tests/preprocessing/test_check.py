@@ -1,0 +1,97 @@
+"""check_path: stores, folders of stores and manifests, with FAIL, WARN and PASS."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preprocessing import prepare
+from preprocessing.check import check_path
+from preprocessing.findings import Finding, failed
+from preprocessing.manifest import write_manifest
+from preprocessing.patches import PatchConfig
+from tests.preprocessing.sources import draw_counts, legacy_slide, tissue_image, write_legacy_counts
+
+PATCH = PatchConfig(200.0, 16)
+
+
+def messages(findings: list[Finding], level: str) -> str:
+    return " / ".join(str(f) for f in findings if f.level == level)
+
+
+def test_a_store_and_a_folder(tmp_path: Path):
+    row, _ = legacy_slide(tmp_path / "in")
+    prepare([row], tmp_path / "out", patch=PATCH)
+    single = check_path(tmp_path / "out" / "A1.h5")
+    assert not failed(single)
+    assert "only 12 genes" in messages(single, "WARN")
+    (tmp_path / "out" / "B1.h5").write_text("text")
+    folder = check_path(tmp_path / "out")
+    assert failed(folder)
+    assert "B1.h5" in messages(folder, "FAIL")
+    assert "only 12 genes" in messages(folder, "WARN")
+
+
+def test_a_whole_slide_passes(tmp_path: Path):
+    row, truth = legacy_slide(tmp_path / "in")
+    genes = [f"G{i}" for i in range(400)]
+    write_legacy_counts(row.counts, draw_counts(30, 400), truth.barcodes, genes)
+    prepare([row], tmp_path / "out", patch=PATCH)
+    assert [f.level for f in check_path(tmp_path / "out")] == ["PASS"]
+    write_manifest([row], tmp_path / "m.csv")
+    (finding,) = check_path(tmp_path / "m.csv")
+    assert finding.level == "PASS"
+    assert "30 spots x 400 genes, 5 um per pixel" in finding.message
+
+
+def test_stores_of_a_folder_must_fit_together(tmp_path: Path):
+    first, _ = legacy_slide(tmp_path / "in", "A1")
+    second, _ = legacy_slide(tmp_path / "in", "B1")
+    prepare([first], tmp_path / "out", patch=PATCH)
+    prepare([second], tmp_path / "out", patch=PatchConfig(100.0, 16))
+    (tmp_path / "out" / "C1.h5").write_bytes((tmp_path / "out" / "A1.h5").read_bytes())
+    found = messages(check_path(tmp_path / "out"), "FAIL")
+    assert "'A1' is in two stores" in found
+    assert "100 um / 16 px, 200 um / 16 px" in found
+
+
+def test_a_manifest_names_each_bad_slide(tmp_path: Path):
+    good, _ = legacy_slide(tmp_path, "A1", image=False)
+    outside, _ = legacy_slide(tmp_path, "B1")
+    assert outside.image is not None
+    tissue_image(outside.image, 60, 60)
+    rows = [
+        good,
+        outside,
+        replace(good, slide_id="C1", pitch_um=None),
+        replace(good, slide_id="D1", counts=tmp_path / "gone.tsv"),
+    ]
+    write_manifest(rows, tmp_path / "m.csv")
+    findings = check_path(tmp_path / "m.csv")
+    fails = {f.subject: f.message for f in findings if f.level == "FAIL"}
+    assert set(fails) == {"B1", "C1", "D1"}
+    assert "lie outside" in fails["B1"]
+    assert "mpp is unknown" in fails["C1"]
+    assert "gone.tsv does not exist" in fails["D1"]
+    assert "A1: no image" in messages(findings, "WARN")
+    assert all(f.fix for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.csv", "slide_id,patient\n", "unknown column 'patient'"),
+        ("m.csv", "slide_id,patient_id,counts,format\n../x,A,c,visium\n", "not a plain name"),
+        ("s.h5", "text", "not a complete HDF5 file"),
+    ],
+)
+def test_bad_files_fail(tmp_path: Path, name: str, content: str, said: str):
+    (tmp_path / name).write_text(content)
+    findings = check_path(tmp_path / name)
+    assert failed(findings)
+    assert said in findings[0].message
+
+
+def test_nothing_there(tmp_path: Path):
+    assert "does not exist" in check_path(tmp_path / "none")[0].message
+    assert "holds no store" in check_path(tmp_path)[0].message

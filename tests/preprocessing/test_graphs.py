@@ -1,0 +1,225 @@
+"""Spatial graphs and Moran's I: hand-drawn adjacency, brute force, invariance and errors."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from preprocessing.errors import DataError
+from preprocessing.graphs import (
+    DelaunayGraph,
+    GridGraph,
+    KNNGraph,
+    RadiusGraph,
+    SpotGraph,
+    components,
+    morans_i,
+)
+
+BUILDERS = [KNNGraph(k=4), RadiusGraph(150.0), DelaunayGraph(), DelaunayGraph(prune=np.inf)]
+
+
+def edges(graph: SpotGraph) -> set[tuple[int, int]]:
+    row = np.repeat(np.arange(graph.n_spots), graph.degree)
+    return set(zip(row.tolist(), graph.indices.tolist(), strict=True))
+
+
+def both_ways(pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {*pairs, *((b, a) for a, b in pairs)}
+
+
+def scattered(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 1000, (n, 2))
+
+
+def hexagonal(rows: int, columns: int, pitch: float) -> np.ndarray:
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([(column + 0.5 * (row % 2)) * pitch, row * pitch * np.sqrt(0.75)], axis=1)
+
+
+def test_radius_on_a_hand_drawn_cross():
+    xy = np.array([[0, 0], [100, 0], [0, 100], [-100, 0], [0, -100], [400, 0]], float)
+    assert edges(RadiusGraph(100).build(xy)) == both_ways([(0, 1), (0, 2), (0, 3), (0, 4)])
+
+
+def test_delaunay_on_a_hand_drawn_kite():
+    """The short diagonal 0-2 is inside, the long one 1-3 is not."""
+    xy = np.array([[0, 0], [100, 40], [200, 0], [100, -40]], float)
+    graph = DelaunayGraph().build(xy)
+    assert edges(graph) == both_ways([(0, 1), (1, 2), (2, 3), (3, 0), (1, 3)])
+
+
+def test_knn_is_the_union_and_prunes_long_edges():
+    """Spot 3 asks for spot 2, which prefers 1; spot 4 is too far from everything."""
+    xy = np.array([[0, 0], [10, 0], [20, 0], [35, 0], [900, 0]], float)
+    kept = both_ways([(0, 1), (1, 2), (2, 3)])
+    assert edges(KNNGraph(k=1).build(xy)) == kept
+    assert edges(KNNGraph(k=1, prune=np.inf).build(xy)) == kept | both_ways([(3, 4)])
+
+
+def test_knn_equals_brute_force():
+    xy = scattered(60)
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    wanted = {(i, int(j)) for i in range(60) for j in np.argsort(distance[i])[:5]}
+    graph = KNNGraph(k=5, prune=np.inf).build(xy)
+    assert edges(graph) == both_ways(sorted(wanted))
+    row = np.repeat(np.arange(60), graph.degree)
+    np.testing.assert_allclose(graph.distance_um, distance[row, graph.indices], rtol=1e-6)
+
+
+def test_delaunay_circumcircles_are_empty():
+    xy = scattered(30, seed=3)
+    graph = DelaunayGraph(prune=np.inf).build(xy)
+    found = edges(graph)
+    for i, j in found:
+        shared = [k for k in range(30) if (i, k) in found and (j, k) in found]
+        circles = []
+        for k in shared:
+            a, b = xy[j] - xy[i], xy[k] - xy[i]
+            centre = np.linalg.solve(2 * np.array([a, b]), [a @ a, b @ b]) + xy[i]
+            reach = np.linalg.norm(xy[i] - centre)
+            circles.append((np.linalg.norm(xy - centre, axis=1) >= reach * (1 - 1e-9)).all())
+        assert any(circles)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 4.0])
+@pytest.mark.parametrize("pitch_um", [None, 100.0])
+def test_grid_finds_six_on_hexagonal_and_four_on_square(pitch_um, jitter):
+    noise = np.random.default_rng(0).uniform(-jitter, jitter, (63, 2))
+    hexagon = GridGraph(pitch_um).build(hexagonal(9, 7, 100) + noise)
+    square = np.stack(np.divmod(np.arange(63), 7), axis=1) * 100.0
+    assert np.bincount(hexagon.degree).argmax() == 6 == hexagon.degree.max()
+    degree = GridGraph(pitch_um).build(square + noise).degree
+    assert degree.max() == 4
+    assert degree.sum() == 2 * (9 * 6 + 8 * 7)
+
+
+@pytest.mark.parametrize("builder", [*BUILDERS, GridGraph()])
+def test_symmetric_without_loops_and_nearest_first(builder):
+    graph = builder.build(hexagonal(8, 8, 100) if builder == GridGraph() else scattered(80))
+    found = edges(graph)
+    assert len(found) == graph.indices.size > 0
+    assert all((j, i) in found and i != j for i, j in found)
+    for i in range(graph.n_spots):
+        assert (np.diff(graph.distance_um[graph.indptr[i] : graph.indptr[i + 1]]) >= 0).all()
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_rotation_translation_and_permutation(builder):
+    xy = scattered(80, seed=1)
+    turn = np.array([[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]])
+    order = np.random.default_rng(2).permutation(80)
+    original = edges(builder.build(xy))
+    assert edges(builder.build(xy @ turn.T + [5e4, -3e4])) == original
+    moved = edges(builder.build(xy[order]))
+    assert {(int(order[i]), int(order[j])) for i, j in moved} == original
+
+
+@pytest.mark.parametrize("builder", [*BUILDERS, GridGraph()])
+def test_one_and_two_spots(builder):
+    one = builder.build(np.array([[5.0, 5.0]]))
+    assert (one.n_spots, one.indices.size) == (1, 0)
+    two = builder.build(np.array([[0.0, 0.0], [0.0, 90.0]]))
+    assert edges(two) == {(0, 1), (1, 0)}
+    np.testing.assert_array_equal(two.distance_um, [90, 90])
+
+
+def test_copies_of_a_spot_keep_knn_free_of_loops():
+    xy = np.repeat([[0.0, 0.0], [50.0, 0.0]], 5, axis=0)
+    graph = KNNGraph(k=2).build(xy)
+    assert all(i != j for i, j in edges(graph))
+    assert graph.degree.min() >= 2
+
+
+def test_neighbour_lists_are_padded_and_nearest_first():
+    xy = np.array([[0, 0], [10, 0], [25, 0]], float)
+    graph = RadiusGraph(20).build(xy)
+    index, distance = graph.neighbours(2)
+    np.testing.assert_array_equal(index, [[1, -1], [0, 2], [1, -1]])
+    np.testing.assert_array_equal(distance, [[10, np.inf], [10, 15], [15, np.inf]])
+    np.testing.assert_array_equal(graph.neighbours(1)[0], [[1], [0], [1]])
+    np.testing.assert_array_equal(graph.matrix().toarray(), [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+
+
+def test_components_are_numbered_by_first_spot():
+    xy = np.array([[900, 0], [0, 0], [10, 0], [905, 0], [5000, 0]], float)
+    np.testing.assert_array_equal(components(RadiusGraph(20).build(xy)), [0, 1, 1, 0, 2])
+
+
+def slow_moran(values: np.ndarray, adjacency: np.ndarray) -> list[float]:
+    result = []
+    for column in values.T:
+        z = column - column.mean()
+        cross = sum(adjacency[i, j] * z[i] * z[j] for i in range(len(z)) for j in range(len(z)))
+        result.append(0.0 if not z.any() else len(z) / adjacency.sum() * cross / (z @ z))
+    return result
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("block", [1, 1 << 22])
+def test_moran_equals_the_double_loop(form, block, monkeypatch):
+    monkeypatch.setattr("preprocessing.spot_graph._DENSE_BLOCK", block)
+    graph = KNNGraph(k=4).build(scattered(25))
+    values = np.random.default_rng(0).poisson(0.8, (25, 6)).astype(np.float32)
+    values[:, 2] = 3  # constant: 0 by definition
+    values[:, 4] = 0
+    wanted = slow_moran(values.astype(float), graph.matrix().toarray())
+    np.testing.assert_allclose(morans_i(form(values), graph), wanted, atol=1e-12)
+
+
+def test_moran_of_a_checkerboard_is_minus_one_and_of_halves_is_high():
+    row, column = np.divmod(np.arange(64), 8)
+    graph = GridGraph(100).build(np.stack([column, row], axis=1) * 100.0)
+    moran = morans_i(np.stack([(row + column) % 2, column < 4], axis=1).astype(float), graph)
+    np.testing.assert_allclose(moran[0], -1)
+    np.testing.assert_allclose(moran[1], 1 - 2 * 8 / 112)
+
+
+def test_moran_without_edges_is_zero():
+    graph = RadiusGraph(1).build(np.array([[0, 0], [50, 0]], float))
+    np.testing.assert_array_equal(morans_i(np.array([[1.0], [2.0]]), graph), [0])
+
+
+@pytest.mark.parametrize(
+    ("make", "xy", "message"),
+    [
+        (DelaunayGraph, [[0, 0], [1, 1], [2, 2], [3, 3]], "one line.*KNNGraph"),
+        (DelaunayGraph, [[0, 0], [9, 0], [0, 9], [9, 0]], "on top of another.*KNNGraph"),
+        (KNNGraph, [[0, 0], [np.nan, 1]], "not finite, first row 1"),
+        (KNNGraph, np.zeros((0, 2)), "expected \\(S, 2\\)"),
+        (KNNGraph, [[0, 0, 0]], "expected \\(S, 2\\)"),
+        (lambda: GridGraph(100), [[0, 0], [900, 0], [0, 900]], "no regular array"),
+        (lambda: GridGraph(100), scattered(300) / 10, "no regular array"),
+        (GridGraph, [[0, 0], [0, 0], [0, 0]], "positive length"),
+        (lambda: RadiusGraph(1e6), scattered(600), "smaller radius_um"),
+    ],
+)
+def test_unusable_spots_say_what_to_do(make, xy, message):
+    with pytest.raises(DataError, match=message):
+        make().build(np.asarray(xy, float))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KNNGraph(k=0),
+        lambda: KNNGraph(prune=0.5),
+        lambda: RadiusGraph(0),
+        lambda: RadiusGraph(np.inf),
+        lambda: DelaunayGraph(prune=np.nan),
+        lambda: GridGraph(-1),
+        lambda: GridGraph(tolerance=0.5),
+        lambda: SpotGraph(np.array([0, 2]), np.zeros(1, np.int32), np.zeros(1, np.float32)),
+    ],
+)
+def test_impossible_settings_are_refused(make):
+    with pytest.raises(DataError, match=r"expected|needs"):
+        make()
+
+
+def test_moran_refuses_other_spots_and_nan():
+    graph = KNNGraph(k=1).build(scattered(4))
+    with pytest.raises(DataError, match="3 rows and the graph 4 spots"):
+        morans_i(np.zeros((3, 2)), graph)
+    with pytest.raises(DataError, match="not finite"):
+        morans_i(np.full((4, 1), np.nan), graph)

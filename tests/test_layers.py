@@ -1,0 +1,233 @@
+"""The order of layers (ARCHITECTURE section 3): upper may import lower, never the reverse.
+
+Imports are read from the syntax tree, those inside functions and under TYPE_CHECKING too, so that
+nothing has to run. A checker that finds nothing is worthless, so each rule has a planted violation.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
+
+#: Top first; parts of one layer do not import each other. `hibio` alone is the package's __init__.
+LAYERS = (
+    ("train",),
+    ("hibio.cli",),
+    ("hibio.arguments", "hibio.check", "hibio.demo", "hibio.pathways_command"),
+    ("eval",),
+    ("hibio.run",),
+    ("hibio.training",),
+    ("hibio", "hibio.bank", "hibio.slide_regions"),
+    ("hibio.model",),
+    ("hibio.losses", "hibio.encoders", "hibio.data"),
+    ("hibio.regions", "hibio.batch", "hibio.artifacts", "hibio.doctor"),
+    (
+        "hibio.config",
+        "hibio.keys",
+        "hibio.provenance",
+        "hibio.torchvision_ops",
+        "hibio.training_log",
+    ),
+    ("hibio.schema",),
+    ("pathways", "preprocessing"),
+)
+#: What a part must not import, although it stands lower or belongs to others.
+FORBIDDEN = {
+    "pathways": {"torch", "torchvision", "timm", "deepspeed"},
+    "preprocessing": {"torch", "torchvision", "timm", "deepspeed"},
+    "hibio.schema": {"torch", "pathways", "preprocessing"},
+    "hibio.config": {"torch", "pathways", "preprocessing"},
+    "hibio.keys": {"torch"},
+    "hibio.regions": {"torch"},
+    "eval": {"hibio.training"},
+}
+#: The only parts of ours that train.py joins.
+TRAIN_MAY_IMPORT = {"hibio.cli", "hibio.config", "hibio.run", "hibio.training"}
+#: The only module that may import it at all.
+ONLY_IN = {"deepspeed": "hibio.training.engine"}
+#: Imported where they are used, never while a module loads.
+LAZY = {"deepspeed", "dask", "distributed", "matplotlib", "spatialdata", "timm", "torchvision"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: which module imports what, where, and whether on loading."""
+
+    module: str
+    target: str
+    line: int
+    on_load: bool
+
+    def told(self, reason: str) -> str:
+        return f"{self.module}:{self.line} imports {self.target}: {reason}"
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source_files(root: Path) -> list[Path]:
+    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    return [*files, *root.glob("train.py")]
+
+
+def nodes(tree: ast.AST, on_load: bool = True) -> Iterator[tuple[ast.AST, bool]]:
+    """Every node, and whether it runs when the module is loaded."""
+    for child in ast.iter_child_nodes(tree):
+        inside = on_load and not isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        )
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            inside = False
+        yield child, inside
+        yield from nodes(child, inside)
+
+
+def imports_of(path: Path, root: Path, known: set[str]) -> Iterator[Import]:
+    module = module_name(path, root)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node, on_load in nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno, on_load)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            origin = ".".join(part for part in (base, node.module or "") if part)
+            for alias in node.names:
+                inner = f"{origin}.{alias.name}"
+                yield Import(module, inner if inner in known else origin, node.lineno, on_load)
+
+
+def belongs(module: str, part: str) -> bool:
+    """Whether a module is a part or lies in it; `hibio` as a part is only its __init__."""
+    return module == part or (part != "hibio" and module.startswith(f"{part}."))
+
+
+def layer_of(module: str) -> tuple[int, str] | None:
+    for rank, parts in enumerate(LAYERS):
+        for part in parts:
+            if belongs(module, part):
+                return rank, part
+    return None
+
+
+def complaint(found: Import) -> str | None:
+    """What is wrong with one import, if anything is."""
+    top = found.target.partition(".")[0]
+    if top in LAZY and found.on_load:
+        return f"{top} is imported where it is used, inside a function"
+    if top in ONLY_IN and found.module != ONLY_IN[top]:
+        return f"only {ONLY_IN[top]} may"
+    for part, names in FORBIDDEN.items():
+        if belongs(found.module, part) and any(belongs(found.target, name) for name in names):
+            return f"{part} must not"
+    if top not in PACKAGES and found.target != "train":
+        return None
+    upper, lower = layer_of(found.module), layer_of(found.target)
+    if upper is None or lower is None:
+        return "one of the two is in no layer; place it in LAYERS of tests/test_layers.py"
+    if found.module == "train" and lower[1] not in TRAIN_MAY_IMPORT:
+        return f"train.py joins only {', '.join(sorted(TRAIN_MAY_IMPORT))}"
+    if upper[1] != lower[1] and upper[0] >= lower[0]:
+        return f"{upper[1]} is not above {lower[1]}"
+    return None
+
+
+def violations(root: Path) -> list[str]:
+    files = source_files(root)
+    known = {module_name(path, root) for path in files}
+    homeless = [f"{module}: in no layer" for module in sorted(known) if layer_of(module) is None]
+    found = [one for path in files for one in imports_of(path, root, known)]
+    told = [one.told(reason) for one in found if (reason := complaint(one))]
+    return homeless + list(dict.fromkeys(told))
+
+
+def test_the_layers_hold():
+    assert len(source_files(ROOT)) > 20
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "words"),
+    [
+        ("pathways/gmt.py", "import torch", "pathways must not"),
+        ("pathways/gmt.py", "def f():\n    from torch import nn", "pathways must not"),
+        ("pathways/gmt.py", "from preprocessing import atomic", "is not above"),
+        ("preprocessing/run.py", "import torch.nn as nn", "preprocessing must not"),
+        ("preprocessing/run.py", "from hibio.config import load_config", "is not above"),
+        ("preprocessing/readers/visium.py", "from hibio import keys", "is not above"),
+        ("hibio/data/slide.py", "from ..model import HiBio", "is not above hibio.model"),
+        ("hibio/data/slide.py", "from hibio import model", "is not above hibio.model"),
+        ("hibio/data/slide.py", "from . import collate\nimport eval.run", "is not above eval"),
+        ("hibio/losses/region.py", "from hibio.encoders import mlp", "is not above"),
+        ("hibio/model.py", "def f():\n    import hibio.training.trainer", "is not above"),
+        ("hibio/batch.py", "if TYPE_CHECKING:\n    from hibio.model import HiBio", "is not above"),
+        ("hibio/regions.py", "import torch", "hibio.regions must not"),
+        ("hibio/config.py", "from preprocessing.errors import DataError", "hibio.config must not"),
+        ("hibio/surprise.py", "", "in no layer"),
+        ("eval/run.py", "def f():\n    from hibio.training import stages", "eval must not"),
+        ("eval/run.py", "from hibio import training", "eval must not"),
+        ("eval/report.py", "import matplotlib.pyplot as plt", "inside a function"),
+        ("eval/report.py", "try:\n    import dask\nexcept ImportError:\n    pass", "inside"),
+        ("eval/report.py", "class A:\n    import spatialdata", "inside a function"),
+        ("hibio/training/trainer.py", "def f():\n    import deepspeed", "only hibio.training"),
+        ("hibio/training/engine.py", "import deepspeed", "inside a function"),
+        ("train.py", "from eval.run import evaluate", "train.py joins only"),
+        ("train.py", "from hibio.model import HiBio", "train.py joins only"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path, file, code, words):
+    for name in ("collate", "model", "training/stages", "training/trainer", "encoders/mlp", "keys"):
+        (tmp_path / "hibio" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hibio" / f"{name}.py").touch()
+    (tmp_path / "hibio/collate.py").unlink()
+    for folder in ("hibio/training", "hibio/encoders", "preprocessing"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "hibio/data").mkdir()
+    (tmp_path / "hibio/data/collate.py").touch()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    assert violations(tmp_path) == []
+    (tmp_path / file).write_text(code + "\n")
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("hibio/training/engine.py", "def f():\n    import deepspeed"),
+        ("eval/report.py", "if TYPE_CHECKING:\n    import matplotlib"),
+        ("eval/report.py", "def f():\n    from matplotlib import pyplot"),
+        ("eval/report.py", "from hibio.run import build\nfrom eval import metrics"),
+        ("hibio/cli.py", "def f():\n    from eval.run import evaluate"),
+        ("hibio/data/slide.py", "import torch\nfrom hibio.artifacts import Artifacts"),
+        ("train.py", "from hibio.run import build\nfrom hibio.config import load_config"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(tmp_path, file, code):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(code + "\n")
+    assert violations(tmp_path) == []
+
+
+def test_lower_packages_do_not_load_torch():
+    files = [path for path in source_files(ROOT) if path.parts[len(ROOT.parts)] in PACKAGES[:2]]
+    modules = [module_name(path, ROOT) for path in files]
+    assert "preprocessing" in modules
+    code = f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
+    code += "sys.exit('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr or "torch was loaded"

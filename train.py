@@ -1,0 +1,12 @@
+"""Train HiBio: ``python train.py --config FILE [--set a.b=value ...] [--resume DIR]``.
+
+The same as ``hibio train``: load the configuration, write the resolved one, build each job's parts,
+fit, close.
+"""
+
+import sys
+
+from hibio.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
