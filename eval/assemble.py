@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,21 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.baselines import baselines, random_sets
-from eval.embed import Checkpoint, embed_slide, load_checkpoint
+from eval.embed import Checkpoint, load_checkpoint
 from eval.fold import Fold, Representation, SlideData
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
-from hibio.data.fitting import MATCHED_RANDOM, align_columns
-from hibio.data.slide import PATCHES
+from hibio.data.fitting import align_columns
+from hibio.data.slide import PATCHES, prepare_slide
 from hibio.data.splits import SlideEntry
+from hibio.slide_regions import slide_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
 MAIN = "hibio"
 TOWER_SUFFIX = "_tower"
+SEED_MEAN = "_seed_mean"
+NO_FOLD = "none"  # trained on every slide
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
 def assemble(group: JobGroup, entries: Sequence[SlideEntry], *, with_baselines: bool) -> Fold:
     """The fold that one group of checkpoints is measured on.
 
+    A model trained on every slide (``folds: [none]``) is measured on those slides, without
+    training slides: only tasks that need no labels and no read-out run (domains, regions). That
+    is the transductive setting of per-slide clustering methods, and its numbers say so.
+
     Args:
         group: the model and its trained baselines.
         entries: every slide; those the model was fitted on are training slides, the others test.
@@ -79,18 +87,24 @@ def assemble(group: JobGroup, entries: Sequence[SlideEntry], *, with_baselines: 
     artifacts = group.main.model.artifacts
     train_entries = [e for e in entries if e.slide_id in artifacts.train_slides]
     test_entries = [e for e in entries if e.slide_id not in artifacts.train_slides]
-    _check_split(group, artifacts, train_entries, test_entries)
+    if group.fold == NO_FOLD:
+        train_entries, test_entries = [], train_entries
+    else:
+        _check_split(group, artifacts, train_entries, test_entries)
     train = tuple(slide_data(entry, artifacts) for entry in train_entries)
     test = tuple(slide_data(entry, artifacts) for entry in test_entries)
+    fitted_on = train or test
     models: list[Representation] = []
     for checkpoint in group.checkpoints:
-        models += _representations(checkpoint, [*train_entries, *test_entries])
+        models += _representations(checkpoint, [*train_entries, *test_entries], artifacts)
     random = None
     if with_baselines:
         features = stored_features([*train_entries, *test_entries], group.main.image)
-        models += baselines(train, test, artifacts.factors, features)
+        held_out = test if train else ()
+        models += baselines(fitted_on, held_out, artifacts.factors, features)
         idf = np.asarray(artifacts.tfidf.idf)
-        random = random_sets(artifacts.database, list(artifacts.genes), idf, train, group.seed)
+        names = list(artifacts.genes)
+        random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
     return Fold(
         name=group.fold,
         seed=group.seed,
@@ -161,38 +175,65 @@ def stored_features(
     return features if features and len(features) == paired else None
 
 
-def _representations(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> list[Representation]:
-    """The shared-space embedding of a checkpoint, and the omics tower before the projection."""
-    image, omics, tower = {}, {}, {}
+def _representations(
+    checkpoint: Checkpoint, entries: Sequence[SlideEntry], sets: Artifacts
+) -> list[Representation]:
+    """The shared-space embedding of a checkpoint, and the omics tower before the projection.
+
+    Args:
+        checkpoint: a model.
+        entries: slides to embed.
+        sets: artifacts whose gene sets are embedded as anchors (those of the main model).
+    """
+    image, omics, tower, trees = {}, {}, {}, {}
     bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
     for entry in bar:
-        _, embedding, _ = embed_slide(checkpoint, entry.path)
+        slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image)
+        embedding = checkpoint.model.encode_slide(slide)
+        trees[entry.slide_id] = slide_tree(slide, embedding)
         if embedding.image is not None:
             image[entry.slide_id] = embedding.image
         if embedding.omics is not None:
             omics[entry.slide_id] = embedding.omics
             assert embedding.tower is not None
             tower[entry.slide_id] = embedding.tower
-    model = checkpoint.model
-    anchor = None
-    if checkpoint.settings["pathways"]["source"].removeprefix(MATCHED_RANDOM) and image:
-        anchor = model.encode_gene_sets(_sets(model.artifacts))
-    return [
+    anchor = checkpoint.model.encode_gene_sets(_sets(sets)) if image else None
+    own = [
         Representation(
             checkpoint.variant,
             image=image or None,
             omics=omics or None,
             aligned=bool(image),
             anchor=anchor,
-        ),
-        Representation(
-            checkpoint.variant + TOWER_SUFFIX,
-            omics=tower or None,
-            aligned=False,
-            notes=("output of the omics tower, before the projection to the shared space",),
-        ),
+            trees=trees,
+        )
     ]
+    if checkpoint.variant == MAIN and tower:
+        note = "output of the omics tower, before the projection to the shared space"
+        own.append(Representation(MAIN + TOWER_SUFFIX, omics=tower, aligned=False, notes=(note,)))
+    return own
 
 
 def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
     return {name: tuple(artifacts.database.genes_of(name)) for name in artifacts.anchors.names}
+
+
+def seed_means(folds: Sequence[Fold]) -> Fold | None:
+    """One fold whose models are means over seeds, or None when there is one seed.
+
+    Unit embeddings of the seeds side by side: their cosine is the mean of the seeds' cosines.
+
+    Args:
+        folds: the same split under several seeds.
+    """
+    if len(folds) < 2:
+        return None
+    names = [m.name for m in folds[0].models if m.aligned and m.image is not None]
+    models = []
+    for name in names:
+        seeds = [fold.model(name) for fold in folds]
+        image = {s: np.hstack([m.image[s] for m in seeds if m.image]) for s in seeds[0].image or {}}
+        omics = {s: np.hstack([m.omics[s] for m in seeds if m.omics]) for s in seeds[0].omics or {}}
+        note = f"{name}: mean similarity of {len(seeds)} seeds"
+        models.append(Representation(name + SEED_MEAN, image=image, omics=omics, notes=(note,)))
+    return dataclasses.replace(folds[0], models=tuple(models), random_sets=None)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from hibio.regions import RegionTree
 from preprocessing.errors import DataError
 
 ACTIVITY_PREFIX = "activity:"
@@ -120,6 +121,7 @@ class Representation:
             Retrieval bridges the two by ridge where they do not.
         anchor: (M, D) embeddings of the fold's pathways in the image space, or None.
         held_out_anchor: the same for the fold's held-out gene sets, or None.
+        trees: slide_id -> the model's own region tree, or None.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Representation:
     aligned: bool = True
     anchor: np.ndarray | None = None
     held_out_anchor: np.ndarray | None = None
+    trees: Mapping[str, RegionTree] | None = None
 
     def rows(self, modality: str, slides: Iterable[SlideData]) -> list[np.ndarray]:
         """Embeddings of the slides in order, each (S, D) float64, checked.

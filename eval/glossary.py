@@ -15,6 +15,8 @@ TASKS: dict[str, str] = {
     "embeddings, a ridge (or neighbour) read-out fitted on the training patients.",
     "retrieval": "Given a spot's image, find its own expression profile among those of a fixed "
     "pool, and the reverse; within one slide unless a metric says pooled.",
+    "regions": "Region trees cut on held-out slides, compared with the contiguous pieces of the "
+    "labels; coordinates is the control that knows positions alone.",
     "domains": "Clusters of the embedding compared with annotated tissue domains; the number of "
     "clusters is the number of labels, and labels are used for scoring only.",
     "annotation": "A linear probe on frozen embeddings predicts the pathologist's or planted "

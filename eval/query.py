@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from tqdm import tqdm
 
 from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
@@ -33,51 +34,64 @@ SHOWN = 4  # gene sets in a heatmap picture
 
 @dataclass(frozen=True)
 class GeneSets:
-    """Gene sets on the scale of the training spots.
+    """Gene sets on the model's vocabulary, and their scores on the reference bank.
 
     Attributes:
         names: (M,).
         genes: members of each that are in the vocabulary.
         vectors: unit idf rows (1, G) of each.
-        mean, sd: of their raw cosine over the bank.
+        mean, sd: (M,) of their raw cosine over the bank.
+        target: (n, M) scores of the bank's spots.
     """
 
     names: tuple[str, ...]
     genes: tuple[tuple[str, ...], ...]
-    vectors: tuple[object, ...]
+    vectors: tuple[sparse.csr_matrix, ...]
     mean: np.ndarray
     sd: np.ndarray
+    target: np.ndarray
 
-    def measure(self, tfidf: object, background: np.ndarray) -> np.ndarray:
+    def measure(self, tfidf: sparse.csr_matrix, background: np.ndarray) -> np.ndarray:
         """Measured scores (S, M): standardised, minus the spot's mean over the database."""
-        columns = [
-            score_set(tfidf, vector, mean, sd, background)
-            for vector, mean, sd in zip(self.vectors, self.mean, self.sd, strict=True)
-        ]
-        return np.stack(columns, axis=1)
+        return measured_scores(self.vectors, self.mean, self.sd, tfidf, background)
+
+
+def measured_scores(
+    vectors: Sequence[sparse.csr_matrix],
+    mean: np.ndarray,
+    sd: np.ndarray,
+    tfidf: sparse.csr_matrix,
+    background: np.ndarray,
+) -> np.ndarray:
+    """Scores (S, M) of sets on profiles, each standardised by its mean and sd over the bank."""
+    parts = zip(vectors, mean, sd, strict=True)
+    return np.stack([score_set(tfidf, v, m, d, background) for v, m, d in parts], axis=1)
 
 
 def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
-    """The sets of ``source`` on the model's vocabulary.
+    """The sets of ``source``, scored on the bank.
 
     Raises:
         PathwayError: unknown database, or no set shares enough genes with the vocabulary.
+        ConfigError: a set has one score everywhere.
     """
     artifacts = checkpoint.model.artifacts
     database, report = load_pathways(source).restrict(artifacts.genes.tolist(), min_genes=3)
     print(report)
     idf = np.asarray(artifacts.tfidf.idf)
-    members = [tuple(database.genes_of(name)) for name in database.names]
-    vectors = [set_vector(genes, None, list(artifacts.genes), idf) for genes in members]
+    members = tuple(tuple(database.genes_of(name)) for name in database.names)
+    vectors = tuple(set_vector(genes, None, artifacts.genes.tolist(), idf) for genes in members)
     raw = np.stack([raw_score(bank.tfidf, vector) for vector in vectors], axis=1)
-    sd = raw.std(axis=0)
+    mean, sd = raw.mean(axis=0), raw.std(axis=0)
     flat = [name for name, value in zip(database.names, sd, strict=True) if value <= 0]
     if flat:
         raise ConfigError(
             f"gene set(s) {', '.join(flat[:4])} have one score on every training spot; their "
             "genes were never seen: leave them out"
         )
-    return GeneSets(tuple(database.names), tuple(members), tuple(vectors), raw.mean(axis=0), sd)
+    background = artifacts.anchors.background(bank.tfidf)
+    target = measured_scores(vectors, mean, sd, bank.tfidf, background)
+    return GeneSets(tuple(database.names), members, vectors, mean, sd, target)
 
 
 def image_scores(
@@ -87,22 +101,20 @@ def image_scores(
     if readout == "anchor":
         members = dict(zip(sets.names, sets.genes, strict=True))
         return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T
-    background = checkpoint.model.artifacts.anchors.background(bank.tfidf)
-    target = sets.measure(bank.tfidf, background)
     order = [np.flatnonzero(bank.slide == slide) for slide in np.unique(bank.slide)]
     rows = np.concatenate(order)
     scores = []
     if readout in ("default", "ridge"):
         train = np.concatenate([zscore(bank.image[spots]) for spots in order])
         place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
-        groups = inner_groups(bank.patient[rows], bank.slide[rows], place)
         slides = bank.slide[rows]
+        groups = inner_groups(bank.patient[rows], slides, place)
         scores.append(
-            ridge_fit_predict(train, target[rows], zscore(image), groups=groups, units=slides)
+            ridge_fit_predict(train, sets.target[rows], zscore(image), groups=groups, units=slides)
         )
     if readout in ("default", "retrieval"):
         train = np.concatenate([centre(bank.image[spots]) for spots in order])
-        scores.append(knn_mean(train, target[rows], centre(image), 50))
+        scores.append(knn_mean(train, sets.target[rows], centre(image), 50))
     return scores[0] if len(scores) == 1 else zscore_mean(*scores)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from eval.assemble import JobGroup, assemble, group_checkpoints
+from eval.assemble import JobGroup, assemble, group_checkpoints, seed_means
 from eval.embed import find_checkpoints
+from eval.fold import Fold
 from eval.gallery import gallery
+from eval.markdown import write_markdown
 from eval.report import write_report
-from eval.results import merge, write_results
+from eval.results import TaskResult, merge, write_results
 from eval.tasks import TASKS, find_task
 from hibio.data.splits import SlideEntry, read_entries, with_counts
 from hibio.provenance import provenance
@@ -26,7 +30,7 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     Args:
         checkpoint: a checkpoint, or a run folder with all folds, seeds and trained baselines.
         data: folder of stores, training slides included (read-outs are fitted on them).
-        out: ``results.json`` and ``report.html`` go there.
+        out: ``results.json``, ``results.md`` and ``report.html`` go there.
         tasks: names of :data:`eval.tasks.TASKS`; all when None.
 
     Returns:
@@ -37,24 +41,36 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     chosen = [(name, find_task(name)) for name in names]
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
     groups = group_checkpoints(find_checkpoints(checkpoint))
-    results, first, seen = [], None, set()
+    results: list[TaskResult] = []
+    folds: dict[str, list[Fold]] = {}
     bar = tqdm(total=len(groups) * len(chosen), desc="evaluate", disable=None)
     for group in groups:
-        fold = assemble(group, entries, with_baselines=group.fold not in seen)
-        seen.add(group.fold)
-        first = first or fold
+        fold = assemble(group, entries, with_baselines=group.fold not in folds)
+        folds.setdefault(group.fold, []).append(fold)
         for name, task in chosen:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
-            results.append(task.run(fold, task.config()))
+            with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
+                results.append(task.run(fold, task.config()))
             bar.update()
     bar.close()
+    if "retrieval" in names:
+        results += _seed_mean_results(folds)
     merged = {task: r for task, r in merge(results).items() if r.models}
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
     body = write_results(out / "results.json", groups[0].main.settings, facts, merged)
-    assert first is not None
-    figures = gallery(groups, first, entries, body)
+    write_markdown(out / "results.md", body)
+    figures = gallery(groups, folds[groups[0].fold][0], entries, body)
     return write_report(out / "report.html", body, figures)
+
+
+def _seed_mean_results(folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
+    """Retrieval with the mean similarity of all seeds of a fold, a row of its own."""
+    task = TASKS["retrieval"]
+    config = dataclasses.replace(task.config(), identity_spots=0)
+    means = [mean for seeds in folds.values() if (mean := seed_means(seeds)) is not None]
+    with threadpool_limits(1):
+        return [task.run(mean, config) for mean in means]
 
 
 def _facts(

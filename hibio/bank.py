@@ -109,6 +109,6 @@ def read_bank(path: Path) -> Bank:
             )
     except (OSError, KeyError) as error:
         raise ConfigError(
-            f"{path}: no reference bank can be read ({error}); queries need one: train to the "
-            "end on slides with images, or ask for the 'anchor' read-out"
+            f"{path}: no reference bank can be read ({error}); queries need one: train to "
+            "the end on slides with images, with bank: true"
         ) from error

@@ -106,6 +106,15 @@ class LevelPair:
     group: Tensor
 
 
+@dataclass(frozen=True)
+class MaskedView:
+    """Predictions of the masked view: values (S, K), own vector and neighbour mean (S, V)."""
+
+    value_SK: Tensor
+    own_SV: Tensor
+    around_SV: Tensor
+
+
 #: Level name ("spot", "300um", ...) -> its pair.
 LevelEmbeddings = Mapping[str, LevelPair]
 

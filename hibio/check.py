@@ -21,7 +21,6 @@ def check_any(path: Path) -> list[Finding]:
 
 def check_checkpoint(path: Path) -> list[Finding]:
     """Whether a checkpoint loads, whether it can be resumed and queried."""
-    from hibio.bank import read_bank
     from hibio.model import HiBio
     from hibio.training.checkpoint import load_trainer_state
 
@@ -41,13 +40,20 @@ def check_checkpoint(path: Path) -> list[Finding]:
         findings.append(Finding("PASS" if finished else "WARN", name, state, fix))
     except ConfigError as error:
         findings.append(Finding("WARN", name, str(error), "it still embeds and evaluates"))
-    if (path / "bank.h5").is_file():
-        bank = read_bank(path / "bank.h5")
-        findings.append(Finding("PASS", name, f"reference bank of {len(bank.image):,} spots", ""))
-    else:
-        fix = "train to the end on slides with images, with bank: true"
-        findings.append(Finding("WARN", name, "no reference bank: queries by anchor only", fix))
-    return findings
+    return [*findings, _check_bank(path)]
+
+
+def _check_bank(path: Path) -> Finding:
+    from hibio.bank import read_bank
+
+    fix = "train to the end on slides with images, with bank: true"
+    if not (path / "bank.h5").is_file():
+        return Finding("WARN", str(path), "no reference bank: it cannot be queried", fix)
+    try:
+        n_spots = len(read_bank(path / "bank.h5").image)
+    except ConfigError as error:
+        return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
+    return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots", "")
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -27,14 +27,18 @@ def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except InterruptedError as stopped:
-        print(f"hibio: {stopped}", file=sys.stderr)
+        print(f"hibio: {_one_line(stopped)}", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
         print("hibio: stopped; whatever was finished is on disk", file=sys.stderr)
         return 1
     except (ConfigError, PathwayError, DataError, OSError) as error:
-        print(f"hibio: {error}", file=sys.stderr)
+        print(f"hibio: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def simulate(options: argparse.Namespace) -> int:

@@ -90,6 +90,21 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
         raise ConfigError(f"{source}: {problem}") from problem
 
 
+def load_section(cls: type[C], path: str | Path, key: str) -> C:
+    """Read one section of a YAML file (a checkpoint's ``config.yaml``) into a dataclass.
+
+    Raises:
+        ConfigError: unreadable file, no such section, or a section that does not fit ``cls``.
+    """
+    data = _read_layers(Path(path), ())[-1][1]
+    if key not in data:
+        raise ConfigError(f"{path}: no section '{key}'; the file is cut off, or of something else")
+    try:
+        return build_section(cls, data[key], (key,))
+    except SchemaError as problem:
+        raise ConfigError(f"{path}: {problem}") from problem
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict of a config, in what YAML can hold (tuples become lists, paths text)."""
     plain: dict[str, Any] = to_plain(config)

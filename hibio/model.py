@@ -5,6 +5,7 @@ Legend: S spots, K keyword genes, V gene factors, R regions, M pathways, D share
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
-from hibio.batch import LevelEmbeddings, LevelPair, SlideBatch
-from hibio.config import ConfigError
+from hibio.batch import LevelEmbeddings, LevelPair, MaskedView, SlideBatch
+from hibio.config import ConfigError, load_section
 from hibio.data.slide import PreparedSlide
 from hibio.data.tiles import iter_tiles
 from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
@@ -70,15 +70,6 @@ class SlideEmbedding:
     image: np.ndarray | None
     omics: np.ndarray | None
     tower: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class MaskedView:
-    """Predictions of the masked view: values (S, K), own vector and neighbour mean (S, V)."""
-
-    value_SK: Tensor
-    own_SV: Tensor
-    around_SV: Tensor
 
 
 class HiBio(nn.Module):
@@ -169,6 +160,10 @@ class HiBio(nn.Module):
 
     def masked_view(self, batch: SlideBatch, mask: OmicsMask) -> MaskedView:
         """Predictions from the masked omics view (METHOD section 3.1)."""
+        if not hasattr(self.omics, "encode"):
+            raise ConfigError(
+                f"encoder {self.config.omics.name!r} has no masked view; leave the omics/ terms out"
+            )
         spot_SD, gene_SKD = self.omics.encode(batch, mask)
         joint = torch.cat([gene_SKD, spot_SD[:, None, :].expand_as(gene_SKD)], dim=2)
         embedding_SD = self.omics_head(spot_SD)
@@ -203,8 +198,8 @@ class HiBio(nn.Module):
 
     @property
     def halo(self) -> int:
-        """Hops that an embedding depends on: one a spatial layer, one for the neighbour mean."""
-        return len(getattr(self.omics, "layers", ())) + 1
+        """Hops of the spatial graph that an embedding depends on."""
+        return int(getattr(self.omics, "hops", 1))
 
     @torch.inference_mode()
     def encode_slide(self, slide: PreparedSlide, tile_spots: int = 1024) -> SlideEmbedding:
@@ -275,13 +270,11 @@ class HiBio(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
-        """Load ``config.yaml``, ``artifacts.h5`` and ``model.safetensors`` of a checkpoint.
+        """Load a checkpoint's three files; where a backbone's weights came from is not asked.
 
         Raises:
             ConfigError: a file is missing or does not fit the others.
         """
-        from hibio.schema import build_section
-
         directory = Path(directory)
         for name in ("config.yaml", "artifacts.h5", "model.safetensors"):
             if not (directory / name).is_file():
@@ -289,8 +282,9 @@ class HiBio(nn.Module):
                     f"{directory}: no {name}, so this is not a HiBio checkpoint; give the folder "
                     "that `hibio train` printed (it ends in /checkpoint)"
                 )
-        settings = yaml.safe_load((directory / "config.yaml").read_text())
-        config = build_section(ModelConfig, settings["model"], ("model",))
+        config = load_section(ModelConfig, directory / "config.yaml", "model")
+        vision = dataclasses.replace(config.vision, weights=None, pretrained=False)
+        config = dataclasses.replace(config, vision=vision)
         model = cls(config, read_artifacts(directory / "artifacts.h5"))
         try:
             model.load_state_dict(load_file(directory / "model.safetensors"))

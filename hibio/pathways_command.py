@@ -42,6 +42,8 @@ def _coverage(options: argparse.Namespace) -> int:
     for path in paths:
         with SlideStore(path) as store:
             names |= set(store.gene_names)
+    if not names:
+        raise ConfigError(f"{options.data}: no slide with counts, so no set has a gene there")
     _, report = database.restrict(sorted(names))
     print(report)
     return 0

@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "commit": _commit(),
     }
@@ -33,6 +33,14 @@ def write_provenance(path: Path) -> None:
     """Write :func:`provenance` as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(provenance(), indent=2) + "\n")
+
+
+def _version(package: str) -> str:
+    """Installed version; HiBio itself may run from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _commit() -> str:

@@ -28,9 +28,14 @@ from hibio.data.splits import (
 )
 from hibio.model import HiBio, ModelConfig
 from hibio.provenance import write_provenance
-from hibio.schema import build_section
+from hibio.schema import SchemaError, build_section
 from hibio.slide_regions import RegionsConfig
-from hibio.training.checkpoint import NAME, find_checkpoint, load_trainer_state
+from hibio.training.checkpoint import (
+    NAME,
+    find_checkpoint,
+    load_trainer_state,
+    refuse_other_settings,
+)
 from hibio.training.engine import OptimConfig, TorchEngine
 from hibio.training.objective import Objective, ObjectiveConfig
 from hibio.training.region_state import RegionState
@@ -103,6 +108,8 @@ class RunConfig:
             raise ValueError("folds and seeds need at least one entry each")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,10 @@ def _variant(config: RunConfig, name: str) -> RunConfig:
             f"{MAIN_VARIANT!r}"
         )
     base = {**to_dict(config), "variants": {}, "variant": name}
-    return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
+    try:
+        return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
+    except SchemaError as problem:
+        raise ConfigError(f"variants.{name}: {problem}") from problem
 
 
 def split_of(config: RunConfig, fold: str) -> Split:
@@ -160,15 +170,10 @@ def split_of(config: RunConfig, fold: str) -> Split:
 
 def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:
     """The slides with counts; what is left out is told once, when the jobs are listed."""
-    paths = stores_in(stores)
-    if not paths:
-        raise ConfigError(
-            f"{stores}: no store there; run `hibio prepare MANIFEST --out {stores}` first"
-        )
-    return with_counts(read_entries(paths), "training", announce=announce)
+    return with_counts(read_entries(stores_in(stores)), "training", announce=announce)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _fitted(
     paths: tuple[Path, ...], genes: GenesConfig, pathways: PathwaysConfig, seed: int
 ) -> Artifacts:
@@ -195,6 +200,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         train, artifacts, config.data.image, config.data.cache_slides, config.data.shuffle_pairs
     )
     config = dataclasses.replace(config, model=_sized(config, dataset))
+    if checkpoint is not None:
+        refuse_other_settings(checkpoint, config)
     torch.manual_seed(job.seed)
     model = HiBio(config.model, artifacts)
     trainer = Trainer(
@@ -227,6 +234,13 @@ def finish(job: Job, trainer: Trainer) -> Path:
     return checkpoint
 
 
+def _lacks_bank(job: Job) -> bool:
+    """Whether a finished job was stopped before its reference bank was written."""
+    paired = any(entry.has_image for entry in split_of(job.config, job.fold).train)
+    wanted = job.config.bank and job.config.data.image is not None and paired
+    return wanted and not (job.folder / NAME / "bank.h5").is_file()
+
+
 def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
     """The model section with the vision input size read from the stores."""
     vision = config.model.vision
@@ -248,9 +262,15 @@ def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
         resume: continue in a folder that already holds jobs.
 
     Raises:
-        ConfigError: the folder holds checkpoints and ``resume`` is off.
+        ConfigError: the folder holds checkpoints and ``resume`` is off, or there is no such folder
+            and it is on.
         InterruptedError: stopped by a signal; everything is saved.
     """
+    if resume and not config.out.is_dir():
+        raise ConfigError(
+            f"{config.out}: no such folder, so there is nothing to resume; give the run's folder "
+            "(its 'out'), or leave --resume out to begin"
+        )
     jobs = expand(config)
     started = [job for job in jobs if find_checkpoint(job.folder) is not None]
     if started and not resume:
@@ -273,5 +293,7 @@ def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
                     f"--resume {config.out}"
                 )
             finish(job, trainer)
+        elif _lacks_bank(job):
+            finish(job, build(job, resume=True))
         checkpoints.append(job.folder / NAME)
     return checkpoints

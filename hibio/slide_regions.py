@@ -12,7 +12,13 @@ import numpy as np
 from hibio.data.slide import PreparedSlide
 from hibio.keys import level_name
 from hibio.model import SlideEmbedding
-from hibio.regions import fit_region_tree, grid_regions, region_levels, shuffled_regions
+from hibio.regions import (
+    RegionTree,
+    fit_region_tree,
+    grid_regions,
+    region_levels,
+    shuffled_regions,
+)
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,18 @@ def fused_features(slide: PreparedSlide, embedding: SlideEmbedding | None) -> np
     return np.concatenate(scaled, axis=1)
 
 
+def slide_tree(slide: PreparedSlide, embedding: SlideEmbedding | None) -> RegionTree:
+    """Ward tree of one slide on its fused features, constrained by the spatial graph."""
+    return fit_region_tree(fused_features(slide, embedding), slide.graph)
+
+
 def slide_regions(
     slide: PreparedSlide, embedding: SlideEmbedding | None, config: RegionsConfig
 ) -> np.ndarray:
     """Region of each spot at each level, (L, S)."""
     if config.kind == "grid":
         return np.stack([grid_regions(slide.xy_um, d) for d in config.diameters_um])
-    tree = fit_region_tree(fused_features(slide, embedding), slide.graph)
+    tree = slide_tree(slide, embedding)
     levels = region_levels(tree, slide.xy_um, slide.graph, config.diameters_um)
     if config.kind == "shuffled":
         return np.stack([shuffled_regions(level, seed=0) for level in levels])

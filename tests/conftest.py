@@ -51,7 +51,7 @@ def toy_artifacts(toy_stores: Path):
 
 @pytest.fixture
 def toy_config(toy_stores: Path, tmp_path: Path):
-    """A run of three steps on two slides that holds out patient03, into an empty folder."""
+    """A run of 8 steps in two stages that holds out patient03, into an empty folder."""
     from tests.hibio.toy import run_config
 
     return run_config(toy_stores, tmp_path / "run")

@@ -22,6 +22,7 @@ PREFERRED: dict[str, tuple[str, ...]] = {
     "expression": ("pearson/top50_hvg", "pearson"),
     "retrieval": ("image_to_omics/recall@10%", "recall@10%"),
     "domains": ("omics_ari/kmeans", "ari/"),
+    "regions": ("ari/matched",),
     "annotation": ("omics/balanced_accuracy", "balanced_accuracy"),
     "imputation": ("pearson",),
     "outcome": ("auroc",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.fold import Fold, FoldError
 from eval.results import TaskResult
-from eval.tasks import annotation, domains, expression, pathway_query, retrieval
+from eval.tasks import annotation, domains, expression, pathway_query, regions, retrieval
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ TASKS: dict[str, Task] = {
     "expression": Task(expression.ExpressionConfig, expression.run),
     "retrieval": Task(retrieval.RetrievalConfig, retrieval.run),
     "domains": Task(domains.DomainsConfig, domains.run),
+    "regions": Task(regions.RegionsTaskConfig, regions.run),
     "annotation": Task(annotation.AnnotationConfig, annotation.run),
     "pathway_query": Task(pathway_query.PathwayQueryConfig, pathway_query.run),
 }

@@ -29,14 +29,16 @@ class AnnotationConfig:
         n_folds: most inner folds.
         max_train_spots: larger training sets are thinned at random (and noted).
         max_iter: of the logistic regression.
+        tolerance: at which it stops.
     """
 
     columns: tuple[str, ...] = ()
-    grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    grid: tuple[float, ...] = (0.01, 0.1, 1.0)
     default_c: float = 0.1
-    n_folds: int = 5
+    n_folds: int = 3
     max_train_spots: int = 20_000
-    max_iter: int = 500
+    max_iter: int = 300
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def _inner_score(train: Labelled, held: Labelled, c: float, config: AnnotationCo
 
 
 def _fitted(train: Labelled, c: float, config: AnnotationConfig) -> LogisticRegression:
-    probe = LogisticRegression(C=c, class_weight="balanced", max_iter=config.max_iter)
+    probe = LogisticRegression(
+        C=c, class_weight="balanced", max_iter=config.max_iter, tol=config.tolerance
+    )
     return probe.fit(train.x, train.y)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -34,6 +35,8 @@ class GenesConfig:
             set of K genes).
         rank: components of the gene factors.
         neighbours: spatial neighbours of a spot.
+        graph: knn | random (the control: as many random spots of the slide instead of the
+            neighbours, for both towers; METHOD section 6).
         min_slide_fraction: a gene enters the vocabulary when it was measured on at least this
             share of the training slides; 1.0 is the intersection of the panels.
         min_spots: and was seen in at least this many training spots.
@@ -47,6 +50,7 @@ class GenesConfig:
     selector: str = "tfidf"
     rank: int = 20
     neighbours: int = 6
+    graph: Literal["knn", "random"] = "knn"
     min_slide_fraction: float = 1.0
     min_spots: int = 10
     target_genes: int = 200

@@ -138,6 +138,8 @@ def expression_slide(
     vector, _, scale = standardise(spot_vectors(tfidf, artifacts.factors), artifacts.factors)
     graph = KNNGraph(k=genes["neighbours"]).build(xy_um)
     neighbour, distance = graph.neighbours(genes["neighbours"])
+    if genes["graph"] == "random":
+        neighbour, distance = random_neighbours(xy_um, genes["neighbours"])
     return PreparedSlide(
         slide_id=slide_id,
         patient_id=patient_id,
@@ -164,6 +166,16 @@ def expression_slide(
         genes_dropped=measured - matched,
         has_counts=measured > 0,
     )
+
+
+def random_neighbours(xy_um: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random spots (S, k) of the slide in the place of neighbours, and their distances in um."""
+    n_spots = len(xy_um)
+    rng = np.random.default_rng(n_spots)
+    step = rng.integers(1, max(n_spots, 2), size=(n_spots, k))  # never the spot itself
+    chosen = (np.arange(n_spots)[:, None] + step) % n_spots
+    distance = np.linalg.norm(xy_um[chosen] - xy_um[:, None], axis=2)
+    return chosen, distance.astype(np.float32)
 
 
 def standardise_columns(values: np.ndarray) -> np.ndarray:

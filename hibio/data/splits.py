@@ -53,6 +53,7 @@ def read_entries(paths: Sequence[Path]) -> tuple[SlideEntry, ...]:
             )
     if not entries:
         raise ConfigError("no store found; run `hibio prepare MANIFEST --out DIR` first")
+    _check_patients(entries)
     seen: dict[str, Path] = {}
     for entry in entries:
         if entry.slide_id in seen:
@@ -89,6 +90,17 @@ def with_counts(
         shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
         print(f"{use}: {len(names)} of {len(entries)} slides skipped, image only: {shown}")
     return counted
+
+
+def _check_patients(entries: Sequence[SlideEntry]) -> None:
+    """A patient id names folds and folders, so it may not look like either."""
+    for entry in entries:
+        patient = entry.patient_id
+        if patient in ("none", "each") or set(patient) & set("+/\\"):
+            raise ConfigError(
+                f"{entry.path}: patient id {patient!r} cannot name a fold ('none', 'each', '+', "
+                "'/' have a meaning there); rename it in the manifest and prepare again"
+            )
 
 
 def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:

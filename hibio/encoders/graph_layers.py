@@ -65,7 +65,8 @@ class SpotAttention(nn.Module):
     """Attention of each spot over itself and its spatial neighbours, biased by distance.
 
     The bias is a learned function of the distance in micrometres (Gaussian bases, log-spaced),
-    so nothing depends on where on the slide a spot lies.
+    so nothing depends on where on the slide a spot lies. The update is gated and starts small:
+    the spot vector already holds the neighbours' mean, and more smoothing costs retrieval.
 
     Args:
         width: D.
@@ -85,6 +86,7 @@ class SpotAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         centre_B = torch.linspace(math.log(5.0), math.log(1000.0), 8)
         self.register_buffer("centre_B", centre_B, persistent=False)
+        self.gate = nn.Parameter(torch.full((width,), 0.1))
         self.distance_bias = nn.Linear(8, heads, bias=False)
         nn.init.zeros_(self.distance_bias.weight)
 
@@ -104,7 +106,7 @@ class SpotAttention(nn.Module):
         logit_SHN = logit_SHN + self._bias(distance_um_SN)
         logit_SHN = logit_SHN.masked_fill(~present_SN[:, None, :], -1e4)
         mixed = torch.einsum("shn,snhd->shd", logit_SHN.softmax(dim=-1), value)
-        return self.dropout(self.out(mixed.reshape(n_spots, width)))
+        return self.gate * self.dropout(self.out(mixed.reshape(n_spots, width)))
 
     def _bias(self, distance_um_SN: Tensor) -> Tensor:
         """Bias (S, H, 1 + N): 0 for the spot itself."""

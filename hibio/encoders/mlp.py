@@ -50,6 +50,7 @@ class MlpOmicsEncoder(nn.Module):
         dropout: float = config.dropout  # type: ignore[attr-defined]
         n_factors = context.factors_GV.shape[1]
         self.embed_dim = width
+        self.hops = 1
         self.layers = mlp(2 * n_factors, 2 * width, width, dropout)
 
     def forward(self, batch: SlideBatch) -> Tensor:

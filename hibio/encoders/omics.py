@@ -79,6 +79,7 @@ class GraphHierarchyEncoder(nn.Module):
         n_factors = context.factors_GV.shape[1]
         self.config = config
         self.embed_dim = width
+        self.hops = 1 + (config.layers if config.spatial_graph else 0)
         self.n_genes = context.n_genes
         factors = torch.zeros(context.n_genes + 1, n_factors)
         factors[:-1] = torch.from_numpy(context.factors_GV)

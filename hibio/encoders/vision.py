@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hibio.batch import SlideBatch
 from hibio.config import ConfigError
 from hibio.encoders.base import resolve_encoder
-from hibio.encoders.mlp import mlp
+from hibio.encoders.mlp import mlp, neighbour_mean
 from hibio.torchvision_ops import ensure_torchvision
 
 
@@ -32,6 +32,8 @@ class VisionConfig:
         weights: local weights file (safetensors, or a plain state dict) instead.
         tune: all | none (frozen backbone) of the timm tower.
         standardise: slide (per-slide stain mean and sd) | pretrained (the model's own constants).
+        context: none | neighbours (the features tower also reads the mean of the spatial
+            neighbours' features; the retrieved item is then a niche on both sides, METHOD 6).
         feature_dim: F, filled in from the stores.
     """
 
@@ -43,6 +45,7 @@ class VisionConfig:
     weights: Path | None = None
     tune: Literal["all", "none"] = "all"
     standardise: Literal["slide", "pretrained"] = "slide"
+    context: Literal["none", "neighbours"] = "none"
     feature_dim: int | None = None
 
 
@@ -50,7 +53,7 @@ class FeatureTower(nn.Module):
     """Perceptron on stored features, standardised per slide.
 
     Args:
-        config: ``feature_dim``, ``width`` and ``dropout`` are used.
+        config: ``feature_dim``, ``width``, ``dropout`` and ``context`` are used.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -58,9 +61,11 @@ class FeatureTower(nn.Module):
         if config.feature_dim is None:
             raise ConfigError("model.vision.feature_dim is missing; build the model from stores")
         self.embed_dim = config.width
+        self.context = config.context
+        n_inputs = config.feature_dim * (1 if config.context == "none" else 2)
         self.layers = nn.Sequential(
             nn.Dropout(config.dropout),
-            mlp(config.feature_dim, config.width, config.width, config.dropout),
+            mlp(n_inputs, config.width, config.width, config.dropout),
         )
 
     def forward(self, batch: SlideBatch) -> Tensor:
@@ -70,7 +75,11 @@ class FeatureTower(nn.Module):
                 "the features tower got a batch without features; set data.image to a stored "
                 "feature key, or model.vision.name to timm"
             )
-        return self.layers(batch.features_SF.clamp(-6.0, 6.0))
+        features_SF = batch.features_SF.clamp(-6.0, 6.0)
+        if self.context == "neighbours":
+            around_SF = neighbour_mean(features_SF, batch.neighbour_SN)
+            features_SF = torch.cat([features_SF, around_SF], dim=1)
+        return self.layers(features_SF)
 
 
 class TimmTower(nn.Module):
@@ -98,18 +107,27 @@ class TimmTower(nn.Module):
                 f"timm cannot build {config.timm_name!r}: {error}; `timm.list_models()` lists names"
             ) from error
         if config.weights is not None:
-            self.backbone.load_state_dict(read_weights(config.weights), strict=False)
-        if config.tune == "none":
+            load_weights(self.backbone, config.weights, config.timm_name)
+        self.frozen = config.tune == "none"
+        if self.frozen:
             self.backbone.requires_grad_(False)
         self.standardise = config.standardise
-        self.embed_dim = int(self.backbone.num_features)
+        self.embed_dim = int(self.backbone.head_hidden_size)
         data = timm.data.resolve_model_data_config(self.backbone)
         self.register_buffer("mean_C", torch.tensor(data["mean"]), persistent=False)
         self.register_buffer("sd_C", torch.tensor(data["std"]), persistent=False)
-        self.size: int | None = data["input_size"][-1] if data.get("fixed_input_size") else None
+        fixed = self.backbone.pretrained_cfg.get("fixed_input_size", False)
+        self.size: int | None = data["input_size"][-1] if fixed else None
+
+    def train(self, mode: bool = True) -> TimmTower:
+        """A frozen backbone stays in evaluation mode: its running statistics do not move."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, batch: SlideBatch) -> Tensor:
-        """Embeddings (S, num_features)."""
+        """Embeddings (S, embed_dim)."""
         if batch.patches_SCHW is None:
             raise ConfigError("the timm tower got a batch without patches; set data.image: patches")
         image = batch.patches_SCHW.float() / 255.0
@@ -123,13 +141,47 @@ class TimmTower(nn.Module):
         return self.backbone((image - mean[..., None, None]) / sd[..., None, None])
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from a torch file without unpickling code."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def load_weights(backbone: nn.Module, path: Path, name: str) -> None:
+    """Load a weights file into a backbone; what only the file has (a classifier) is left out.
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    Raises:
+        ConfigError: the file lacks weights of the model, or they have other shapes.
+    """
+    weights = read_weights(path)
+    own = backbone.state_dict()
+    missing = [key for key in own if key not in weights]
+    other = [key for key in own if key in weights and weights[key].shape != own[key].shape]
+    if missing or other:
+        raise ConfigError(
+            f"{path}: not the weights of {name!r}: {len(missing)} of its {len(own)} tensors are "
+            f"missing and {len(other)} have another shape (first: {(missing + other)[0]}); check "
+            "model.vision.timm_name, and save a plain state dict with timm's own names"
+        )
+    backbone.load_state_dict({key: weights[key] for key in own})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file, or from a torch file without unpickling code.
+
+    Raises:
+        ConfigError: the file is damaged, or holds more than tensors.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: no weights can be read without running code of the file "
+            f"({type(error).__name__}); give a safetensors file or a plain state dict"
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise ConfigError(f"{path}: holds more than tensors; save the plain state dict")
+    return weights
 
 
 VISION_ENCODERS: Mapping[str, Any] = {"features": FeatureTower, "timm": TimmTower}

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from hibio.artifacts import write_artifacts
-from hibio.config import ConfigError
+from hibio.config import ConfigError, load_config, to_dict
 from hibio.model import HiBio
 
 NAME = "checkpoint"
 PREVIOUS = "checkpoint.previous"
 TEMPORARY = "checkpoint.tmp"
+
+#: Sections of a run's configuration that a resumed job must share with its checkpoint.
+SETTLED = ("genes", "pathways", "sampler", "regions", "model", "objective", "optim", "stages")
 
 
 def save_checkpoint(
@@ -47,8 +50,8 @@ def save_checkpoint(
         _fsync(path)
     _fsync(temporary)
     target, previous = folder / NAME, folder / PREVIOUS
-    shutil.rmtree(previous, ignore_errors=True)
-    if target.exists():
+    if target.exists():  # else .previous may be the only good one: a kill between the two renames
+        shutil.rmtree(previous, ignore_errors=True)
         target.rename(previous)
     temporary.rename(target)
     _fsync(folder)
@@ -64,16 +67,42 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def refuse_other_settings(checkpoint: Path, config: Any) -> None:
+    """A resumed job goes on with the settings that it began with.
+
+    Args:
+        checkpoint: what is resumed.
+        config: the run's configuration now.
+
+    Raises:
+        ConfigError: a section that decides results has changed.
+    """
+    saved, now = to_dict(load_config(type(config), checkpoint / "config.yaml")), to_dict(config)
+    changed = [name for name in SETTLED if saved[name] != now[name]]
+    if changed:
+        raise ConfigError(
+            f"{checkpoint} was trained with other settings in: {', '.join(changed)}; resume with "
+            "the config.yaml of its run, or train in another folder with --set out=DIR"
+        )
+
+
 def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
     """State of the trainer, without unpickling code.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is damaged.
     """
     path = checkpoint / "trainer.pt"
     if not path.is_file():
         raise ConfigError(f"{checkpoint}: no trainer.pt, so this run cannot be resumed")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: damaged ({type(error).__name__}), so this run cannot be resumed; use the "
+            ".previous sibling, or remove the checkpoint and train again"
+        ) from error
+    return dict(state)
 
 
 def _fsync(path: Path) -> None:

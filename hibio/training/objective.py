@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hibio import keys
-from hibio.batch import LevelEmbeddings, LossOutput, SlideBatch
+from hibio.batch import LevelEmbeddings, LevelPair, LossOutput, SlideBatch
+from hibio.config import ConfigError
 from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.omics import OmicsMask, relative_values
 from hibio.losses.contrastive import info_nce, near_duplicates
@@ -58,6 +59,28 @@ class Objective:
         self.model = model
         self.config = config
         self.levels = tuple(levels)
+
+    def check(self, stages: Sequence[StageConfig]) -> None:
+        """Refuse stages before the first step, not when they are reached.
+
+        Raises:
+            ConfigError: a stage has terms that this model cannot compute.
+        """
+        for stage in stages:
+            if stage.needs_image and self.model.vision is None:
+                raise ConfigError(
+                    f"stage {stage.name!r} has terms that read images ("
+                    f"{', '.join(sorted(keys.IMAGE_TERMS & stage.active.keys()))}), and this model "
+                    "has no vision tower: set data.image and train on slides with images, or take "
+                    "these terms out"
+                )
+            if stage.needs_mask and not hasattr(self.model.omics, "encode"):
+                raise ConfigError(
+                    f"stage {stage.name!r} has terms of the masked view ("
+                    f"{', '.join(sorted(keys.MASKED_TERMS & stage.active.keys()))}), which the "
+                    f"omics encoder {self.model.config.omics.name!r} does not have: set "
+                    "model.omics.name: graph_hierarchy, or take these terms out"
+                )
 
     def __call__(self, batch: SlideBatch, stage: StageConfig) -> LossOutput:
         """The stage's terms on one batch; random draws come from torch's global generator."""
@@ -134,33 +157,39 @@ class Objective:
         self, batch: SlideBatch, pairs: LevelEmbeddings, active: dict[str, float]
     ) -> dict[str, Tensor]:
         levels = [name for name in self.levels if name in pairs]
-        spot = pairs[keys.SPOT]
-        if not levels or spot.image is None:
-            return {}
-        between, member = [], []
-        for row, name in enumerate(levels):
-            pair = pairs[name]
-            assert pair.image is not None
-            between.append(
-                region_info_nce(
-                    pair.image,
-                    pair.omics,
-                    self.model.temperature,
-                    pair.group,
-                    self.config.negatives,
-                )
-            )
-            region_S = torch.unique(
-                batch.region_of_spot_LS[row, batch.core_S], return_inverse=True
-            )[1]
-            member.append(
-                spot_to_region(spot.image, pair.omics, region_S, self.model.temperature)
-                + spot_to_region(spot.omics, pair.image, region_S, self.model.temperature)
-            )
-        return {
-            keys.TERM_REGION: torch.stack(between).mean(),
-            keys.TERM_MEMBER: torch.stack(member).mean() / 2,
-        }
+        terms: dict[str, Tensor] = {}
+        if not levels or pairs[keys.SPOT].image is None:
+            return terms
+        if keys.TERM_REGION in active:
+            between = [self._between_towers(pairs[name]) for name in levels]
+            terms[keys.TERM_REGION] = torch.stack(between).mean()
+        if keys.TERM_MEMBER in active:
+            region_LS = batch.region_of_spot_LS[:, batch.core_S]
+            member = [
+                self._to_own_region(pairs[keys.SPOT], pairs[name], region_S)
+                for name, region_S in zip(levels, region_LS, strict=True)
+            ]
+            terms[keys.TERM_MEMBER] = torch.stack(member).mean()
+        return terms
+
+    def _between_towers(self, region: LevelPair) -> Tensor:
+        assert region.image is not None
+        return region_info_nce(
+            region.image,
+            region.omics,
+            self.model.temperature,
+            region.group,
+            self.config.negatives,
+        )
+
+    def _to_own_region(self, spot: LevelPair, region: LevelPair, region_S: Tensor) -> Tensor:
+        """Spots of one tower against regions of the other, the mean of both ways."""
+        assert spot.image is not None
+        assert region.image is not None
+        row_S = torch.unique(region_S, return_inverse=True)[1]
+        temperature = self.model.temperature
+        one = spot_to_region(spot.image, region.omics, row_S, temperature)
+        return (one + spot_to_region(spot.omics, region.image, row_S, temperature)) / 2
 
     def _masked_terms(self, batch: SlideBatch) -> dict[str, Tensor]:
         present_SK = batch.gene_SK < self.model.artifacts.n_genes

@@ -30,6 +30,16 @@ class StageConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"stage {self.name!r}: epochs is {self.epochs}, at least 1 is needed")
+        if not self.lr > 0:
+            raise ValueError(f"stage {self.name!r}: lr is {self.lr}, more than 0 is needed")
+        if self.rebuild_every < 0:
+            raise ValueError(
+                f"stage {self.name!r}: rebuild_every is {self.rebuild_every}; 0 (never) or more "
+                "epochs are needed"
+            )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
         for term in self.weights:
             if term not in TERMS:
                 near = difflib.get_close_matches(term, TERMS, n=1)
@@ -38,6 +48,12 @@ class StageConfig:
                     f"stage {self.name!r}: unknown loss term {term!r}{hint} "
                     f"(terms: {', '.join(TERMS)})"
                 )
+        negative = [term for term, weight in self.weights.items() if not weight >= 0]
+        if negative:
+            raise ValueError(
+                f"stage {self.name!r}: the weight of {negative[0]!r} is "
+                f"{self.weights[negative[0]]}, 0 (off) or more is needed"
+            )
         if not any(weight > 0 for weight in self.weights.values()):
             raise ValueError(f"stage {self.name!r}: no loss term has a weight above 0")
 

@@ -67,6 +67,7 @@ class Trainer:
         self.regions = regions
         # plan
         self.stages = tuple(stages)
+        objective.check(self.stages)
         self.sampler = sampler
         self.folder = folder
         self.write_config = write_config
@@ -86,6 +87,7 @@ class Trainer:
         Args:
             until_step: stop and save after this many steps in all.
         """
+        self._interrupted = False
         self.model.train()
         log = RunLog(self.folder, after_step=self.step)
         bar = tqdm(total=self.n_steps(), initial=self.step, desc=self.folder.name, disable=None)
@@ -154,7 +156,7 @@ class Trainer:
             "n": loss.n,
             "lr": lr,
             "gradient_norm": norm,
-            "temperature": float(self.model.temperature),
+            "temperature": float(self.model.temperature.detach()),
             "seconds": time.perf_counter() - started,
         }
         self.step += 1

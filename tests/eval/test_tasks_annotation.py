@@ -63,7 +63,9 @@ def test_the_probe_is_scikit_learns_on_labelled_spots(toy_fold, result):
     train, test = data(toy_fold.train), data(toy_fold.test)
     scores = []
     for c in CONFIG.grid:
-        probe = LogisticRegression(C=c, class_weight="balanced", max_iter=500).fit(*train)
+        probe = LogisticRegression(
+            C=c, class_weight="balanced", max_iter=CONFIG.max_iter, tol=CONFIG.tolerance
+        ).fit(*train)
         scores.append(balanced_accuracy_score(test[1], probe.predict(test[0])))
     found = result.models["lsa"]["omics/balanced_accuracy"].mean
     assert any(found == pytest.approx(score) for score in scores)

@@ -118,6 +118,7 @@ def test_without_images_the_task_says_so(toy_fold):
 
 
 def test_task_table_suggests_the_nearest_name():
-    assert set(TASKS) == {"expression", "retrieval", "domains", "annotation", "pathway_query"}
+    expected = {"expression", "retrieval", "domains", "regions", "annotation", "pathway_query"}
+    assert set(TASKS) == expected
     with pytest.raises(ValueError, match="did you mean 'retrieval'"):
         find_task("retreival")

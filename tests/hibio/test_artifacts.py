@@ -1,4 +1,4 @@
-"""Fitted artifacts: what is written is read back; torn files are refused; node genes; set inputs."""
+"""Fitted artifacts: written and read back, torn files refused, node genes, inputs of gene sets."""
 
 import dataclasses
 
@@ -84,7 +84,9 @@ def test_a_missing_part_is_refused(toy_artifacts, tmp_path, part):
         read_artifacts(path)
 
 
-@pytest.mark.parametrize("part", ["anchors/mean", "factors/spread", "tfidf/df", "gene_graph/weight"])
+@pytest.mark.parametrize(
+    "part", ["anchors/mean", "factors/spread", "tfidf/df", "gene_graph/weight"]
+)
 def test_a_missing_array_is_refused(toy_artifacts, tmp_path, part):
     path = tmp_path / "artifacts.h5"
     write_artifacts(path, toy_artifacts)

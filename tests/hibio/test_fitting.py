@@ -43,9 +43,7 @@ def slow_vocabulary(paths, fraction: float, min_spots: int) -> list[str]:
             for name, column in zip(store.gene_names, table.T, strict=True):
                 slides[name] = slides.get(name, 0) + 1
                 spots[name] = spots.get(name, 0) + sum(1 for count in column if count > 0)
-    return sorted(
-        g for g in slides if slides[g] / len(paths) >= fraction and spots[g] >= min_spots
-    )
+    return sorted(g for g in slides if slides[g] / len(paths) >= fraction and spots[g] >= min_spots)
 
 
 @pytest.mark.parametrize(("fraction", "min_spots"), [(1.0, 1), (0.5, 1), (0.5, 60), (1.0, 130)])
@@ -151,6 +149,12 @@ def test_set_sizes_are_limited_and_the_settings_kept(paths, toy_artifacts):
     few = fit_artifacts(paths[:2], GENES, PathwaysConfig(min_genes=limit, max_genes=limit))
     assert set(few.anchors.names) == {name for name, size in sizes.items() if size == limit}
     assert few.settings["pathways"]["min_genes"] == limit
+
+
+def test_the_sets_that_are_left_out_are_counted_and_told(paths, toy_artifacts, capsys):
+    fit_artifacts(paths[:2], GENES, PATHWAYS)
+    told = capsys.readouterr()
+    assert f"{toy_artifacts.n_pathways} of 103 sets kept" in told.out + told.err
 
 
 def test_target_genes_are_distinct_and_never_more_than_there_are(paths, toy_artifacts):

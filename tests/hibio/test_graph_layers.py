@@ -79,6 +79,7 @@ def slow_distance_bias(layer: SpotAttention, distance_um: float) -> torch.Tensor
 def test_spot_attention_against_the_formula():
     layer = SpotAttention(D, H, 0.0)
     layer.distance_bias.weight.normal_()
+    layer.gate.normal_()
     token, neighbour, distance = some_spots()
     got = layer(token, neighbour, distance)
     normed = layer.norm(token)
@@ -98,7 +99,7 @@ def test_spot_attention_against_the_formula():
                 logit.append(query[s, part] @ key[n, part] / math.sqrt(d) + bias)
             weight = softmax(logit)
             heads.append(sum(w * value[n, part] for w, (n, _) in zip(weight, seen, strict=True)))
-        torch.testing.assert_close(got[s], layer.out(torch.cat(heads)))
+        torch.testing.assert_close(got[s], layer.gate * layer.out(torch.cat(heads)))
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def test_a_spot_without_neighbours_attends_to_itself_only():
     token, neighbour, distance = some_spots()
     value = layer.key_value(layer.norm(token)).chunk(2, dim=1)[1]
     got = layer(token, neighbour, distance)
-    torch.testing.assert_close(got[4], layer.out(value[4]))
+    torch.testing.assert_close(got[4], layer.gate * layer.out(value[4]))
     changed = token.clone()
     changed[:4] += 1.0
     assert torch.equal(layer(changed, neighbour, distance)[4], got[4])
@@ -119,7 +120,9 @@ def test_distances_matter_only_once_their_bias_is_learned():
     token, neighbour, distance = some_spots()
     assert torch.equal(layer(token, neighbour, distance), layer(token, neighbour, distance * 2))
     layer.distance_bias.weight.normal_()
-    assert not torch.allclose(layer(token, neighbour, distance), layer(token, neighbour, distance * 2))
+    assert not torch.allclose(
+        layer(token, neighbour, distance), layer(token, neighbour, distance * 2)
+    )
 
 
 @torch.no_grad()
@@ -151,8 +154,12 @@ def test_switches_of_a_layer():
     flat = HierarchyLayer(D, H, 0.0, spatial_graph=False, cross=False)
     moved_gene, moved_spot = gene + 1.0 * torch.randn(S, K, D), token + torch.randn(S, D)
     spot_0, gene_0 = whole(token, gene, present, edge, neighbour, distance)
-    assert not torch.allclose(whole(token, moved_gene, present, edge, neighbour, distance)[0], spot_0)
-    assert not torch.allclose(whole(moved_spot, gene, present, edge, neighbour, distance)[1], gene_0)
+    assert not torch.allclose(
+        whole(token, moved_gene, present, edge, neighbour, distance)[0], spot_0
+    )
+    assert not torch.allclose(
+        whole(moved_spot, gene, present, edge, neighbour, distance)[1], gene_0
+    )
     spot_0, gene_0 = flat(token, gene, present, edge, neighbour, distance)
     assert torch.equal(flat(token, moved_gene, present, edge, neighbour, distance)[0], spot_0)
     assert torch.equal(flat(moved_spot, gene, present, edge, neighbour, distance)[1], gene_0)

@@ -52,6 +52,12 @@ def test_bins_hold_whole_regions_of_nearly_equal_load(n_regions, n_bins, n_spots
     assert max(load) - min(load) <= np.bincount(regions).max()  # else a region would move
 
 
+def test_the_load_is_counted_in_spots_not_in_regions():
+    regions = np.repeat(np.arange(6), [50, 10, 10, 10, 10, 10])
+    bins = pack_regions(regions, 2, np.random.default_rng(0))
+    assert sorted(len(b) for b in bins) == [50, 50]
+
+
 @pytest.mark.parametrize("balance", ["spot", "slide"])
 def test_whole_regions_are_never_split(balance):
     regions = make_regions(SIZES, 25)
@@ -90,7 +96,9 @@ def test_an_epoch_has_as_many_batches_as_promised(balance, slides_per_batch, n_r
 
 def test_slide_balance_gives_every_slide_the_same_number_of_shares():
     sampler = RegionSampler(SamplerConfig(50, balance="slide"), SIZES, seed=1)
-    count = Counter(slide for batch in sampler.epoch(0, make_regions(SIZES, 40)) for slide, _ in batch)
+    count = Counter(
+        slide for batch in sampler.epoch(0, make_regions(SIZES, 40)) for slide, _ in batch
+    )
     assert set(count) == {0, 1, 2}
     assert len(set(count.values())) == 1
     by_spot = RegionSampler(SamplerConfig(50, balance="spot"), SIZES, seed=1)
@@ -115,5 +123,5 @@ def test_batches_are_about_as_large_as_asked():
     "change", [{"batch_spots": 1}, {"slides_per_batch": 0}, {"halo": -1}, {"balance": "patient"}]
 )
 def test_settings_out_of_range(change):
-    with pytest.raises(ValueError, match="needed|slide or spot"):
+    with pytest.raises(ValueError, match=r"needed|slide or spot"):
         SamplerConfig(**change)

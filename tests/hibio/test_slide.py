@@ -12,7 +12,13 @@ from hibio.config import ConfigError
 from hibio.data.anndata import image_batch, slide_of_anndata
 from hibio.data.dataset import SlideDataset, shuffled_pairs
 from hibio.data.fitting import align_columns
-from hibio.data.slide import expression_slide, log_normalise, prepare_slide, standardise_columns
+from hibio.data.slide import (
+    expression_slide,
+    log_normalise,
+    prepare_slide,
+    random_neighbours,
+    standardise_columns,
+)
 from hibio.data.splits import read_entries
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
@@ -79,6 +85,34 @@ def test_neighbours_are_the_nearest_spots(slide):
         np.testing.assert_allclose(distance[spot, near], slide.distance_um_SN[spot][present], 1e-4)
         assert np.all(distance[spot, near] < 3.01 * np.median(distance.min(axis=1)))
         assert np.isinf(slide.distance_um_SN[spot][~present]).all()
+
+
+@pytest.mark.parametrize("n_spots", [2, 3, 40])
+def test_random_neighbours_are_other_spots_at_their_true_distance(n_spots):
+    """The control of METHOD section 6: a shared graph that says nothing about the tissue."""
+    xy = np.random.default_rng(0).uniform(0, 1000, (n_spots, 2))
+    chosen, distance = random_neighbours(xy, 6)
+    assert chosen.shape == distance.shape == (n_spots, 6)
+    assert (chosen != np.arange(n_spots)[:, None]).all()
+    assert 0 <= chosen.min() <= chosen.max() < n_spots
+    for spot in range(n_spots):
+        expected = [np.hypot(*(xy[spot] - xy[other])) for other in chosen[spot]]
+        np.testing.assert_allclose(distance[spot], expected, rtol=1e-5)
+    np.testing.assert_array_equal(random_neighbours(xy, 6)[0], chosen)
+
+
+def test_the_random_graph_replaces_the_neighbours_and_nothing_else(
+    toy_stores, toy_artifacts, slide
+):
+    genes = {**toy_artifacts.settings["genes"], "graph": "random"}
+    other = dataclasses.replace(toy_artifacts, settings={**toy_artifacts.settings, "genes": genes})
+    random = make_slide(toy_stores, other, "sim003")
+    shared = (np.sort(random.neighbour_SN, axis=1) == np.sort(slide.neighbour_SN, axis=1)).mean()
+    assert shared < 0.2
+    assert random.neighbour_SN.min() >= 0
+    for name in ("value_SK", "vector_SV", "features_SF", "target_SM"):
+        np.testing.assert_array_equal(getattr(random, name), getattr(slide, name))
+    np.testing.assert_array_equal(random.graph.indices, slide.graph.indices)  # regions keep theirs
 
 
 def test_standardise_columns_closed_form():

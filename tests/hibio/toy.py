@@ -41,7 +41,7 @@ REGION = {**SPOT, keys.TERM_PATHWAY: 0.25, keys.TERM_REGION: 0.25, keys.TERM_MEM
 
 
 def run_config(stores: Path, out: Path, **changes: Any) -> RunConfig:
-    """Two epochs of the masked terms and four of all alignment terms, 2 steps an epoch."""
+    """One epoch of the masked terms and three of all alignment terms, 2 steps an epoch."""
     stages = (
         StageConfig("omics", 1, MASKED),
         StageConfig("region", 3, REGION, rebuild_every=1),
@@ -62,15 +62,15 @@ def run_config(stores: Path, out: Path, **changes: Any) -> RunConfig:
 
 
 def make_model(artifacts: Artifacts, *, seed: int = 0, **changes: Any) -> HiBio:
-    """A model in evaluation mode on the handcrafted features, random but far from its start."""
+    """A random model on the handcrafted features in evaluation mode, every message switched on."""
     torch.manual_seed(seed)
     vision = dataclasses.replace(VISION, feature_dim=FEATURES)
     config = dataclasses.replace(MODEL, **{"vision": vision, **changes})
     model = HiBio(config, artifacts)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "distance_bias" in name:  # zero at the start: distances would not matter
-                parameter.normal_(std=0.5)
+            if "distance_bias" in name or "gate" in name:  # (nearly) off at the start
+                parameter.normal_(std=0.7)
     return model.eval()
 
 
@@ -140,3 +140,15 @@ def rename_genes(names: Iterable[str]) -> Callable[[h5py.File], None]:
 def dense(matrix: sparse.spmatrix) -> np.ndarray:
     """A sparse matrix as an array of float64."""
     return np.asarray(matrix.toarray(), dtype=np.float64)
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 1 and one line that says all of this."""
+    code, _, told = result
+    assert code == 1, told
+    lines = [line for line in told.splitlines() if line.startswith("hibio:")]
+    assert len(lines) == 1, told
+    assert told.splitlines()[-1] == lines[0]
+    assert "Traceback" not in told
+    for word in words:
+        assert word in lines[0]

@@ -169,7 +169,7 @@ HEADER = "slide_id,patient_id,counts,format,image,mpp,spots,image_scale"
         ("he,P,he.png,image,he.png,2,,", "row 2: format image lays its own grid; .*'counts' empty"),
         ("he,P,,image,he.png,2,he.png,0.5", "'spots' empty; row 2: .*'image_scale' empty"),
         ("he,P,,visium,he.png,2,,", "row 2: counts is empty; .*the format 'image'"),
-        ("he,P,,legacy_st,he.png,2,,", "counts is empty.*'legacy_st'? ?needs|needs the column"),
+        ("he,P,,legacy_st,he.png,2,,", "counts is empty.*legacy_st needs the column 'spots'"),
         ("he,P,,imag,he.png,2,,", "unknown format 'imag' .did you mean 'image'"),
     ],
 )

@@ -1,0 +1,125 @@
+"""The headline metrics as Markdown, with every value: what ``docs/results`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from preprocessing.atomic import atomic_path
+
+#: Metrics of the short tables, by task; the HTML report and results.json hold all of them.
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "retrieval": (
+        "image_to_omics/recall@10%",
+        "omics_to_image/recall@10%",
+        "image_to_omics/recall@5",
+        "image_to_omics/recall@10%_sinkhorn",
+        "image_to_omics/median_rank",
+        "identity/patient_balanced_accuracy",
+    ),
+    "expression": (
+        "pearson/top50_hvg",
+        "pearson_hest/top50_hvg",
+        "pearson_bleep/top50_hvg",
+        "pearson_combined/top50_hvg",
+        "pearson/top200_hvg",
+    ),
+    "pathway_query": (
+        "spearman/default/median",
+        "spearman/ridge/median",
+        "spearman/anchor/median",
+        "spearman_planted/default/median",
+        "spearman_planted/anchor/median",
+    ),
+    "domains": (
+        "omics_ari/kmeans",
+        "omics_ari/gmm",
+        "omics_ari/kmeans_smooth",
+        "omics_ari/gmm_smooth",
+        "image_ari/kmeans",
+    ),
+    "regions": ("ari/matched", "ari/best_column", "ari/600um"),
+    "annotation": (
+        "omics/balanced_accuracy",
+        "omics/macro_f1",
+        "omics/macro_auroc",
+        "image/balanced_accuracy",
+    ),
+}
+
+FACTS = (
+    *("command", "time", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
+    *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
+)
+
+
+def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
+    """Write the short tables of a results file.
+
+    Args:
+        path: the file.
+        results: content of results.json.
+
+    Returns:
+        The path that was written.
+    """
+    parts = [_facts(results["data"])]
+    for task, result in results["tasks"].items():
+        metrics = [m for m in METRICS.get(task, ()) if _models_with(result, m)]
+        if metrics:
+            parts += [f"## {task}", _summary(result, metrics)]
+            parts += [_values(result, metric) for metric in metrics[:2]]
+            parts += [f"- {note}" for note in result["notes"]]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _facts(data: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)
+
+
+def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
+    models = result["models"]
+    return [name for name in models if models[name].get(metric, {}).get("mean") is not None]
+
+
+def _summary(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    names = [m for m in result["models"] if any(m in _models_with(result, x) for x in metrics)]
+    lines = ["| model | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for name in names:
+        cells = [_cell(result["models"][name].get(metric)) for metric in metrics]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    chance = [_chance(result, metric) for metric in metrics]
+    return "\n".join([*lines, "| *chance* | " + " | ".join(chance) + " |"])
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["mean"] is None:
+        return "–"
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
+    return f"{entry['mean']:.3f}{spread} (n={entry['n']})"
+
+
+def _chance(result: Mapping[str, Any], metric: str) -> str:
+    found = [m[metric].get("chance") for m in result["models"].values() if metric in m]
+    known = [value for value in found if value is not None]
+    return f"{known[0]:.3f}" if known else "–"
+
+
+def _values(result: Mapping[str, Any], metric: str) -> str:
+    """Every value of one metric: rows are fold/seed/unit, columns are models."""
+    names = _models_with(result, metric)
+    keys = sorted({key for name in names for key in result["models"][name][metric]["keys"]})
+    lines = [f"Every value of `{metric}` (fold/seed/unit):", ""]
+    lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for key in keys:
+        row = []
+        for name in names:
+            entry = result["models"][name][metric]
+            at = dict(zip(entry["keys"], entry["values"], strict=True))
+            value = at.get(key)
+            row.append("–" if value is None else f"{value:.3f}")
+        lines.append(f"| {key} | " + " | ".join(row) + " |")
+    return "\n".join(lines)

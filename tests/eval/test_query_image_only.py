@@ -1,0 +1,226 @@
+"""Image-only slides behind a trained checkpoint: queried and embedded, never trained or tested on.
+
+A tiny model is trained on a simulated cohort that has an image-only slide beside the paired ones.
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_matrix
+
+from eval.embed import embed_folder, embed_slide, load_checkpoint
+from eval.figures import pathway_heatmaps
+from eval.query import query_folder
+from eval.run import evaluate
+from hibio.config import ConfigError
+from hibio.data.slide import prepare_slide
+from hibio.data.splits import read_entries, with_counts
+from hibio.model import HiBio
+from hibio.pathways_command import run as pathways_command
+from hibio.run import RunConfig, train_all
+from hibio.schema import build_section
+from pathways import load_pathways
+from preprocessing import SlideStore, SpotTable, prepare, read_manifest, stores_in
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.patches import PatchConfig
+from preprocessing.simulate import SimulateConfig, simulate_cohort
+from preprocessing.store import SlidePicture, write_store
+
+PATCH = PatchConfig(112.0, 16)
+EMPTY = np.empty(0, dtype=object)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A trained checkpoint and its stores; ``images`` holds the image-only ones alone."""
+
+    stores: Path
+    images: Path
+    checkpoint: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    """Three paired slides, the grid over one of them, and one of them without its counts."""
+    root = tmp_path_factory.mktemp("image_only")
+    database = load_pathways("default")
+    programmes = {name: list(database.genes_of(name)) for name in database.names}
+    size = SimulateConfig(n_slides=3, n_patients=3, n_spots=120, n_genes=300, n_programmes=8)
+    rows = read_manifest(simulate_cohort(root / "cohort", programmes, size))
+    grid = SlideRow("grid", rows[2].patient_id, None, "image", image=rows[2].image)
+    report = prepare([*rows, grid], root / "stores", patch=PATCH)
+    assert not report.failed, str(report)
+    (root / "images").mkdir()
+    (root / "images" / "grid.h5").hardlink_to(root / "stores" / "grid.h5")
+    without_counts(root / "stores" / f"{rows[2].slide_id}.h5", root / "images" / "bare.h5")
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("builtins.print", lambda *text, **_: lines.append(" ".join(map(str, text))))
+        (checkpoint,) = train_all(tiny_run(root, rows[2].patient_id))
+    return Cohort(root / "stores", root / "images", checkpoint, "\n".join(lines))
+
+
+def tiny_run(root: Path, fold: str) -> RunConfig:
+    both = {"spot/contrastive": 1.0, "image/expression": 1.0}
+    return build_section(
+        RunConfig,
+        {
+            "out": str(root / "run"),
+            "data": {"stores": str(root / "stores")},
+            "folds": [fold],
+            "genes": {"keyword_genes": 16, "rank": 6, "min_spots": 5, "target_genes": 20},
+            "model": {
+                "embed_dim": 16,
+                "vision": {"width": 32},
+                "omics": {"width": 16, "layers": 1, "heads": 2},
+            },
+            "regions": {"diameters_um": [300.0, 600.0]},
+            "sampler": {"batch_spots": 120},
+            "stages": [{"name": "spot", "epochs": 3, "lr": 2e-3, "weights": both}],
+        },
+        (),
+    )
+
+
+def without_counts(paired: Path, bare: Path) -> None:
+    """The same spots, patches and features as a store, written as an image-only one."""
+    with SlideStore(paired) as store:
+        table = SpotTable(
+            csr_matrix((store.n_spots, 0), dtype=np.int32),
+            EMPTY,
+            EMPTY,
+            store.barcodes,
+            store.xy_px0,
+            store.xy_um,
+            store.mpp,
+            image_only=True,
+        )
+        assert store.thumbnail is not None
+        assert store.thumbnail_downsample is not None
+        size = tuple(store.attrs["slide_size_px0"])
+        write_store(
+            bare,
+            table,
+            SlideRow("bare", store.patient_id, None, "image"),
+            patches=enumerate(store.patches()),
+            patch=PATCH,
+            features={"handcrafted": store.features("handcrafted")},
+            tissue_fraction=store.tissue_fraction,
+            picture=SlidePicture(size, store.thumbnail, store.thumbnail_downsample),
+        )
+
+
+def held_out(cohort: Cohort) -> str:
+    artifacts = HiBio.from_checkpoint(cohort.checkpoint).artifacts
+    (slide,) = {"sim001", "sim002", "sim003"} - set(artifacts.train_slides)
+    return slide
+
+
+def test_a_slide_without_its_counts_scores_the_same(cohort: Cohort, tmp_path: Path):
+    paired = held_out(cohort)
+    query_folder(cohort.checkpoint, cohort.stores, "default", tmp_path / "paired")
+    query_folder(cohort.checkpoint, cohort.images, "default", tmp_path / "images")
+    with_them = pd.read_csv(tmp_path / "paired" / f"{paired}.csv", index_col=0)
+    without = pd.read_csv(tmp_path / "images" / "bare.csv", index_col=0)
+    assert without.to_numpy().std() > 0.1
+    pd.testing.assert_frame_equal(with_them, without, rtol=1e-4, atol=1e-5)
+    assert "measured" in anndata.read_h5ad(tmp_path / "paired" / f"{paired}.h5ad").layers
+    assert "measured" not in anndata.read_h5ad(tmp_path / "images" / "bare.h5ad").layers
+
+
+@pytest.mark.parametrize("readout", ["default", "ridge", "retrieval", "anchor"])
+def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
+    written = query_folder(cohort.checkpoint, cohort.images, "default", tmp_path, readout)
+    assert {path.name for path in written} >= {"grid.csv", "grid.h5ad", "grid.png"}
+    scores = pd.read_csv(tmp_path / "grid.csv", index_col=0)
+    adata = anndata.read_h5ad(tmp_path / "grid.h5ad")
+    with SlideStore(cohort.images / "grid.h5") as store:
+        assert scores.index.tolist() == list(store.barcodes) == adata.obs_names.tolist()
+        np.testing.assert_array_equal(adata.obsm["spatial"], store.xy_um)
+    assert np.isfinite(scores.to_numpy()).all()
+    assert (scores.std() > 0).all()
+    np.testing.assert_allclose(adata.X, scores.to_numpy(), rtol=1e-5, atol=1e-6)
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_grid_is_embedded(cohort: Cohort, tmp_path: Path):
+    written = embed_folder(cohort.checkpoint, cohort.images, tmp_path)
+    assert [path.name for path in written] == ["bare.h5ad", "grid.h5ad"]
+    adata = anndata.read_h5ad(written[1])
+    assert adata.shape == (prepared(cohort, "grid").n_spots, 0)
+    assert "X_hibio_omics" not in adata.obsm
+    for name in ("X_hibio_image", "X_hibio_region"):
+        np.testing.assert_allclose(np.linalg.norm(adata.obsm[name], axis=1), 1.0, rtol=1e-5)
+    assert adata.obs["hibio_region_300um"].nunique() > adata.obs["hibio_region_600um"].nunique() > 1
+    assert adata.obs_names[0].startswith("x0")
+
+
+def prepared(cohort: Cohort, name: str):
+    artifacts = HiBio.from_checkpoint(cohort.checkpoint).artifacts
+    return prepare_slide(cohort.images / f"{name}.h5", artifacts, "handcrafted")
+
+
+def test_a_slide_without_counts_has_padding_and_no_targets(cohort: Cohort):
+    slide = prepared(cohort, "grid")
+    artifacts = HiBio.from_checkpoint(cohort.checkpoint).artifacts
+    assert (slide.has_counts, slide.has_image) == (False, True)
+    assert (slide.gene_SK == artifacts.n_genes).all()
+    for zeros in (slide.value_SK, slide.vector_SV, slide.target_SM, slide.expression_SH):
+        assert not zeros.any()
+    assert np.isfinite(slide.vector_scale_V).all()
+
+
+def test_training_and_evaluation_leave_it_out_and_say_so(
+    cohort: Cohort, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert "training: 1 of 4 slides skipped, image only: grid" in cohort.printed
+    assert cohort.printed.count("skipped") == 1
+    artifacts = HiBio.from_checkpoint(cohort.checkpoint).artifacts
+    assert "grid" not in artifacts.train_slides
+    evaluate(cohort.checkpoint, cohort.stores, tmp_path, ["pathway_query"])
+    assert "evaluation: 1 of 4 slides skipped, image only: grid" in capsys.readouterr().out
+    assert "grid" not in (tmp_path / "results.json").read_text()
+
+
+def test_what_needs_counts_refuses_image_only_slides(cohort: Cohort, tmp_path: Path):
+    entries = read_entries(stores_in(cohort.images))
+    assert [entry.has_counts for entry in entries] == [False, False]
+    with pytest.raises(ConfigError, match=r"none of the 2 slides has counts, which training needs"):
+        with_counts(entries, "training")
+    with pytest.raises(ConfigError, match="which evaluation needs"):
+        evaluate(cohort.checkpoint, cohort.images, tmp_path)
+    run = tiny_run(tmp_path, "x")
+    with pytest.raises(ConfigError, match="which training needs"):
+        train_all(replace(run, data=replace(run.data, stores=cohort.images)))
+    checkpoint = load_checkpoint(cohort.checkpoint)
+    checkpoint.model.vision = None
+    with pytest.raises(ConfigError, match=r"'grid' has no counts, and .* reads no image"):
+        embed_slide(checkpoint, cohort.images / "grid.h5")
+    options = argparse.Namespace(action="coverage", name="default", data=cohort.images)
+    with pytest.raises(ConfigError, match="no slide with counts"):
+        pathways_command(options)
+
+
+def test_heatmaps_leave_out_what_was_not_measured():
+    xy = np.stack(np.meshgrid(np.arange(8.0), np.arange(6.0)), axis=-1).reshape(-1, 2) * 20
+    score = np.sin(xy[:, 0] / 30)
+    alone = pathway_heatmaps(None, xy, [("A", score, None, None)])
+    both = pathway_heatmaps(None, xy, [("A", score, score, None), ("B", score, None, None)])
+    assert "no counts" in alone.caption
+    assert "measured counts" in both.caption
+    assert width(alone.png) < width(both.png)
+    planted = pathway_heatmaps(None, xy, [("A", score, None, score)])
+    assert width(alone.png) < width(planted.png)
+    with pytest.raises(DataError, match="predicted"):
+        pathway_heatmaps(None, xy, [("A", score[1:], None, None)])
+
+
+def width(png: bytes) -> int:
+    return int.from_bytes(png[16:20], "big")

@@ -1,0 +1,145 @@
+"""The command line: help, usage, exit codes, options; gene-set databases."""
+
+import dataclasses
+
+import pytest
+
+from hibio import cli
+from hibio.arguments import build_parser
+from hibio.config import ConfigError, dump_config
+from tests.hibio.toy import assert_refused
+
+SUBCOMMANDS = [*cli.COMMANDS]
+ACTIONS = ["list", "show", "coverage", "fetch"]
+
+
+# ------------------------------------------------------------------ help and usage
+@pytest.mark.parametrize("command", [[], *([name] for name in SUBCOMMANDS)])
+def test_help_of_every_command(run, command):
+    code, told, _ = run(*command, "--help")
+    assert code == 0
+    assert told.startswith(" ".join(["usage: hibio", *command]))
+    assert not command or "Example: hibio" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_help_of_every_pathways_action(run, action):
+    assert run("pathways", action, "--help")[0] == 0
+
+
+def test_the_general_help_names_every_command(run):
+    told = run("--help")[1]
+    assert all(f"\n    {name} " in told for name in SUBCOMMANDS)
+    assert set(SUBCOMMANDS) >= {
+        *("demo", "simulate", "prepare", "check", "pathways"),
+        *("train", "embed", "query", "eval", "doctor"),
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trane"],
+        ["train"],
+        ["train", "--config"],
+        ["simulate", "--out", "x", "--slides", "many"],
+        ["prepare", "m.csv"],
+        [
+            "query",
+            "--checkpoint",
+            "a",
+            "--data",
+            "b",
+            "--out",
+            "c",
+            "--gene-set",
+            "d",
+            "--readout",
+            "x",
+        ],
+        ["pathways"],
+        ["pathways", "coverage", "default"],
+        ["doctor", "--fix"],
+    ],
+)
+def test_wrong_usage_exits_with_two(run, arguments):
+    code, _, told = run(*arguments)
+    assert code == 2
+    assert "usage: hibio" in told
+
+
+def test_every_command_has_its_function():
+    with pytest.raises(KeyError):
+        build_parser({name: run for name, run in cli.COMMANDS.items() if name != "eval"})
+
+
+def test_stopping_by_hand_is_no_traceback(run, monkeypatch):
+    def stopped(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", stopped)
+    assert_refused(run("doctor"), "stopped")
+
+
+def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
+    def fails(options):
+        raise ConfigError("first\n  second\n\tthird")
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fails)
+    assert_refused(run("doctor"), "hibio: first second third")
+
+
+def test_a_bug_is_not_hidden(run, monkeypatch):
+    def broken(options):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("doctor")
+
+
+# ------------------------------------------------------------------ gene sets
+def test_a_gmt_with_spaces_in_names_and_descriptions(run, tmp_path):
+    path = tmp_path / "my.gmt"
+    path.write_text("B CELLS\tcells that make antibodies\tCD19\tMS4A1\nT\t\tCD3D\tCD3E\tCD8A\n")
+    code, told, _ = run("pathways", "show", path)
+    assert code == 0
+    assert "B CELLS\t2\tcells that make antibodies\tCD19 MS4A1" in told.splitlines()
+    assert "T\t3\t\tCD3D CD3E CD8A" in told.splitlines()
+
+
+def test_a_gmt_separated_by_spaces_is_refused(run, tmp_path):
+    path = tmp_path / "my.gmt"
+    path.write_text("B_CELLS description CD19 MS4A1\n")
+    assert_refused(run("pathways", "show", path), "my.gmt, line 1", "tab")
+
+
+def test_pathways_list_and_coverage(run, toy_stores):
+    code, told, _ = run("pathways", "list")
+    assert code == 0
+    assert "default" in told
+    code, told, _ = run("pathways", "coverage", "default", "--data", toy_stores)
+    assert code == 0
+    assert "103 sets" in told
+    assert_refused(run("pathways", "show", "hallmrk"), "hallmark")
+    assert_refused(run("pathways", "coverage", "default", "--data", "none"), "none")
+
+
+def test_options_reach_the_configuration(run, toy_config, tmp_path, monkeypatch):
+    seen = []
+
+    def train_all(config, *, resume):
+        seen.append((config, resume))
+        return []
+
+    monkeypatch.setattr("hibio.run.train_all", train_all)
+    path = tmp_path / "config.yaml"
+    dump_config(toy_config, path)
+    run("train", "--config", path, "--set", "model.embed_dim=8", "--set", "seeds=[3,4]")
+    run("train", "--config", path, "--resume", "elsewhere")
+    (first, no), (second, yes) = seen
+    assert (no, yes) == (False, True)
+    assert (first.model.embed_dim, first.seeds, first.out) == (8, (3, 4), toy_config.out)
+    assert str(second.out) == "elsewhere"
+    assert dataclasses.replace(second, out=toy_config.out) == toy_config

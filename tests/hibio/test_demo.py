@@ -1,0 +1,113 @@
+"""The demo: its steps are valid commands that follow from each other; a small one runs through."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import anndata
+import pytest
+
+from hibio import cli, demo, keys
+from hibio.arguments import build_parser
+from hibio.config import ConfigError, dump_config, load_config
+from hibio.run import RunConfig, expand
+from hibio.training.stages import StageConfig
+from tests.hibio.toy import SPOT, run_config
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_can_be_planned(path, toy_stores):
+    settings = [f"data.stores={toy_stores}", "folds=[patient01]"]
+    config = load_config(RunConfig, path, settings)
+    jobs = expand(config)
+    assert len(jobs) == (1 + len(config.variants)) * len(config.seeds)
+    assert [job.config.variant for job in jobs[: 1 + len(config.variants)]] == [
+        "hibio",
+        *config.variants,
+    ]
+
+
+def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path):
+    parser = build_parser(cli.COMMANDS)
+    plan = demo.steps(tmp_path)
+    options = [parser.parse_args(arguments) for _, arguments in plan]
+    assert [arguments[0] for _, arguments in plan] == [
+        "simulate",
+        "prepare",
+        "train",
+        "embed",
+        "query",
+        "eval",
+    ]
+    simulate, prepare, train, embed, query, evaluate = options
+    assert prepare.manifest == simulate.out / "manifest.csv"
+    assert embed.data == query.data == evaluate.data == prepare.out
+    assert train.resume is None
+    config = load_config(RunConfig, train.config, train.set)
+    assert (config.data.stores, config.out) == (prepare.out, evaluate.checkpoint)
+    assert embed.checkpoint == query.checkpoint == config.out / "hibio"
+    assert all(tmp_path in one.out.parents for one in (simulate, prepare, embed, query, evaluate))
+    assert len(config.folds) == 1  # one fold and one seed: one checkpoint below run/hibio
+    assert len(config.seeds) == 1
+
+
+def test_a_demo_that_was_stopped_goes_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    options = build_parser(cli.COMMANDS).parse_args(demo.steps(tmp_path)[2][1])
+    assert options.resume == tmp_path / "run"
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def fail_at_train(options):
+        ran.append("train")
+        return 1
+
+    for name in ("simulate", "prepare", "embed"):
+        monkeypatch.setitem(cli.COMMANDS, name, lambda options, name=name: ran.append(name) or 0)
+    monkeypatch.setitem(cli.COMMANDS, "train", fail_at_train)
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 1
+    assert ran == ["simulate", "prepare", "train"]
+    assert "report:" not in capsys.readouterr().out
+
+
+def test_shipped_configs_are_found_or_told(tmp_path):
+    assert demo.shipped_config("demo.yaml").is_file()
+    with pytest.raises(ConfigError, match=r"no none\.yaml in .*configs or .*install HiBio again"):
+        demo.shipped_config("none.yaml")
+
+
+SMALL = {
+    "simulate": ["--slides", "3", "--patients", "3", "--spots", "70", "--genes", "400"],
+    "prepare": ["--workers", "1", "--patch-px", "16"],
+}
+
+
+def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, capsys):
+    """Simulate, prepare, train, embed, query, evaluate; a baseline by the same code beside it."""
+    stage = StageConfig("spot", 2, SPOT)
+    flat = {"model": {"omics": {"name": "mlp"}}, "stages": [dataclasses.asdict(stage)]}
+    config = run_config(tmp_path, tmp_path, variants={"flat_clip": flat})
+    dump_config(config, tmp_path / "small.yaml")
+    monkeypatch.setattr(demo, "shipped_config", lambda name: tmp_path / "small.yaml")
+    steps = demo.steps
+    monkeypatch.setattr(
+        demo, "steps", lambda out: [(t, [*a, *SMALL.get(a[0], [])]) for t, a in steps(out)]
+    )
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    report = out / "eval" / "report.html"
+    assert told.splitlines()[-1] == f"report: {report}"
+    assert all(f"[{n}/6]" in told for n in range(1, 7))
+    assert report.stat().st_size > 10_000
+    results = json.loads((out / "eval" / "results.json").read_text())
+    assert {"hibio", "flat_clip"} <= set(results["tasks"]["retrieval"]["models"])
+    adata = anndata.read_h5ad(out / "embeddings" / "sim003.h5ad")
+    assert {keys.OBSM_IMAGE, keys.OBSM_OMICS, keys.OBSM_REGION, "spatial"} <= set(adata.obsm)
+    assert {keys.OBS_REGION + name for name in config.regions.levels} <= set(adata.obs)
+    assert (out / "query" / "sim003.csv").is_file()
+    assert cli.main(["check", str(out / "run")]) == 0

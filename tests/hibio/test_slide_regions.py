@@ -1,0 +1,129 @@
+"""Regions of prepared slides: what is fused, the three kinds, how trees follow the training."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from hibio.data.dataset import SlideDataset
+from hibio.data.splits import read_entries
+from hibio.model import SlideEmbedding
+from hibio.regions import match_labels
+from hibio.slide_regions import RegionsConfig, fused_features, slide_regions
+from hibio.training.region_state import RegionState
+from preprocessing.run import stores_in
+from tests.hibio.toy import LEVELS, REGIONS, make_model, make_slide
+
+
+@pytest.fixture(scope="module")
+def slide(toy_stores, toy_artifacts):
+    return make_slide(toy_stores, toy_artifacts)
+
+
+@pytest.fixture(scope="module")
+def embedding(toy_artifacts, slide) -> SlideEmbedding:
+    return make_model(toy_artifacts).encode_slide(slide)
+
+
+def test_the_first_trees_are_of_the_smoothed_spot_vector(slide):
+    fused = fused_features(slide, None)
+    for spot in (0, 33, 69):
+        near = [n for n in slide.neighbour_SN[spot] if n >= 0]
+        mean = slide.vector_SV[[spot, *near]].mean(axis=0)
+        other = slide.vector_SV[[1, *[n for n in slide.neighbour_SN[1] if n >= 0]]].mean(axis=0)
+        scale = np.linalg.norm(mean - other) / np.linalg.norm(fused[spot] - fused[1])
+        if spot == 0:
+            first = scale
+        assert scale == pytest.approx(first, rel=1e-4)  # equal up to one factor for the slide
+    assert np.square(fused - fused.mean(axis=0)).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_later_trees_join_three_parts_of_equal_weight(slide, embedding):
+    fused = fused_features(slide, embedding)
+    parts = np.split(fused, np.cumsum([8, 16]), axis=1)
+    assert [part.shape[1] for part in parts] == [8, 16, 16]
+    for part in parts:
+        spread = np.square(part - part.mean(axis=0)).sum(axis=1).mean()
+        assert spread == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_slide_without_counts_has_regions_from_its_image(slide, embedding):
+    blank = dataclasses.replace(slide, has_counts=False)
+    image_only = SlideEmbedding(embedding.image, None, None)
+    assert fused_features(blank, image_only).shape == (70, 16)
+    assert slide_regions(blank, image_only, REGIONS).shape == (3, 70)
+
+
+@pytest.mark.parametrize("kind", ["tree", "grid", "shuffled"])
+def test_every_kind_has_a_label_for_every_spot_at_every_level(slide, kind):
+    levels = slide_regions(slide, None, RegionsConfig(LEVELS, kind))
+    assert levels.shape == (3, 70)
+    counts = [len(np.unique(level)) for level in levels]
+    assert counts == sorted(counts, reverse=True)  # fine to coarse
+    assert counts[0] > counts[2] >= 1
+
+
+def test_shuffled_regions_keep_the_sizes_and_the_nesting_of_the_tree(slide):
+    tree = slide_regions(slide, None, RegionsConfig(LEVELS, "tree"))
+    shuffled = slide_regions(slide, None, RegionsConfig(LEVELS, "shuffled"))
+    for one, other in zip(tree, shuffled, strict=True):
+        assert sorted(np.bincount(one)) == sorted(np.bincount(other))
+    assert np.mean(tree[0] == shuffled[0]) < 0.5
+    for levels in (tree, shuffled):
+        for region in np.unique(levels[0]):
+            assert len(np.unique(levels[1][levels[0] == region])) == 1
+
+
+@pytest.mark.parametrize(
+    ("diameters", "kind"), [((), "tree"), ((600.0, 300.0), "tree"), ((300.0,), "leiden")]
+)
+def test_settings_out_of_range(diameters, kind):
+    with pytest.raises(ValueError, match=r"diameters_um must rise|tree, grid or shuffled"):
+        RegionsConfig(diameters, kind)
+
+
+def test_levels_are_named_by_their_size():
+    assert RegionsConfig().levels == ("300um", "600um", "1200um")
+
+
+# ------------------------------------------------------------------ the state in training
+@pytest.fixture
+def state(toy_stores, toy_artifacts) -> RegionState:
+    entries = read_entries(stores_in(toy_stores))[:2]
+    return RegionState(REGIONS, SlideDataset(entries, toy_artifacts, "handcrafted"))
+
+
+def test_a_tree_is_built_once_and_batches_are_of_the_middle_level(state):
+    first = state.current(1)
+    assert state.current(1) is first
+    assert list(state.history) == [1]
+    sampling = state.sampling([0, 1])
+    np.testing.assert_array_equal(sampling[1], first[1])
+    assert set(sampling) == {0, 1}
+
+
+def test_a_rebuild_is_the_tree_of_the_embeddings_with_names_kept(state, toy_artifacts, slide):
+    model = make_model(toy_artifacts)
+    before = state.current(0)
+    state.rebuild(model, [0])
+    after = state.current(0)
+    fresh = slide_regions(slide, model.encode_slide(slide), REGIONS)
+    for level, now, new in zip(before, after, fresh, strict=True):
+        np.testing.assert_array_equal(now, match_labels(level, new))
+    assert np.mean(before == after) > np.mean(before == fresh)
+    assert len(state.history[0]) == 2
+
+
+def test_state_round_trip(state, toy_artifacts):
+    model = make_model(toy_artifacts)
+    state.current(1)
+    state.rebuild(model, [0])
+    saved = state.state()
+    assert set(saved) == {"sim001", "sim002"}
+    assert saved["sim001"].shape == (2, 3, 70)
+    other = RegionState(REGIONS, state.dataset)
+    other.load_state(saved)
+    for name, value in other.state().items():
+        assert torch.equal(value, saved[name])
+    np.testing.assert_array_equal(other.current(0), state.current(0))
