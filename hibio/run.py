@@ -78,6 +78,7 @@ class RunConfig:
         genes, pathways, sampler, regions, model, objective, optim: see their classes.
         stages: the curriculum.
         device: auto | cpu | cuda.
+        threads: CPU threads of torch; null leaves its default. Small models are faster with 1.
         checkpoint_every: epochs between checkpoints.
         bank: write the reference bank at the end.
         variant: name of this job's variant (filled in by :func:`expand`).
@@ -97,6 +98,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     device: str = "auto"
+    threads: int | None = None
     checkpoint_every: int = 5
     bank: bool = True
     variant: str = MAIN_VARIANT
@@ -152,10 +154,8 @@ def expand(config: RunConfig) -> list[Job]:
 
 def _variant(config: RunConfig, name: str) -> RunConfig:
     if name == MAIN_VARIANT or not name.replace("_", "").replace("-", "").isalnum():
-        raise ConfigError(
-            f"variants.{name}: a variant's name is letters, digits, - and _, and not "
-            f"{MAIN_VARIANT!r}"
-        )
+        allowed = f"letters, digits, - and _, and not {MAIN_VARIANT!r}"
+        raise ConfigError(f"variants.{name}: a variant's name is {allowed}")
     base = {**to_dict(config), "variants": {}, "variant": name}
     try:
         return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
@@ -189,6 +189,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         resume: continue from its checkpoint where there is one.
     """
     config = job.config
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     train = split_of(config, job.fold).train
     checkpoint = find_checkpoint(job.folder) if resume else None
     if checkpoint is not None:
