@@ -49,7 +49,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 
 FACTS = (
-    *("command", "time", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
+    *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
     *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
 )
 
