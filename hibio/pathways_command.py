@@ -19,7 +19,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     for entry in list_databases():
-        print(entry)
+        place = "shipped" if entry.shipped else f"hibio pathways fetch {entry.name}"
+        print(f"{entry.name:<10} {entry.summary} ({entry.version}; {entry.licence}) - {place}")
     print("also: ./file.gmt, ./table.tsv (source, target, weight), pkg.mod:function, a+b")
     return 0
 

@@ -24,7 +24,7 @@ def test_every_shipped_configuration_can_be_planned(path, toy_stores):
     jobs = expand(config)
     assert len(jobs) == (1 + len(config.variants)) * len(config.seeds)
     assert [job.config.variant for job in jobs[: 1 + len(config.variants)]] == [
-        "hibio",
+        config.variant,
         *config.variants,
     ]
 
