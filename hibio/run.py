@@ -78,7 +78,7 @@ class RunConfig:
         genes, pathways, sampler, regions, model, objective, optim: see their classes.
         stages: the curriculum.
         device: auto | cpu | cuda.
-        threads: CPU threads of torch; null leaves its default. Small models are faster with 1.
+        threads: CPU threads of torch; null leaves its default. 1 does not suffer from other work.
         checkpoint_every: epochs between checkpoints.
         bank: write the reference bank at the end.
         variant: name of this job's variant (filled in by :func:`expand`).
