@@ -28,7 +28,6 @@ from preprocessing.atomic import atomic_path
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
 
-READOUTS = ("default", "ridge", "retrieval", "anchor")
 SHOWN = 4  # gene sets in a heatmap picture
 
 

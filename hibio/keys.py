@@ -9,7 +9,6 @@ OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
 UNS = "hibio"
 
 SPOT = "spot"
-REGION = "region"
 
 TERM_SPOT = "spot/contrastive"
 TERM_PATHWAY = "pathway/kl"
