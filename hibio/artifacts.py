@@ -40,7 +40,8 @@ class Artifacts:
         target_genes: (H,) columns predicted from the image tower.
         node_genes: columns that may be keyword genes, or None for all (METHOD section 1).
         train_slides: ids of the slides that everything here was fitted on.
-        settings: the resolved ``genes`` and ``pathways`` sections of the configuration.
+        settings: the resolved ``genes`` and ``pathways`` sections of the configuration, and
+            ``patch_um``, the patch width of the training stores (None without images).
     """
 
     genes: np.ndarray

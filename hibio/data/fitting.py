@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
-from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, load_pathways, matched_random
+from pathways import PathwayDatabase, fit_anchors, load_pathways, matched_random
 from preprocessing.coexpression import fit_gene_factors, gene_graph
 from preprocessing.graphs import KNNGraph, SpotGraph
 from preprocessing.selection import select_genes
@@ -193,7 +193,7 @@ def fit_artifacts(
     )
     steps.update()
     database = _load_database(pathways, vocabulary, counts, seed)
-    anchors = _fit_anchors(database, vocabulary, tfidf, blocks)
+    anchors = fit_anchors(database, vocabulary.tolist(), tfidf.idf, blocks())
     steps.update()
     n_targets = min(genes.target_genes, len(vocabulary))
     targets = select_genes("hvg", lambda: iter(counts), n_targets, seed=seed)
@@ -209,7 +209,11 @@ def fit_artifacts(
         target_genes=targets,
         node_genes=node_genes,
         train_slides=tuple(_slide_id(path) for path in paths),
-        settings={"genes": asdict(genes), "pathways": asdict(pathways)},
+        settings={
+            "genes": asdict(genes),
+            "pathways": asdict(pathways),
+            "patch_um": _patch_um(paths),
+        },
     )
 
 
@@ -264,13 +268,24 @@ def _mean_expression(counts: CountBlocks, n_genes: int) -> np.ndarray:
     return total / n_spots
 
 
-def _fit_anchors(
-    database: PathwayDatabase,
-    vocabulary: np.ndarray,
-    tfidf: TfidfReweighter,
-    blocks: Callable[[], Iterator[sparse.csr_matrix]],
-) -> PathwayAnchors:
-    return fit_anchors(database, vocabulary.tolist(), tfidf.idf, blocks())
+def _patch_um(paths: Sequence[Path]) -> float | None:
+    """Patch width of the training stores with an image, in micrometres; None without any.
+
+    Raises:
+        ConfigError: they differ, so one image embedding would mean different things.
+    """
+    widths: dict[float, Path] = {}
+    for path in paths:
+        with SlideStore(path) as store:
+            if store.has_image:
+                widths.setdefault(round(float(store.attrs["patch_um"]), 3), path)
+    if len(widths) > 1:
+        found = ", ".join(f"{width:g} um ({path.name})" for width, path in widths.items())
+        raise ConfigError(
+            f"training stores have patches of different width: {found}; prepare "
+            "all of them with one --patch-um"
+        )
+    return next(iter(widths), None)
 
 
 def _slide_id(path: Path) -> str:

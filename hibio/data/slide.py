@@ -87,6 +87,8 @@ def prepare_slide(path: Path, artifacts: Artifacts, image: str | None) -> Prepar
         counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
         matched = len({*artifacts.genes} & {*store.gene_names})
         features, stain = _image_inputs(store, image)
+        if features is not None or stain is not None:
+            _check_patch_width(store, artifacts.settings["patch_um"])
         slide = expression_slide(
             counts,
             store.xy_um,
@@ -197,6 +199,16 @@ def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _expression_targets(counts: sparse.csr_matrix, targets: np.ndarray) -> np.ndarray:
     return standardise_columns(log_normalise(counts)[:, targets].toarray())
+
+
+def _check_patch_width(store: SlideStore, trained_um: float | None) -> None:
+    """An image is embedded at the physical patch width that the model was trained on."""
+    own_um = float(store.attrs["patch_um"])
+    if trained_um is not None and abs(own_um - trained_um) > 0.01 * trained_um:
+        raise ConfigError(
+            f"store {store.path}: patches are {own_um:g} um wide, the model was trained on "
+            f"{trained_um:g} um; prepare again with --patch-um {trained_um:g}"
+        )
 
 
 def _image_inputs(

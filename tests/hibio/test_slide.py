@@ -75,6 +75,15 @@ def test_features_are_standardised_over_the_slide(slide, toy_stores):
     assert not slide.features_SF[:, ~varying].any()
 
 
+def test_patches_of_another_width_than_in_training_are_refused(toy_stores, toy_artifacts):
+    assert toy_artifacts.settings["patch_um"] == pytest.approx(112.0)
+    settings = {**toy_artifacts.settings, "patch_um": 200.0}
+    other = dataclasses.replace(toy_artifacts, settings=settings)
+    with pytest.raises(ConfigError, match=r"112 um wide.*200 um.*--patch-um 200"):
+        prepare_slide(toy_stores / "sim003.h5", other, "handcrafted")
+    assert prepare_slide(toy_stores / "sim003.h5", other, None).features_SF is None  # no image read
+
+
 def test_neighbours_are_the_nearest_spots(slide):
     distance = np.linalg.norm(slide.xy_um[:, None] - slide.xy_um[None], axis=2)
     np.fill_diagonal(distance, np.inf)
