@@ -21,7 +21,7 @@ from eval.figures import (
     slide_regions,
 )
 from eval.fold import ACTIVITY_PREFIX, Fold
-from eval.metrics import ranks_of_embeddings, spearman_per_gene, summarise
+from eval.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
 from eval.readouts import RidgeConfig, centre, zscore_mean
 from eval.tasks.image_probe import ImageProbe, split_rows
 from eval.tasks.pathway_query import Query
@@ -119,8 +119,6 @@ def _retrieval(fold: Fold) -> Figure:
 
 
 def _recall(found: Any, share: float, n_items: int) -> float:
-    from eval.metrics import recall_at_k
-
     k = round(share * n_items)
     return 0.0 if k == 0 else float(recall_at_k(found, k))
 
