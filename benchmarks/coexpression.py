@@ -2,7 +2,8 @@
 
 Times the plain way (SciPy ranks, np.corrcoef, full argsort) and `gene_graph` at one small size in
 the same run, checks that both give the same weights, prints the ratio, and then times `gene_graph`
-alone at the size asked for. Run it with nothing else on the machine.
+alone at the size asked for: over every spot, and with `group_gene_graphs` one graph for each of
+several groups of the same spots. Run it with nothing else on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import sparse, stats
 
-from preprocessing.coexpression import GeneGraph, gene_graph
+from preprocessing.coexpression import GeneGraph, gene_graph, group_gene_graphs
 
 Result = TypeVar("Result")
 PAIRS_GENES = 60  # for the per-pair loop, which is scaled up from this many genes
@@ -71,6 +72,15 @@ def run(values: sparse.csr_matrix) -> GeneGraph:
     )
 
 
+def run_groups(values: sparse.csr_matrix, n_groups: int) -> list[GeneGraph]:
+    """The graphs of groups as large as each other, over every spot."""
+    spots, genes = values.shape
+    group = np.random.default_rng(0).integers(0, n_groups, spots)
+    return group_gene_graphs(
+        lambda: iter([values]), lambda: iter([group]), genes, n_groups, max_spots=spots
+    )
+
+
 def main() -> None:
     """Prints one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,6 +88,7 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=20_000)
     parser.add_argument("--small-genes", type=int, default=1000)
     parser.add_argument("--small-spots", type=int, default=2000)
+    parser.add_argument("--groups", type=int, default=8)
     given = parser.parse_args()
     print(f"cores {os.cpu_count()}, numpy {np.__version__}")
     small = draw(given.small_spots, given.small_genes)
@@ -94,6 +105,8 @@ def main() -> None:
     filled = large.nnz / np.prod(large.shape)
     size = f"{given.genes} genes x {given.spots} spots"
     print(f"{size} ({filled:.0%} stored): gene_graph {seconds:.2f} s")
+    seconds, _ = timed(lambda: run_groups(large, given.groups))
+    print(f"{size}: group_gene_graphs, {given.groups} groups, {seconds:.2f} s")
 
 
 if __name__ == "__main__":

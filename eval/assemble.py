@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,18 @@ from tqdm import tqdm
 from eval.baselines import baselines, random_sets
 from eval.embed import Checkpoint, load_checkpoint
 from eval.fold import Fold, Representation, SlideData
+from eval.hidden_genes import hide, with_representations
+from eval.model_names import MAIN, NO_FOLD, SEED_MEAN, TOWER_SUFFIX
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
-from hibio.data.fitting import align_columns
+from hibio.data.counts import align_columns
 from hibio.data.slide import PATCHES, prepare_slide
 from hibio.data.splits import SlideEntry
 from hibio.slide_regions import slide_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
-MAIN = "hibio"
-TOWER_SUFFIX = "_tower"
-SEED_MEAN = "_seed_mean"
-NO_FOLD = "none"  # trained on every slide
+IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
 
 
 @dataclass(frozen=True)
@@ -69,42 +68,54 @@ def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
     return result
 
 
-def assemble(group: JobGroup, entries: Sequence[SlideEntry], *, with_baselines: bool) -> Fold:
+def assemble(
+    group: JobGroup,
+    entries: Sequence[SlideEntry],
+    *,
+    with_baselines: bool,
+    tasks: Collection[str] = (),
+) -> Fold:
     """The fold that one group of checkpoints is measured on.
 
     A model trained on every slide (``folds: [none]``) is measured on those slides, without
-    training slides: only tasks that need no labels and no read-out run (domains, regions). That
-    is the transductive setting of per-slide clustering methods, and its numbers say so.
+    training slides: clusterings are the transductive setting of per-slide clustering methods, and
+    read-outs (annotation, imputation) are cross-validated over spatial blocks; both say so.
 
     Args:
         group: the model and its trained baselines.
         entries: every slide; those the model was fitted on are training slides, the others test.
         with_baselines: also the baselines that need no training (they do not depend on the seed).
+        tasks: names of the tasks that will be run; ``imputation`` hides genes.
 
     Raises:
         ConfigError: no test slide, or a test patient that was trained on.
     """
     artifacts = group.main.model.artifacts
-    train_entries = [e for e in entries if e.slide_id in artifacts.train_slides]
-    test_entries = [e for e in entries if e.slide_id not in artifacts.train_slides]
-    if group.fold == NO_FOLD:
-        train_entries, test_entries = [], train_entries
-    else:
-        _check_split(group, artifacts, train_entries, test_entries)
+    train_entries, test_entries = _split_entries(group, entries)
     train = tuple(slide_data(entry, artifacts) for entry in train_entries)
     test = tuple(slide_data(entry, artifacts) for entry in test_entries)
     fitted_on = train or test
+    every = [*train_entries, *test_entries]
     models: list[Representation] = []
     for checkpoint in group.checkpoints:
-        models += _representations(checkpoint, [*train_entries, *test_entries], artifacts)
+        models += _representations(checkpoint, every, artifacts)
     random = None
     if with_baselines:
-        features = stored_features([*train_entries, *test_entries], group.main.image)
+        features = stored_features(every, group.main.image)
         held_out = test if train else ()
         models += baselines(fitted_on, held_out, artifacts.factors, features)
-        idf = np.asarray(artifacts.tfidf.idf)
-        names = list(artifacts.genes)
-        random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
+        if artifacts.database is not None:
+            idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
+            random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
+    hidden = None
+    if IMPUTATION in tasks:
+        hidden = with_representations(
+            hide(train, test, artifacts.genes, artifacts.tfidf.transform),
+            group.checkpoints,
+            every,
+            artifacts,
+            with_baselines=with_baselines,
+        )
     return Fold(
         name=group.fold,
         seed=group.seed,
@@ -115,7 +126,21 @@ def assemble(group: JobGroup, entries: Sequence[SlideEntry], *, with_baselines: 
         anchors=artifacts.anchors,
         random_sets=random,
         factors=artifacts.factors,
+        hidden=hidden,
     )
+
+
+def _split_entries(
+    group: JobGroup, entries: Sequence[SlideEntry]
+) -> tuple[list[SlideEntry], list[SlideEntry]]:
+    """Training and test slides; without a fold all that were trained on are test slides."""
+    artifacts = group.main.model.artifacts
+    train = [e for e in entries if e.slide_id in artifacts.train_slides]
+    test = [e for e in entries if e.slide_id not in artifacts.train_slides]
+    if group.fold == NO_FOLD:
+        return [], train
+    _check_split(group, artifacts, train, test)
+    return train, test
 
 
 def _check_split(
@@ -148,6 +173,7 @@ def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
     with SlideStore(entry.path) as store:
         counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
         xy_um, labels = store.xy_um, store.labels()
+        modality, outcome = store.modality, store.outcome
     k = artifacts.settings["genes"]["neighbours"]
     return SlideData(
         slide_id=entry.slide_id,
@@ -158,6 +184,8 @@ def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
         neighbours=KNNGraph(k=k).build(xy_um).neighbours(k)[0],
         labels=labels,
         has_image=entry.has_image,
+        modality=modality,
+        outcome=outcome,
     )
 
 
@@ -197,7 +225,8 @@ def _representations(
             omics[entry.slide_id] = embedding.omics
             assert embedding.tower is not None
             tower[entry.slide_id] = embedding.tower
-    anchor = checkpoint.model.encode_gene_sets(_sets(sets)) if image else None
+    asked = _sets(sets) if image else {}
+    anchor = checkpoint.model.encode_gene_sets(asked) if asked else None
     own = [
         Representation(
             checkpoint.variant,
@@ -215,6 +244,8 @@ def _representations(
 
 
 def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
+    if artifacts.database is None:
+        return {}
     return {name: tuple(artifacts.database.genes_of(name)) for name in artifacts.anchors.names}
 
 

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from eval.fold import FoldError, Representation, SlideData, neighbour_mean
 from eval.readouts import zscore
-from eval.variable_genes import log_cp10k, variable_genes
+from eval.variable_genes import expression, variable_genes
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
 
@@ -110,33 +110,35 @@ def raw_features(
 
 
 def log_depth(slides: Sequence[SlideData]) -> Representation:
-    """ln(1 + counts of a spot) and its neighbours' mean, z-scored per slide."""
+    """ln(1 + sum of a spot) and its neighbours' mean, z-scored per slide."""
     rows = {}
     for slide in slides:
         depth = np.log1p(np.asarray(slide.counts.sum(axis=1), dtype=np.float64).reshape(-1, 1))
         rows[slide.slide_id] = zscore(_with_neighbours(depth, slide))
-    return Representation("log_depth", omics=rows, notes=("sequencing depth only",), aligned=False)
+    note = "the sum of a spot only: sequencing depth, or total intensity of proteins"
+    return Representation("log_depth", omics=rows, notes=(note,), aligned=False)
 
 
 def pca_expression(
     train: Sequence[SlideData], test: Sequence[SlideData], config: BaselineConfig
 ) -> list[Representation]:
-    """PCA of log1p CP10k on variable genes, fitted on training slides, z-scored per slide.
+    """PCA of expression on variable genes, fitted on training slides, z-scored per slide.
 
     Returns:
         ``pca_expression`` (S, components), and ``pca_expression_neighbours`` with the mean of the
         neighbours beside it.
     """
     genes = variable_genes(train, config.pca_genes)
-    fitted_on = np.concatenate([log_cp10k(slide.counts)[:, genes].toarray() for slide in train])
+    fitted_on = np.concatenate([expression(slide)[:, genes].toarray() for slide in train])
     size = min(config.pca_components, *fitted_on.shape)
     pca = PCA(size, svd_solver="randomized", random_state=config.seed).fit(fitted_on)
     own, beside = {}, {}
     for slide in (*train, *test):
-        rows = zscore(pca.transform(log_cp10k(slide.counts)[:, genes].toarray()))
+        rows = zscore(pca.transform(expression(slide)[:, genes].toarray()))
         own[slide.slide_id] = rows
         beside[slide.slide_id] = _with_neighbours(rows, slide)
-    note = (f"PCA {size} of log1p CP10k on {len(genes)} variable genes of the training slides",)
+    name = "log1p CP10k" if train[0].modality == "rna" else "arcsinh intensities"
+    note = (f"PCA {size} of {name} on {len(genes)} variable genes of the training slides",)
     return [
         Representation("pca_expression", omics=own, notes=note, aligned=False),
         Representation("pca_expression_neighbours", omics=beside, notes=note, aligned=False),
@@ -181,7 +183,7 @@ def random_sets(
         train: training slides, which give mean expression and the standardising.
         seed: of the draw.
     """
-    total = np.sum([np.asarray(log_cp10k(s.counts).sum(axis=0)).ravel() for s in train], axis=0)
+    total = np.sum([np.asarray(expression(s).sum(axis=0)).ravel() for s in train], axis=0)
     mean = total / sum(slide.n_spots for slide in train)
     drawn = matched_random(database, list(genes), mean, seed)
     return fit_anchors(drawn, list(genes), idf, (slide.tfidf for slide in train))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from tqdm import tqdm
 
 from hibio import keys
 from hibio.config import ConfigError
+from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
-from hibio.data.splits import read_entries
+from hibio.data.splits import SlideEntry, read_entries
 from hibio.model import HiBio, SlideEmbedding
 from hibio.schema import build_section
 from hibio.slide_regions import RegionsConfig, slide_regions
@@ -158,29 +161,42 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
         "patient_id": slide.patient_id,
         "checkpoint_sha256": checkpoint.sha256,
         "store_sha256": store_hash,
-        "genes_matched": slide.genes_matched,
+        "genes_matched": slide.genes_matched - slide.genes_folded_in,
+        "genes_folded_in": slide.genes_folded_in,
         "genes_dropped": slide.genes_dropped,
     }
     return adata
 
 
-def embed_folder(checkpoint_path: Path, data: Path, out: Path) -> list[Path]:
+def embed_folder(
+    checkpoint_path: Path, data: Path, out: Path, fold_in: Path | None = None
+) -> list[Path]:
     """Write ``<out>/<slide_id>.h5ad`` for every store; whole files of the same inputs are kept.
+
+    Args:
+        checkpoint_path: a checkpoint, or a run folder with one.
+        data: folder of stores.
+        out: where the files go.
+        fold_in: folder of bridge stores; genes of the data that the model never saw are folded in
+            by their co-expression there with known ones, and the account of all is printed.
 
     Raises:
         ConfigError: no checkpoint, several, or no store.
     """
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
+    weights = checkpoint.sha256
+    if fold_in is not None:
+        checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    weights = checkpoint.sha256
     for entry in tqdm(entries, desc="embed", disable=None):
         target = out / f"{entry.slide_id}.h5ad"
         with SlideStore(entry.path) as store:
             wanted = {"checkpoint_sha256": weights, "store_sha256": store.sha256}
         if _hashes(target) != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
+            adata.uns[keys.UNS]["checkpoint_sha256"] = weights
             with atomic_path(target) as temporary:
                 adata.write_h5ad(temporary)
         written.append(target)
@@ -188,6 +204,21 @@ def embed_folder(checkpoint_path: Path, data: Path, out: Path) -> list[Path]:
     with atomic_path(out / "embed.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
     return written
+
+
+def _folded_in(
+    checkpoint: Checkpoint, bridge: Sequence[Path], entries: Sequence[SlideEntry]
+) -> tuple[Checkpoint, str]:
+    """The checkpoint with the genes of the entries folded in, and a hash of both it was made of."""
+    panel = panel_genes([entry.path for entry in entries])
+    model, report = checkpoint.model.fold_in(bridge, panel)
+    print(report)
+    digest = hashlib.sha256(checkpoint.sha256.encode())
+    digest.update(" ".join(sorted(panel)).encode())
+    for path in bridge:
+        with SlideStore(path) as store:
+            digest.update(store.sha256.encode())
+    return dataclasses.replace(checkpoint, model=model), digest.hexdigest()
 
 
 def _hashes(path: Path) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, k nei
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,9 @@ from scipy import sparse
 
 from hibio.regions import RegionTree
 from preprocessing.errors import DataError
+
+if TYPE_CHECKING:
+    from eval.hidden_genes import HiddenGenes
 
 ACTIVITY_PREFIX = "activity:"
 NOT_A_LABEL = ("", "undetermined", "unknown", "nan", "na")
@@ -54,6 +57,8 @@ class SlideData:
         labels: S rows; string columns are categories, float columns are measurements, of which
             ``activity:<NAME>`` is the planted activity of the gene set NAME.
         has_image: whether image embeddings exist for this slide.
+        modality: ``rna`` (counts) or ``protein`` (intensities).
+        outcome: of the patient, free text; "" is unknown.
     """
 
     slide_id: str
@@ -64,6 +69,8 @@ class SlideData:
     neighbours: np.ndarray
     labels: pd.DataFrame
     has_image: bool = True
+    modality: str = "rna"
+    outcome: str = ""
 
     def __post_init__(self) -> None:
         n_spots = self.counts.shape[0]
@@ -178,6 +185,7 @@ class Fold:
         held_out: gene sets never seen in training, in the same form, or None.
         random_sets: random sets matched to ``anchors`` in size and mean expression, or None.
         factors: gene factors with ``components`` (G, r) and ``spread`` (r,), or None.
+        hidden: genes to impute, and every representation without them, or None.
     """
 
     name: str
@@ -190,6 +198,7 @@ class Fold:
     held_out: GeneSetScores | None = None
     random_sets: GeneSetScores | None = None
     factors: Any = field(default=None, repr=False)
+    hidden: "HiddenGenes | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for slide in (*self.train, *self.test):

@@ -15,6 +15,7 @@ from eval.figures import (
     Figure,
     loss_curves,
     metric_bars,
+    niche_maps,
     pathway_heatmaps,
     region_history,
     retrieval_curves,
@@ -23,6 +24,7 @@ from eval.figures import (
 from eval.fold import ACTIVITY_PREFIX, Fold
 from eval.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
 from eval.readouts import RidgeConfig, centre, zscore_mean
+from eval.tasks.domains import DomainsConfig, cluster, smooth
 from eval.tasks.image_probe import ImageProbe, split_rows
 from eval.tasks.pathway_query import Query
 from hibio.data.splits import SlideEntry
@@ -31,8 +33,11 @@ from preprocessing.store import SlideStore
 
 HEADLINES = (
     ("retrieval", "image_to_omics/recall@10%"),
-    ("expression", "pearson/top50_hvg/ridge"),
+    ("expression", "pearson/top50_hvg"),
     ("pathway_query", "spearman/default/mean"),
+    ("annotation", "omics/balanced_accuracy"),
+    ("domains", "omics_ari/gmm_smooth"),
+    ("imputation", "pearson/hidden_genes"),
 )
 SHOWN = 4
 
@@ -48,11 +53,14 @@ def gallery(
     figures = _losses(groups)
     slide = next(iter(fold.paired_test or fold.test))
     entry = next(e for e in entries if e.slide_id == slide.slide_id)
-    figures.append(_regions(groups[0], entry))
+    kind = "held-out slide" if fold.train else "slide"
+    figures.append(_regions(groups[0], entry, f"Regions of the {kind} {entry.slide_id}"))
     figures += _history(main.path, entries)
     if fold.paired_test:
         figures.append(_retrieval(fold))
         figures += _heatmaps(fold, main.variant, entry)
+    if "domains" in results["tasks"]:
+        figures += _niches(fold, main.variant, entry)
     for task, metric in HEADLINES:
         models = results["tasks"].get(task, {}).get("models", {})
         if any(metric in metrics for metrics in models.values()):
@@ -69,7 +77,7 @@ def _losses(groups: Sequence[JobGroup]) -> list[Figure]:
     return [loss_curves(logs)] if logs else []
 
 
-def _regions(group: JobGroup, entry: SlideEntry) -> Figure:
+def _regions(group: JobGroup, entry: SlideEntry, title: str) -> Figure:
     _, _, regions = embed_slide(group.main, entry.path)
     with SlideStore(entry.path) as store:
         scale = store.thumbnail_downsample or 1.0
@@ -81,7 +89,7 @@ def _regions(group: JobGroup, entry: SlideEntry) -> Figure:
             regions,
             group.main.regions.levels,
             labels[named[0]].to_numpy(dtype=str) if named else None,
-            title=f"Regions of the held-out slide {entry.slide_id}",
+            title=title,
         )
 
 
@@ -101,6 +109,26 @@ def _history(checkpoint: Path, entries: Sequence[SlideEntry]) -> list[Figure]:
     history = rebuilt[name][:, rebuilt[name].shape[1] // 2].numpy()
     title = f"Regions of the training slide {name} over rebuilds"
     return [region_history(history, xy, title)]
+
+
+def _niches(fold: Fold, name: str, entry: SlideEntry) -> list[Figure]:
+    """Smoothed clusters of the model and of its input beside the coarsest labels of a slide."""
+    slide = next(s for s in fold.test if s.slide_id == entry.slide_id)
+    columns = {c: len(set(slide.categories(c)) - {""}) for c in slide.label_columns}
+    columns = {c: n for c, n in columns.items() if n > 1}
+    models = [m for m in (name, "lsa") if fold.has_model(m) and fold.model(m).omics is not None]
+    if not columns or not models:
+        return []
+    column = min(columns, key=lambda c: (columns[c], c))
+    config = DomainsConfig()
+    near = slide.neighbours[:, : config.n_neighbours]
+    clusters = {}
+    for model in models:
+        rows = smooth(fold.model(model).rows("omics", [slide])[0], near, config.rounds)
+        clusters[model] = cluster(rows, columns[column], "kmeans", config, 0)
+    labels = slide.categories(column).astype(str)
+    title = f"Niches of {entry.slide_id} against its labels ({column})"
+    return [niche_maps(slide.xy_um, labels, clusters, title)]
 
 
 def _retrieval(fold: Fold) -> Figure:
@@ -125,7 +153,7 @@ def _recall(found: Any, share: float, n_items: int) -> float:
 
 def _heatmaps(fold: Fold, name: str, entry: SlideEntry) -> list[Figure]:
     """The best-read pathways of one slide and, beside them, the median one: not only the best."""
-    if fold.anchors is None or not fold.paired_train:
+    if fold.anchors is None or not len(fold.anchors.names) or not fold.paired_train:
         return []
     query = Query.of(fold, fold.anchors)
     probe = ImageProbe.of(fold, fold.model(name))

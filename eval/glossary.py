@@ -17,11 +17,14 @@ TASKS: dict[str, str] = {
     "pool, and the reverse; within one slide unless a metric says pooled.",
     "regions": "Region trees cut on held-out slides, compared with the contiguous pieces of the "
     "labels; coordinates is the control that knows positions alone.",
-    "domains": "Clusters of the embedding compared with annotated tissue domains; the number of "
-    "clusters is the number of labels, and labels are used for scoring only.",
+    "domains": "Clusters of the embedding compared with annotated tissue domains or cell niches; "
+    "the number of clusters is the number of labels, and labels are used for scoring only.",
     "annotation": "A linear probe on frozen embeddings predicts the pathologist's or planted "
-    "label of a spot in patients it was not fitted on.",
-    "imputation": "Genes are hidden from the profile and predicted back from the rest.",
+    "label, or the type of a cell, in patients it was not fitted on; without such patients in "
+    "spatial blocks of the slide it was not fitted on.",
+    "imputation": "Random genes are removed from the counts before anything is computed and "
+    "predicted back from the rest: by ridge on each embedding, fitted on training patients (or "
+    "other spatial blocks of the slide), and by decoders that need no fit.",
     "outcome": "Slide embeddings predict a patient-level outcome of patients not fitted on.",
     "pathway_query": "A gene set, also one never trained on, is scored on H&E alone and compared "
     "with the set's measured score on the same spots.",
@@ -57,6 +60,8 @@ METRICS: tuple[tuple[str, str], ...] = (
         "pearson: correlation of predicted and measured values, 1 is perfect; "
         "constant genes have none and are left out",
     ),
+    (r"^hidden_genes$", "hidden_genes: genes whose counts no input holds a trace of"),
+    (r"_median$", "median: over genes; otherwise their mean"),
     (r"_hest$", "hest: ridge with the fixed penalty of HEST-Bench"),
     (r"_bleep$", "bleep: mean expression of the nearest training spots"),
     (r"_both$", "both: ridge on raw features and embedding side by side"),
@@ -67,9 +72,20 @@ METRICS: tuple[tuple[str, str], ...] = (
     (r"^anchor$", "anchor: cosine of the image embedding and the gene set's own embedding"),
     (r"(^|_)ari($|_)", "ari: adjusted Rand index of two partitions, 0 is chance, 1 is identical"),
     (r"(^|_)nmi($|_)", "nmi: normalised mutual information of two partitions, 1 is identical"),
+    (
+        r"(^|_)ami($|_)",
+        "ami: mutual information of two partitions adjusted for chance, 0 is chance, 1 identical",
+    ),
     (r"_smooth$", "smooth: embeddings averaged over neighbouring spots before clustering"),
     (r"balanced_accuracy", "balanced_accuracy: mean recall over classes"),
     (r"macro_f1", "macro_f1: F1 averaged over classes, so rare classes count as much"),
+    (r"^mean$", "mean: the patient is the mean of the embeddings of its spots"),
+    (r"^attention$", "attention: the patient is a learned weighted mean of its spots"),
+    (r"auroc_(low|high)", "auroc_low, auroc_high: 95 % bootstrap interval over patients"),
+    (
+        r"probability_of_outcome",
+        "probability_of_outcome: what the true class of a test patient was given",
+    ),
     (r"auroc|^auc", "auroc: probability that a case is ranked above a non-case, 0.5 is chance"),
     (r"auprc|average_precision", "average precision: chance is the share of cases"),
     (
@@ -128,12 +144,15 @@ VARIANT = Kind("variant", "A read-out or average that builds on this run's embed
 KINDS: tuple[tuple[str, Kind], ...] = (
     (r"csls|sinkhorn|transductive", TRANSDUCTIVE),
     (r"oracle|ceiling", ORACLE),
-    (r"shuffl|random(?!_?forest)|permut", CONTROL),
+    (r"shuffl|random(?!_?forest)|permut|facts", CONTROL),
     (rf"^{HIBIO}\W|^{HIBIO}_", VARIANT),
 )
 
 # What a baseline does, by patterns in its name; several may apply to one name.
 METHODS: tuple[tuple[str, str], ...] = (
+    (r"_decoder$", "predicts hidden genes by the model itself, no read-out is fitted"),
+    (r"_tower$", "the omics tower before the projection to the shared space"),
+    (r"^knn$", "mean of the nearest training cells in principal components of the visible genes"),
     (r"^mean|_mean$|train_mean", "predicts the training mean"),
     (r"coord|^xy", "sees spot coordinates only"),
     (r"handcrafted|colou?r_texture", "classical colour and texture features of the patch"),
@@ -141,6 +160,8 @@ METHODS: tuple[tuple[str, str], ...] = (
     (r"ridge", "ridge regression"),
     (r"^ridge_to", "ridge from image features to the omics vector"),
     (r"depth", "sequencing depth only"),
+    (r"pseudobulk", "mean expression of the patient"),
+    (r"facts", "number of spots and mean depth, no expression"),
     (r"lsa|spot_vector", "TF-IDF with SVD (LSA), the model's own input vector"),
     (r"neighbou?r.*oracle", "measured expression of the neighbouring test spots"),
     (r"neighbou?rs$", "with the mean of the neighbouring spots"),

@@ -37,6 +37,8 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "omics_ari/gmm",
         "omics_ari/kmeans_smooth",
         "omics_ari/gmm_smooth",
+        "omics_nmi/gmm_smooth",
+        "omics_ami/gmm_smooth",
         "image_ari/kmeans",
     ),
     "regions": ("ari/matched", "ari/best_column", "ari/600um"),
@@ -45,6 +47,21 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "omics/macro_f1",
         "omics/macro_auroc",
         "image/balanced_accuracy",
+    ),
+    "outcome": (
+        "omics/mean/auroc",
+        "omics/attention/auroc",
+        "omics/mean/auroc_low",
+        "omics/mean/auroc_high",
+        "omics/attention/auroc_low",
+        "omics/attention/auroc_high",
+        "image/mean/auroc",
+        "image/attention/auroc",
+    ),
+    "imputation": (
+        "pearson/hidden_genes",
+        "rmse/hidden_genes",
+        "pearson_median/hidden_genes",
     ),
 }
 

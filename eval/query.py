@@ -19,7 +19,7 @@ from eval.readouts import centre, inner_groups, knn_mean, ridge_fit_predict, zsc
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
 from hibio.config import ConfigError
-from hibio.data.fitting import align_columns
+from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL

@@ -18,7 +18,7 @@ from eval.gallery import gallery
 from eval.markdown import write_markdown
 from eval.report import write_report
 from eval.results import TaskResult, merge, write_results
-from eval.tasks import TASKS, find_task
+from eval.tasks import TASKS, Task, find_task
 from hibio.data.splits import SlideEntry, read_entries, with_counts
 from hibio.provenance import provenance
 from preprocessing.run import stores_in
@@ -40,28 +40,51 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     names = list(tasks) if tasks else list(TASKS)
     chosen = [(name, find_task(name)) for name in names]
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
+    single = [(name, task) for name, task in chosen if not task.pooled]
     groups = group_checkpoints(find_checkpoints(checkpoint))
     results: list[TaskResult] = []
     folds: dict[str, list[Fold]] = {}
-    bar = tqdm(total=len(groups) * len(chosen), desc="evaluate", disable=None)
+    bar = tqdm(total=len(groups) * len(single), desc="evaluate", disable=None)
     for group in groups:
-        fold = assemble(group, entries, with_baselines=group.fold not in folds)
+        first = group.fold not in folds
+        fold = assemble(group, entries, with_baselines=first, tasks=names)
         folds.setdefault(group.fold, []).append(fold)
-        for name, task in chosen:
+        for name, task in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
             with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
                 results.append(task.run(fold, task.config()))
             bar.update()
     bar.close()
+    for name, task in chosen:
+        if task.pooled:
+            results += _pooled_results(name, task, folds)
     if "retrieval" in names:
         results += _seed_mean_results(folds)
-    merged = {task: r for task, r in merge(results).items() if r.models}
+    merged = _with_models(merge(results))
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
     body = write_results(out / "results.json", groups[0].main.settings, facts, merged)
     write_markdown(out / "results.md", body)
     figures = gallery(groups, folds[groups[0].fold][0], entries, body)
     return write_report(out / "report.html", body, figures)
+
+
+def _pooled_results(name: str, task: Task, folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
+    """One result a seed of a task that scores all folds together."""
+    by_seed: dict[int, list[Fold]] = {}
+    for fold in (fold for seeds in folds.values() for fold in seeds):
+        by_seed.setdefault(fold.seed, []).append(fold)
+    bar = tqdm(by_seed.values(), desc=f"evaluate {name}", disable=None)
+    with threadpool_limits(1):
+        return [task.run(members, task.config()) for members in bar]
+
+
+def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
+    """Results of the tasks that ran; the notes of the others are printed."""
+    for name, result in results.items():
+        for note in () if result.models else result.notes:
+            print(f"{name}: {note}")
+    return {name: result for name, result in results.items() if result.models}
 
 
 def _seed_mean_results(folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
@@ -78,6 +101,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the numbers were measured on."""
     model = groups[0].main.model
+    database = model.artifacts.database
     return {
         **provenance(),
         "checkpoint": str(groups[0].main.path),
@@ -88,6 +112,6 @@ def _facts(
         "n_spots": sum(entry.n_spots for entry in entries),
         "n_genes": model.artifacts.n_genes,
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "pathways": f"{model.artifacts.database.name} {model.artifacts.database.sha256[:12]}",
+        "pathways": "none" if database is None else f"{database.name} {database.sha256[:12]}",
         "wall_time_s": seconds,
     }

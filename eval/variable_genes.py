@@ -9,19 +9,19 @@ import numpy as np
 from scipy import sparse
 
 from eval.fold import FoldError, SlideData
+from preprocessing.expression import normalised
 
 
-def log_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """ln(1 + 10,000 x / depth) per spot, sparse (S, G) float64; an empty spot stays 0."""
-    depth = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    scale = np.divide(1e4, depth, out=np.zeros_like(depth), where=depth > 0)
-    scaled = sparse.csr_matrix(counts.multiply(scale[:, None]), dtype=np.float64)
-    scaled.data = np.log1p(scaled.data)
-    return scaled
+def expression(slide: SlideData) -> sparse.csr_matrix:
+    """What expression means on this slide, sparse (S, G) float64; an empty spot stays 0.
+
+    ln(1 + 10,000 x / depth) of counts, arcsinh of intensities (no depth scaling).
+    """
+    return normalised(slide.counts, slide.modality).astype(np.float64)
 
 
 def variable_genes(slides: Iterable[SlideData], k: int, min_detected: float = 0.1) -> np.ndarray:
-    """The k genes whose log1p CP10k varies most within slides.
+    """The k genes whose expression varies most within slides.
 
     The variance is taken within each slide and pooled, so that depth differences of patients do
     not choose the genes. Genes detected in too few spots come after all others (HEST-Bench keeps
@@ -42,7 +42,7 @@ def variable_genes(slides: Iterable[SlideData], k: int, min_detected: float = 0.
     detected: np.ndarray | float = 0.0
     n_spots = 0
     for slide in slides:
-        values = log_cp10k(slide.counts)
+        values = expression(slide)
         total = np.asarray(values.sum(axis=0)).ravel()
         power = np.asarray(values.multiply(values).sum(axis=0)).ravel()
         squares = squares + np.maximum(power - total**2 / slide.n_spots, 0.0)

@@ -65,6 +65,14 @@ def _add_data_commands(actions: argparse._SubParsersAction, commands: Commands) 
         metavar="X",
         help="share of the picture that expression drives, 0 (independent) to 1 (default 0.8)",
     )
+    p.add_argument(
+        "--outcome-effect",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of the tissue that a planted niche takes in patients with outcome 1 (default "
+        "0: the outcome is independent of the tissue); 0.2 is found well",
+    )
     p = _command(
         actions,
         commands,
@@ -74,6 +82,20 @@ def _add_data_commands(actions: argparse._SubParsersAction, commands: Commands) 
     )
     p.add_argument("folder", type=Path, metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
+    _add_prepare(actions, commands)
+    _add_features(actions, commands)
+    _add_qc(actions, commands)
+    p = _command(
+        actions,
+        commands,
+        "check",
+        "verify a store, a folder of stores, a manifest or a checkpoint",
+        "hibio check stores",
+    )
+    p.add_argument("path", type=Path, metavar="PATH")
+
+
+def _add_prepare(actions: argparse._SubParsersAction, commands: Commands) -> None:
     p = _command(
         actions,
         commands,
@@ -87,14 +109,56 @@ def _add_data_commands(actions: argparse._SubParsersAction, commands: Commands) 
     p.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="default 112")
     p.add_argument("--patch-px", type=int, default=224, metavar="PX", help="default 224")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    p.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that takes the place of --workers"
+    )
+    p.add_argument(
+        "--gene-table",
+        type=Path,
+        metavar="FILE",
+        help="TSV of id, symbol, organism, aliases, ortholog; genes are named by it",
+    )
+    p.add_argument(
+        "--gene-target",
+        default="symbol",
+        metavar="KIND",
+        help="symbol (default), id, ortholog, or an organism of the table",
+    )
+    p.add_argument(
+        "--layout",
+        choices=("stores", "hest"),
+        default="stores",
+        help="hest: write the stores in the layout of HEST-1k too, into OUT/hest",
+    )
+
+
+def _add_features(actions: argparse._SubParsersAction, commands: Commands) -> None:
     p = _command(
         actions,
         commands,
-        "check",
-        "verify a store, a folder of stores, a manifest or a checkpoint",
-        "hibio check stores",
+        "features",
+        "store the features of a frozen image encoder beside the patches",
+        "hibio features stores --encoder uni2-h --weights pytorch_model.bin",
     )
-    p.add_argument("path", type=Path, metavar="PATH")
+    p.add_argument("stores", type=Path, nargs="?", metavar="STORES", help="folder, or one store")
+    p.add_argument("--encoder", metavar="NAME", help="see --list; a timm name; hf-hub:ORG/NAME")
+    p.add_argument("--weights", type=Path, metavar="FILE", help="local weights of the encoder")
+    p.add_argument("--batch", type=int, default=64, metavar="N", help="patches a pass (64)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="decoding threads (1)")
+    p.add_argument("--list", action="store_true", help="show the known encoders")
+
+
+def _add_qc(actions: argparse._SubParsersAction, commands: Commands) -> None:
+    p = _command(
+        actions,
+        commands,
+        "qc",
+        "write a quality page a slide and a cohort summary",
+        "hibio qc stores --out qc",
+    )
+    p.add_argument("stores", type=Path, metavar="STORES")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
 def _add_pathways(actions: argparse._SubParsersAction, commands: Commands) -> None:
@@ -139,6 +203,12 @@ def _add_model_commands(actions: argparse._SubParsersAction, commands: Commands)
         "hibio embed --checkpoint runs/demo --data stores --out embeddings",
     )
     _checkpoint_arguments(p)
+    p.add_argument(
+        "--fold-in",
+        type=Path,
+        metavar="DIR",
+        help="stores that measure the model's genes beside genes of yours that it never saw",
+    )
     p = _command(
         actions,
         commands,

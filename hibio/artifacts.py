@@ -21,9 +21,10 @@ from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
 from preprocessing.atomic import atomic_path
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
+from preprocessing.spot_groups import SpotGroups
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,37 @@ class Artifacts:
         genes: (G,) vocabulary, gene names in column order.
         tfidf: fitted reweighter (idf, and what its variant needs).
         factors: gene factors F (G, r) with their training statistics.
-        gene_graph: strongest co-expression edges of each gene.
-        database: the pathway database restricted to the vocabulary.
+        groups: label-free groups of spots.
+        gene_graphs: strongest co-expression edges of each gene, one graph a group.
+        database: the pathway database restricted to the vocabulary; None for no pathways.
         anchors: its match statistics on the training spots.
         target_genes: (H,) columns predicted from the image tower.
         node_genes: columns that may be keyword genes, or None for all (METHOD section 1).
         train_slides: ids of the slides that everything here was fitted on.
-        settings: the resolved ``genes`` and ``pathways`` sections of the configuration, and
-            ``patch_um``, the patch width of the training stores (None without images).
+        settings: the resolved ``genes`` and ``pathways`` sections of the configuration;
+            ``patch_um``, the patch width of the training stores (None without images);
+            ``modality``, rna or protein; ``pretrain_slides``, the slides of the checkpoint that
+            the omics tower started from.
+        n_folded_in: the last so many genes of the vocabulary were folded in after training.
     """
 
     genes: np.ndarray
     tfidf: TfidfReweighter
     factors: GeneFactors
-    gene_graph: GeneGraph
-    database: PathwayDatabase
+    groups: SpotGroups
+    gene_graphs: tuple[GeneGraph, ...]
+    database: PathwayDatabase | None
     anchors: PathwayAnchors
     target_genes: np.ndarray
     node_genes: np.ndarray | None
     train_slides: tuple[str, ...]
     settings: dict[str, Any]
+    n_folded_in: int = 0
+
+    @property
+    def modality(self) -> str:
+        """What was measured: rna (counts) or protein (intensities)."""
+        return str(self.settings["modality"])
 
     @property
     def n_genes(self) -> int:
@@ -86,6 +98,8 @@ class Artifacts:
             the length of a typical training spot vector so that a pure profile is no outlier.
         """
         gene, value = keyword_genes(sets_MG, k)
+        if sets_MG.shape[0] == 0:
+            return gene, value, np.zeros((0, self.factors.rank), dtype=np.float32)
         raw = spot_vectors(sets_MG, self.factors)
         vector = standardise_global(raw, self.factors)
         typical = float(np.sqrt(np.sum(self.factors.spread / self.factors.spread.max())))
@@ -105,9 +119,14 @@ def write_artifacts(path: Path, artifacts: Artifacts) -> None:
             file["node_genes"] = artifacts.node_genes
         _write(file.create_group("tfidf"), artifacts.tfidf.state())
         _write(file.create_group("factors"), vars(artifacts.factors))
-        _write(file.create_group("gene_graph"), vars(artifacts.gene_graph))
+        file.attrs["n_folded_in"] = artifacts.n_folded_in
+        file["groups"] = artifacts.groups.centroids
+        for number, graph in enumerate(artifacts.gene_graphs):
+            _write(file.create_group(f"gene_graphs/{number}"), vars(graph))
         _write(file.create_group("anchors"), artifacts.anchors.to_arrays())
-        _write_database(file.create_group("database"), artifacts.database)
+        file.attrs["has_database"] = artifacts.database is not None
+        if artifacts.database is not None:
+            _write_database(file.create_group("database"), artifacts.database)
 
 
 def read_artifacts(path: Path) -> Artifacts:
@@ -139,13 +158,18 @@ def _read(file: h5py.File) -> Artifacts:
         genes=file["genes"].asstr()[:].astype(str),
         tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
         factors=GeneFactors(**_read_group(file["factors"])),
-        gene_graph=GeneGraph(**_read_group(file["gene_graph"])),
-        database=_read_database(file["database"]),
+        groups=SpotGroups(file["groups"][:]),
+        gene_graphs=tuple(
+            GeneGraph(**_read_group(file[f"gene_graphs/{number}"]))
+            for number in range(len(file["gene_graphs"]))
+        ),
+        database=_read_database(file["database"]) if file.attrs["has_database"] else None,
         anchors=PathwayAnchors.from_arrays(_read_group(file["anchors"])),
         target_genes=file["target_genes"][:],
         node_genes=file["node_genes"][:] if "node_genes" in file else None,
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
         settings=json.loads(file.attrs["settings"]),
+        n_folded_in=int(file.attrs["n_folded_in"]),
     )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from scipy import sparse
 
 from hibio.config import ConfigError
+from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
-from hibio.data.fitting import align_columns
 from hibio.model import HiBio
 from preprocessing.atomic import atomic_path
 from preprocessing.store import SlideStore

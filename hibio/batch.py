@@ -1,7 +1,8 @@
 """The typed structures between data, model and losses.
 
-Legend: S spots, K keyword genes, V spot-vector length, N neighbours, L region levels, R regions of
-a level, M pathways, H target genes, F stored image features, C H W a patch, D embedding width.
+Legend: S spots, K keyword genes, Q extra genes that are only predicted, V spot-vector length, N
+neighbours, L region levels, R regions of a level, M pathways, H target genes, F stored image
+features, C H W a patch, D embedding width.
 """
 
 from __future__ import annotations
@@ -13,6 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+#: Fields of genes and of their values.
+PAIRED_FIELDS = (
+    ("gene_SK", "value_SK"),
+    ("thinned_gene_SK", "thinned_value_SK"),
+    ("query_gene_SQ", "query_value_SQ"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class SlideBatch:
         distance_um_SN: distance to it in micrometres; inf where none.
         xy_um_S2: centres in micrometres.
         slide_of_spot_S: 0..B-1 within the batch.
+        spot_group_S: the gene graph of each spot, 0..T-1 (label-free groups of spots).
         core_S: False marks halo spots, which are context only.
         region_of_spot_LS: region id at each level, unique in the batch; -1 for the halo.
         slide_ids: the B slides.
@@ -37,6 +46,12 @@ class SlideBatch:
         features_SF: stored image features, standardised per slide.
         patches_SCHW: image patches, uint8 RGB.
         stain_S6: the slide's mean and sd of R, G, B (0..1), for per-slide standardising.
+        thinned_gene_SK: keyword genes of a second view of each spot, from thinned counts.
+        thinned_value_SK: their values.
+        thinned_vector_SV: spot vector of that view.
+        query_gene_SQ: vocabulary genes whose value the masked view also predicts; ``n_genes``
+            is padding.
+        query_value_SQ: their TF-IDF values, mostly 0.
     """
 
     gene_SK: Tensor
@@ -47,6 +62,7 @@ class SlideBatch:
     distance_um_SN: Tensor
     xy_um_S2: Tensor
     slide_of_spot_S: Tensor
+    spot_group_S: Tensor
     core_S: Tensor
     region_of_spot_LS: Tensor
     slide_ids: tuple[str, ...]
@@ -55,6 +71,11 @@ class SlideBatch:
     features_SF: Tensor | None = None
     patches_SCHW: Tensor | None = None
     stain_S6: Tensor | None = None
+    thinned_gene_SK: Tensor | None = None
+    thinned_value_SK: Tensor | None = None
+    thinned_vector_SV: Tensor | None = None
+    query_gene_SQ: Tensor | None = None
+    query_value_SQ: Tensor | None = None
 
     def __post_init__(self) -> None:
         n_spots = self.n_spots
@@ -68,8 +89,13 @@ class SlideBatch:
                     f"SlideBatch.{field.name} has {rows} spots, gene_SK has {n_spots}; "
                     "all spot axes must agree"
                 )
-        if self.gene_SK.shape != self.value_SK.shape:
-            raise ValueError("SlideBatch: gene_SK and value_SK must have one shape")
+        for gene, value in PAIRED_FIELDS:
+            found = [getattr(getattr(self, name), "shape", None) for name in (gene, value)]
+            if found[0] != found[1]:
+                raise ValueError(
+                    f"SlideBatch: {gene} and {value} must have one shape, found {found[0]} and "
+                    f"{found[1]}"
+                )
 
     @property
     def n_spots(self) -> int:

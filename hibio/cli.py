@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from tqdm import tqdm
 
 from hibio.arguments import Commands, build_parser
+
+if TYPE_CHECKING:
+    from preprocessing.gene_ids import GeneMapConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +33,9 @@ def _guarded(command: Callable[[], int]) -> int:
     from preprocessing.errors import DataError
 
     try:
-        return command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning  # catch_warnings puts the old one back
+            return command()
     except InterruptedError as stopped:
         print(f"hibio: {_one_line(stopped)}", file=sys.stderr)
         return 0
@@ -35,6 +45,20 @@ def _guarded(command: Callable[[], int]) -> int:
     except (ConfigError, PathwayError, DataError, OSError) as error:
         print(f"hibio: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line; the user did not write the line of code that it comes from."""
+    name = "" if category is UserWarning else f"{category.__name__}: "
+    text = " ".join(str(message).split())
+    tqdm.write(f"hibio: warning: {name}{text}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:
@@ -55,6 +79,7 @@ def simulate(options: argparse.Namespace) -> int:
         n_genes=options.genes,
         seed=options.seed,
         signal=options.signal,
+        outcome_effect=options.outcome_effect,
     )
     path = simulate_cohort(options.out, programmes, config)
     print(f"wrote {path}\nnext: hibio prepare {path} --out stores")
@@ -85,9 +110,46 @@ def prepare(options: argparse.Namespace) -> int:
         root=options.root,
         patch=PatchConfig(options.patch_um, options.patch_px),
         workers=options.workers,
+        scheduler=options.scheduler,
+        genes=_gene_map(options),
     )
     print(report)
+    if options.layout == "hest":
+        _write_hest(options.out)
     return 1 if report.failed else 0
+
+
+def _gene_map(options: argparse.Namespace) -> GeneMapConfig | None:
+    from preprocessing.gene_ids import GeneMapConfig
+
+    if options.gene_table is None:
+        return None
+    return GeneMapConfig(options.gene_table, options.gene_target)
+
+
+def _write_hest(stores: Path) -> None:
+    from preprocessing.hest_layout import write_hest
+
+    samples = write_hest(stores, stores / "hest")
+    print(f"wrote {len(samples)} samples in the layout of HEST-1k to {stores / 'hest'}")
+    for sample in samples:
+        for note in sample.notes:
+            print(f"  {sample.slide_id}: {note}")
+
+
+def features(options: argparse.Namespace) -> int:
+    """``hibio features``."""
+    from hibio.features import run
+
+    return run(options)
+
+
+def qc(options: argparse.Namespace) -> int:
+    """``hibio qc``."""
+    from preprocessing.qc_cohort import qc_folder
+
+    print(f"wrote {qc_folder(options.stores, options.out)}")
+    return 0
 
 
 def check(options: argparse.Namespace) -> int:
@@ -139,7 +201,7 @@ def embed(options: argparse.Namespace) -> int:
     """``hibio embed``."""
     from eval.embed import embed_folder
 
-    written = embed_folder(options.checkpoint, options.data, options.out)
+    written = embed_folder(options.checkpoint, options.data, options.out, options.fold_in)
     print(f"wrote {len(written)} files to {options.out}")
     return 0
 
@@ -182,6 +244,8 @@ COMMANDS: Commands = {
     "simulate": simulate,
     "manifest": manifest,
     "prepare": prepare,
+    "features": features,
+    "qc": qc,
     "check": check,
     "pathways": pathways,
     "train": train,

@@ -19,7 +19,9 @@ _GIB = 1024**3
 _OPTIONAL = {
     "deepspeed": ("training over several GPUs with ZeRO", "pip install deepspeed"),
     "pyvips": ("a second reader for whole-slide images", "pip install 'pyvips[binary]'"),
-    "pyarrow": ("tissue_positions.parquet of Space Ranger", "pip install pyarrow"),
+    "pyarrow": ("tables in parquet: Space Ranger, Visium HD, Xenium", "pip install pyarrow"),
+    "zarr": ("SpatialData folders", "pip install zarr"),
+    "distributed": ("`hibio prepare --scheduler`", "pip install distributed"),
 }
 
 

@@ -17,6 +17,7 @@ TERM_MEMBER = "region/member"
 TERM_MASKED = "omics/masked"
 TERM_PROFILE = "omics/profile"
 TERM_NEIGHBOUR = "omics/neighbour"
+TERM_SPATIAL = "omics/spatial"
 TERM_DECORRELATION = "omics/decorrelation"
 TERM_EXPRESSION = "image/expression"
 
@@ -29,12 +30,15 @@ TERMS: dict[str, str] = {
     TERM_MASKED: "reconstruction of masked keyword-gene values",
     TERM_PROFILE: "the spot's own vector from its unmasked genes",
     TERM_NEIGHBOUR: "the neighbours' mean vector from the masked spot",
+    TERM_SPATIAL: "two views of a spot and its similar spatial neighbours against the others",
     TERM_DECORRELATION: "off-diagonal covariance penalty on the omics embedding",
     TERM_EXPRESSION: "expression of the target genes from the image tower",
 }
 
 #: Terms that read the image tower; a stage that names one trains on slides with images only.
-IMAGE_TERMS = frozenset({TERM_SPOT, TERM_PATHWAY, TERM_REGION, TERM_MEMBER, TERM_EXPRESSION})
+IMAGE_TERMS = frozenset({TERM_SPOT, TERM_REGION, TERM_MEMBER, TERM_EXPRESSION})
+#: Terms that read the plain embeddings of the spots, of whatever towers there are.
+EMBEDDING_TERMS = IMAGE_TERMS | {TERM_PATHWAY, TERM_DECORRELATION}
 #: Terms that read the masked view of the omics branch.
 MASKED_TERMS = frozenset({TERM_MASKED, TERM_PROFILE, TERM_NEIGHBOUR})
 

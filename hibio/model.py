@@ -1,5 +1,7 @@
 """HiBio: two towers, their projections into one space, pooling into regions; no loss inside.
 
+What a trained model is asked is in :mod:`hibio.inference`.
+
 Legend: S spots, K keyword genes, V gene factors, R regions, M pathways, D shared width.
 """
 
@@ -7,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -21,58 +21,24 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelEmbeddings, LevelPair, MaskedView, SlideBatch
 from hibio.config import ConfigError, load_section
-from hibio.data.slide import PreparedSlide
-from hibio.data.tiles import iter_tiles
-from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
+from hibio.data.fold_in import fold_in_genes
+from hibio.encoders.anchors import AnchorTable
 from hibio.encoders.base import OmicsContext
 from hibio.encoders.mlp import mlp
-from hibio.encoders.omics import OmicsConfig, OmicsMask, build_omics_encoder
+from hibio.encoders.omics import OmicsMask, build_omics_encoder
 from hibio.encoders.pooling import AttentionPool
-from hibio.encoders.vision import VisionConfig, build_vision_encoder
+from hibio.encoders.vision import build_vision_encoder
+from hibio.inference import Inference, SlideEmbedding
 from hibio.keys import SPOT
+from hibio.model_config import ModelConfig
+from preprocessing.fold_in import FoldInReport
+
+__all__ = ["HiBio", "ModelConfig", "SlideEmbedding"]
 
 MAX_SCALE = 100.0  # cap of 1 / temperature
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Both towers and the shared space.
-
-    Attributes:
-        vision: see :class:`VisionConfig`; ``name: none`` for counts alone.
-        omics: see :class:`OmicsConfig`.
-        embed_dim: D.
-        dropout: of the projections.
-        temperature: first value of the learned contrast temperature.
-        anchor_temperature: first value of the learned anchor temperature.
-        anchor: omics (a pathway goes through the omics branch) | table (learned, the baseline).
-    """
-
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    omics: OmicsConfig = field(default_factory=OmicsConfig)
-    embed_dim: int = 128
-    dropout: float = 0.1
-    temperature: float = 0.1
-    anchor_temperature: float = 0.1
-    anchor: Literal["omics", "table"] = "omics"
-
-
-@dataclass(frozen=True)
-class SlideEmbedding:
-    """Embeddings of every spot of a slide, float32, unit rows.
-
-    Attributes:
-        image: (S, D), or None without an image.
-        omics: (S, D), or None without counts.
-        tower: (S, width) output of the omics tower before the projection, or None.
-    """
-
-    image: np.ndarray | None
-    omics: np.ndarray | None
-    tower: np.ndarray | None
-
-
-class HiBio(nn.Module):
+class HiBio(Inference):
     """The model of METHOD sections 3-5.
 
     Args:
@@ -190,84 +156,6 @@ class HiBio(nn.Module):
             lambda sets: F.normalize(self.project_omics(sets), dim=1), fresh_m
         )
 
-    # ------------------------------------------------------------------ inference
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.log_scale.device
-
-    @property
-    def halo(self) -> int:
-        """Hops of the spatial graph that an embedding depends on."""
-        return int(getattr(self.omics, "hops", 1))
-
-    @torch.inference_mode()
-    def encode_slide(self, slide: PreparedSlide, tile_spots: int = 1024) -> SlideEmbedding:
-        """Embed every spot; the result does not depend on ``tile_spots``."""
-        was_training = self.training
-        self.eval()
-        image, omics, tower = [], [], []
-        for _, batch in iter_tiles(slide, self.halo, tile_spots):
-            batch = batch.to(self.device)
-            if slide.has_counts:
-                tower_SD = self.omics(batch)[batch.core_S]
-                tower.append(tower_SD)
-                omics.append(F.normalize(self.omics_head(tower_SD), dim=1))
-            if self.vision is not None and batch.has_image:
-                image.append(F.normalize(self.project_image(batch)[batch.core_S], dim=1))
-        self.train(was_training)
-        return SlideEmbedding(*(_numpy(torch.cat(x)) if x else None for x in (image, omics, tower)))
-
-    @torch.inference_mode()
-    def encode_gene_sets(self, sets: Mapping[str, Sequence[str]]) -> np.ndarray:
-        """Unit embeddings (M, D) of gene sets, also ones never seen in training.
-
-        Args:
-            sets: name -> gene names of the vocabulary's id type.
-
-        Raises:
-            ConfigError: a set shares no gene with the vocabulary.
-        """
-        matrix = sets_matrix(sets, self.artifacts)
-        k = self.artifacts.settings["genes"]["keyword_genes"]
-        batch = set_batch(*self.artifacts.set_inputs(matrix, k)).to(self.device)
-        was_training = self.training
-        self.eval()
-        embedding = F.normalize(self.project_omics(batch), dim=1)
-        self.train(was_training)
-        return _numpy(embedding)
-
-    def encode_omics(self, adata: Any, spatial: str = "spatial") -> np.ndarray:
-        """Unit omics embeddings (S, D) of one slide given as AnnData.
-
-        Args:
-            adata: raw counts in ``X``, gene names in ``var_names``, centres in micrometres in
-                ``obsm[spatial]``.
-            spatial: the key in ``obsm``.
-        """
-        from hibio.data.anndata import slide_of_anndata
-
-        embedding = self.encode_slide(slide_of_anndata(adata, self.artifacts, spatial)).omics
-        assert embedding is not None
-        return embedding
-
-    @torch.inference_mode()
-    def encode_image(self, image: np.ndarray) -> np.ndarray:
-        """Unit image embeddings (S, D) of the spots of ONE slide.
-
-        Args:
-            image: stored features (S, F) for a features tower, or uint8 patches (S, h, w, 3) for
-                a timm tower. Both are standardised over the rows given, as in training.
-        """
-        from hibio.data.anndata import image_batch
-
-        batch = image_batch(image, self.artifacts).to(self.device)
-        was_training = self.training
-        self.eval()
-        embedding = F.normalize(self.project_image(batch), dim=1)
-        self.train(was_training)
-        return _numpy(embedding)
-
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
         """Load a checkpoint's three files; where a backbone's weights came from is not asked.
@@ -285,7 +173,11 @@ class HiBio(nn.Module):
         config = load_section(ModelConfig, directory / "config.yaml", "model")
         vision = dataclasses.replace(config.vision, weights=None, pretrained=False)
         config = dataclasses.replace(config, vision=vision)
-        model = cls(config, read_artifacts(directory / "artifacts.h5"))
+        artifacts = read_artifacts(directory / "artifacts.h5")
+        try:
+            model = cls(config, artifacts)
+        except ConfigError as error:
+            raise ConfigError(f"{directory / 'config.yaml'}: {error}") from error
         try:
             model.load_state_dict(load_file(directory / "model.safetensors"))
         except Exception as error:
@@ -295,6 +187,52 @@ class HiBio(nn.Module):
             ) from error
         return model.eval()
 
+    def fold_in(
+        self, bridge: Sequence[Path], genes: Collection[str] | None = None
+    ) -> tuple[HiBio, FoldInReport]:
+        """This model with genes that it never saw, and what became of each; see METHOD 3.
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
+        Args:
+            bridge: stores that measure known genes and the new ones.
+            genes: genes of interest; all of the bridge when None.
+        """
+        artifacts, report = fold_in_genes(self.artifacts, bridge, genes)
+        return self.with_artifacts(artifacts), report
+
+    def with_artifacts(self, artifacts: Artifacts) -> HiBio:
+        """The same weights on a larger vocabulary (genes folded in after training).
+
+        A learned identity table has no row for a new gene: it gets the zero row of padding.
+        """
+        model = HiBio(self.config, artifacts).to(self.device)
+        state = self.state_dict()
+        table = state.get("omics.identity.weight")
+        if self.config.omics.identity == "table" and table is not None:
+            new_GD = table.new_zeros(artifacts.n_genes + 1, table.shape[1])
+            new_GD[: len(table) - 1] = table[:-1]
+            state["omics.identity.weight"] = new_GD
+        model.load_state_dict(state)
+        return model.train(self.training)
+
+    def start_omics_from(self, source: HiBio) -> None:
+        """Take over the omics tower and its decoder, of an omics-only or a multimodal model.
+
+        Raises:
+            ConfigError: the towers differ in a setting that shapes their weights.
+        """
+        own, other = (
+            dataclasses.replace(c.config.omics, init_from=None, dropout=0.0) for c in (self, source)
+        )
+        if own != other:
+            differ = [
+                f"{f.name}: {getattr(own, f.name)} here, {getattr(other, f.name)} there"
+                for f in dataclasses.fields(own)
+                if getattr(own, f.name) != getattr(other, f.name)
+            ]
+            raise ConfigError(
+                f"model.omics differs from that of model.omics.init_from ({'; '.join(differ)}); "
+                "copy its model.omics section"
+            )
+        self.omics.load_state_dict(source.omics.state_dict())
+        if hasattr(self.omics, "encode"):
+            self.decoder.load_state_dict(source.decoder.state_dict())

@@ -1,184 +1,52 @@
-"""RunConfig and build(): the one place where the parts of a training run are joined."""
+"""build(): the one place where the parts of a training run are joined."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hibio.artifacts import Artifacts
 from hibio.bank import build_bank, write_bank
-from hibio.config import ConfigError, dump_config, merge, to_dict
+from hibio.config import ConfigError, dump_config
 from hibio.data.dataset import SlideDataset
 from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
-from hibio.data.sampler import SamplerConfig
 from hibio.data.slide import PATCHES
-from hibio.data.splits import (
-    SlideEntry,
-    Split,
-    expand_folds,
-    read_entries,
-    split_by_patient,
-    with_counts,
-)
+from hibio.jobs import Job, expand, refuse_seen, split_of, start_of
 from hibio.model import HiBio, ModelConfig
 from hibio.provenance import write_provenance
-from hibio.schema import SchemaError, build_section
-from hibio.slide_regions import RegionsConfig
-from hibio.training.checkpoint import (
-    NAME,
-    find_checkpoint,
-    load_trainer_state,
-    refuse_other_settings,
-)
-from hibio.training.engine import OptimConfig, TorchEngine
-from hibio.training.objective import Objective, ObjectiveConfig
+from hibio.run_config import MAIN_VARIANT, DataConfig, RunConfig
+from hibio.training.checkpoint import NAME, find_checkpoint, refuse_other_settings
+from hibio.training.engine import TorchEngine
+from hibio.training.objective import Objective
 from hibio.training.region_state import RegionState
-from hibio.training.stages import StageConfig
 from hibio.training.trainer import Trainer
-from preprocessing.run import stores_in
 
-MAIN_VARIANT = "hibio"
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the stores are and how an image is read.
-
-    Attributes:
-        stores: folder of ``<slide_id>.h5``.
-        image: stored feature key, ``patches`` (timm tower), or null for counts only.
-        shuffle_pairs: the control that gives every spot another spot's image.
-        cache_slides: prepared slides kept in memory.
-    """
-
-    stores: Path
-    image: str | None = "handcrafted"
-    shuffle_pairs: bool = False
-    cache_slides: int = 64
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A training run: every variant on every fold with every seed.
-
-    Attributes:
-        out: run folder; each job writes ``<variant>/fold-<fold>/seed-<seed>`` below it.
-        data: see :class:`DataConfig`.
-        folds: held-out patients ("A", "P1+P2"), ``each`` for every patient with an image, or
-            ``none`` to train on all.
-        seeds: one job each.
-        variants: name -> settings that differ from the main run, for baselines trained by the
-            same code ("flat_clip", "shuffled"). The main run is called ``hibio``.
-        genes, pathways, sampler, regions, model, objective, optim: see their classes.
-        stages: the curriculum.
-        device: auto | cpu | cuda.
-        threads: CPU threads of torch; null leaves its default. 1 does not suffer from other work.
-        checkpoint_every: epochs between checkpoints.
-        bank: write the reference bank at the end.
-        variant: name of this job's variant (filled in by :func:`expand`).
-    """
-
-    out: Path
-    data: DataConfig
-    stages: tuple[StageConfig, ...]
-    folds: tuple[str, ...] = ("each",)
-    seeds: tuple[int, ...] = (0,)
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-    genes: GenesConfig = field(default_factory=GenesConfig)
-    pathways: PathwaysConfig = field(default_factory=PathwaysConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    device: str = "auto"
-    threads: int | None = None
-    checkpoint_every: int = 5
-    bank: bool = True
-    variant: str = MAIN_VARIANT
-
-    def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("stages is empty; give at least one stage")
-        if not self.folds or not self.seeds:
-            raise ValueError("folds and seeds need at least one entry each")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: a variant on a fold with a seed."""
-
-    config: RunConfig
-    fold: str
-    seed: int
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """variant/fold-X/seed-N."""
-        return "/".join(self.folder.parts[-3:])
-
-    @property
-    def finished(self) -> bool:
-        """Whether its last checkpoint is the end of the curriculum."""
-        checkpoint = find_checkpoint(self.folder)
-        return checkpoint is not None and load_trainer_state(checkpoint)["finished"]
-
-
-def expand(config: RunConfig) -> list[Job]:
-    """Every job of a run, fold by fold, so that the fitted artifacts of a fold are shared."""
-    configs = [config] + [_variant(config, name) for name in config.variants]
-    folds = expand_folds(_entries(config.data.stores, announce=True), config.folds)
-    return [
-        Job(
-            dataclasses.replace(one, folds=(fold,), seeds=(seed,), variants={}),
-            fold,
-            seed,
-            config.out / one.variant / f"fold-{fold}" / f"seed-{seed}",
-        )
-        for fold in folds
-        for seed in config.seeds
-        for one in configs
-    ]
-
-
-def _variant(config: RunConfig, name: str) -> RunConfig:
-    if name == MAIN_VARIANT or not name.replace("_", "").replace("-", "").isalnum():
-        allowed = f"letters, digits, - and _, and not {MAIN_VARIANT!r}"
-        raise ConfigError(f"variants.{name}: a variant's name is {allowed}")
-    base = {**to_dict(config), "variants": {}, "variant": name}
-    try:
-        return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
-    except SchemaError as problem:
-        raise ConfigError(f"variants.{name}: {problem}") from problem
-
-
-def split_of(config: RunConfig, fold: str) -> Split:
-    """The split of one fold of a run."""
-    return split_by_patient(_entries(config.data.stores), fold)
-
-
-def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:
-    """The slides with counts; what is left out is told once, when the jobs are listed."""
-    return with_counts(read_entries(stores_in(stores)), "training", announce=announce)
+__all__ = [
+    "MAIN_VARIANT",
+    "DataConfig",
+    "Job",
+    "RunConfig",
+    "build",
+    "expand",
+    "finish",
+    "train_all",
+]
 
 
 @functools.lru_cache(maxsize=2)
 def _fitted(
-    paths: tuple[Path, ...], genes: GenesConfig, pathways: PathwaysConfig, seed: int
+    paths: tuple[Path, ...],
+    genes: GenesConfig,
+    pathways: PathwaysConfig,
+    start: Path | None,
 ) -> Artifacts:
     """Artifacts of one fold, shared by its variants and seeds."""
-    return fit_artifacts(paths, genes, pathways, seed)
+    source = None if start is None else HiBio.from_checkpoint(start).artifacts
+    return fit_artifacts(paths, genes, pathways, start=source)
 
 
 def build(job: Job, *, resume: bool = False) -> Trainer:
@@ -190,13 +58,16 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     """
     config = job.config
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    train = split_of(config, job.fold).train
+    split = split_of(config, job.fold)
+    train = split.train
     checkpoint = find_checkpoint(job.folder) if resume else None
+    start = start_of(job)
     if checkpoint is not None:
         artifacts = HiBio.from_checkpoint(checkpoint).artifacts
     else:
         paths = tuple(entry.path for entry in train)
-        artifacts = _fitted(paths, config.genes, config.pathways, 0)
+        artifacts = _fitted(paths, config.genes, config.pathways, start)
+    refuse_seen(artifacts, split, start)
     dataset = SlideDataset(
         train, artifacts, config.data.image, config.data.cache_slides, config.data.shuffle_pairs
     )
@@ -205,6 +76,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         refuse_other_settings(checkpoint, config)
     torch.manual_seed(job.seed)
     model = HiBio(config.model, artifacts)
+    if start is not None and checkpoint is None:
+        model.start_omics_from(HiBio.from_checkpoint(start))
     trainer = Trainer(
         model=model,
         engine=TorchEngine(model, config.optim, config.device),

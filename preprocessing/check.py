@@ -15,7 +15,7 @@ from preprocessing.readers import read_slide_spots, read_spots
 from preprocessing.run import stores_in
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
-from preprocessing.store_verify import MIN_GENES
+from preprocessing.store_verify import feature_word, few_features
 
 
 def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding]:
@@ -57,13 +57,13 @@ def _across(folder: Path, stores: list[Path]) -> list[Finding]:
     """Compare the valid stores of a folder with each other."""
     ids: list[str] = []
     patches: set[tuple[float, int]] = set()
-    shared: set[str] | None = None
+    shared: dict[str, set[str]] = {}
     for path in stores:
         with SlideStore(path) as store:
             ids.append(store.slide_id)
             if store.has_counts:
                 genes = set(map(str, store.gene_names))
-                shared = genes if shared is None else shared & genes
+                shared[store.modality] = shared.get(store.modality, genes) & genes
             if store.has_image:
                 patches.add((float(store.attrs["patch_um"]), int(store.attrs["patch_px"])))
     findings = []
@@ -84,15 +84,16 @@ def _across(folder: Path, stores: list[Path]) -> list[Finding]:
                 "prepare all slides with the same --patch-um and --patch-px",
             )
         )
-    if shared is not None and len(shared) < MIN_GENES:
-        findings.append(
-            Finding(
-                "WARN",
-                str(folder),
-                f"only {len(shared)} genes are on all slides",
-                "check that all slides use the same kind of gene names",
-            )
+    findings += [
+        Finding(
+            "WARN",
+            str(folder),
+            f"only {len(genes)} {feature_word(modality)} are on all slides",
+            "check that all slides use the same kind of gene names",
         )
+        for modality, genes in shared.items()
+        if few_features(len(genes), modality) is not None
+    ]
     return findings
 
 
@@ -114,9 +115,13 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
         return [Finding("FAIL", row.slide_id, text, "correct the path") for text in missing]
     try:
         table, findings = _read(row), []
+    except MemoryError:
+        text = "reading it needs more memory than there is"
+        return [Finding("FAIL", row.slide_id, text, "are its files what the manifest says?")]
     except (DataError, OSError) as error:
         return [Finding("FAIL", row.slide_id, str(error), "correct the files or the manifest row")]
     genes = len(table.gene_names)
+    word, few = feature_word(table.modality), few_features(genes, table.modality)
     if row.image is None:
         findings.append(
             Finding(
@@ -126,16 +131,14 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
                 "fill the column image if there is one",
             )
         )
-    if genes < MIN_GENES and not table.image_only:
-        findings.append(
-            Finding("WARN", row.slide_id, f"only {genes} genes", "expect weak pathway coverage")
-        )
+    if few is not None and not table.image_only:
+        findings.append(Finding("WARN", row.slide_id, f"only {genes} {word}", few))
     findings += [
         Finding("WARN", row.slide_id, note, "look whether this is meant")
         for note in table.notes
         if note.startswith("mpp ")
     ]
-    size = f"{table.n_spots} spots x {genes} genes"
+    size = f"{table.n_spots} spots x {genes} {word}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
     summary = f"{size}, {table.mpp:.4g} um per pixel"

@@ -1,6 +1,6 @@
-"""Co-expression fitted on training counts: gene factors, spot vectors and the gene graph.
+"""Co-expression fitted on training counts: gene factors, spot vectors and gene graphs.
 
-METHOD section 3. The two parts live in `gene_factors` and `gene_graph`.
+METHOD section 3. The parts live in `gene_factors`, `gene_graph` and `group_gene_graphs`.
 """
 
 from preprocessing.gene_factors import (
@@ -10,7 +10,9 @@ from preprocessing.gene_factors import (
     standardise,
     standardise_global,
 )
-from preprocessing.gene_graph import GeneGraph, gene_graph, rank_normal_scores
+from preprocessing.gene_graph import GeneGraph, gene_graph
+from preprocessing.group_gene_graphs import group_gene_graphs
+from preprocessing.rank_scores import rank_normal_scores
 from preprocessing.slide_blocks import TfidfBlocks
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "TfidfBlocks",
     "fit_gene_factors",
     "gene_graph",
+    "group_gene_graphs",
     "rank_normal_scores",
     "spot_vectors",
     "standardise",

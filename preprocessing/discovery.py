@@ -1,5 +1,6 @@
-"""A first manifest from a folder: finds the layouts of legacy ST and of Space Ranger."""
+"""A first manifest from a folder: finds the published layouts of slides, spots and cells."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from preprocessing.discovery_cells import CELL_LAYOUTS
+from preprocessing.discovery_folders import WHOLE_LAYOUTS, plain_name, slide_images
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
+from preprocessing.manifest_row import BINS_UM
 from preprocessing.readers.text_table import read_table, require_columns
 
 ST_PITCH_UM = 200.0  # 1,000-spot arrays: neighbouring array positions
@@ -26,8 +30,11 @@ def draft_manifest(folder: str | Path) -> list[SlideRow]:
     Known layouts: her2st as shared here (counts/, spotfiles/, images/, pathologist_labels/,
     sections.csv); a clone of almaan/her2st (data/ST-cnts, ST-spotfiles, ST-imgs, ST-pat/lbl);
     counts beside ``alignment_table_<id>.tsv``; Space Ranger folders (spatial/ beside
-    filtered_feature_bc_matrix). The patient is the slide id without its trailing number (legacy)
-    or the slide id (Space Ranger): correct it where slides share a patient.
+    filtered_feature_bc_matrix); Visium HD (binned_outputs/); roots of HEST-1k (st/ beside wsis/,
+    patches/ or metadata/); SpatialData zarr; Xenium and CosMx folders; AnnData and loom files with
+    coordinates; whole-slide images that belong to none of them (mpp stays empty where the files do
+    not state it: fill it in). The patient is the slide id without its trailing number (legacy),
+    what the metadata say (HEST-1k) or the slide id (others): correct it where slides share one.
 
     Args:
         folder: where to look, up to six folders deep.
@@ -41,29 +48,38 @@ def draft_manifest(folder: str | Path) -> list[SlideRow]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that holds the data")
-    rows = [row for place in _folders(folder) for find in _LAYOUTS for row in find(place)]
+    rows, places = [], []
+    for place, whole in _folders(folder):
+        places.append(place)
+        rows += whole or [row for find in _LAYOUTS for row in find(place)]
+    used = {row.image for row in rows if row.image is not None}
+    rows += [row for place in places for row in slide_images(place, used)]
     if not rows:
         raise DataError(
             f"{folder} holds no known layout: looked for counts/ + spotfiles/, ST-cnts/ + "
-            "ST-spotfiles/, alignment_table_*.tsv, and spatial/ + filtered_feature_bc_matrix; "
+            "ST-spotfiles/, alignment_table_*.tsv, spatial/ + filtered_feature_bc_matrix, "
+            "binned_outputs/, HEST-1k (st/ + wsis/), SpatialData zarr, Xenium and CosMx folders, "
+            ".h5ad and .loom files with coordinates, whole-slide images; "
             "write the manifest by hand (columns: slide_id, patient_id, counts, format, ...)"
         )
     return sorted(_unique_ids(rows), key=lambda row: row.slide_id)
 
 
-def _folders(top: Path) -> Iterator[Path]:
+def _folders(top: Path) -> Iterator[tuple[Path, list[SlideRow]]]:
+    """Every folder, and its rows where it is a data set as a whole (then nothing below it)."""
     for place, below, _ in os.walk(top):
         here = Path(place)
+        whole = next((rows for find in WHOLE_LAYOUTS if (rows := find(here))), [])
         below[:] = sorted(d for d in below if not d.startswith("."))
-        if len(here.relative_to(top).parts) >= _MAX_DEPTH:
+        if whole or len(here.relative_to(top).parts) >= _MAX_DEPTH:
             below.clear()
-        yield here
+        yield here, whole
 
 
 def _unique_ids(rows: list[SlideRow]) -> list[SlideRow]:
     ids = [row.slide_id for row in rows]
     named = [
-        replace(row, slide_id=_plain(f"{_study(row)}_{row.slide_id}"))
+        replace(row, slide_id=plain_name(f"{_study(row)}_{row.slide_id}"))
         if ids.count(row.slide_id) > 1
         else row
         for row in rows
@@ -79,12 +95,10 @@ def _unique_ids(rows: list[SlideRow]) -> list[SlideRow]:
 
 def _study(row: SlideRow) -> str:
     """Name of the nearest folder above the counts that says more than the layout."""
-    layout = {row.slide_id, "outs", "counts", "ST-cnts", "data"}
-    return next((p.name for p in row.counts_path.resolve().parents if p.name not in layout), "")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-") or "slide"
+    layout = {row.slide_id, "outs", "counts", "ST-cnts", "data", "st"}
+    place = row.image if row.counts is None else row.counts
+    parents = () if place is None else place.resolve().parents
+    return next((p.name for p in parents if p.name not in layout), "")
 
 
 def _count_files(folder: Path) -> dict[str, Path]:
@@ -105,7 +119,7 @@ def _first(folder: Path, *patterns: str) -> Path | None:
 def _legacy(slide: str, counts: Path, spots: Path, pitch_um: float) -> SlideRow:
     patient = slide.rstrip("0123456789") or slide
     return SlideRow(
-        slide_id=_plain(slide),
+        slide_id=plain_name(slide),
         patient_id=patient,
         counts=counts,
         format="legacy_st",
@@ -178,24 +192,37 @@ def _alignment_tables(folder: Path) -> list[SlideRow]:
 
 
 def _space_ranger(folder: Path) -> list[SlideRow]:
-    """A folder with spatial/ and filtered_feature_bc_matrix(.h5)."""
+    """A folder with spatial/ and filtered_feature_bc_matrix(.h5); bins of Visium HD by scale."""
     spatial, matrix = folder / "spatial", folder / "filtered_feature_bc_matrix"
-    has_matrix = matrix.is_dir() or matrix.with_suffix(".h5").is_file()
-    if not has_matrix or _first(spatial, "tissue_positions*") is None:
+    has_matrix = matrix.is_dir() or _first(folder, "*filtered_feature_bc_matrix.h5") is not None
+    if not has_matrix or _first(spatial, "*tissue_positions*") is None:
         return []
-    slide = _plain(folder.resolve().parent.name if folder.name == "outs" else folder.resolve().name)
+    binned = _bin_um(spatial / "scalefactors_json.json")
+    slide = plain_name(
+        folder.resolve().parent.name if folder.name == "outs" else folder.resolve().name
+    )
     images = (spatial / name for name in _SCALED)
     return [
         SlideRow(
             slide_id=slide,
             patient_id=slide,
             counts=folder,
-            format="visium",
+            format="visium" if binned is None else "visium_hd",
             image=next((p for p in images if p.is_file()), None),
             labels=_first(folder, "*labels*.csv", "*labels*.tsv"),
-            technology="Visium",
+            technology="Visium" if binned is None else "Visium HD",
+            bin_um=binned,
         )
     ]
+
+
+def _bin_um(path: Path) -> float | None:
+    """Size of the bins by the scale factors; None: no bins, or no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig")).get("bin_size_um")
+    except (OSError, ValueError, AttributeError, RecursionError):  # `prepare` tells what is wrong
+        return None
+    return float(found) if found in BINS_UM else None
 
 
 _LAYOUTS: tuple[Callable[[Path], list[SlideRow]], ...] = (
@@ -203,4 +230,5 @@ _LAYOUTS: tuple[Callable[[Path], list[SlideRow]], ...] = (
     _her2st_clone,
     _alignment_tables,
     _space_ranger,
+    *CELL_LAYOUTS,
 )

@@ -2,20 +2,22 @@
 
 MI = -0.5 ln(1 - r^2) with r the correlation of rank-normal scores. Ranks and centring are within
 slide, so neither depth nor stain nor batch differences between slides make an edge; scores of all
-slides are then concatenated. Shapes: S spots, G genes, E edges listed per gene.
+slides are then concatenated. `group_gene_graphs` fits one graph for each group of spots.
+Shapes: S spots, G genes, E edges listed per gene.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import ndtri
 
 from preprocessing.errors import DataError
-from preprocessing.slide_blocks import TfidfBlocks, read_blocks
+from preprocessing.rank_scores import rank_normal_scores
+from preprocessing.slide_blocks import TfidfBlocks, even_quota, read_blocks
 
 _CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
 
@@ -54,6 +56,32 @@ class GeneGraph:
         return listed.maximum(listed.T).tocsr()
 
 
+@dataclass(frozen=True)
+class EdgeRule:
+    """Which edges of a gene graph are kept.
+
+    Attributes:
+        n_neighbours: E, edges listed per gene.
+        min_information: weakest edge kept, nats; 0.005 is |r| = 0.1.
+        min_detected: a gene found in fewer of the sampled spots gets no edge: two genes that share
+            one spot by chance would look perfectly correlated.
+        block: genes per matrix product.
+    """
+
+    n_neighbours: int = 16
+    min_information: float = 0.005
+    min_detected: int = 10
+    block: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuses sizes below 1."""
+        if min(self.n_neighbours, self.block) < 1:
+            raise DataError(
+                f"gene graph: n_neighbours {self.n_neighbours} and block {self.block} must be at "
+                "least 1 (16 and 1024 are usual)."
+            )
+
+
 def gene_graph(
     blocks: TfidfBlocks,
     n_genes: int,
@@ -73,12 +101,11 @@ def gene_graph(
     Args:
         blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
         n_genes: G.
-        n_neighbours: E, edges listed per gene.
+        n_neighbours: see EdgeRule.
         max_spots: training spots used, spread evenly over slides.
-        min_information: weakest edge kept, nats; 0.005 is |r| = 0.1.
-        min_detected: a gene found in fewer of the sampled spots gets no edge: two genes that share
-            one spot by chance would look perfectly correlated.
-        block: genes per matrix product.
+        min_information: see EdgeRule.
+        min_detected: see EdgeRule.
+        block: see EdgeRule.
         seed: of the sample of spots.
 
     Returns:
@@ -87,65 +114,52 @@ def gene_graph(
     Raises:
         DataError: settings below 1, fewer than 3 spots, or another number of genes.
     """
-    if min(n_neighbours, max_spots, block) < 1:
+    rule = EdgeRule(n_neighbours, min_information, min_detected, block)
+    check_max_spots(max_spots)
+    sizes = np.array([one.shape[0] for one in read_blocks(blocks, n_genes)], dtype=np.int64)
+    quota = even_quota(sizes, max_spots)
+    rng = np.random.default_rng(seed)
+    samples = []
+    for one, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
+        if take:
+            samples.append(one[np.sort(rng.choice(one.shape[0], size=int(take), replace=False))])
+    return graph_of_samples(samples, n_genes, rule)
+
+
+def check_max_spots(max_spots: int) -> None:
+    """Refuses a sample of no spots."""
+    if max_spots < 1:
         raise DataError(
-            f"gene graph: n_neighbours {n_neighbours}, max_spots {max_spots} and block {block} "
-            "must all be at least 1 (16, 2000 and 1024 are usual)."
+            f"gene graph: max_spots is {max_spots}, expected at least 1 (2000 is usual)."
         )
-    scores = _pooled_scores(blocks, n_genes, max_spots, min_detected, seed)
-    n_edges = min(n_neighbours, n_genes - 1)
-    neighbour = np.full((n_genes, n_neighbours), n_genes, np.int32)
-    weight = np.zeros((n_genes, n_neighbours), np.float32)
-    for start in range(0, n_genes if n_edges else 0, block):
-        rows = slice(start, start + block)
-        neighbour[rows, :n_edges], weight[rows, :n_edges] = _strongest(
-            scores, start, block, n_edges, min_information
-        )
-    return GeneGraph(neighbour, weight)
 
 
-def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
-    """Normal scores of average ranks, gene by gene: Phi^-1(rank / (S + 1)), centred.
-
-    Zeros share one rank, so only stored values are sorted, all genes in one sort.
+def graph_of_samples(
+    samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
+) -> GeneGraph:
+    """The graph of spots that are already sampled.
 
     Args:
-        values: (S, G) non-negative sparse values of one slide.
+        samples: (S, G) rows of each slide; ranks and centring are within each of them.
+        n_genes: G.
+        rule: which edges are kept.
 
     Returns:
-        (S, G) float32 dense scores with mean 0 in every column.
+        The graph.
 
     Raises:
-        DataError: a negative or non-finite value.
+        DataError: fewer than 3 spots, or a negative or non-finite value.
     """
-    table = sparse.csc_matrix(values, dtype=np.float32, copy=True)
-    table.sum_duplicates()
-    table.eliminate_zeros()
-    if not (np.isfinite(table.data) & (table.data > 0)).all():
-        raise DataError("rank scores: a value is negative or not finite; give TF-IDF rows.")
-    n_spots, n_genes = table.shape
-    stored = np.diff(table.indptr).astype(np.int64)
-    gene = np.repeat(np.arange(n_genes, dtype=np.uint64), stored)
-    key = (gene << np.uint64(32)) | table.data.view(np.uint32)
-    order = np.argsort(key)  # equal keys get one rank, so their order is free
-    rank = _average_places(key[order]) - table.indptr[gene[order].astype(np.int64)]
-    zeros = n_spots - stored
-    gene_sorted = gene[order].astype(np.int64)
-    score = ndtri((zeros[gene_sorted] + rank + 1) / (n_spots + 1))
-    floor = ndtri(np.maximum(zeros + 1, 2) / 2 / (n_spots + 1))
-    mean = (np.bincount(gene_sorted, score, minlength=n_genes) + floor * zeros) / n_spots
-    dense = np.broadcast_to((floor - mean).astype(np.float32), (n_spots, n_genes)).copy()
-    dense[table.indices[order], gene_sorted] = score - mean[gene_sorted]
-    return dense
-
-
-def _average_places(ordered: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Mean position of every run of equal keys in a sorted array, for each of its entries."""
-    if ordered.size == 0:
-        return np.zeros(0)
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    length = np.diff(np.append(first, ordered.size))
-    return np.repeat(first + (length - 1) / 2, length)
+    scores = _pooled_scores(samples, n_genes, rule.min_detected)
+    n_edges = min(rule.n_neighbours, n_genes - 1)
+    neighbour = np.full((n_genes, rule.n_neighbours), n_genes, np.int32)
+    weight = np.zeros((n_genes, rule.n_neighbours), np.float32)
+    for start in range(0, n_genes if n_edges else 0, rule.block):
+        rows = slice(start, start + rule.block)
+        neighbour[rows, :n_edges], weight[rows, :n_edges] = _strongest(
+            scores, start, rule.block, n_edges, rule.min_information
+        )
+    return GeneGraph(neighbour, weight)
 
 
 def _strongest(
@@ -171,38 +185,20 @@ def _strongest(
 
 
 def _pooled_scores(
-    blocks: TfidfBlocks, n_genes: int, max_spots: int, min_detected: int, seed: int
+    samples: Sequence[sparse.csr_matrix], n_genes: int, min_detected: int
 ) -> NDArray[np.float32]:
     """(sampled S, G) float32 scores of all slides, columns of unit length (0: constant, rare)."""
-    sizes = np.array([block.shape[0] for block in read_blocks(blocks, n_genes)], dtype=np.int64)
-    quota = _even_quota(sizes, max_spots)
-    rng = np.random.default_rng(seed)
-    parts: list[NDArray[np.float32]] = []
-    detected = np.zeros(n_genes, np.int64)
-    for block, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
-        if take:
-            rows = np.sort(rng.choice(block.shape[0], size=int(take), replace=False))
-            sample = block[rows]
-            detected += np.bincount(sample.indices, minlength=n_genes)
-            parts.append(rank_normal_scores(sample))
-    scores = np.concatenate(parts)
-    if len(scores) < 3:
+    n_spots = sum(sample.shape[0] for sample in samples)
+    if n_spots < 3:
         raise DataError(
-            f"gene graph: {len(scores)} training spots, expected at least 3 (some 200 for edges "
+            f"gene graph: {n_spots} training spots, expected at least 3 (some 200 for edges "
             "that mean something). Give more slides or raise max_spots."
         )
+    detected = np.zeros(n_genes, np.int64)
+    for sample in samples:
+        detected += np.bincount(sample.indices, minlength=n_genes)
+    scores = np.concatenate([rank_normal_scores(sample) for sample in samples])
     length = np.sqrt(np.einsum("sg,sg->g", scores, scores, dtype=np.float64))
     varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= min_detected)
     scores *= np.where(varies, 1 / np.where(varies, length, 1), 0).astype(np.float32)
     return scores
-
-
-def _even_quota(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """How many of each slide's spots to take: all of a small slide, equal shares of the others."""
-    quota = np.zeros_like(sizes)
-    order = np.argsort(sizes, kind="stable")
-    left = total
-    for place, slide in enumerate(order):
-        quota[slide] = min(int(sizes[slide]), left // (len(order) - place))
-        left -= int(quota[slide])
-    return quota

@@ -2,70 +2,32 @@
 
 import csv
 import io
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
+from preprocessing.manifest_row import (
+    COLUMNS,
+    FORMATS,
+    IMAGE_ONLY,
+    PATH_COLUMNS,
+    REQUIRED,
+    SlideRow,
+    parse_row,
+)
 
-IMAGE_ONLY = "image"  # a slide without counts
-FORMATS = ("visium", "legacy_st", IMAGE_ONLY)
-REQUIRED = ("slide_id", "patient_id", "counts", "format")
-_PATHS = ("counts", "image", "spots", "labels")
-_NUMBERS = ("mpp", "image_scale", "pitch_um")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True)
-class SlideRow:
-    """One slide of a manifest; the columns of the CSV carry the same names.
-
-    Attributes:
-        slide_id: plain name [A-Za-z0-9._-]; names the store file.
-        patient_id: splits are made by patient.
-        counts: Space Ranger folder or matrix (visium), counts table (legacy_st); None (image).
-        format: "visium", "legacy_st", or "image" for a slide without counts: its spots are a
-            square grid of windows over the tissue.
-        image: slide image (image: required); None gives a counts-only store.
-        spots: spot table (legacy_st: required; visium: instead of spatial/tissue_positions*).
-        labels: table with labels or measurements per spot.
-        mpp: um per level-0 pixel of the image file named (of the coordinates without image).
-        image_scale: image pixels per coordinate pixel; None: 1, or for Space Ranger by the names
-            tissue_hires_image / tissue_lowres_image.
-        pitch_um: centre-to-centre distance in um of one array step (legacy ST: 200 or 100), or of
-            the grid (image; None: as wide as a patch).
-        tissue: free text.
-        organism: free text, such as "human".
-        technology: free text, such as "Visium".
-    """
-
-    slide_id: str
-    patient_id: str
-    counts: Path | None
-    format: str
-    image: Path | None = None
-    spots: Path | None = None
-    labels: Path | None = None
-    mpp: float | None = None
-    image_scale: float | None = None
-    pitch_um: float | None = None
-    tissue: str = ""
-    organism: str = ""
-    technology: str = ""
-
-    @property
-    def counts_path(self) -> Path:
-        """The counts, for the readers of formats that have some; DataError where there are none."""
-        if self.counts is None:
-            raise DataError(f"format {self.format} needs the column 'counts'; it is empty")
-        return self.counts
-
-
-COLUMNS = tuple(f.name for f in fields(SlideRow))
+__all__ = [
+    "COLUMNS",
+    "FORMATS",
+    "IMAGE_ONLY",
+    "SlideRow",
+    "missing_files",
+    "read_manifest",
+    "scan_manifest",
+    "write_manifest",
+]
 
 
 def read_manifest(
@@ -116,7 +78,7 @@ def scan_manifest(
     problems: list[str] = []
     first_line: dict[str, int] = {}
     for number, cells in body:
-        row, found = _parse_row(number, header, cells, base)
+        row, found = parse_row(number, header, cells, base)
         problems.extend(found)
         if row is None:
             continue
@@ -128,9 +90,24 @@ def scan_manifest(
             continue
         first_line[row.slide_id] = number
         rows.append(row)
+    problems += _outcome_problems(rows)
     if not rows and not problems:
         problems.append("no rows below the header; add one row a slide")
     return rows, problems
+
+
+def _outcome_problems(rows: Sequence[SlideRow]) -> list[str]:
+    """One sentence for each patient whose slides do not have the same outcome."""
+    known: dict[str, dict[str, str]] = {}
+    for row in rows:
+        known.setdefault(row.patient_id, {}).setdefault(row.outcome, row.slide_id)
+    return [
+        f"patient {patient}: the column outcome differs between the slides ("
+        + ", ".join(f"{slide}: {value!r}" for value, slide in found.items())
+        + "); give one outcome a patient"
+        for patient, found in known.items()
+        if len(found) > 1
+    ]
 
 
 def missing_files(row: SlideRow) -> list[str]:
@@ -138,7 +115,7 @@ def missing_files(row: SlideRow) -> list[str]:
     return [
         f"slide {row.slide_id}: {name} file {value} does not exist; correct the path "
         "(relative paths start at the manifest's folder or at --root)"
-        for name in _PATHS
+        for name in PATH_COLUMNS
         if (value := getattr(row, name)) is not None and not _exists(value)
     ]
 
@@ -203,95 +180,3 @@ def _check_header(path: Path, header: list[str]) -> None:
     if problems:
         more = "; separate the cells by commas" if ";" in header[0] or "\t" in header[0] else ""
         raise DataError(f"manifest {path}, header: " + "; ".join(problems) + more)
-
-
-def _parse_row(
-    number: int, header: list[str], cells: list[str], base: Path
-) -> tuple[SlideRow | None, list[str]]:
-    if len(cells) != len(header):
-        return None, [f"row {number}: {len(cells)} cells, the header has {len(header)}"]
-    values = dict(zip(header, cells, strict=True))
-    problems: list[str] = []
-    parsed: dict[str, object] = {}
-    for name, text in values.items():
-        try:
-            parsed[name] = _PARSERS.get(name, _text)(name, text, base)
-        except ValueError as error:
-            problems.append(f"row {number}: {error}")
-    problems += [f"row {number}: {text}" for text in _misfits(parsed, values)]
-    if problems:
-        return None, problems
-    return SlideRow(**parsed), []  # type: ignore[arg-type]
-
-
-def _misfits(parsed: Mapping[str, object], values: Mapping[str, str]) -> list[str]:
-    """What the format asks of the other columns, and they do not give."""
-    if parsed.get("format") == IMAGE_ONLY:
-        problems = [
-            f"format image lays its own grid; leave the column {name!r} empty"
-            for name in ("counts", "spots", "image_scale")
-            if values.get(name)
-        ]
-        if not values.get("image"):
-            problems.append("format image needs the column 'image' (slide image)")
-        return problems
-    problems = []
-    if "format" in parsed and not values["counts"]:
-        problems.append("counts is empty; a slide without counts has the format 'image'")
-    if parsed.get("format") == "legacy_st" and not values.get("spots"):
-        problems.append("format legacy_st needs the column 'spots' (spot table)")
-    return problems
-
-
-def _text(name: str, text: str, base: Path) -> str:
-    return text
-
-
-def _plain_name(name: str, text: str, base: Path) -> str:
-    if not _PLAIN_NAME.fullmatch(text):
-        raise ValueError(
-            f"{name} {text!r} is not a plain name; use letters, digits, '.', '_', '-' only "
-            "(at most 128, not beginning with '.' or '-')"
-        )
-    return text
-
-
-def _filled(name: str, text: str, base: Path) -> str:
-    if not text:
-        raise ValueError(f"{name} is empty; every slide needs one")
-    return text
-
-
-def _path(name: str, text: str, base: Path) -> Path | None:
-    if "\0" in text:
-        raise ValueError(f"{name} {text!r} is not a path")
-    return base / text if text else None
-
-
-def _format(name: str, text: str, base: Path) -> str:
-    if text not in FORMATS:
-        near = get_close_matches(text, FORMATS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"formats are {', '.join(FORMATS)}"
-        raise ValueError(f"unknown format {text!r} ({hint})")
-    return text
-
-
-def _number(name: str, text: str, base: Path) -> float | None:
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{name} {text!r} is not a number; leave it empty if unknown") from None
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {text}; expected a positive number, or empty if unknown")
-    return value
-
-
-_PARSERS: dict[str, Callable[[str, str, Path], object]] = {
-    "slide_id": _plain_name,
-    "patient_id": _filled,
-    "format": _format,
-    **dict.fromkeys(_PATHS, _path),
-    **dict.fromkeys(_NUMBERS, _number),
-}

@@ -6,7 +6,7 @@ lies on the spot centre to within half a patch pixel, and to within half a level
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from PIL import Image
 from preprocessing.errors import DataError
 from preprocessing.slides import Pixels, Slide
 
+SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
+BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
 
 
@@ -110,11 +112,19 @@ def read_patch(
     Raises:
         DataError: mpp, um or px is not positive, the window is absurdly large, or a damaged file.
     """
-    window = patch_window(slide, centre_px0, mpp, um, px)
+    return _read_window(slide, patch_window(slide, centre_px0, mpp, um, px), px)
+
+
+def _read_window(slide: Slide, window: PatchWindow, px: int) -> Pixels:
     region = slide.read_region(window.corner_px0, window.level, (window.size, window.size))
-    if window.box is None:
-        return region
-    patch = Image.fromarray(region).resize((px, px), Image.Resampling.BILINEAR, box=window.box)
+    return region if window.box is None else _resized(region, window.box, px)
+
+
+def _resized(region: Pixels, box: tuple[float, ...], px: int) -> Pixels:
+    left, top, right, bottom = box
+    patch = Image.fromarray(region).resize(
+        (px, px), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+    )
     return np.asarray(patch).copy()
 
 
@@ -126,7 +136,11 @@ def iter_patches(
     px: int,
     barcodes: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Pixels]]:
-    """Read the patches of many spots in an order that suits the file (bands of rows, then x).
+    """Read the patches of many spots in an order that suits the file: square by square.
+
+    Patches that overlap are cut from one larger region, so that no pixel is decoded for each of
+    them again; the pixels are those of `read_patch`, to within the half level-0 pixel by which a
+    level that is not a whole number of times smaller is rounded.
 
     Args:
         slide: an open slide.
@@ -146,9 +160,53 @@ def iter_patches(
     xy = np.asarray(xy_px0, dtype=np.float64)
     _check_scale(slide, mpp, um, px)
     _check_inside(slide, xy, barcodes)
-    band = np.floor(xy[:, 1] / max(um / mpp, 512.0))
-    order = np.lexsort((xy[:, 0], band))
-    return ((int(i), read_patch(slide, (xy[i, 0], xy[i, 1]), mpp, um, px)) for i in order)
+    return _read_squares(slide, xy, mpp, um, px)
+
+
+def _read_squares(
+    slide: Slide, xy: NDArray[np.float64], mpp: float, um: float, px: int
+) -> Iterator[tuple[int, Pixels]]:
+    down = slide.level_downsamples[level_for(slide, um / px / mpp)]
+    square = np.floor(xy / max(um / mpp, SQUARE_PX * down)) @ np.array([1.0, 2.0**24])
+    _, first, which = np.unique(square, return_index=True, return_inverse=True)
+    rank = first[which]  # squares by their first spot, and the spots of a square in their order
+    order = np.argsort(rank, kind="stable")
+    cuts = np.flatnonzero(np.diff(rank[order])) + 1
+    for members in np.split(order, cuts) if len(order) else ():
+        windows = [patch_window(slide, (xy[i, 0], xy[i, 1]), mpp, um, px) for i in members]
+        block = _block(slide, windows)
+        for i, window in zip(members, windows, strict=True):
+            yield int(i), (_read_window(slide, window, px) if block is None else block(window, px))
+
+
+def _block(slide: Slide, windows: list[PatchWindow]) -> Callable[[PatchWindow, int], Pixels] | None:
+    """Read the rectangle around some windows -> what cuts them out; None if it is not worth it."""
+    level, size = windows[0].level, windows[0].size
+    down = slide.level_downsamples[level]
+    places = np.array([[round(value / down) for value in w.corner_px0] for w in windows])
+    first = places.min(axis=0)
+    width, height = (int(value) for value in places.max(axis=0) - first + size)
+    if width * height > min(len(windows) * size**2, BLOCK_PIXELS) or len(windows) == 1:
+        return None
+    corner = (round(first[0] * down), round(first[1] * down))
+    region = slide.read_region(corner, level, (width, height))
+
+    def cut(window: PatchWindow, px: int) -> Pixels:
+        x, y = (
+            round(value / down) - int(at)
+            for value, at in zip(window.corner_px0, first, strict=True)
+        )
+        part = np.ascontiguousarray(region[y : y + size, x : x + size])
+        if window.box is None:
+            return part
+        off = [
+            at / down - (begin / down + within)
+            for at, begin, within in zip(window.corner_px0, corner, (x, y), strict=True)
+        ]
+        box = tuple(edge + move for edge, move in zip(window.box, (*off, *off), strict=True))
+        return _resized(part, box, px)
+
+    return cut
 
 
 def _check_scale(slide: Slide, mpp: float, um: float, px: int) -> None:

@@ -10,19 +10,21 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocessing.errors import DataError
+from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import SlideRow, missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.quality import QualityConfig, drop_mask, drop_reasons
 from preprocessing.readers import read_slide_spots, read_spots, source_files
 from preprocessing.slides import Slide, open_slide
+from preprocessing.slides_tiled import direct_tiles
 from preprocessing.spot_table import SpotTable, hilbert_order
 from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
 
 Images = Literal["jpeg", "raw"]
 HANDCRAFTED = "handcrafted"
-_RECIPE = 1  # raise it when the same sources would give another store
+_RECIPE = 2  # raise it when the same sources would give another store
 _FEATURE_PX = 64
 _CONTEXT = 3.0
 _BATCH = 64
@@ -39,6 +41,7 @@ class SlideTask:
         patch: size of the patches.
         images: "jpeg" or "raw".
         quality: limits for leaving out spots.
+        genes: how genes are named anew; None keeps the names of the source.
     """
 
     row: SlideRow
@@ -46,6 +49,7 @@ class SlideTask:
     patch: PatchConfig
     images: Images = "jpeg"
     quality: QualityConfig = field(default_factory=QualityConfig)
+    genes: GeneMapConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,32 @@ def prepare_slide(task: SlideTask) -> Prepared:
     problems = missing_files(task.row)
     if problems:
         raise DataError("; ".join(problems))
-    hashes = {role: file_sha256(path) for role, path in sorted(source_files(task.row).items())}
+    hashes = {role: _hash(role, path) for role, path in sorted(source_files(task.row).items())}
     settings = _settings(task)
     known = _current_spots(task.store, hashes, settings)
     if known is not None:
         return Prepared(True, known, "same sources and settings")
     if task.row.image is None:
-        return _write(task, None, read_spots(task.row), hashes, settings)
+        return _write(task, None, _named(task, read_spots(task.row)), hashes, settings)
     with open_row_slide(task.row) as (slide, notes):
         table = read_slide_spots(task.row, slide, task.patch.patch_um)
-        table = replace(table, notes=table.notes + notes)
+        table = _named(task, replace(table, notes=table.notes + notes))
         return _write(task, slide, table, hashes, settings)
+
+
+def _named(task: SlideTask, table: SpotTable) -> SpotTable:
+    """The table with its genes named as the run asks."""
+    if task.genes is None:
+        return table
+    return apply_gene_map(table, task.genes, task.row.organism)
+
+
+def _hash(role: str, path: Path) -> str:
+    zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+    if not path.is_file() and not zarr:
+        found = "a folder" if path.is_dir() else "not an ordinary file"
+        raise DataError(f"{role} {path} is {found}; give a file")
+    return file_sha256(path)
 
 
 @contextmanager
@@ -87,20 +106,23 @@ def open_row_slide(row: SlideRow) -> Iterator[tuple[Slide, tuple[str, ...]]]:
     """Open the image of a row; a background painted black is read as white, which is noted."""
     if row.image is None:
         raise DataError(f"slide {row.slide_id} has no image; fill the manifest column image")
-    with open_slide(row.image) as slide:
+    with direct_tiles(open_slide(row.image)) as slide:
         black = has_black_background(slide)
         if not black:
             yield slide, ()
             return
-    with open_slide(row.image, black_is_background=True) as slide:
+    with direct_tiles(open_slide(row.image, black_is_background=True), True) as slide:
         yield slide, ("black background read as white",)
 
 
 def _settings(task: SlideTask) -> dict[str, Any]:
     """Return everything but the file contents that the store depends on, as plain JSON values."""
     fields = {k: v for k, v in asdict(task.row).items() if k not in _PATH_FIELDS}
+    genes = task.genes
+    named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     return {
         "recipe": _RECIPE,
+        "genes": named,
         "row": fields,
         "image_name": "" if task.row.image is None else task.row.image.name,
         "patch": asdict(task.patch),
@@ -117,7 +139,7 @@ def _current_spots(store: Path, hashes: dict[str, str], settings: dict[str, Any]
         with SlideStore(store) as old:
             same = (old.attrs["source_sha256"], old.attrs["settings"])
             return old.n_spots if same == (hashes, json.loads(json.dumps(settings))) else None
-    except (DataError, KeyError):  # another schema or a damaged file: it is written anew
+    except Exception:  # noqa: BLE001 - another schema, or damaged in any way: it is written anew
         return None
 
 

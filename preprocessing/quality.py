@@ -1,19 +1,18 @@
-"""Quality per spot: depth, genes, mitochondrial share, tissue; and which spots are left out.
+"""Which spots `hibio prepare` leaves out, and why; `preprocessing.qc_slide` measures the others.
 
-Nothing is overwritten: the functions return tables and masks. Shapes: S spots.
+Nothing is overwritten: the functions return masks. Shapes: S spots.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.modality import PROTEIN
 from preprocessing.spot_table import SpotTable
 
-_MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
 ZERO_COUNTS = "zero counts"
+NO_SIGNAL = "all intensities are zero"
 OFF_TISSUE = "off tissue"
 
 
@@ -36,7 +35,10 @@ def drop_reasons(
     tissue_fraction: np.ndarray | None = None,
     config: QualityConfig | None = None,
 ) -> dict[str, np.ndarray]:
-    """Find the spots that carry no information.
+    """Find the spots that carry no information: nothing counted (or measured), or off tissue.
+
+    No depth is asked of them: a cell with few counts is kept, and the sum of intensities depends
+    on exposure and antibodies, not on how well a cell was measured.
 
     Args:
         table: the spots of one slide.
@@ -50,7 +52,7 @@ def drop_reasons(
     empty = np.zeros(table.n_spots, dtype=bool)
     if not table.image_only:
         empty = np.asarray(table.counts.sum(axis=1)).ravel() == 0
-    reasons = {ZERO_COUNTS: empty}
+    reasons = {NO_SIGNAL if table.modality == PROTEIN else ZERO_COUNTS: empty}
     if tissue_fraction is not None:
         reasons[OFF_TISSUE] = (tissue_fraction < config.min_tissue) & ~empty
     return reasons
@@ -81,41 +83,3 @@ def drop_mask(
     if mask.all():
         raise DataError(f"no spot of {table.n_spots} is left ({found}); check counts and positions")
     return np.asarray(mask, dtype=bool)
-
-
-def qc_report(
-    table: SpotTable,
-    tissue_fraction: np.ndarray | None = None,
-    config: QualityConfig | None = None,
-) -> pd.DataFrame:
-    """Quality of every spot.
-
-    Args:
-        table: the spots of one slide.
-        tissue_fraction: (S,) part of each patch that is tissue; None without image.
-        config: the limits.
-
-    Returns:
-        (S, 4) indexed by barcode: depth (counts), n_genes (genes with a count), mito_fraction
-        (share of counts in genes named MT-..., NaN where the panel has none or the depth is 0),
-        off_tissue (bool; False without image).
-    """
-    config = config or QualityConfig()
-    depth = np.asarray(table.counts.sum(axis=1)).ravel()
-    mito = np.array([_MITOCHONDRIAL.match(str(g)) is not None for g in table.gene_names])
-    share = np.full(table.n_spots, np.nan)
-    if mito.any():
-        inside = np.asarray(table.counts[:, np.flatnonzero(mito)].sum(axis=1)).ravel()
-        np.divide(inside, depth, out=share, where=depth > 0)
-    off = np.zeros(table.n_spots, dtype=bool)
-    if tissue_fraction is not None:
-        off = tissue_fraction < config.min_tissue
-    return pd.DataFrame(
-        {
-            "depth": depth,
-            "n_genes": np.diff(table.counts.indptr),
-            "mito_fraction": share,
-            "off_tissue": off,
-        },
-        index=pd.Index(table.barcodes, name="barcode"),
-    )

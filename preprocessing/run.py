@@ -1,43 +1,28 @@
 """Manifest -> slide stores: one file a slide, resumable; one bad slide never stops the others."""
 
-import multiprocessing
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
+from preprocessing.atomic import remove_abandoned
 from preprocessing.errors import DataError
+from preprocessing.gene_ids import GeneMapConfig
+from preprocessing.gene_table import read_gene_table
 from preprocessing.manifest import SlideRow, scan_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.preparation import Images, SlideTask, prepare_slide
+from preprocessing.preparation import Images, SlideTask
 from preprocessing.quality import QualityConfig
+from preprocessing.slide_cluster import prepare_on_cluster
+from preprocessing.slide_result import SlideResult, Status, attempt_slide
+from preprocessing.slide_workers import interruptible, prepare_in_processes
 from preprocessing.store_layout import ENCODERS
 
-Status = Literal["done", "skipped", "failed"]
+__all__ = ["PrepareReport", "SlideResult", "Status", "prepare", "stores_in"]
 
-
-@dataclass(frozen=True)
-class SlideResult:
-    """What became of one slide.
-
-    Attributes:
-        slide_id: the slide.
-        status: "done", "skipped" (the store is up to date) or "failed".
-        reason: why it failed or was skipped, or what was left out.
-        n_spots: spots in the store; 0 if failed.
-        seconds: time spent.
-    """
-
-    slide_id: str
-    status: Status
-    reason: str = ""
-    n_spots: int = 0
-    seconds: float = 0.0
+DEFAULT_MINUTES = 120.0  # a slide; the largest take some ten minutes
 
 
 @dataclass(frozen=True)
@@ -67,22 +52,33 @@ def prepare(
     out: str | Path,
     root: str | Path | None = None,
     patch: PatchConfig | None = None,
-    workers: int = 1,
+    workers: int = 0,
     images: Images = "jpeg",
     quality: QualityConfig | None = None,
+    *,
+    genes: GeneMapConfig | None = None,
+    scheduler: str | None = None,
+    minutes: float = DEFAULT_MINUTES,
 ) -> PrepareReport:
     """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
 
-    A slide whose store was made from the same files with the same settings is skipped.
+    A slide whose store was made from the same files with the same settings is skipped, so a run
+    that was interrupted is continued by the same call. Temporary files of processes that were
+    killed are removed. Several runs may write into one folder.
 
     Args:
         manifest: CSV file, or rows.
         out: folder of the stores; made when missing.
         root: folder that relative paths of the manifest start from; None: the manifest's own.
         patch: size of the patches; None: 112 um, 224 px.
-        workers: processes; 1 works in this one.
+        workers: processes beside this one; a damaged file that crashes or hangs a library then
+            costs its slide only. 0 works in this process, without that protection (the command
+            line uses 1).
         images: "jpeg" (quality 90) or "raw" patches.
         quality: limits for leaving out spots.
+        genes: table by which genes are named anew; None keeps the names of the sources.
+        scheduler: address of a Dask scheduler, whose workers are used in place of ``workers``.
+        minutes: after which a slide is given up; in processes only (``workers`` 1 or more).
 
     Returns:
         One result a slide. Slides with missing or bad files are "failed" there.
@@ -90,29 +86,39 @@ def prepare(
     Raises:
         DataError: the manifest as a whole cannot be used, or an argument is out of range.
     """
-    if workers < 1:
-        raise DataError(f"workers is {workers}; expected 1 or more processes")
-    if images not in ENCODERS:
-        raise DataError(f"images is {images!r}; choose {' or '.join(ENCODERS)}")
-    out = Path(out)
+    _check(workers, minutes, images, genes)
+    out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
     rows = _rows(manifest, root)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [
-        SlideTask(
-            row,
-            out / f"{row.slide_id}.h5",
-            patch or PatchConfig(),
-            images,
-            quality or QualityConfig(),
-        )
-        for row in rows
+        SlideTask(row, out / f"{row.slide_id}.h5", patch, images, quality, genes) for row in rows
     ]
+    remove_abandoned(out)
     results: dict[str, SlideResult] = {}
-    with tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None) as bar:
-        for result in _results(tasks, min(workers, len(tasks))):
-            results[result.slide_id] = result
-            bar.update()
+    try:
+        with (
+            interruptible(),
+            closing(_results(tasks, min(workers, len(tasks)), scheduler, 60 * minutes)) as found,
+            tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None) as bar,
+        ):
+            for result in found:
+                results[result.slide_id] = result
+                bar.update()
+    finally:
+        remove_abandoned(out)
     return PrepareReport(tuple(results[row.slide_id] for row in rows))
+
+
+def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:
+    """Refuses arguments, and a gene table that cannot be used, before any slide."""
+    if workers < 0:
+        raise DataError(f"workers is {workers}; expected 0 (this process) or more processes")
+    if not minutes > 0:
+        raise DataError(f"minutes is {minutes}; expected more than 0 minutes a slide")
+    if images not in ENCODERS:
+        raise DataError(f"images is {images!r}; choose {' or '.join(ENCODERS)}")
+    if genes is not None:
+        read_gene_table(genes.table).check_target(genes.target)
 
 
 def stores_in(folder: str | Path) -> list[Path]:
@@ -142,38 +148,12 @@ def _rows(manifest: str | Path | Sequence[SlideRow], root: str | Path | None) ->
     return rows
 
 
-def _results(tasks: list[SlideTask], workers: int) -> Iterator[SlideResult]:
-    if workers <= 1:
-        yield from map(_attempt, tasks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = {pool.submit(_attempt, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield _collected(future, futures[future])
-        pool.shutdown()
-    finally:  # also after Ctrl-C: begin no further slide
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _collected(future: "Future[SlideResult]", task: SlideTask) -> SlideResult:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        reason = "a worker process died (out of memory?); run again with fewer workers"
-        return SlideResult(task.row.slide_id, "failed", reason)
-
-
-def _attempt(task: SlideTask) -> SlideResult:
-    """Prepare one slide and turn whatever goes wrong into a result."""
-    begin, slide = time.monotonic(), task.row.slide_id
-    try:
-        done = prepare_slide(task)
-        status: Status = "skipped" if done.skipped else "done"
-        result = SlideResult(slide, status, done.reason, done.n_spots)
-    except (DataError, OSError) as error:
-        result = SlideResult(slide, "failed", str(error))
-    except Exception as error:  # noqa: BLE001 - one bad slide must never stop the others
-        result = SlideResult(slide, "failed", f"unexpected {type(error).__name__}: {error}")
-    reason = " ".join(result.reason.split())
-    return replace(result, reason=reason, seconds=time.monotonic() - begin)
+def _results(
+    tasks: list[SlideTask], workers: int, scheduler: str | None, limit_s: float
+) -> Generator[SlideResult, None, None]:
+    if scheduler is not None:
+        yield from prepare_on_cluster(tasks, scheduler)
+    elif workers > 0:
+        yield from prepare_in_processes(tasks, workers, limit_s)
+    else:
+        yield from map(attempt_slide, tasks)

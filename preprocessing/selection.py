@@ -1,7 +1,8 @@
 """Gene selectors: which K genes become nodes of a gene graph or targets (METHOD section 1).
 
 Each selector scores every gene from one or two streams over the slides, so memory does not grow
-with the corpus; `select_genes` keeps the best. Shapes: S spots, G genes.
+with the corpus; `select_genes` keeps the best. Of protein intensities the arcsinh stands wherever
+RNA counts are divided by depth. Shapes: S spots, G genes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from preprocessing.errors import DataError
+from preprocessing.expression import MODALITIES, PROTEIN, RNA
 from preprocessing.graphs import SpotGraph, morans_i
+from preprocessing.intensity_weights import ArcsinhTf
 from preprocessing.keywords import keyword_genes
-from preprocessing.term_weights import LogTf, RawTf, checked_counts, frequencies, unknown_name
+from preprocessing.term_weights import (
+    LogTf,
+    RawTf,
+    TermFrequency,
+    checked_counts,
+    frequencies,
+    unknown_name,
+)
 from preprocessing.tfidf import TfidfReweighter
 
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
@@ -35,6 +45,7 @@ class Corpus:
         tfidf: a fitted reweighter; None fits the default one. Only `tfidf` reads it.
         depth: genes per spot that count as its keywords (`tfidf`, `rank`).
         seed: of `random`.
+        modality: `rna` (counts) or `protein` (intensities).
     """
 
     blocks: CountBlocks
@@ -42,6 +53,23 @@ class Corpus:
     tfidf: TfidfReweighter | None = None
     depth: int = 128
     seed: int = 0
+    modality: str = RNA
+
+    @property
+    def value(self) -> TermFrequency:
+        """The expression value of a gene in a spot."""
+        return ArcsinhTf() if self.modality == PROTEIN else LogTf()
+
+    @property
+    def share(self) -> TermFrequency:
+        """How much of a spot a gene is."""
+        return ArcsinhTf() if self.modality == PROTEIN else RawTf()
+
+    @property
+    def reweighter(self) -> TfidfReweighter:
+        """The given TF-IDF, or the default of the modality fitted on these blocks."""
+        variant = "arcsinh" if self.modality == PROTEIN else "log"
+        return self.tfidf or TfidfReweighter(variant).fit(self.counts())
 
     def counts(self) -> Iterator[sparse.csr_matrix]:
         """A fresh stream of checked counts, one block per slide."""
@@ -76,6 +104,7 @@ def select_genes(
     tfidf: TfidfReweighter | None = None,
     depth: int = 128,
     seed: int = 0,
+    modality: str = RNA,
 ) -> NDArray[np.int64]:
     """Chooses k genes of a corpus.
 
@@ -88,17 +117,20 @@ def select_genes(
         tfidf: a fitted reweighter (`tfidf`); None fits the default on these blocks.
         depth: genes per spot that count as its keywords (`tfidf`, `rank`).
         seed: of `random`.
+        modality: `rna` (counts) or `protein` (intensities).
 
     Returns:
         (k,) int64 gene indices, rising. Genes without any count come last in every ranking; ties
         go to the lower index.
 
     Raises:
-        DataError: unknown method, k outside 1..G, no slides, or no graphs for `svg`.
+        DataError: unknown method or modality, k outside 1..G, no slides, or no graphs for `svg`.
     """
     if method not in SELECTORS:
         raise unknown_name("gene selector", method, SELECTORS)
-    corpus = Corpus(blocks, graphs, tfidf, depth, seed)
+    if modality not in MODALITIES:
+        raise unknown_name("modality", modality, MODALITIES)
+    corpus = Corpus(blocks, graphs, tfidf, depth, seed, modality)
     score = SELECTORS[method](corpus)
     if not 1 <= k <= score.size:
         raise DataError(
@@ -109,11 +141,11 @@ def select_genes(
 
 def _by_tfidf(corpus: Corpus) -> NDArray[np.float64]:
     """Number of spots that have the gene as a keyword; ties by its mean TF-IDF weight."""
-    tfidf = corpus.tfidf or TfidfReweighter().fit(corpus.counts())
+    tfidf = corpus.reweighter
     n_spots, often, weight = 0, np.zeros(tfidf.n_genes), np.zeros(tfidf.n_genes)
     for counts in corpus.counts():
         rows = tfidf.transform(counts)
-        index = keyword_genes(rows, corpus.depth)[0]
+        index = keyword_genes(rows, min(corpus.depth, tfidf.n_genes))[0]
         often += np.bincount(index.ravel(), minlength=tfidf.n_genes + 1)[:-1]
         weight += np.asarray(rows.sum(axis=0)).ravel()
         n_spots += rows.shape[0]
@@ -121,7 +153,7 @@ def _by_tfidf(corpus: Corpus) -> NDArray[np.float64]:
 
 
 def _by_variance(corpus: Corpus) -> NDArray[np.float64]:
-    """Highly variable genes: dispersion of log1p CP10k against genes of similar mean.
+    """Highly variable genes: dispersion of log1p CP10k (arcsinh) against genes of similar mean.
 
     The variance is within slides, so a batch effect is no variability. log(variance / mean) is
     centred by the median and scaled by the median absolute deviation of its mean-quantile bin.
@@ -130,7 +162,7 @@ def _by_variance(corpus: Corpus) -> NDArray[np.float64]:
     total: Any = 0.0
     within: Any = 0.0
     for counts in corpus.counts():
-        log = frequencies(counts, LogTf(), 1.0)
+        log = frequencies(counts, corpus.value, 1.0)
         sums = np.asarray(log.sum(axis=0)).ravel()
         squares = np.asarray(log.multiply(log).sum(axis=0)).ravel()
         total = total + sums
@@ -165,7 +197,7 @@ def _by_moran(corpus: Corpus) -> NDArray[np.float64]:
     """Spatially variable genes: Moran's I of log1p CP10k, mean over slides by spots."""
     n_spots, total, seen = 0, 0.0, False
     for counts, graph in corpus.with_graphs():
-        moran = morans_i(frequencies(counts, LogTf(), 1.0), graph)
+        moran = morans_i(frequencies(counts, corpus.value, 1.0), graph)
         total = total + counts.shape[0] * moran
         seen = seen | (np.diff(counts.tocsc().indptr) > 0)
         n_spots += counts.shape[0]
@@ -181,11 +213,11 @@ def _by_rank(corpus: Corpus) -> NDArray[np.float64]:
     total, spots_with = _share_sums(corpus)
     inverse_mean = np.divide(spots_with, total, out=np.zeros_like(total), where=total > 0)
     n_spots, score = 0, np.zeros(total.size)
-    points = 1 - np.arange(corpus.depth) / corpus.depth
+    points = (1 - np.arange(corpus.depth) / corpus.depth)[: total.size]
     for counts in corpus.counts():
-        ratio = frequencies(counts, RawTf(), 1.0)
+        ratio = frequencies(counts, corpus.share, 1.0)
         ratio.data *= inverse_mean[ratio.indices]
-        index = keyword_genes(ratio, corpus.depth)[0]
+        index = keyword_genes(ratio, points.size)[0]
         each = np.broadcast_to(points, index.shape).ravel()
         score += np.bincount(index.ravel(), each, minlength=total.size + 1)[:-1]
         n_spots += ratio.shape[0]
@@ -193,7 +225,7 @@ def _by_rank(corpus: Corpus) -> NDArray[np.float64]:
 
 
 def _by_mean(corpus: Corpus) -> NDArray[np.float64]:
-    """Mean share of the spot's counts."""
+    """Mean share of the spot's counts (protein: mean arcsinh)."""
     return _share_sums(corpus)[0]
 
 
@@ -208,7 +240,7 @@ def _share_sums(corpus: Corpus) -> tuple[NDArray[np.float64], NDArray[np.float64
     total: Any = 0.0
     spots_with: Any = 0.0
     for counts in corpus.counts():
-        total = total + np.asarray(frequencies(counts, RawTf(), 1.0).sum(axis=0)).ravel()
+        total = total + np.asarray(frequencies(counts, corpus.share, 1.0).sum(axis=0)).ravel()
         spots_with = spots_with + np.bincount(counts.indices, minlength=counts.shape[1])
     return total, np.asarray(spots_with, dtype=np.float64)
 

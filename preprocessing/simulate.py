@@ -43,6 +43,7 @@ from preprocessing.simulate_layout import (
     draw_domains,
     draw_lattice,
 )
+from preprocessing.simulate_outcome import RAISE, Outcomes, draw_outcomes
 from preprocessing.simulate_programmes import (
     Programmes,
     draw_activity,
@@ -67,6 +68,7 @@ class _Cohort:
     programmes: Programmes
     panel: Panel
     mapping: NDArray[np.float64]
+    outcomes: Outcomes
 
     def slide_id(self, slide: int) -> str:
         return f"sim{slide + 1:03d}"
@@ -77,6 +79,10 @@ class _Cohort:
     def depth_shift(self, slide: int) -> float:
         rng = random_stream(self.config.seed, "depth_shift", slide)
         return float(self.config.depth_shift * rng.standard_normal())
+
+    def niche(self, slide: int, lattice: Lattice) -> NDArray[np.bool_]:
+        rng = random_stream(self.config.seed, "niche", slide)
+        return self.outcomes.niche(rng, lattice, self.patient(slide))
 
     def stain(self, slide: int) -> Stain:
         return draw_stain(random_stream(self.config.seed, "stain", slide), self.config.stain_shift)
@@ -92,7 +98,8 @@ def simulate_cohort(
     Per slide: nested tissue domains (METHOD section 5, sizes of the region levels), log-activities
     of the programmes from the domains plus smooth fields, negative binomial counts with bleed, and
     an H&E-like picture whose texture is a fixed linear map of the activities mixed with that of an
-    unrelated layout (``config.signal``). The manifest is written last.
+    unrelated layout (``config.signal``). Every patient has an outcome, which a niche drives where
+    ``config.outcome_effect`` is above 0. The manifest is written last.
 
     Args:
         out: Folder of the cohort; an earlier simulated cohort in it is written over.
@@ -109,7 +116,8 @@ def simulate_cohort(
     _check_target(out)
     planted = plant_programmes(programmes, config)
     mapping = texture_map(random_stream(config.seed, "texture_map"), planted, len(TEXTURES))
-    cohort = _Cohort(config, planted, build_panel(planted, config), mapping)
+    outcomes = draw_outcomes(planted, config)
+    cohort = _Cohort(config, planted, build_panel(planted, config), mapping, outcomes)
     _check_pixels(config)
     manifest = out / "manifest.csv"
     manifest.unlink(missing_ok=True)
@@ -149,6 +157,8 @@ def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
     config, name = cohort.config, cohort.slide_id(slide)
     lattice = draw_lattice(random_stream(config.seed, "lattice", slide), config.n_spots)
     domains, activity = _tissue(cohort, lattice, slide, "tissue")
+    niche = cohort.niche(slide, lattice)
+    activity = cohort.outcomes.raised(activity, niche)
     barcode = barcodes(lattice)
     spots = barcode[lattice.in_tissue]
 
@@ -165,7 +175,10 @@ def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
         cohort.panel.names,
     )
     write_spatial(out / name / "spatial", lattice, barcode, config.mpp)
-    write_table(out / name / "labels.csv", _labels(cohort, spots, domains, activity))
+    labels = _labels(cohort, spots, domains, activity)
+    if config.outcome_effect > 0:
+        labels["niche"] = niche.astype(np.float64)
+    write_table(out / name / "labels.csv", labels)
     write_pyramid(
         out / "slides" / f"{name}.tif", _picture(cohort, lattice, activity, slide), config.mpp
     )
@@ -180,6 +193,7 @@ def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
         "tissue": "simulated",
         "organism": "human",
         "technology": "Visium (simulated)",
+        "outcome": int(cohort.outcomes.outcome[cohort.patient(slide)]),
     }
 
 
@@ -224,8 +238,12 @@ def _truth(cohort: _Cohort) -> dict[str, Any]:
     slides = {}
     for slide in range(config.n_slides):
         stain = cohort.stain(slide)
+        patient = cohort.patient(slide)
+        n_niche = round(cohort.outcomes.share[patient] * config.n_spots)
         slides[cohort.slide_id(slide)] = {
-            "patient_id": f"patient{cohort.patient(slide) + 1:02d}",
+            "patient_id": f"patient{patient + 1:02d}",
+            "outcome": int(cohort.outcomes.outcome[patient]),
+            "niche_share": n_niche / config.n_spots,
             "log_depth_shift": cohort.depth_shift(slide),
             "haematoxylin_factor": stain.haematoxylin,
             "eosin_factor": stain.eosin,
@@ -246,6 +264,10 @@ def _truth(cohort: _Cohort) -> dict[str, Any]:
             for name, row in zip(programmes.names, cohort.mapping, strict=True)
         },
         "domains": _domain_definitions(programmes),
+        "niche": {
+            "raised_programmes": [programmes.names[p] for p in cohort.outcomes.pair],
+            "raised_by": RAISE,
+        },
         "slides": slides,
     }
 

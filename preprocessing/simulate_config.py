@@ -28,6 +28,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "effect": (0.0, 3.0),
     "patient_effect": (0.0, 2.0),
     "stain_shift": (0.0, 0.5),
+    "outcome_effect": (0.0, 0.4),
 }
 
 
@@ -55,6 +56,8 @@ class SimulateConfig:
         effect: Mean log fold change of a programme gene per unit (one sd) of activity.
         patient_effect: Log standard deviation of a gene's level between patients.
         stain_shift: Log standard deviation of the stain strengths between slides.
+        outcome_effect: Share of the tissue that the niche behind the outcome takes in patients with
+            outcome 1; a quarter of it in the others. At 0 the outcome is independent of the tissue.
     """
 
     n_slides: int = 8
@@ -74,6 +77,7 @@ class SimulateConfig:
     effect: float = 0.8
     patient_effect: float = 0.2
     stain_shift: float = 0.12
+    outcome_effect: float = 0.0
 
     def __post_init__(self) -> None:
         problems = [problem for f in fields(self) if (problem := self._problem(f.name, f.type))]

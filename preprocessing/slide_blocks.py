@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from preprocessing.errors import DataError
@@ -53,3 +55,23 @@ def check_genes(block: sparse.csr_matrix, n_genes: int) -> None:
             f"TF-IDF rows have shape {block.shape}, expected (S, {n_genes}). Align the columns "
             "with the fitted genes first."
         )
+
+
+def even_quota(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """How many of each slide's spots to take: all of a small slide, equal shares of the others.
+
+    Args:
+        sizes: spots of each slide.
+        total: spots wanted in all.
+
+    Returns:
+        int64 like `sizes`, no more than each and `total` together (fewer when there are not so
+        many).
+    """
+    quota = np.zeros_like(sizes)
+    order = np.argsort(sizes, kind="stable")
+    left = total
+    for place, slide in enumerate(order):
+        quota[slide] = min(int(sizes[slide]), left // (len(order) - place))
+        left -= int(quota[slide])
+    return quota

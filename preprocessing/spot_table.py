@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.modality import MODALITIES, PROTEIN, RNA
 
 _CURVE_BITS = 16
 
@@ -20,7 +21,7 @@ class SpotTable:
     """Counts and places of the spots of one slide (METHOD section 0: X and P).
 
     Attributes:
-        counts: raw counts, (S, G) int32 CSR; never altered.
+        counts: raw counts, (S, G) int32 CSR, or intensities of proteins, float32; never altered.
         gene_ids: (G,) str, Ensembl ids where the source has them, else the gene names.
         gene_names: (G,) str, unique symbols.
         barcodes: (S,) str, unique.
@@ -32,6 +33,7 @@ class SpotTable:
             measurements (missing: NaN). Index 0..S-1.
         notes: what the reader left out or renamed, with counts.
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
+        modality: "rna" or "protein".
     """
 
     counts: csr_matrix
@@ -45,10 +47,11 @@ class SpotTable:
     labels: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
     image_only: bool = False
+    modality: str = RNA
 
     def __post_init__(self) -> None:
         """Check shapes and values; fill in an empty label table."""
-        counts = integer_counts(self.counts)
+        counts = checked_counts(self.counts, self.modality, self.barcodes, self.gene_names)
         spots, genes = counts.shape
         if spots == 0 or (genes == 0 and not self.image_only):
             raise DataError(
@@ -121,35 +124,113 @@ class SpotTable:
         )
 
 
-def integer_counts(counts: csr_matrix) -> csr_matrix:
+def checked_counts(
+    counts: csr_matrix,
+    modality: str,
+    cells: np.ndarray | None = None,
+    genes: np.ndarray | None = None,
+) -> csr_matrix:
+    """Return counts as `integer_counts` (rna) or `intensities` (protein) do.
+
+    Raises:
+        DataError: unknown modality, or a value that the modality does not allow.
+    """
+    if modality not in MODALITIES:
+        raise DataError(f"modality {modality!r} is unknown; choose {' or '.join(MODALITIES)}")
+    return (intensities if modality == PROTEIN else integer_counts)(counts, cells, genes)
+
+
+def integer_counts(
+    counts: csr_matrix, cells: np.ndarray | None = None, genes: np.ndarray | None = None
+) -> csr_matrix:
     """Return ``counts`` as canonical int32 CSR (sorted, summed, no stored zeros); a copy if needed.
+
+    Args:
+        counts: (S, G) raw counts.
+        cells: (S,) names of the rows, for the message.
+        genes: (G,) names of the columns, for the message.
 
     Raises:
         DataError: a value is negative, not an integer or above the int32 range.
     """
     matrix = csr_matrix(counts)
     data = matrix.data
-    if data.dtype != np.int32 or (data.size and data.min() <= 0) or not matrix.has_canonical_format:
-        with np.errstate(invalid="ignore"):
-            whole = np.equal(np.mod(data, 1), 0) & (data >= 0) & (data <= np.iinfo(np.int32).max)
-        if not whole.all():
-            worst = data[~whole][0]
-            raise DataError(
-                f"{int((~whole).sum())} counts are not non-negative integers (first: {worst}); "
-                "give the raw counts, not normalised or log-transformed values"
-            )
-        matrix = csr_matrix(
-            (data.astype(np.int32), matrix.indices.copy(), matrix.indptr.copy()), matrix.shape
+    if data.dtype == np.int32 and (data.size == 0 or data.min() > 0):
+        return matrix if matrix.has_canonical_format else _canonical(matrix, data.copy())
+    whole = whole_counts(data)
+    if not whole.all():
+        raise DataError(
+            f"{int((~whole).sum())} counts are not non-negative integers "
+            f"(first: {_first(matrix, ~whole, cells, genes)}); "
+            "give the raw counts, not normalised or log-transformed values; for intensities of "
+            f"proteins write {PROTEIN!r} into the manifest column modality (modality: protein)"
         )
-        matrix.sum_duplicates()
-        matrix.eliminate_zeros()
-    return matrix
+    return _canonical(matrix, data.astype(np.int32))
+
+
+def whole_counts(data: np.ndarray) -> np.ndarray:
+    """Tell which values are whole numbers from 0 to the int32 range, (n,) bool."""
+    with np.errstate(invalid="ignore"):
+        whole = (data >= 0) & (data <= np.iinfo(np.int32).max)
+        return np.asarray(whole & (np.mod(data, 1) == 0) if data.dtype.kind == "f" else whole)
+
+
+def intensities(
+    counts: csr_matrix, cells: np.ndarray | None = None, genes: np.ndarray | None = None
+) -> csr_matrix:
+    """Return intensities as canonical float32 CSR (sorted, summed, no stored zeros).
+
+    Args:
+        counts: (S, G) intensities, from 0 on.
+        cells: (S,) names of the rows, for the message.
+        genes: (G,) names of the columns, for the message.
+
+    Raises:
+        DataError: a value is negative or not finite.
+    """
+    matrix = csr_matrix(counts)
+    data = matrix.data
+    fine = data.size == 0 or (data.min() > 0 and np.isfinite(data.max()))  # NaN: False
+    if fine and data.dtype == np.float32 and matrix.has_canonical_format:
+        return matrix
+    with np.errstate(invalid="ignore", over="ignore"):
+        narrow = data.astype(np.float32)
+        good = np.isfinite(narrow) & (data >= 0)
+    if not good.all():
+        raise DataError(
+            f"{int((~good).sum())} intensities are not finite numbers from 0 on "
+            f"(first: {_first(matrix, ~good, cells, genes)}); give the intensities as measured, "
+            "not z-scores or log ratios, and remove cells without a measurement"
+        )
+    return _canonical(matrix, narrow)
+
+
+def _canonical(matrix: csr_matrix, data: np.ndarray) -> csr_matrix:
+    result = csr_matrix((data, matrix.indices.copy(), matrix.indptr.copy()), matrix.shape)
+    result.sum_duplicates()
+    result.eliminate_zeros()
+    return result
+
+
+def _first(
+    matrix: csr_matrix, bad: np.ndarray, cells: np.ndarray | None, genes: np.ndarray | None
+) -> str:
+    """Name the first bad value, its cell and its gene where they are known."""
+    place = int(np.flatnonzero(bad)[0])
+    row = int(np.searchsorted(matrix.indptr, place, side="right")) - 1
+    column = int(matrix.indices[place])
+    known = [f"{matrix.data[place]}"]
+    if cells is not None and len(cells) == matrix.shape[0]:
+        known.append(f"cell {str(cells[row])!r}")
+    if genes is not None and len(genes) == matrix.shape[1]:
+        known.append(f"{str(genes[column])!r}")
+    return ", ".join(known)
 
 
 def repeated_names(names: np.ndarray) -> list[str]:
     """Return the names that occur more than once, sorted."""
-    values, count = np.unique(np.asarray(names, dtype=str), return_counts=True)
-    return [str(v) for v in values[count > 1]]
+    index = pd.Index([str(name) for name in names], dtype=object)
+    return sorted(index[index.duplicated()].unique())
 
 
 def unique_names(names: Sequence[str]) -> tuple[np.ndarray, int]:

@@ -4,8 +4,9 @@
 checks; everything else imports from here.
 """
 
+from preprocessing.file_hash import file_sha256
 from preprocessing.store_layout import SCHEMA_VERSION
-from preprocessing.store_read import SlideStore, file_sha256
+from preprocessing.store_read import SlideStore
 from preprocessing.store_verify import verify_store
 from preprocessing.store_write import SlidePicture, write_store
 

@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image
-from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 
@@ -48,33 +47,6 @@ def write_array(file: h5py.Group, path: str, values: np.ndarray) -> h5py.Dataset
     data = file.create_dataset(path, data=values)
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return data
-
-
-def write_counts(file: h5py.File, counts: csr_matrix) -> None:
-    """Write counts (S, G) as an AnnData csr_matrix group."""
-    group = file.create_group(COUNTS)
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-    group.attrs["shape"] = np.array(counts.shape, dtype=np.int64)
-    parts = (
-        ("data", counts.data, np.int32),
-        ("indices", counts.indices, np.int32),
-        ("indptr", counts.indptr, np.int64),
-    )
-    for name, values, dtype in parts:
-        group.create_dataset(name, data=values.astype(dtype), chunks=True, **COMPRESSION)
-
-
-def read_counts(file: h5py.File) -> csr_matrix:
-    """Read counts, (S, G) int32 CSR.
-
-    Raises:
-        ValueError: the three arrays do not make a CSR matrix.
-    """
-    group = file[COUNTS]
-    shape = tuple(int(n) for n in group.attrs["shape"])
-    matrix = csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape)
-    matrix.check_format(full_check=True)
-    return matrix
 
 
 def write_features(file: h5py.File, name: str, values: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """Reading a slide store: `SlideStore`. Shapes: S spots, G genes."""
 
-import hashlib
 import shutil
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,10 @@ from scipy.sparse import csr_matrix
 from preprocessing import store_layout as layout
 from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
+from preprocessing.file_hash import file_sha256
+from preprocessing.modality import RNA
+from preprocessing.store_counts import Rows, read_count_rows, read_counts
+from preprocessing.store_patches import PatchPlaces, patch_places, read_patches
 
 _AGAIN = "delete the file and run `hibio prepare` again"
 
@@ -22,7 +25,7 @@ _AGAIN = "delete the file and run `hibio prepare` again"
 class SlideStore:
     """A prepared slide, opened for reading; use it in a ``with`` statement.
 
-    Nothing is kept in memory: every method reads from the file.
+    Every method reads from the file; only where rows and patches begin is kept in memory.
 
     Attributes:
         path: the file.
@@ -47,7 +50,8 @@ class SlideStore:
             self.close()
             raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
         self._sha256: str | None = None
-        self._patch_place: tuple[np.ndarray, np.ndarray] | None = None
+        self._indptr: np.ndarray | None = None
+        self._patch_place: PatchPlaces | None = None
 
     def _open(self) -> h5py.File:
         if not self.path.is_file():
@@ -91,6 +95,7 @@ class SlideStore:
     def close(self) -> None:
         """Close the file; the store cannot be read any more."""
         self._file.close()
+        self._patch_place = None
 
     @property
     def slide_id(self) -> str:
@@ -101,6 +106,16 @@ class SlideStore:
     def patient_id(self) -> str:
         """Patient; splits are made by it."""
         return str(self.attrs["patient_id"])
+
+    @property
+    def modality(self) -> str:
+        """What was measured: "rna" (counts) or "protein" (intensities)."""
+        return str(self.attrs.get("modality", RNA))
+
+    @property
+    def outcome(self) -> str:
+        """What is known of the patient's outcome, such as "0" or "1"; "" unknown."""
+        return str(self.attrs.get("outcome", ""))
 
     @property
     def mpp(self) -> float:
@@ -152,10 +167,27 @@ class SlideStore:
         """Part of each patch that is tissue, (S,) float32; NaN without image."""
         return np.asarray(self._file[layout.TISSUE_FRACTION][:])
 
-    def counts(self) -> csr_matrix:
-        """Return the raw counts, (S, G) int32 CSR."""
+    def counts(self, rows: Rows | None = None) -> csr_matrix:
+        """Read the raw counts, or the intensities of proteins.
+
+        Args:
+            rows: a slice (one read), (n,) spot numbers in any order, or an (S,) mask; only they
+                are read. None: all spots.
+
+        Returns:
+            (n, G) CSR, int32 (rna) or float32 (protein).
+
+        Raises:
+            DataError: a number outside 0..S-1, or damaged counts.
+        """
         try:
-            return layout.read_counts(self._file)
+            if rows is None:
+                return read_counts(self._file)
+            if self._indptr is None and not isinstance(rows, slice):
+                self._indptr = self._file[layout.COUNTS]["indptr"][:]
+            return read_count_rows(self._file, rows, self._indptr)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
         except (ValueError, KeyError, OSError) as error:
             raise DataError(f"{self.path}: damaged counts ({error}); {_AGAIN}") from error
 
@@ -184,48 +216,28 @@ class SlideStore:
         Raises:
             DataError: no image, a number outside 0..S-1, or damaged bytes.
         """
-        if not self.has_image:
-            raise DataError(
-                f"{self.path} has no patches (counts only); give an image in the "
-                "manifest and prepare the slide again"
-            )
-        index = np.arange(self.n_spots) if indices is None else np.asarray(indices, dtype=np.int64)
-        if index.size and (index.min() < 0 or index.max() >= self.n_spots):
-            raise DataError(
-                f"{self.path}: patch {int(index.min())}..{int(index.max())} asked, "
-                f"there are 0..{self.n_spots - 1}"
-            )
-        px = int(self.attrs["patch_px"])
-        result = np.empty((len(index), px, px, 3), dtype=np.uint8)
-        decode = layout.DECODERS[str(self.attrs["patch_encoding"])]
-        for place, data in self._patch_bytes(index):
-            try:
-                result[place] = decode(data)
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{self.path}: patch {int(index[place])} is damaged ({error}); {_AGAIN}"
-                ) from error
-        return result
+        places = self._places()
+        spots = len(places.start)
+        index = np.arange(spots) if indices is None else np.asarray(indices, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= spots):
+            asked = f"patch {int(index.min())}..{int(index.max())} asked, there are 0..{spots - 1}"
+            raise DataError(f"{self.path}: {asked}")
+        try:
+            return read_patches(self._file, places, index)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {error}; {_AGAIN}") from error
 
-    def _patch_bytes(self, index: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Read the encoded patches; those that lie side by side in one piece."""
-        if self._patch_place is None:
-            self._patch_place = (
-                self._file[layout.PATCH_START][:],
-                self._file[layout.PATCH_SIZE][:],
-            )
-        start, size = (values[index] for values in self._patch_place)
-        order = np.argsort(start, kind="stable")
-        begin, end = start[order], (start + size)[order]
-        cuts = np.flatnonzero(begin[1:] > np.maximum.accumulate(end)[:-1]) + 1
-        data, result = self._file[layout.PATCH_BYTES], []
-        for run in np.split(np.arange(len(order)), cuts):
-            if len(run) == 0:
-                continue
-            low = int(begin[run[0]])
-            piece = data[low : int(end[run].max())]
-            result += [(int(order[i]), piece[begin[i] - low : end[i] - low]) for i in run]
-        return result
+    def _places(self) -> PatchPlaces:
+        if self._patch_place is not None:
+            return self._patch_place
+        if not self.has_image:
+            remedy = "give an image in the manifest and prepare the slide again"
+            raise DataError(f"{self.path} has no patches (counts only); {remedy}")
+        try:
+            self._patch_place = patch_places(self._file)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: damaged patches ({error}); {_AGAIN}") from error
+        return self._patch_place
 
     @property
     def feature_names(self) -> list[str]:
@@ -238,8 +250,7 @@ class SlideStore:
         Raises:
             DataError: there is none of this name; names the nearest.
         """
-        names = self.feature_names
-        if name not in names:
+        if name not in (names := self.feature_names):
             near = get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or '-'}"
             raise DataError(f"{self.path} has no features {name!r} ({hint})")
@@ -287,9 +298,3 @@ class SlideStore:
         if self._sha256 is None:
             self._sha256 = file_sha256(self.path)
         return self._sha256
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding
+from preprocessing.modality import PROTEIN
 from preprocessing.spot_table import repeated_names
+from preprocessing.store_checksum import broken, oversized
 from preprocessing.store_read import SlideStore
 
 MIN_GENES = 300
+MIN_PROTEINS = 10
 MIN_DEPTH = 200
 _AGAIN = "delete the store and run `hibio prepare` again"
 _SAMPLE = 4
@@ -35,8 +39,10 @@ def verify_store(path: str | Path) -> list[Finding]:
         with SlideStore(path) as store:
             for check in _CHECKS:
                 findings += [_finding(path, p) for p in _run(check, store)]
+                if check is _check_sizes and findings:  # to read it would fill the memory
+                    return findings
             if not findings:
-                text = f"{_size(store)}, schema and values are valid"
+                text = f"{_size(store)}, checksums, schema and values are valid"
                 findings.append(Finding("PASS", str(path), text))
     except DataError as error:
         findings.append(Finding("FAIL", str(path), str(error), _AGAIN))
@@ -46,7 +52,19 @@ def verify_store(path: str | Path) -> list[Finding]:
 def _size(store: SlideStore) -> str:
     if not store.has_counts:
         return f"{store.n_spots} spots, image only, no counts"
-    return f"{store.n_spots} spots x {len(store.gene_ids)} genes"
+    return f"{store.n_spots} spots x {len(store.gene_ids)} {feature_word(store.modality)}"
+
+
+def feature_word(modality: str) -> str:
+    """What the columns of the counts are called: genes or proteins."""
+    return "proteins" if modality == PROTEIN else "genes"
+
+
+def few_features(count: int, modality: str) -> str | None:
+    """Say what to expect of a small panel; None where it is large enough."""
+    if modality == PROTEIN:
+        return "expect coarse cell types" if count < MIN_PROTEINS else None
+    return "expect weak pathway coverage" if count < MIN_GENES else None
 
 
 def _finding(path: Path, problem: Problem) -> Finding:
@@ -57,8 +75,18 @@ def _finding(path: Path, problem: Problem) -> Finding:
 def _run(check: Callable[[SlideStore], list[Problem]], store: SlideStore) -> list[Problem]:
     try:
         return check(store)
-    except (DataError, KeyError, OSError, ValueError, RuntimeError) as error:
+    except DataError as error:
         return [("FAIL", f"{error}", _AGAIN)]
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the library raise
+        return [("FAIL", f"damaged ({type(error).__name__}: {error})", _AGAIN)]
+
+
+def _check_sizes(store: SlideStore) -> list[Problem]:
+    with h5py.File(store.path, "r") as file:
+        absurd = oversized(file)
+    if absurd:
+        return [("FAIL", f"{', '.join(absurd)}: claims more values than the file can hold", _AGAIN)]
+    return []
 
 
 def _check_ids(store: SlideStore) -> list[Problem]:
@@ -95,16 +123,28 @@ def _check_shapes(store: SlideStore) -> list[Problem]:
     ]
 
 
+def _check_content(store: SlideStore) -> list[Problem]:
+    with h5py.File(store.path, "r") as file:
+        differing = broken(file)
+    if differing is None:
+        text = "no checksum of the content (written by an older version)"
+        return [("WARN", text, "run `hibio prepare` again to have one")]
+    if differing:
+        text = f"{', '.join(differing)}: not what was written (damaged disk or copy, or edited)"
+        return [("FAIL", text, _AGAIN)]
+    return []
+
+
 def _check_names(store: SlideStore) -> list[Problem]:
     problems: list[Problem] = []
     for what, names in (("barcodes", store.barcodes), ("gene names", store.gene_names)):
         repeated = repeated_names(names)
         if repeated:
             problems.append(("FAIL", f"{what} occur twice (first: {repeated[0]!r})", _AGAIN))
-    if store.has_counts and len(store.gene_ids) < MIN_GENES:
-        problems.append(
-            ("WARN", f"only {len(store.gene_ids)} genes", "expect weak pathway coverage")
-        )
+    count = len(store.gene_ids)
+    few = few_features(count, store.modality)
+    if few is not None and store.has_counts:
+        problems.append(("WARN", f"only {count} {feature_word(store.modality)}", few))
     return problems
 
 
@@ -115,6 +155,10 @@ def _check_counts(store: SlideStore) -> list[Problem]:
     if counts.nnz == 0:
         return [("FAIL", "the counts are all zero", "check the counts file of the manifest")]
     values = counts.data
+    if store.modality == PROTEIN:
+        if values.dtype.kind == "f" and np.isfinite(values).all() and values.min() >= 0:
+            return []  # the sum of intensities is no depth
+        return [("FAIL", "intensities are not finite numbers from 0 on", _AGAIN)]
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         return [("FAIL", "counts are not non-negative integers", _AGAIN)]
     depth = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
@@ -128,6 +172,8 @@ def _check_places(store: SlideStore) -> list[Problem]:
     if not (np.isfinite(xy_px0).all() and np.isfinite(xy_um).all()):
         return [("FAIL", "coordinates are not finite", _AGAIN)]
     problems: list[Problem] = []
+    if store.n_spots > 1 and (xy_um == xy_um[:1]).all():
+        problems.append(("FAIL", "all spots have the same coordinates", "correct the positions"))
     if np.abs(xy_px0 * store.mpp - xy_um).max() > _XY_TOLERANCE_UM:
         problems.append(("FAIL", "xy_um is not xy_px0 * mpp", _AGAIN))
     size = store.attrs.get("slide_size_px0")
@@ -175,8 +221,10 @@ def _check_labels(store: SlideStore) -> list[Problem]:
 
 
 _CHECKS: tuple[Callable[[SlideStore], list[Problem]], ...] = (
+    _check_sizes,
     _check_ids,
     _check_shapes,
+    _check_content,
     _check_names,
     _check_counts,
     _check_places,

@@ -1,7 +1,7 @@
 """Writing a slide store: one HDF5 file a slide, complete or absent."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import numpy as np
 from preprocessing import store_layout as layout
 from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
+from preprocessing.hdf5_write import Sink, hdf5_writer
 from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
 from preprocessing.spot_table import SpotTable
+from preprocessing.store_checksum import bytes_digest, seal, seal_dataset
+from preprocessing.store_counts import write_counts
 
 _BUFFER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
@@ -78,7 +81,8 @@ def write_store(
         "dropped": dict(dropped or {}),
         "notes": list(table.notes),
     }
-    with atomic_path(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    _without_nul(row, table)
+    with atomic_path(Path(path)) as temporary, hdf5_writer(temporary) as (file, sink):
         file.attrs.update(_attrs(table, row, patch, encoding, patches is not None))
         file.attrs.update({k: json.dumps(v, sort_keys=True) for k, v in documents.items()})
         _write_spots(file, table, tissue_fraction)
@@ -89,9 +93,31 @@ def write_store(
                 )
             layout.write_features(file, name, np.asarray(values))
         if patches is not None:
-            _write_patches(file, patches, table.n_spots, patch.patch_px, encoding)
+            checked = _until_full(patches, sink)
+            _write_patches(file, checked, table.n_spots, patch.patch_px, encoding)
         if picture is not None:
             _write_picture(file, picture)
+        seal(file)
+
+
+def _without_nul(row: SlideRow, table: SpotTable) -> None:
+    """Refuse texts that HDF5 cannot hold."""
+    texts: dict[str, Iterable[Any]] = {
+        "manifest row": [v for v in vars(row).values() if isinstance(v, str)],
+        "gene ids": table.gene_ids,
+        "gene names": table.gene_names,
+        "barcodes": table.barcodes,
+        "names of the label columns": table.labels.columns,
+    }
+    texts |= {
+        f"labels {name!r}": values
+        for name, values in table.labels.items()
+        if values.dtype.kind not in "fiub"
+    }
+    for what, values in texts.items():
+        bad = [str(v) for v in values if "\0" in str(v)]
+        if bad:
+            raise DataError(f"{what}: {bad[0][:80]!r} holds a NUL character; take it out")
 
 
 def _attrs(
@@ -104,6 +130,8 @@ def _attrs(
         "organism": row.organism,
         "tissue": row.tissue,
         "technology": row.technology,
+        "modality": table.modality,
+        "outcome": row.outcome,
         "mpp": table.mpp,
         "diameter_um": np.nan if table.diameter_um is None else table.diameter_um,
         "patch_um": patch.patch_um,
@@ -114,7 +142,7 @@ def _attrs(
 
 
 def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray | None) -> None:
-    layout.write_counts(file, table.counts)
+    write_counts(file, table.counts)
     layout.write_strings(file, layout.GENE_ID, table.gene_ids)
     layout.write_strings(file, layout.GENE_NAME, table.gene_names)
     layout.write_strings(file, layout.BARCODE, table.barcodes)
@@ -129,6 +157,15 @@ def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray 
         layout.write_label(file, position, str(column), table.labels[column].to_numpy())
 
 
+def _until_full(
+    patches: Iterable[tuple[int, np.ndarray]], sink: Sink
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The patches, until the disk is full."""
+    for patch in patches:
+        sink.check()
+        yield patch
+
+
 def _write_patches(
     file: h5py.File,
     patches: Iterable[tuple[int, np.ndarray]],
@@ -140,10 +177,9 @@ def _write_patches(
     encode = layout.ENCODERS[encoding]
     start = np.full(spots, -1, dtype=np.int64)
     size = np.zeros(spots, dtype=np.int64)
-    data = file.create_dataset(
-        layout.PATCH_BYTES, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,)
-    )
-    buffer = bytearray()
+    data = _patch_dataset(file, spots * px * px * 3 if encoding == "raw" else None)
+    end = 0
+    buffer, digest = bytearray(), bytes_digest()
     for index, patch in patches:
         if patch.shape != (px, px, 3) or patch.dtype != np.uint8:
             raise DataError(
@@ -152,12 +188,15 @@ def _write_patches(
         if start[index] >= 0:
             raise DataError(f"spot {index} got two patches; expected one each")
         encoded = encode(patch)
-        start[index], size[index] = len(data) + len(buffer), len(encoded)
+        start[index], size[index] = end, len(encoded)
+        end += len(encoded)
         buffer += encoded
+        digest.update(encoded)
         if len(buffer) >= _BUFFER_BYTES:
-            _append(data, buffer)
+            _append(data, end - len(buffer), buffer)
             buffer.clear()
-    _append(data, buffer)
+    _append(data, end - len(buffer), buffer)
+    seal_dataset(data, digest.hexdigest())
     if (start < 0).any():
         raise DataError(
             f"{int((start < 0).sum())} of {spots} spots got no patch; expected one each"
@@ -166,10 +205,19 @@ def _write_patches(
     layout.write_array(file, layout.PATCH_SIZE, size)
 
 
-def _append(data: h5py.Dataset, buffer: bytearray) -> None:
-    old = len(data)
-    data.resize((old + len(buffer),))
-    data[old:] = np.frombuffer(bytes(buffer), dtype=np.uint8)
+def _patch_dataset(file: h5py.File, size: int | None) -> h5py.Dataset:
+    """The bytes: in one piece where their number is known, since that is read fastest."""
+    if size is not None:
+        return file.create_dataset(layout.PATCH_BYTES, (size,), np.uint8)
+    return file.create_dataset(
+        layout.PATCH_BYTES, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,)
+    )
+
+
+def _append(data: h5py.Dataset, start: int, buffer: bytearray) -> None:
+    if data.chunks is not None:
+        data.resize((start + len(buffer),))
+    data[start : start + len(buffer)] = np.frombuffer(bytes(buffer), dtype=np.uint8)
 
 
 def _write_picture(file: h5py.File, picture: SlidePicture) -> None:

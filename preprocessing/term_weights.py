@@ -1,15 +1,15 @@
-"""The parts of TF-IDF: term frequencies, inverse document frequencies, and their sums.
+"""The parts of TF-IDF for counts: term frequencies, inverse document frequencies, and their sums.
 
-METHOD section 1. Each part is a frozen dataclass whose fields are its own arguments; `VARIANTS`
-pairs them by name. Shapes: S spots, G genes.
+METHOD section 1. Each part is a frozen dataclass whose fields are its own arguments;
+`tfidf.VARIANTS` pairs them by name. Those for intensities are in `intensity_weights`.
+Shapes: S spots, G genes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import sparse
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph, morans_i
 
-_FIXED_POINT = 2.0**32  # real statistics are summed as integers, so that no order of sums matters
+FIXED_POINT = 2.0**32  # one unit of a real statistic
 
 
 class TermFrequency(Protocol):
@@ -29,10 +29,23 @@ class TermFrequency(Protocol):
         self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
     ) -> NDArray[np.float64]:
         """Weighs each stored count, given its spot's depth and the mean depth of the training."""
+        ...
+
+    def finish(self, weights: sparse.csr_matrix, reference: sparse.csr_matrix) -> sparse.csr_matrix:
+        """A last step within each spot, after the weights of genes; none in most variants.
+
+        Args:
+            weights: (S, U) weights of some genes.
+            reference: (S, G) weights of all genes of the spots; often the same matrix.
+
+        Returns:
+            (S, U) finished weights.
+        """
+        return weights
 
 
 @dataclass(frozen=True)
-class LogTf:
+class LogTf(TermFrequency):
     """ln(1 + scale x / depth).
 
     Attributes:
@@ -49,7 +62,7 @@ class LogTf:
 
 
 @dataclass(frozen=True)
-class RawTf:
+class RawTf(TermFrequency):
     """x / depth."""
 
     def weigh(
@@ -60,7 +73,7 @@ class RawTf:
 
 
 @dataclass(frozen=True)
-class Bm25Tf:
+class Bm25Tf(TermFrequency):
     """x (k + 1) / (x + k (1 - b + b depth / mean depth)): saturating, depth corrected.
 
     Attributes:
@@ -112,7 +125,9 @@ class FitSums:
 class InverseDocumentFrequency(Protocol):
     """How rare a gene is among spots."""
 
-    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
         """The variant's own fixed-point sum (G,) over these spots; zeros when it has none."""
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
@@ -123,7 +138,9 @@ class InverseDocumentFrequency(Protocol):
 class SmoothIdf:
     """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
 
-    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
         """Nothing beyond df."""
         return np.zeros(counts.shape[1], np.int64)
 
@@ -142,49 +159,42 @@ class DepthMatchedIdf:
 
     depth: float = 1000.0
 
-    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
         """Expected detections; spots without the gene add exactly 0, so it stays sparse."""
-        share = counts.data / _entry_depth(counts)
+        share = np.minimum(counts.data / entries(counts, depth), 1)
         with np.errstate(divide="ignore"):  # a spot with one gene only: log(0), probability 1
             detected = -np.expm1(self.depth * np.log1p(-share))
-        parts = (_fixed_point(detected), counts.indices, counts.indptr)
+        parts = (fixed_point(detected), counts.indices, counts.indptr)
         return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """See InverseDocumentFrequency."""
-        return _smooth(sums.n_spots, sums.extra / _FIXED_POINT)
+        return _smooth(sums.n_spots, sums.extra / FIXED_POINT)
 
 
 @dataclass(frozen=True)
 class SpatialIdf:
     """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
 
-    def observe(self, counts: sparse.csr_matrix, graph: SpotGraph | None) -> NDArray[np.int64]:
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
         """Spots x Moran's I of this slide."""
         if graph is None:
             raise DataError(
                 "the 'spatial' variant needs the spot graph of every slide, found none. Pass "
                 "graph= to partial_fit (graphs= to fit), e.g. KNNGraph(k=6).build(xy_um)."
             )
-        moran = morans_i(frequencies(counts, LogTf(), 1.0), graph)
-        return _fixed_point(counts.shape[0] * moran)
+        moran = morans_i(frequencies(counts, LogTf(), 1.0, depth), graph)
+        return fixed_point(counts.shape[0] * moran)
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """See InverseDocumentFrequency."""
-        moran = sums.extra / (_FIXED_POINT * sums.n_spots)
+        moran = sums.extra / (FIXED_POINT * sums.n_spots)
         smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
         return np.asarray(smooth * (1 + np.maximum(moran, 0)))
-
-
-VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
-    {
-        "log": (LogTf, SmoothIdf),
-        "raw": (RawTf, SmoothIdf),
-        "bm25": (Bm25Tf, SmoothIdf),
-        "depth_matched": (LogTf, DepthMatchedIdf),
-        "spatial": (LogTf, SpatialIdf),
-    }
-)
 
 
 def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
@@ -231,23 +241,39 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DataError:
     return DataError(f"unknown {kind} '{name}'; choose one of {', '.join(listed)}.{hint}")
 
 
-def _fixed_point(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(values * _FIXED_POINT).astype(np.int64)
+def fixed_point(values: NDArray[np.float64], unit: float = FIXED_POINT) -> NDArray[np.int64]:
+    """Real statistics as integers, so that no order of sums matters."""
+    return np.rint(values * unit).astype(np.int64)
 
 
 def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)
 
 
-def _entry_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
-    """(nnz,) depth of the spot that each stored count belongs to."""
-    depth = np.asarray(table.sum(axis=1)).ravel()
-    return np.repeat(depth, np.diff(table.indptr))
+def spot_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
+    """(S,) sum of each spot's counts."""
+    return np.asarray(table.sum(axis=1), dtype=np.float64).ravel()
+
+
+def entries(table: sparse.csr_matrix, per_spot: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(nnz,) the value of `per_spot` (S,) at every stored entry."""
+    return np.repeat(per_spot, np.diff(table.indptr))
 
 
 def frequencies(
-    table: sparse.csr_matrix, tf: TermFrequency, mean_depth: float
+    table: sparse.csr_matrix,
+    tf: TermFrequency,
+    mean_depth: float,
+    depth: NDArray[np.float64] | None = None,
 ) -> sparse.csr_matrix:
-    """The (S, G) float64 term frequencies of checked counts."""
-    data = tf.weigh(table.data, _entry_depth(table), mean_depth)
+    """The (S, G) float64 term frequencies of checked counts.
+
+    Args:
+        table: (S, G) checked counts.
+        tf: term frequency.
+        mean_depth: of the training spots.
+        depth: (S,) depth of each spot; None is the sum of its counts here.
+    """
+    depth = spot_depth(table) if depth is None else depth
+    data = tf.weigh(table.data, entries(table, depth), mean_depth)
     return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)

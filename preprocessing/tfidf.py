@@ -1,8 +1,10 @@
 """TF-IDF reweighting: a spot is a document, a gene is a term (METHOD section 1).
 
-A variant is a pair of one term frequency and one inverse document frequency (`term_weights`).
+A variant is a pair of one term frequency and one inverse document frequency: `term_weights` has
+those for counts, `intensity_weights` those for protein intensities, which no depth divides.
 Everything that is fitted is a sum over spots, so fitting slide by slide, merging partial fits and
-fitting at once give the same numbers to the last bit (integer counts).
+fitting at once give the same numbers to the last bit (of intensities: the weights of `arcsinh` and
+`rank` are the same to the last bit).
 Shapes: S spots, G genes.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,16 +22,37 @@ from scipy import sparse
 
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph
+from preprocessing.intensity_weights import ArcsinhTf, RankTf, ScaleWeight, TypicalWeight
 from preprocessing.keywords import keyword_genes
 from preprocessing.term_weights import (
-    VARIANTS,
+    Bm25Tf,
+    DepthMatchedIdf,
     FitSums,
+    LogTf,
+    RawTf,
+    SmoothIdf,
+    SpatialIdf,
     checked_counts,
+    entries,
     frequencies,
+    spot_depth,
     unknown_name,
 )
 
 __all__ = ["VARIANTS", "TfidfReweighter", "keyword_genes"]
+
+#: Term frequency and inverse document frequency of each variant.
+VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
+    {
+        "log": (LogTf, SmoothIdf),
+        "raw": (RawTf, SmoothIdf),
+        "bm25": (Bm25Tf, SmoothIdf),
+        "depth_matched": (LogTf, DepthMatchedIdf),
+        "spatial": (LogTf, SpatialIdf),
+        "arcsinh": (ArcsinhTf, ScaleWeight),
+        "rank": (RankTf, TypicalWeight),
+    }
+)
 
 
 class TfidfReweighter:
@@ -39,7 +63,8 @@ class TfidfReweighter:
 
         Args:
             variant: a key of VARIANTS.
-            **arguments: fields of the variant's two classes, e.g. scale=1e4, k=1.2, depth=1000.
+            **arguments: fields of the variant's two classes, e.g. scale=1e4, k=1.2, depth=1000,
+                cofactor=5.
 
         Raises:
             DataError: unknown variant or argument, or an argument that is not positive.
@@ -83,7 +108,7 @@ class TfidfReweighter:
 
     @property
     def idf(self) -> NDArray[np.float64]:
-        """(G,) inverse document frequency."""
+        """(G,) inverse document frequency; of intensities, what puts proteins on one scale."""
         return np.asarray(self.idf_rule.weight(self.sums))
 
     def partial_fit(self, counts: Any, graph: SpotGraph | None = None) -> TfidfReweighter:
@@ -101,7 +126,7 @@ class TfidfReweighter:
         """
         table = checked_counts(counts, None if self._sums is None else self.n_genes)
         df = np.bincount(table.indices, minlength=table.shape[1]).astype(np.int64)
-        extra = self.idf_rule.observe(table, graph)
+        extra = self.idf_rule.observe(table, spot_depth(table), graph)
         new = FitSums(table.shape[0], float(table.data.sum()), df, extra)
         self._sums = new if self._sums is None else self._sums + new
         return self
@@ -150,15 +175,62 @@ class TfidfReweighter:
             (S, G) float32 CSR, rows of unit L2 length; a spot without counts stays all zero.
         """
         table = checked_counts(counts, self.n_genes)
-        if self.sums.depth == 0:
-            raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
-        mean_depth = self.sums.depth / self.n_spots
-        weights = frequencies(table, self.tf, mean_depth)
-        weights.data *= self.idf[weights.indices]
+        raw = self.weighted(table, self.idf)
+        weights = self.tf.finish(raw, raw)
         length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
-        entry_length = np.repeat(length, np.diff(weights.indptr))
+        entry_length = entries(weights, length)
         np.divide(weights.data, entry_length, out=weights.data, where=entry_length > 0)
         return weights.astype(np.float32)
+
+    def weighted(
+        self,
+        table: sparse.csr_matrix,
+        idf: NDArray[np.float64],
+        depth: NDArray[np.float64] | None = None,
+    ) -> sparse.csr_matrix:
+        """Term frequency x idf, before the last step within the spot and the unit length.
+
+        Args:
+            table: (S, U) checked counts of any genes.
+            idf: (U,) their weights.
+            depth: (S,) depth of the spots; None is the sum of these counts.
+
+        Returns:
+            (S, U) float64 CSR.
+
+        Raises:
+            DataError: fitted on spots without any count.
+        """
+        if self.sums.depth == 0:
+            raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
+        weights = frequencies(table, self.tf, self.sums.depth / self.n_spots, depth)
+        weights.data *= idf[weights.indices]
+        return weights
+
+    def with_genes(self, df: NDArray[np.int64], extra: NDArray[np.int64]) -> TfidfReweighter:
+        """A reweighter that also knows further genes; this one is left as it is.
+
+        Args:
+            df: (U,) spots with each new gene, among the N training spots.
+            extra: (U,) the variant's own sum of each, over N spots.
+
+        Returns:
+            One of G + U genes, the new ones last.
+
+        Raises:
+            DataError: the two differ in length.
+        """
+        if df.ndim != 1 or df.shape != extra.shape:
+            raise DataError(f"new genes: df {df.shape} and extra {extra.shape} must both be (U,).")
+        longer = TfidfReweighter(self.variant, **self._arguments())
+        own = self.sums
+        longer._sums = FitSums(
+            own.n_spots,
+            own.depth,
+            np.concatenate([own.df, df]).astype(np.int64),
+            np.concatenate([own.extra, extra]).astype(np.int64),
+        )
+        return longer
 
     def state(self) -> dict[str, Any]:
         """Everything fitted, as numbers, one JSON text (`arguments`) and int64 arrays."""

@@ -20,13 +20,22 @@ PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
 LAYERS = (
     ("train",),
     ("hibio.cli",),
-    ("hibio.arguments", "hibio.check", "hibio.demo", "hibio.pathways_command"),
+    (
+        "hibio.arguments",
+        "hibio.check",
+        "hibio.demo",
+        "hibio.features",
+        "hibio.pathways_command",
+    ),
     ("eval",),
     ("hibio.run",),
+    ("hibio.jobs",),
+    ("hibio.run_config",),
     ("hibio.training",),
     ("hibio", "hibio.bank", "hibio.slide_regions"),
     ("hibio.model",),
-    ("hibio.losses", "hibio.encoders", "hibio.data"),
+    ("hibio.backbones", "hibio.inference", "hibio.model_config"),
+    ("hibio.losses", "hibio.encoders", "hibio.data", "hibio.omics_views"),
     ("hibio.regions", "hibio.batch", "hibio.artifacts", "hibio.doctor"),
     (
         "hibio.config",
@@ -53,7 +62,19 @@ TRAIN_MAY_IMPORT = {"hibio.cli", "hibio.config", "hibio.run", "hibio.training"}
 #: The only module that may import it at all.
 ONLY_IN = {"deepspeed": "hibio.training.engine"}
 #: Imported where they are used, never while a module loads.
-LAZY = {"deepspeed", "dask", "distributed", "matplotlib", "spatialdata", "timm", "torchvision"}
+LAZY = {
+    "cucim",
+    "dask",
+    "deepspeed",
+    "distributed",
+    "matplotlib",
+    "pyarrow",
+    "pyvips",
+    "spatialdata",
+    "timm",
+    "torchvision",
+    "zarr",
+}
 
 
 @dataclass(frozen=True)

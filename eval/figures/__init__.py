@@ -4,6 +4,7 @@ from eval.figures.bars import metric_bars
 from eval.figures.canvas import Figure
 from eval.figures.curves import loss_curves, retrieval_curves
 from eval.figures.heatmaps import expression_maps, pathway_heatmaps
+from eval.figures.niches import niche_maps
 from eval.figures.regions import region_history, slide_regions
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "expression_maps",
     "loss_curves",
     "metric_bars",
+    "niche_maps",
     "pathway_heatmaps",
     "region_history",
     "retrieval_curves",

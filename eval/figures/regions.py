@@ -6,7 +6,7 @@ rebuilds. A region id below 0 means "no region" and is drawn grey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,24 +15,17 @@ from eval.figures.canvas import (
     AREAS,
     MISSING,
     Figure,
-    Window,
     check_spots,
     draw_slide,
-    draw_spots,
-    grid_size,
-    new_page,
-    place,
-    png_bytes,
     window_of,
 )
+from eval.figures.panels import LEGEND_WIDTH, Panel, draw_panels, labels_panel, spots_panel
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
-Panel = tuple[str, Callable[["Axes"], None]]
 MAX_REBUILDS = 8
-LEGEND_WIDTH = 1.75
 
 
 def slide_regions(
@@ -70,12 +63,12 @@ def slide_regions(
         count = len(np.unique(ids[ids >= 0]))
         heading = f"{name}: {count} region{'' if count == 1 else 's'}"
         colours = region_colours(xy, ids[None])[0]
-        panels.append((heading, _spots_panel(xy, colours, window)))
+        panels.append((heading, spots_panel(xy, colours, window)))
     if labels is not None:
         check_spots(xy, labels=labels)
-        panels.append(("labels", _labels_panel(xy, np.asarray(labels), window)))
+        panels.append(("labels", labels_panel(xy, np.asarray(labels), window)))
     legend = 0.0 if labels is None else LEGEND_WIDTH
-    picture = _draw_panels(panels, window, legend)
+    picture = draw_panels(panels, window, legend)
     return Figure(title, _regions_caption(thumbnail, labels), picture)
 
 
@@ -87,76 +80,6 @@ def _regions_caption(thumbnail: np.ndarray | None, labels: np.ndarray | None) ->
     if labels is not None:
         caption += " The last panel shows the labels that came with the slide, for comparison."
     return caption if thumbnail is not None else caption + " This slide has no picture."
-
-
-def _spots_panel(xy: np.ndarray, colours: np.ndarray, window: Window) -> Callable[[Axes], None]:
-    return lambda axes: draw_spots(axes, xy, colours, window)
-
-
-def _draw_panels(panels: Sequence[Panel], window: Window, legend: float = 0.0) -> bytes:
-    """Draw headed panels that share one window, row by row.
-
-    Args:
-        panels: Heading and drawing function of each.
-        window: Part of the slide that all show.
-        legend: Inches that the last panel needs free at its right.
-    """
-    columns = len(panels) if len(panels) <= 4 else min(4, -(-len(panels) // 2))
-    rows, columns = grid_size(len(panels), columns)
-    width, head, gap = 2.6, 0.3, 0.12
-    height = width * window.aspect
-    last_is_outermost = len(panels) == rows * columns
-    page = new_page(
-        columns * (width + gap) + gap + (legend if last_is_outermost else 0.0),
-        rows * (height + head) + gap,
-        arranged=False,
-    )
-    for index, (heading, draw) in enumerate(panels):
-        row, column = divmod(index, columns)
-        left, top = gap + column * (width + gap), head + row * (height + head)
-        cell = place(page, left, top, width, height)
-        draw(cell)
-        cell.set_title(heading, fontsize=9, loc="left", pad=4)
-    return png_bytes(page)
-
-
-def _labels_panel(xy: np.ndarray, labels: np.ndarray, window: Window) -> Callable[[Axes], None]:
-    """Panel of named labels with their legend; more names than colours repeat with a note."""
-    from matplotlib.colors import to_rgba
-
-    names = [str(name) for name in np.unique(labels.astype(str)) if str(name).strip()]
-    shade = {name: AREAS[index % len(AREAS)] for index, name in enumerate(names)}
-    colours = np.asarray([to_rgba(shade.get(str(label), MISSING)) for label in labels])
-
-    def draw(axes: Axes) -> None:
-        from matplotlib.lines import Line2D
-
-        draw_spots(axes, xy, colours, window)
-        shown = names[:14]
-        entries = [(shade[name], name) for name in shown]
-        if len(names) > len(shown):
-            entries.append(("none", f"and {len(names) - len(shown)} more"))
-        if len(names) == 0 or any(not str(label).strip() for label in labels):
-            entries.append((MISSING, "no label"))
-        handles = [
-            Line2D([], [], marker="o", linestyle="", color=colour, label=_short(name))
-            for colour, name in entries
-        ]
-        axes.legend(
-            handles=handles,
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            borderaxespad=0,
-            fontsize=7,
-            frameon=False,
-            handletextpad=0.2,
-        )
-
-    return draw
-
-
-def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def region_colours(xy: np.ndarray, history: np.ndarray) -> np.ndarray:
@@ -235,11 +158,11 @@ def region_history(
     panels: list[Panel] = []
     for step in shown:
         heading = f"build {step}" if step == 0 else f"build {step}: {moved[step]:.1%} changed"
-        panels.append((heading, _spots_panel(xy, colours[step], window)))
+        panels.append((heading, spots_panel(xy, colours[step], window)))
     caption = (
         "Each region keeps its colour from build to build (matched by overlap). "
         '"changed" is the share of spots whose region differs from the build before.'
     )
     if len(shown) < len(history):
         caption += f" {len(shown)} of {len(history)} builds are drawn, evenly spaced."
-    return Figure(title, caption, _draw_panels(panels, window))
+    return Figure(title, caption, draw_panels(panels, window))

@@ -24,7 +24,7 @@ PREFERRED: dict[str, tuple[str, ...]] = {
     "domains": ("omics_ari/kmeans", "ari/"),
     "regions": ("ari/matched",),
     "annotation": ("omics/balanced_accuracy", "balanced_accuracy"),
-    "imputation": ("pearson",),
+    "imputation": ("pearson/hidden_genes",),
     "outcome": ("auroc",),
     "pathway_query": ("pearson/default/median", "spearman", "pearson"),
 }

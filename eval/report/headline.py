@@ -123,10 +123,13 @@ def compare(
 
 
 def _means_by(gains: Mapping[str, float], part: int) -> np.ndarray:
-    """Mean gain for each name at one place of the keys `fold/seed/slide`."""
+    """Mean gain for each name at one place of the keys `fold/seed/slide`.
+
+    Label columns and blocks of a slide (`slide:column:block`) are no units of their own.
+    """
     groups: dict[str, list[float]] = {}
     for key, gain in gains.items():
-        groups.setdefault(key.split("/")[part], []).append(gain)
+        groups.setdefault(key.split("/")[part].split(":")[0], []).append(gain)
     return np.asarray([np.mean(values) for values in groups.values()])
 
 

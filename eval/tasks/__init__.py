@@ -1,21 +1,40 @@
-"""Evaluation tasks: each is a frozen config dataclass and ``run(fold, config) -> TaskResult``."""
+"""Evaluation tasks: each is a frozen config dataclass and ``run(fold, config) -> TaskResult``.
+
+A pooled task has ``run(folds, config)`` with all folds of one seed instead.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from eval.fold import Fold, FoldError
+from eval.fold import FoldError
 from eval.results import TaskResult
-from eval.tasks import annotation, domains, expression, pathway_query, regions, retrieval
+from eval.tasks import (
+    annotation,
+    domains,
+    expression,
+    imputation,
+    outcome,
+    pathway_query,
+    regions,
+    retrieval,
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its config class, whose defaults are the published settings, and its function."""
+    """A task: its config class, whose defaults are the published settings, and its function.
+
+    Args:
+        config: the config class.
+        run: ``run(fold, config)``; of a pooled task ``run(folds, config)``.
+        pooled: whether it scores all folds of a seed together.
+    """
 
     config: type[Any]
-    run: Callable[[Fold, Any], TaskResult]
+    run: Callable[[Any, Any], TaskResult]
+    pooled: bool = False
 
 
 TASKS: dict[str, Task] = {
@@ -24,6 +43,8 @@ TASKS: dict[str, Task] = {
     "domains": Task(domains.DomainsConfig, domains.run),
     "regions": Task(regions.RegionsTaskConfig, regions.run),
     "annotation": Task(annotation.AnnotationConfig, annotation.run),
+    "imputation": Task(imputation.ImputationConfig, imputation.run),
+    "outcome": Task(outcome.OutcomeConfig, outcome.run, pooled=True),
     "pathway_query": Task(pathway_query.PathwayQueryConfig, pathway_query.run),
 }
 

@@ -1,11 +1,14 @@
 """Annotation by a linear probe on frozen embeddings, test patients unseen (METHOD section 6.4).
 
 Metrics ``omics/balanced_accuracy``, ``omics/macro_f1``, ``omics/macro_auroc`` and the same with
-``image``; one value per test patient and label column.
+``image``; one value per test patient and label column. Where nothing is held out (fold ``none``,
+a model trained without labels on the very slides) the probe is held out instead: every slide is
+cut into spatial blocks with a buffer, one value per slide, label column and block.
 Shapes: S labelled spots, D dimensions, C classes.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -14,6 +17,7 @@ from eval.fold import Fold, Representation, SlideData, spot_names, stack
 from eval.metrics import balanced_accuracy, macro_auroc, macro_f1
 from eval.readouts import group_folds, zscore
 from eval.results import ResultTable, TaskResult
+from eval.spatial_blocks import BlocksConfig, BlockSplit, block_splits
 
 MODALITIES = ("omics", "image")
 
@@ -30,6 +34,7 @@ class AnnotationConfig:
         max_train_spots: larger training sets are thinned at random (and noted).
         max_iter: of the logistic regression.
         tolerance: at which it stops.
+        blocks: how a slide is cut when no slide is held out.
     """
 
     columns: tuple[str, ...] = ()
@@ -39,11 +44,12 @@ class AnnotationConfig:
     max_train_spots: int = 20_000
     max_iter: int = 300
     tolerance: float = 1e-3
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled spots: features (S, D) z-scored per slide, class and patient of each."""
+    """Labelled spots: features (S, D) z-scored per slide, class and patient (or block) of each."""
 
     x: np.ndarray
     y: np.ndarray
@@ -54,9 +60,26 @@ class Labelled:
         return Labelled(self.x[keep], self.y[keep], self.patient[keep])
 
 
+@dataclass(frozen=True)
+class Case:
+    """Where one probe stands: whose embedding, of which column, and who is tested."""
+
+    model: str
+    modality: str
+    column: str
+
+
 def run(fold: Fold, config: AnnotationConfig) -> TaskResult:
-    """Fit a probe on labelled training spots and score it on each test patient."""
+    """Fit a probe on labelled training spots and score it on each test patient or block."""
     table = ResultTable("annotation")
+    if fold.train:
+        _over_patients(table, fold, config)
+    else:
+        _over_blocks(table, fold, config)
+    return table.result(fold.models)
+
+
+def _over_patients(table: ResultTable, fold: Fold, config: AnnotationConfig) -> None:
     columns = _columns(fold, config)
     if not columns:
         table.note(f"fold {fold.name}: no label column on both training and test slides; not run")
@@ -66,8 +89,61 @@ def run(fold: Fold, config: AnnotationConfig) -> TaskResult:
                 train = _labelled(model, modality, fold.train, column)
                 test = _labelled(model, modality, fold.test, column)
                 if train is not None and test is not None and len(set(train.y)) > 1:
-                    _add(table, fold, (model.name, modality, column), (train, test), config)
-    return table.result(fold.models)
+                    _add(table, fold, Case(model.name, modality, column), (train, test), config)
+
+
+def _over_blocks(table: ResultTable, fold: Fold, config: AnnotationConfig) -> None:
+    """Cross-validate the probe over the blocks of every slide."""
+    found = False
+    for slide in fold.test:
+        columns = [c for c in slide.label_columns if len(set(slide.categories(c)) - {""}) > 1]
+        columns = [c for c in columns if not config.columns or c in config.columns]
+        splits = block_splits(slide, config.blocks, table) if columns else []
+        for column in columns:
+            for split in _labelled_splits(table, slide, column, splits):
+                found = True
+                unit = f"{slide.slide_id}:{column}:{split.name}"
+                for case, data in _block_cases(fold, slide, column, split):
+                    _add(table, fold, case, data, config, unit)
+    if found:
+        table.note(
+            f"fold {fold.name}: no slide is held out; model and baselines saw every cell without "
+            "labels (transductive), the probe is fitted on other blocks of the same slide"
+        )
+    else:
+        table.note(f"fold {fold.name}: no slide with two classes to split; not run")
+
+
+def _labelled_splits(
+    table: ResultTable, slide: SlideData, column: str, splits: list[BlockSplit]
+) -> Iterator[BlockSplit]:
+    """Splits with two classes to learn and a labelled cell to test; the others are noted."""
+    y = slide.categories(column)
+    for split in splits:
+        classes, n_test = set(y[split.train]) - {""}, int((y[split.test] != "").sum())
+        if len(classes) > 1 and n_test:
+            yield split
+        else:
+            table.note(
+                f"slide {slide.slide_id}, column {column}, {split.name}: {len(classes)} classes "
+                f"to learn outside the buffer, {n_test} labelled cells to test; skipped"
+            )
+
+
+def _block_cases(
+    fold: Fold, slide: SlideData, column: str, split: BlockSplit
+) -> Iterator[tuple[Case, tuple[Labelled, Labelled]]]:
+    """Training and test cells of every embedding; blocks stand in the place of patients."""
+    y = slide.categories(column).astype(str)
+    train, test = split.train & (y != ""), split.test & (y != "")
+    for model in fold.models:
+        for modality in MODALITIES:
+            table = model.image if modality == "image" else model.omics
+            if table is None or (modality == "image" and not slide.has_image):
+                continue
+            x = zscore(model.rows(modality, [slide])[0])
+            every = Labelled(x, y, split.block.astype(str))
+            yield Case(model.name, modality, column), (every.only(train), every.only(test))
 
 
 def choose_c(train: Labelled, config: AnnotationConfig) -> float:
@@ -125,20 +201,22 @@ def _labelled(
 def _add(
     table: ResultTable,
     fold: Fold,
-    where: tuple[str, str, str],
+    case: Case,
     data: tuple[Labelled, Labelled],
     config: AnnotationConfig,
+    unit: str = "",
 ) -> None:
-    model, modality, column = where
+    """Fit on the first, score every patient of the second; ``unit`` names a block of a slide."""
     train, test = _thinned(data[0], fold, config, table), data[1]
     known = np.isin(test.y, np.unique(train.y))
     if not known.all():
         lost = sorted(set(test.y[~known].tolist()))
         table.note(
-            f"fold {fold.name}, {column}: {int((~known).sum())} test spots of classes without "
-            f"training spots left out: {lost}"
+            f"fold {fold.name}, {unit or case.column}: {int((~known).sum())} test spots of classes "
+            f"without training spots left out: {lost}"
         )
     probe = _fitted(train, choose_c(train, config), config)
+    tested = "block" if unit else "test patient"
     for patient in np.unique(test.patient[known]):
         own = test.only(known & (test.patient == patient))
         predicted, score = probe.predict(own.x), probe.predict_proba(own.x)
@@ -148,9 +226,9 @@ def _add(
             "macro_auroc": (macro_auroc(own.y, score, list(probe.classes_)), 0.5),
         }
         for name, (value, chance) in values.items():
-            unit = f"{name.replace('_', ' ')} per test patient"
-            key = fold.key(f"{patient}:{column}")
-            table.add(model, f"{modality}/{name}", key, value, unit, chance)
+            of = f"{name.replace('_', ' ')} per {tested}"
+            key = fold.key(unit or f"{patient}:{case.column}")
+            table.add(case.model, f"{case.modality}/{name}", key, value, of, chance)
 
 
 def _thinned(train: Labelled, fold: Fold, config: AnnotationConfig, table: ResultTable) -> Labelled:

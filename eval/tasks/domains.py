@@ -1,7 +1,7 @@
-"""Spatial domains by clustering frozen embeddings (METHOD sections 6.3 and 7).
+"""Spatial domains, or niches of cells, by clustering frozen embeddings (METHOD sections 6.3 and 7).
 
-Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth``, the same with ``nmi``,
-and with ``image_`` for the image embedding; one value per test slide and label column.
+Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth``, the same with ``nmi``
+and ``ami``, and with ``image_`` for the image embedding; one value per test slide and label column.
 Shapes: S spots, D dimensions.
 """
 
@@ -14,11 +14,12 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from eval.fold import Fold, Representation, SlideData, neighbour_weights
-from eval.metrics import ari, nmi
+from eval.metrics import ami, ari, nmi
 from eval.results import ResultTable, TaskResult
 
 MODALITIES = ("omics", "image")
-SCORES = {"ari": ari, "nmi": nmi}
+SCORES = {"ari": ari, "nmi": nmi, "ami": ami}
+ADJUSTED = ("ari", "ami")  # random clusters score 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _add(
                 mean = float(np.mean([function(names, labels) for labels in found]))
                 metric = f"{modality}_{score}/{method}{suffix}"
                 unit = f"{score.upper()} per slide and label column"
-                table.add(model, metric, key, mean, unit, 0.0 if score == "ari" else None)
+                table.add(model, metric, key, mean, unit, 0.0 if score in ADJUSTED else None)
 
 
 def _components(rows: np.ndarray, config: DomainsConfig) -> np.ndarray:

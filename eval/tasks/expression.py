@@ -17,7 +17,7 @@ from eval.metrics import pearson_per_gene, summarise
 from eval.readouts import RidgeConfig, zscore_mean
 from eval.results import ResultTable, TaskResult
 from eval.tasks.image_probe import ImageProbe, split_rows
-from eval.variable_genes import log_cp10k, variable_genes
+from eval.variable_genes import expression, variable_genes
 
 UNIT = "Pearson r per slide, mean over genes"
 POOLED = "Pearson r over all test spots, mean over genes"
@@ -130,4 +130,4 @@ def _add_references(table: ResultTable, fold: Fold, targets: Targets) -> None:
 
 
 def _dense(slide: SlideData, genes: np.ndarray) -> np.ndarray:
-    return np.asarray(log_cp10k(slide.counts)[:, genes].toarray())
+    return np.asarray(expression(slide)[:, genes].toarray())

@@ -57,14 +57,15 @@ class Query:
 def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
     """Score gene sets on test slides from the image alone and compare with the counts."""
     table = ResultTable("pathway_query")
-    if fold.anchors is None or not fold.paired_train or not fold.paired_test:
+    pictured = fold.paired_train and fold.paired_test
+    if fold.anchors is None or not len(fold.anchors.names) or not pictured:
         table.note(f"fold {fold.name}: no pathways, or no training or test images; not run")
         return table.result()
     queries = [Query.of(fold, fold.anchors)]
     if fold.held_out is not None:
         queries.append(Query.of(fold, fold.held_out, "held_out_"))
-    pictured = [model for model in fold.models if model.image is not None]
-    for model in pictured:
+    models = [model for model in fold.models if model.image is not None]
+    for model in models:
         probe = ImageProbe.of(fold, model)
         for query in queries:
             anchor = model.held_out_anchor if query.prefix else model.anchor
@@ -72,7 +73,7 @@ def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
     for query in queries:
         measured = {"measured": query.test}
         _add_planted(table, fold, "measured_oracle", query, measured)
-    _add_random(table, fold, pictured, config)
+    _add_random(table, fold, models, config)
     return table.result(fold.models)
 
 

@@ -11,15 +11,17 @@ from scipy import sparse
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config import ConfigError
-from hibio.data.fitting import align_columns
+from hibio.data.counts import ArrayCounts, PanelMap
 from hibio.data.slide import PreparedSlide, expression_slide, standardise_columns
 
 
 def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial") -> PreparedSlide:
     """One slide from AnnData: raw counts in X, gene names in var_names, micrometres in obsm.
 
+    Where the model was trained on intensities (proteins), X holds intensities of at least 0.
+
     Raises:
-        ConfigError: no coordinates, or values that are not raw counts.
+        ConfigError: no coordinates, or values that are not what the model was trained on.
     """
     if spatial not in adata.obsm:
         raise ConfigError(
@@ -27,17 +29,36 @@ def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial")
             "the spot centres in micrometres there"
         )
     counts = sparse.csr_matrix(adata.X)
-    if counts.nnz and (counts.data.min() < 0 or np.any(counts.data != np.rint(counts.data))):
-        raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
+    _check_values(counts.data, artifacts.modality)
     names = np.asarray(adata.var_names, dtype=str)
+    if len({*names}) < len(names):
+        raise ConfigError("adata.var_names holds a gene twice; call adata.var_names_make_unique()")
+    xy_um = np.asarray(adata.obsm[spatial], dtype=np.float64)[:, :2]
+    if not np.isfinite(xy_um).all():
+        bad = int((~np.isfinite(xy_um)).any(axis=1).sum())
+        raise ConfigError(f"adata.obsm[{spatial!r}]: {bad} spots have no finite coordinates")
+    if len(xy_um) > 1 and np.ptp(xy_um, axis=0).max() == 0:
+        raise ConfigError(
+            f"adata.obsm[{spatial!r}]: all {len(xy_um)} spots lie at one place; put the spot "
+            "centres in micrometres there"
+        )
+    panel = PanelMap.between(names, artifacts.genes, n_folded_in=artifacts.n_folded_in)
     return expression_slide(
-        align_columns(counts, names, artifacts.genes),
-        np.asarray(adata.obsm[spatial], dtype=np.float64)[:, :2],
+        ArrayCounts(panel.align(counts)),
+        xy_um,
         artifacts,
         slide_id="anndata",
-        matched=len({*artifacts.genes} & {*names}),
-        measured=len(names),
+        matched=panel.matched,
+        measured=panel.measured,
+        folded_in=panel.folded_in,
     )
+
+
+def _check_values(values: np.ndarray, modality: str) -> None:
+    if not np.isfinite(values).all() or (len(values) and values.min() < 0):
+        raise ConfigError("adata.X holds negative or non-finite values; give the raw ones")
+    if modality == "rna" and np.any(values != np.rint(values)):
+        raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
 
 
 def image_batch(image: np.ndarray, artifacts: Artifacts) -> SlideBatch:
@@ -57,6 +78,7 @@ def image_batch(image: np.ndarray, artifacts: Artifacts) -> SlideBatch:
         gene_SK=torch.full((n_spots, k), artifacts.n_genes),
         value_SK=torch.zeros(n_spots, k),
         vector_SV=vector,
+        spot_group_S=torch.zeros(n_spots, dtype=torch.long),
         vector_scale_SV=torch.ones_like(vector),
         neighbour_SN=torch.full((n_spots, 1), -1),
         distance_um_SN=torch.full((n_spots, 1), float("inf")),

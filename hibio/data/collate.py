@@ -9,14 +9,17 @@ import torch
 
 from hibio.batch import SlideBatch
 from hibio.data.slide import PreparedSlide
+from hibio.data.views import Views, view_arrays
 
 
 def with_halo(neighbour_SN: np.ndarray, core: np.ndarray, hops: int) -> np.ndarray:
-    """``core`` followed by every spot within ``hops`` steps of it on the spatial graph."""
+    """``core``, then every spot within ``hops`` steps on the spatial graph (-1: all others)."""
     inside = np.zeros(len(neighbour_SN), dtype=bool)
     inside[core] = True
     order = [core]
     front = core
+    if hops < 0:  # the whole slide
+        return np.concatenate([core, np.flatnonzero(~inside)])
     for _ in range(hops):
         reached = np.unique(neighbour_SN[front])
         front = reached[(reached >= 0) & ~inside[reached]]
@@ -28,7 +31,11 @@ def with_halo(neighbour_SN: np.ndarray, core: np.ndarray, hops: int) -> np.ndarr
 
 
 def slide_part(
-    slide: PreparedSlide, regions_LS: np.ndarray, core: np.ndarray, hops: int
+    slide: PreparedSlide,
+    regions_LS: np.ndarray,
+    core: np.ndarray,
+    hops: int,
+    views: Views | None = None,
 ) -> dict[str, np.ndarray]:
     """Arrays of one slide's share of a batch, with indices local to that share."""
     spots = with_halo(slide.neighbour_SN, core, hops)
@@ -37,10 +44,12 @@ def slide_part(
     neighbour = local[slide.neighbour_SN[spots]]
     distance = np.where(neighbour >= 0, slide.distance_um_SN[spots], np.inf)
     is_core = np.arange(len(spots)) < len(core)
+    expression = slide.expression.rows(spots)
     part = {
-        "gene_SK": slide.gene_SK[spots],
-        "value_SK": slide.value_SK[spots],
+        "gene_SK": expression.gene_SK,
+        "value_SK": expression.value_SK,
         "vector_SV": slide.vector_SV[spots],
+        "spot_group_S": slide.spot_group_S[spots],
         "vector_scale_SV": np.broadcast_to(
             slide.vector_scale_V, (len(spots), slide.vector_SV.shape[1])
         ),
@@ -49,9 +58,11 @@ def slide_part(
         "xy_um_S2": slide.xy_um[spots],
         "core_S": is_core,
         "region_of_spot_LS": np.where(is_core, regions_LS[:, spots], -1),
-        "target_SM": slide.target_SM[spots],
-        "expression_SH": slide.expression_SH[spots],
+        "target_SM": expression.target_SM,
+        "expression_SH": expression.expression_SH,
     }
+    if views is not None:
+        part |= view_arrays(slide, spots, views)
     if slide.features_SF is not None:
         part["features_SF"] = slide.features_SF[spots]
     if slide.use_patches:
@@ -62,7 +73,9 @@ def slide_part(
 
 
 def collate(
-    parts: Sequence[tuple[PreparedSlide, np.ndarray, np.ndarray]], hops: int = 1
+    parts: Sequence[tuple[PreparedSlide, np.ndarray, np.ndarray]],
+    hops: int = 1,
+    views: Views | None = None,
 ) -> SlideBatch:
     """Join the parts of several slides; neighbour and region indices are offset.
 
@@ -70,11 +83,12 @@ def collate(
         parts: (slide, regions (L, S), core spots) of each slide.
         hops: halo depth; with as many as the omics branch has spatial layers plus one, the core
             embeddings equal whole-slide ones.
+        views: what the training terms need beside the spots themselves.
     """
     arrays: list[dict[str, np.ndarray]] = []
     offset_spot, offset_region = 0, None
     for index, (slide, regions, core) in enumerate(parts):
-        part = slide_part(slide, regions, core, hops)
+        part = slide_part(slide, regions, core, hops, views)
         n_spots = len(part["core_S"])
         part["slide_of_spot_S"] = np.full(n_spots, index, dtype=np.int64)
         part["neighbour_SN"] = np.where(

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError
-from pathways import PathwayDatabase, fit_anchors, load_pathways, matched_random
-from preprocessing.coexpression import fit_gene_factors, gene_graph
+from hibio.config import ConfigError, to_dict
+from hibio.data.training_slides import (
+    CountBlocks,
+    common_modality,
+    common_patch_um,
+    fit_vocabulary,
+    slide_id,
+)
+from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, load_pathways, matched_random
+from preprocessing.coexpression import (
+    fit_gene_factors,
+    group_gene_graphs,
+    spot_vectors,
+    standardise,
+)
 from preprocessing.graphs import KNNGraph, SpotGraph
 from preprocessing.selection import select_genes
+from preprocessing.spot_groups import fit_spot_groups
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 
 MATCHED_RANDOM = "matched_random:"
-CACHE_NONZEROS = 150_000_000  # about 1.2 GB of TF-IDF blocks; the rest is re-read
+NO_PATHWAYS = "none"
+INTENSITY_VARIANTS = ("arcsinh", "rank")
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class GenesConfig:
     """The expression side of the fit.
 
     Attributes:
-        tfidf: log | raw | bm25 | depth_matched | spatial.
+        tfidf: log | raw | bm25 | depth_matched | spatial; intensities: arcsinh | rank.
         keyword_genes: K, genes of a spot that enter its gene graph; 64-512.
         selector: tfidf (each spot's own keywords) | hvg | svg | rank | top | random (one corpus
             set of K genes).
@@ -40,9 +54,13 @@ class GenesConfig:
         min_slide_fraction: a gene enters the vocabulary when it was measured on at least this
             share of the training slides; 1.0 is the intersection of the panels.
         min_spots: and was seen in at least this many training spots.
+        exclude: genes never used, by name or shell pattern, e.g. ["MT-*", "RPL*"].
         target_genes: genes predicted from the image tower (highest variance on training slides).
         graph_edges: strongest co-expression edges kept for each gene.
-        graph_spots: training spots sampled for the gene graph.
+        graph_spots: training spots sampled for a gene graph.
+        graph_groups: label-free groups of spots that have a gene graph of their own.
+        graph_smoothing: rounds of MAGIC-like smoothing before the gene graphs are fitted; the
+            information between genes then measures the smoothing too, so it is off (0).
     """
 
     tfidf: str = "log"
@@ -53,9 +71,12 @@ class GenesConfig:
     graph: Literal["knn", "random"] = "knn"
     min_slide_fraction: float = 1.0
     min_spots: int = 10
+    exclude: tuple[str, ...] = ()
     target_genes: int = 200
     graph_edges: int = 16
     graph_spots: int = 2000
+    graph_groups: int = 1
+    graph_smoothing: int = 0
 
     def __post_init__(self) -> None:
         if self.keyword_genes < 1 or self.rank < 1 or self.neighbours < 1:
@@ -71,8 +92,8 @@ class PathwaysConfig:
     """The pathway side of the fit.
 
     Attributes:
-        source: what :func:`pathways.load_pathways` takes, or ``matched_random:SOURCE`` for the
-            control of METHOD section 2.
+        source: what :func:`pathways.load_pathways` takes, ``matched_random:SOURCE`` for the
+            control of METHOD section 2, or ``none`` (small panels, proteins).
         min_genes: sets with fewer genes in the vocabulary are dropped (and counted).
         max_genes: sets with more are dropped (and counted).
         temperature: T_match of the soft targets.
@@ -88,133 +109,131 @@ class PathwaysConfig:
     threshold: float = 0.0
 
 
-class CountBlocks:
-    """Training counts, one CSR block a slide on the vocabulary, re-readable.
-
-    Args:
-        paths: training stores.
-        genes: (G,) vocabulary.
-    """
-
-    def __init__(self, paths: Sequence[Path], genes: np.ndarray) -> None:
-        self.paths = list(paths)
-        self.genes = genes
-        self._cache: dict[Path, sparse.csr_matrix] = {}
-        self._cached = 0
-
-    def __iter__(self) -> Iterator[sparse.csr_matrix]:
-        for path in self.paths:
-            yield self._block(path)
-
-    def _block(self, path: Path) -> sparse.csr_matrix:
-        if path in self._cache:
-            return self._cache[path]
-        with SlideStore(path) as store:
-            block = align_columns(store.counts(), store.gene_names, self.genes)
-        if self._cached + block.nnz <= CACHE_NONZEROS:
-            self._cache[path] = block
-            self._cached += block.nnz
-        return block
-
-
-def align_columns(
-    counts: sparse.csr_matrix, names: np.ndarray, vocabulary: np.ndarray
-) -> sparse.csr_matrix:
-    """Counts (S, G') on the columns of ``vocabulary`` (G,); a gene not measured stays 0."""
-    position = {name: column for column, name in enumerate(vocabulary)}
-    target = np.array([position.get(name, -1) for name in names], dtype=np.int64)
-    kept = np.flatnonzero(target >= 0)
-    pick = sparse.csr_matrix(
-        (np.ones(len(kept), dtype=counts.dtype), (kept, target[kept])),
-        shape=(counts.shape[1], len(vocabulary)),
-    )
-    aligned = sparse.csr_matrix(counts @ pick)
-    aligned.sort_indices()
-    return aligned
-
-
-def fit_vocabulary(paths: Sequence[Path], config: GenesConfig) -> np.ndarray:
-    """Gene names that are on enough training slides and in enough training spots.
-
-    Raises:
-        ConfigError: fewer than 50 genes are left.
-    """
-    slides: dict[str, int] = {}
-    spots: dict[str, int] = {}
-    for path in paths:
-        with SlideStore(path) as store:
-            seen = np.asarray((store.counts() > 0).sum(axis=0)).ravel()
-            for name, count in zip(store.gene_names, seen, strict=True):
-                slides[name] = slides.get(name, 0) + 1
-                spots[name] = spots.get(name, 0) + int(count)
-    need = config.min_slide_fraction * len(paths) - 1e-9
-    genes = sorted(
-        name for name, n in slides.items() if n >= need and spots[name] >= config.min_spots
-    )
-    if len(genes) < 50:
-        raise ConfigError(
-            f"only {len(genes)} of {len(slides)} genes are on at least "
-            f"{config.min_slide_fraction:.0%} of the {len(paths)} training slides and in "
-            f"{config.min_spots} spots; lower genes.min_slide_fraction or genes.min_spots, or "
-            "train on slides whose panels overlap"
-        )
-    return np.array(genes)
-
-
 def fit_artifacts(
-    paths: Sequence[Path], genes: GenesConfig, pathways: PathwaysConfig, seed: int = 0
+    paths: Sequence[Path],
+    genes: GenesConfig,
+    pathways: PathwaysConfig,
+    seed: int = 0,
+    start: Artifacts | None = None,
 ) -> Artifacts:
-    """Fit vocabulary, TF-IDF, gene factors, gene graph and pathway anchors.
+    """Fit vocabulary, TF-IDF, gene factors, spot groups, gene graphs and pathway anchors.
 
     Args:
         paths: stores of the TRAINING slides; no test slide may be among them.
         genes: expression settings.
         pathways: database and soft-target settings.
         seed: of the sampled and randomised parts.
+        start: artifacts of the checkpoint that the omics tower starts from: vocabulary, TF-IDF,
+            factors, groups and gene graphs are its own, since the weights mean nothing without
+            them; the rest is fitted here.
+
+    Raises:
+        ConfigError: slides that do not go together, or settings that differ from ``start``'s.
     """
-    steps = tqdm(total=6, desc="fit", disable=None, leave=False)
-    vocabulary = fit_vocabulary(paths, genes)
+    steps = tqdm(total=4, desc="fit", disable=None, leave=False)
+    modality = common_modality(paths)
+    _check_modality(modality, genes)
+    if start is not None:
+        _check_start(start, genes, modality)
+    vocabulary = (
+        fit_vocabulary(paths, genes.min_slide_fraction, genes.min_spots, genes.exclude)
+        if start is None
+        else start.genes
+    )
     counts = CountBlocks(paths, vocabulary)
     steps.update()
-    tfidf = _fit_tfidf(counts, genes)
+    expression = (
+        _fit_expression(counts, genes, seed, modality) if start is None else _expression_of(start)
+    )
     steps.update()
+    database, anchors = _fit_pathways(pathways, counts, expression["tfidf"], seed)
+    steps.update()
+    n_targets = min(genes.target_genes, len(vocabulary))
+    targets = select_genes("hvg", lambda: iter(counts), n_targets, seed=seed, modality=modality)
+    steps.close()
+    return Artifacts(
+        genes=vocabulary,
+        database=database,
+        anchors=anchors,
+        target_genes=targets,
+        train_slides=tuple(slide_id(path) for path in paths),
+        settings={
+            "genes": to_dict(genes),
+            "pathways": to_dict(pathways),
+            "patch_um": common_patch_um(paths),
+            "modality": modality,
+            "pretrain_slides": [] if start is None else list(start.train_slides),
+        },
+        **expression,
+    )
+
+
+def _check_modality(modality: str, genes: GenesConfig) -> None:
+    if modality == "protein" and genes.tfidf not in INTENSITY_VARIANTS:
+        raise ConfigError(
+            f"the training stores hold protein intensities, and genes.tfidf is {genes.tfidf!r}, "
+            f"which divides by sequencing depth; set genes.tfidf: {' or '.join(INTENSITY_VARIANTS)}"
+        )
+
+
+def _check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
+    """The expression side of a warm start is its checkpoint's, so the settings must say so."""
+    if start.modality != modality:
+        raise ConfigError(
+            f"model.omics.init_from was trained on {start.modality}, these stores hold {modality}"
+        )
+    own = to_dict(genes)
+    differ = [
+        f"{key}: {own[key]} here, {value} there"
+        for key, value in start.settings["genes"].items()
+        if key != "target_genes" and own.get(key) != value
+    ]
+    if differ:
+        raise ConfigError(
+            "genes settings differ from those of model.omics.init_from, whose vocabulary and "
+            f"factors are taken over ({'; '.join(differ)}); copy its genes section"
+        )
+
+
+def _expression_of(start: Artifacts) -> dict[str, Any]:
+    names = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
+    return {name: getattr(start, name) for name in names}
+
+
+def _fit_expression(
+    counts: CountBlocks, genes: GenesConfig, seed: int, modality: str
+) -> dict[str, Any]:
+    """TF-IDF, factors, groups, gene graphs and node genes of the training counts."""
+    tfidf = _fit_tfidf(counts, genes)
+    n_genes = len(counts.genes)
 
     def blocks() -> Iterator[sparse.csr_matrix]:
         return (tfidf.transform(block) for block in counts)
 
-    factors = fit_gene_factors(blocks, len(vocabulary), rank=genes.rank, seed=seed)
-    steps.update()
-    graph = gene_graph(
+    factors = fit_gene_factors(blocks, n_genes, rank=genes.rank, seed=seed)
+
+    def vectors() -> Iterator[np.ndarray]:
+        return (standardise(spot_vectors(block, factors), factors)[0] for block in blocks())
+
+    groups = fit_spot_groups(vectors, genes.graph_groups, seed=seed)
+    graphs = group_gene_graphs(
         blocks,
-        len(vocabulary),
+        lambda: (groups.assign(vector) for vector in vectors()),
+        n_genes,
+        groups.n_groups,
         n_neighbours=genes.graph_edges,
         max_spots=genes.graph_spots,
+        smoothing=genes.graph_smoothing,
+        vectors=vectors,
         seed=seed,
     )
-    steps.update()
-    database = _load_database(pathways, vocabulary, counts, seed)
-    anchors = fit_anchors(database, vocabulary.tolist(), tfidf.idf, blocks())
-    steps.update()
-    n_targets = min(genes.target_genes, len(vocabulary))
-    targets = select_genes("hvg", lambda: iter(counts), n_targets, seed=seed)
-    node_genes = _node_genes(counts, genes, seed)
-    steps.close()
-    return Artifacts(
-        genes=vocabulary,
-        tfidf=tfidf,
-        factors=factors,
-        gene_graph=graph,
-        database=database,
-        anchors=anchors,
-        target_genes=targets,
-        node_genes=node_genes,
-        train_slides=tuple(_slide_id(path) for path in paths),
-        settings={
-            "genes": asdict(genes),
-            "pathways": asdict(pathways),
-            "patch_um": _patch_um(paths),
-        },
-    )
+    return {
+        "tfidf": tfidf,
+        "factors": factors,
+        "groups": groups,
+        "gene_graphs": tuple(graphs),
+        "node_genes": _node_genes(counts, genes, seed, modality),
+    }
 
 
 def _graphs(counts: CountBlocks, genes: GenesConfig) -> Iterator[SpotGraph]:
@@ -232,7 +251,9 @@ def _fit_tfidf(counts: CountBlocks, genes: GenesConfig) -> TfidfReweighter:
     return tfidf
 
 
-def _node_genes(counts: CountBlocks, genes: GenesConfig, seed: int) -> np.ndarray | None:
+def _node_genes(
+    counts: CountBlocks, genes: GenesConfig, seed: int, modality: str
+) -> np.ndarray | None:
     """The corpus-wide keyword set of every selector but ``tfidf``, which has none."""
     if genes.selector == "tfidf":
         return None
@@ -242,12 +263,18 @@ def _node_genes(counts: CountBlocks, genes: GenesConfig, seed: int) -> np.ndarra
         min(genes.keyword_genes, len(counts.genes)),
         graphs=lambda: _graphs(counts, genes),
         seed=seed,
+        modality=modality,
     )
 
 
-def _load_database(
-    pathways: PathwaysConfig, vocabulary: np.ndarray, counts: CountBlocks, seed: int
-) -> PathwayDatabase:
+def _fit_pathways(
+    pathways: PathwaysConfig, counts: CountBlocks, tfidf: TfidfReweighter, seed: int
+) -> tuple[PathwayDatabase | None, PathwayAnchors]:
+    """The database restricted to the vocabulary, and its match on the training spots."""
+    vocabulary = counts.genes
+    if pathways.source == NO_PATHWAYS:
+        empty = sparse.csr_matrix((len(vocabulary), 0), dtype=np.float32)
+        return None, PathwayAnchors((), empty, np.zeros(0), np.zeros(0))
     source = pathways.source.removeprefix(MATCHED_RANDOM)
     database, report = load_pathways(source).restrict(
         vocabulary.tolist(), min_genes=pathways.min_genes, max_genes=pathways.max_genes
@@ -256,7 +283,8 @@ def _load_database(
     if pathways.source.startswith(MATCHED_RANDOM):
         mean = _mean_expression(counts, len(vocabulary))
         database = matched_random(database, vocabulary.tolist(), mean, seed=seed)
-    return database
+    blocks = (tfidf.transform(block) for block in counts)
+    return database, fit_anchors(database, vocabulary.tolist(), tfidf.idf, blocks)
 
 
 def _mean_expression(counts: CountBlocks, n_genes: int) -> np.ndarray:
@@ -266,28 +294,3 @@ def _mean_expression(counts: CountBlocks, n_genes: int) -> np.ndarray:
         total += np.asarray(block.sum(axis=0)).ravel()
         n_spots += block.shape[0]
     return total / n_spots
-
-
-def _patch_um(paths: Sequence[Path]) -> float | None:
-    """Patch width of the training stores with an image, in micrometres; None without any.
-
-    Raises:
-        ConfigError: they differ, so one image embedding would mean different things.
-    """
-    widths: dict[float, Path] = {}
-    for path in paths:
-        with SlideStore(path) as store:
-            if store.has_image:
-                widths.setdefault(round(float(store.attrs["patch_um"]), 3), path)
-    if len(widths) > 1:
-        found = ", ".join(f"{width:g} um ({path.name})" for width, path in widths.items())
-        raise ConfigError(
-            f"training stores have patches of different width: {found}; prepare "
-            "all of them with one --patch-um"
-        )
-    return next(iter(widths), None)
-
-
-def _slide_id(path: Path) -> str:
-    with SlideStore(path) as store:
-        return store.slide_id

@@ -1,22 +1,22 @@
-"""One slide as the model needs it: keyword genes, spot vectors, graph, targets, image features.
+"""One slide as the model needs it: expression, spot vectors, graph, image features.
 
-Legend: S spots, K keyword genes, V spot-vector length, N neighbours, M pathways, H target genes,
-F image features.
+Legend: S spots, V spot-vector length, N neighbours, F image features.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
-from hibio.data.fitting import align_columns
-from pathways.anchors import soft_targets
-from preprocessing.coexpression import spot_vectors, standardise
+from hibio.data.counts import CountSource, PanelMap, StoreCounts
+from hibio.data.expression import SlideExpression, read_expression
+from preprocessing.coexpression import standardise
 from preprocessing.graphs import KNNGraph, SpotGraph
 from preprocessing.store import SlideStore
 
@@ -30,7 +30,12 @@ class PreparedSlide:
 
     Attributes:
         path: store the patches are read from, when ``use_patches``.
-        genes_matched: vocabulary genes that this slide measured.
+        expression: what is computed from a spot's counts alone, by row.
+        vector_mean_V: slide mean that was taken off the raw spot vectors.
+        vector_scale_V: slide scale they were multiplied by.
+        spot_group_S: label-free group of each spot, which names its gene graph.
+        genes_matched: vocabulary genes that this slide measured (folded-in ones too).
+        genes_folded_in: how many of these were folded in after training.
         genes_dropped: genes of this slide outside the vocabulary (not used).
     """
 
@@ -39,18 +44,18 @@ class PreparedSlide:
     path: Path | None
     xy_um: np.ndarray
     graph: SpotGraph
-    gene_SK: np.ndarray
-    value_SK: np.ndarray
+    expression: SlideExpression
     vector_SV: np.ndarray
+    vector_mean_V: np.ndarray
     vector_scale_V: np.ndarray
+    spot_group_S: np.ndarray
     neighbour_SN: np.ndarray
     distance_um_SN: np.ndarray
-    target_SM: np.ndarray
-    expression_SH: np.ndarray
     features_SF: np.ndarray | None
     use_patches: bool
     stain_6: np.ndarray | None
     genes_matched: int
+    genes_folded_in: int
     genes_dropped: int
     has_counts: bool = True
 
@@ -72,46 +77,49 @@ class PreparedSlide:
             return store.patches(spots)
 
 
-def prepare_slide(path: Path, artifacts: Artifacts, image: str | None) -> PreparedSlide:
+def prepare_slide(
+    path: Path, artifacts: Artifacts, image: str | None, hidden: Collection[str] = ()
+) -> PreparedSlide:
     """Read one store and compute what the towers read from it.
 
     Args:
         path: the store.
         artifacts: fitted on training slides.
         image: a stored feature key ("handcrafted"), ``patches``, or None for counts only.
+        hidden: genes to treat as not measured; their counts take no part in anything.
 
     Raises:
-        ConfigError: the store has an image but not these features, or shares too few genes.
+        ConfigError: the store has an image but not these features, shares too few genes, or holds
+            another modality than the model was trained on.
     """
     with SlideStore(path) as store:
-        counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
-        matched = len({*artifacts.genes} & {*store.gene_names})
+        if store.has_counts and store.modality != artifacts.modality:
+            raise ConfigError(
+                f"store {path}: modality {store.modality}, the model was trained on "
+                f"{artifacts.modality}; use slides of one modality"
+            )
+        panel = PanelMap.between(store.gene_names, artifacts.genes, hidden, artifacts.n_folded_in)
         features, stain = _image_inputs(store, image)
         if features is not None or stain is not None:
             _check_patch_width(store, artifacts.settings["patch_um"])
         slide = expression_slide(
-            counts,
+            StoreCounts(path, panel, store.n_spots),
             store.xy_um,
             artifacts,
             slide_id=store.slide_id,
             patient_id=store.patient_id,
-            matched=matched,
-            measured=len(store.gene_names),
+            matched=panel.matched,
+            measured=panel.measured,
+            folded_in=panel.folded_in,
         )
         use_patches = image == PATCHES and store.has_image
-    return PreparedSlide(
-        **{
-            **vars(slide),
-            "path": path,
-            "features_SF": features,
-            "use_patches": use_patches,
-            "stain_6": stain,
-        }
+    return dataclasses.replace(
+        slide, path=path, features_SF=features, use_patches=use_patches, stain_6=stain
     )
 
 
 def expression_slide(
-    counts: sparse.csr_matrix,
+    source: CountSource,
     xy_um: np.ndarray,
     artifacts: Artifacts,
     *,
@@ -119,25 +127,30 @@ def expression_slide(
     patient_id: str = "",
     matched: int,
     measured: int,
+    folded_in: int = 0,
 ) -> PreparedSlide:
-    """The omics half of a slide, from counts that are already on the vocabulary.
+    """The omics half of a slide, streamed over its counts.
 
     A slide that measures no gene at all (an image alone) gets padding and zeros.
 
+    Args:
+        source: counts on the vocabulary.
+        xy_um: (S, 2) centres in micrometres.
+        artifacts: fitted on training slides.
+        slide_id: for messages.
+        patient_id: of the slide.
+        matched: vocabulary genes that it measures.
+        measured: genes that it measures.
+        folded_in: matched genes that were folded in after training.
+
     Raises:
-        ConfigError: fewer than 20 vocabulary genes were measured.
+        ConfigError: fewer than 20 vocabulary genes were measured (of a smaller vocabulary: fewer
+            than half).
     """
-    if measured and matched < min(20, artifacts.n_genes):
-        raise ConfigError(
-            f"slide {slide_id!r} measures {matched} of the {artifacts.n_genes} genes that the "
-            f"model was trained on (first of them: {', '.join(artifacts.genes[:3])}); check the "
-            "organism and the gene id type of this slide"
-        )
+    _check_matched(slide_id, matched, measured, artifacts)
     genes = artifacts.settings["genes"]
-    pathways = artifacts.settings["pathways"]
-    tfidf = artifacts.tfidf.transform(counts)
-    gene, value = artifacts.keywords(tfidf, genes["keyword_genes"])
-    vector, _, scale = standardise(spot_vectors(tfidf, artifacts.factors), artifacts.factors)
+    expression, raw = read_expression(source, artifacts)
+    vector, mean, scale = standardise(raw, artifacts.factors)
     graph = KNNGraph(k=genes["neighbours"]).build(xy_um)
     neighbour, distance = graph.neighbours(genes["neighbours"])
     if genes["graph"] == "random":
@@ -148,26 +161,32 @@ def expression_slide(
         path=None,
         xy_um=xy_um.astype(np.float32),
         graph=graph,
-        gene_SK=gene.astype(np.int64),
-        value_SK=value,
-        vector_SV=vector.astype(np.float32),
-        vector_scale_V=scale.astype(np.float32),
+        expression=expression,
+        vector_SV=vector,
+        vector_mean_V=mean,
+        vector_scale_V=scale,
+        spot_group_S=artifacts.groups.assign(vector),
         neighbour_SN=neighbour.astype(np.int64),
         distance_um_SN=distance,
-        target_SM=soft_targets(
-            artifacts.anchors.match(tfidf),
-            temperature=pathways["temperature"],
-            top=pathways["top"],
-            threshold=pathways["threshold"],
-        ),
-        expression_SH=_expression_targets(counts, artifacts.target_genes),
         features_SF=None,
         use_patches=False,
         stain_6=None,
         genes_matched=matched,
+        genes_folded_in=folded_in,
         genes_dropped=measured - matched,
         has_counts=measured > 0,
     )
+
+
+def _check_matched(slide_id: str, matched: int, measured: int, artifacts: Artifacts) -> None:
+    need = min(20, -(-artifacts.n_genes // 2))
+    if measured and matched < need:
+        raise ConfigError(
+            f"slide {slide_id!r} measures {matched} of the {artifacts.n_genes} genes that the "
+            f"model knows (first of them: {', '.join(artifacts.genes[:3])}), at least {need} are "
+            "needed; check the organism and the gene id type of this slide, or give slides that "
+            "measure both its genes and the model's: hibio embed --fold-in DIR"
+        )
 
 
 def random_neighbours(xy_um: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,19 +205,6 @@ def standardise_columns(values: np.ndarray) -> np.ndarray:
     sd = values.std(axis=0)
     centred = values - values.mean(axis=0)
     return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
-
-
-def log_normalise(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """ln(1 + 10^4 x / depth) of each spot; a spot without counts stays 0."""
-    depth = np.asarray(counts.sum(axis=1)).ravel()
-    scale = np.divide(1e4, depth, out=np.zeros(len(depth)), where=depth > 0)
-    result = sparse.csr_matrix(sparse.diags(scale) @ counts, dtype=np.float32)
-    np.log1p(result.data, out=result.data)
-    return result
-
-
-def _expression_targets(counts: sparse.csr_matrix, targets: np.ndarray) -> np.ndarray:
-    return standardise_columns(log_normalise(counts)[:, targets].toarray())
 
 
 def _check_patch_width(store: SlideStore, trained_um: float | None) -> None:

@@ -20,9 +20,11 @@ def iter_tiles(
 
     Args:
         slide: what to embed.
-        hops: halo depth; spatial layers + 1 makes tiled and whole-slide results equal.
+        hops: halo depth; spatial layers + 1 makes tiled and whole-slide results equal; -1: an
+            encoder that reads the whole slide at once, so there is one tile.
         tile_spots: core spots of a tile.
     """
+    tile_spots = slide.n_spots if hops < 0 else tile_spots
     no_regions = np.zeros((1, slide.n_spots), dtype=np.int64)
     for start in range(0, slide.n_spots, tile_spots):
         core = np.arange(start, min(start + tile_spots, slide.n_spots))

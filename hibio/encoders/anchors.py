@@ -15,18 +15,34 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config import ConfigError
+from preprocessing.spot_groups import SpotGroups
 
 
-def set_batch(gene_MK: np.ndarray, value_MK: np.ndarray, vector_MV: np.ndarray) -> SlideBatch:
-    """Gene sets as spots without neighbours."""
+def set_batch(
+    gene_MK: np.ndarray,
+    value_MK: np.ndarray,
+    vector_MV: np.ndarray,
+    groups: SpotGroups | None = None,
+) -> SlideBatch:
+    """Gene sets as spots without neighbours.
+
+    Args:
+        gene_MK: vocabulary indices.
+        value_MK: their values.
+        vector_MV: spot vector of each set.
+        groups: of the artifacts: a set reads the gene graph of the spots that are most like it.
+            None: the first gene graph.
+    """
+    group_M = np.zeros(len(gene_MK), np.int64) if groups is None else groups.assign(vector_MV)
     return _as_spots(
         torch.from_numpy(gene_MK.astype(np.int64)),
         torch.from_numpy(value_MK.astype(np.float32)),
         torch.from_numpy(vector_MV.astype(np.float32)),
+        torch.from_numpy(group_M),
     )
 
 
-def _as_spots(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor) -> SlideBatch:
+def _as_spots(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor, group_M: Tensor) -> SlideBatch:
     n_sets = len(gene_MK)
     index = gene_MK.new_zeros(n_sets)
     return SlideBatch(
@@ -37,7 +53,8 @@ def _as_spots(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor) -> SlideBatc
         neighbour_SN=gene_MK.new_full((n_sets, 1), -1),
         distance_um_SN=value_MK.new_full((n_sets, 1), float("inf")),
         xy_um_S2=value_MK.new_zeros(n_sets, 2),
-        slide_of_spot_S=index,
+        slide_of_spot_S=torch.arange(n_sets, device=gene_MK.device),  # each a slide of its own
+        spot_group_S=group_M,
         core_S=torch.ones(n_sets, dtype=torch.bool, device=gene_MK.device),
         region_of_spot_LS=index[None],
         slide_ids=("gene sets",),
@@ -78,6 +95,7 @@ class AnchorTable(nn.Module):
     gene_MK: Tensor
     value_MK: Tensor
     vector_MV: Tensor
+    group_M: Tensor
     cache_MD: Tensor
 
     def __init__(self, artifacts: Artifacts, width: int, *, learned: bool) -> None:
@@ -88,6 +106,8 @@ class AnchorTable(nn.Module):
         self.register_buffer("gene_MK", torch.from_numpy(gene.astype(np.int64)), persistent=False)
         self.register_buffer("value_MK", torch.from_numpy(value), persistent=False)
         self.register_buffer("vector_MV", torch.from_numpy(vector), persistent=False)
+        group_M = torch.from_numpy(artifacts.groups.assign(vector))
+        self.register_buffer("group_M", group_M, persistent=False)
         self.register_buffer("cache_MD", torch.zeros(n_sets, width))
         self.table_MD = nn.Parameter(torch.randn(n_sets, width)) if learned else None
 
@@ -102,7 +122,8 @@ class AnchorTable(nn.Module):
         """
         rows = torch.arange(len(self.gene_MK), device=self.gene_MK.device)
         rows = rows if fresh_m is None else fresh_m
-        new_mD = project(_as_spots(self.gene_MK[rows], self.value_MK[rows], self.vector_MV[rows]))
+        inputs = (self.gene_MK, self.value_MK, self.vector_MV, self.group_M)
+        new_mD = project(_as_spots(*(one[rows] for one in inputs)))
         with torch.no_grad():
             self.cache_MD[rows] = new_mD.detach().to(self.cache_MD.dtype)
         return self.cache_MD.clone().to(new_mD.dtype).index_copy(0, rows, new_mD)

@@ -34,25 +34,27 @@ class OmicsContext:
         n_genes: vocabulary size G; also the padding index.
         keyword_genes: K.
         factors_GV: gene factors, (G, r) float32.
-        edge_GE: strongest co-expression partners of each gene, padded with G.
-        weight_GE: their mutual information in nats, padding 0.
+        edge_TGE: strongest co-expression partners of each gene in each of the T gene graphs (one
+            a group of spots), padded with G.
+        weight_TGE: their mutual information in nats, padding 0.
     """
 
     n_genes: int
     keyword_genes: int
     factors_GV: np.ndarray
-    edge_GE: np.ndarray
-    weight_GE: np.ndarray
+    edge_TGE: np.ndarray
+    weight_TGE: np.ndarray
 
     @classmethod
     def of(cls, artifacts: Artifacts) -> OmicsContext:
         """The context that ``artifacts`` hold."""
+        graphs = artifacts.gene_graphs
         return cls(
             n_genes=artifacts.n_genes,
             keyword_genes=artifacts.settings["genes"]["keyword_genes"],
             factors_GV=artifacts.factors.components.astype(np.float32),
-            edge_GE=artifacts.gene_graph.neighbour.astype(np.int64),
-            weight_GE=artifacts.gene_graph.weight.astype(np.float32),
+            edge_TGE=np.stack([graph.neighbour for graph in graphs]).astype(np.int64),
+            weight_TGE=np.stack([graph.weight for graph in graphs]).astype(np.float32),
         )
 
 

@@ -1,21 +1,29 @@
 """The graph-hierarchy omics encoder: a gene graph under every node of a spatial graph (METHOD 3).
 
-Legend: S spots, K keyword genes, V gene factors, N neighbours, E edges a gene, D width.
+Legend: S spots, K keyword genes, G vocabulary, V gene factors, N neighbours, D width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hibio.batch import SlideBatch
 from hibio.encoders.base import OmicsContext, resolve_encoder
+from hibio.encoders.gene_pairs import GeneGraphs
 from hibio.encoders.graph_layers import HierarchyLayer
 from hibio.encoders.mlp import MlpOmicsEncoder, mlp, neighbour_mean
+from hibio.encoders.scratch import Scratch
+
+PART_NUMBERS = {"cpu": 6_400_000, "gpu": 400_000_000}  # held at a time, of one part of the spots
+PART_TENSORS = 8  # of the size of a part's gene tokens: in, normed, query, key, value, hidden
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class OmicsConfig:
 
     Attributes:
         name: graph_hierarchy | mlp (baseline) | package.module:Class.
+        variant: of graph_hierarchy: hibio (METHOD section 3) | heist (the layer arithmetic of the
+            published v2 model, for comparison; it reads a whole slide at once).
         width: d.
         layers: L.
         heads: attention heads; divides width.
@@ -34,9 +44,11 @@ class OmicsConfig:
         gene_graph: co-expression as attention bias.
         spatial_graph: attention over the spatial neighbours.
         cross: messages between genes and spots.
+        init_from: a checkpoint, omics-only or multimodal, whose omics tower is the start.
     """
 
     name: str = "graph_hierarchy"
+    variant: Literal["hibio", "heist"] = "hibio"
     width: int = 192
     layers: int = 4
     heads: int = 6
@@ -46,6 +58,7 @@ class OmicsConfig:
     gene_graph: bool = True
     spatial_graph: bool = True
     cross: bool = True
+    init_from: Path | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -70,8 +83,6 @@ class GraphHierarchyEncoder(nn.Module):
 
     factors_GV: Tensor
     identity_GV: Tensor
-    edge_GE: Tensor
-    weight_GE: Tensor
 
     def __init__(self, config: OmicsConfig, context: OmicsContext) -> None:
         super().__init__()
@@ -86,7 +97,7 @@ class GraphHierarchyEncoder(nn.Module):
         self.register_buffer("factors_GV", factors, persistent=False)
         length = factors.norm(dim=1, keepdim=True).clamp(min=1e-8)
         self.register_buffer("identity_GV", factors / length, persistent=False)
-        self._register_gene_graph(context)
+        self.gene_graphs = GeneGraphs(context) if config.gene_graph else None
         self.value = mlp(1, width, width, 0.0)
         self.rank = nn.Embedding(context.keyword_genes, width)
         self.identity = self._identity(config, context, n_factors)
@@ -107,15 +118,6 @@ class GraphHierarchyEncoder(nn.Module):
         self.norm_spot = nn.LayerNorm(width)
         self.norm_gene = nn.LayerNorm(width)
 
-    def _register_gene_graph(self, context: OmicsContext) -> None:
-        n_edges = context.edge_GE.shape[1]
-        edge = torch.full((context.n_genes + 1, n_edges), context.n_genes, dtype=torch.long)
-        weight = torch.zeros(context.n_genes + 1, n_edges)
-        edge[:-1] = torch.from_numpy(context.edge_GE)
-        weight[:-1] = torch.from_numpy(context.weight_GE)
-        self.register_buffer("edge_GE", edge, persistent=False)
-        self.register_buffer("weight_GE", weight, persistent=False)
-
     @staticmethod
     def _identity(config: OmicsConfig, context: OmicsContext, n_factors: int) -> nn.Module | None:
         if config.identity == "factors":
@@ -125,51 +127,131 @@ class GraphHierarchyEncoder(nn.Module):
         return None
 
     def forward(self, batch: SlideBatch) -> Tensor:
-        """Spot embeddings (S, D)."""
-        return self.encode(batch)[0]
+        """Spot embeddings (S, D).
+
+        Without gradients only what the core spots depend on is computed: layer by layer the halo
+        shrinks, and rows of halo spots are not brought up to date.
+        """
+        if torch.is_grad_enabled():
+            return self.encode(batch)[0]
+        return self.norm_spot(self._run_in_parts(batch, None, self._needed(batch))[0])
 
     def encode(self, batch: SlideBatch, mask: OmicsMask | None = None) -> tuple[Tensor, Tensor]:
         """Spot (S, D) and gene (S, K, D) embeddings, of the masked view when ``mask`` is given."""
+        if torch.is_grad_enabled():
+            spot_SD, gene_SKD = self._run(batch, mask)
+        else:
+            every = [batch.n_spots] * (len(self.layers) + 1)
+            spot_SD, gene_SKD = self._run_in_parts(batch, mask, every)
+        return self.norm_spot(spot_SD), self.norm_gene(gene_SKD)
+
+    def _run(self, batch: SlideBatch, mask: OmicsMask | None) -> tuple[Tensor, Tensor]:
+        """Spot (S, D) and gene (S, K, D) tokens after the layers, for training."""
         present_SK = batch.gene_SK < self.n_genes
-        gene_SKD = self._gene_tokens(batch, present_SK, mask)
+        gene_SKD = self._gene_tokens(batch.gene_SK, batch.value_SK, mask)
         spot_SD = self._spot_tokens(batch, mask)
-        edge_SKK = self.pair_weights(batch.gene_SK) if self.config.gene_graph else None
+        edge_SKK = self.pair_weights(batch.gene_SK, batch.spot_group_S)
         for layer in self.layers:
             spot_SD, gene_SKD = layer(
                 spot_SD, gene_SKD, present_SK, edge_SKK, batch.neighbour_SN, batch.distance_um_SN
             )
-        return self.norm_spot(spot_SD), self.norm_gene(gene_SKD)
+        return spot_SD, gene_SKD
 
-    def pair_weights(self, gene_SK: Tensor) -> Tensor:
+    def _run_in_parts(
+        self, batch: SlideBatch, mask: OmicsMask | None, needed: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The same without gradients, genes in parts of spots that fit the cache.
+
+        Args:
+            batch: spots, those that matter longest first.
+            mask: what the masked view hides.
+            needed: how many spots each layer updates, and how many enter the first.
+        """
+        scratch, first = Scratch(), slice(0, needed[0])
+        spot_SD = self._spot_tokens(batch, mask).clone()
+        gene_SKD = spot_SD.new_empty(needed[0], batch.gene_SK.shape[1], self.embed_dim)
+        present_SK = batch.gene_SK[first] < self.n_genes
+        pairs = None
+        if self.gene_graphs is not None:
+            pairs = self.gene_graphs.pairs(batch.gene_SK[first], batch.spot_group_S[first])
+        for part in self._parts(*gene_SKD.shape[:2]):
+            shown = None if mask is None else OmicsMask(mask.gene_SK[part], mask.spot_S[part])
+            gene_SKD[part] = self._gene_tokens(batch.gene_SK[part], batch.value_SK[part], shown)
+        for module, n_spots in zip(self.layers, needed[1:], strict=True):
+            layer = cast(HierarchyLayer, module)
+            near_SN, um_SN = batch.neighbour_SN[:n_spots], batch.distance_um_SN[:n_spots]
+            spot_SD[:n_spots] = layer.move_spots(spot_SD, near_SN, um_SN)
+            for part in self._parts(n_spots, present_SK.shape[1]):
+                spot_SD[part], gene_SKD[part] = layer.move_genes(
+                    spot_SD[part],
+                    gene_SKD[part],
+                    present_SK[part],
+                    None if pairs is None else pairs[part].dense(scratch),
+                    scratch,
+                )
+        return spot_SD, gene_SKD
+
+    def _parts(self, n_spots: int, n_genes: int) -> list[slice]:
+        """Runs of spots whose gene tokens and attention weights fit the cache together.
+
+        Their lengths are powers of two: oneDNN keeps the code that it makes for every new size.
+        """
+        numbers = n_genes * (PART_TENSORS * self.embed_dim + self.config.heads * n_genes)
+        device = "gpu" if self.spot_start_D.is_cuda else "cpu"
+        size = 2 ** int(math.log2(max(1, PART_NUMBERS[device] // numbers)))
+        parts, start = [], 0
+        while start < n_spots:
+            while size > n_spots - start:
+                size //= 2
+            parts.append(slice(start, start + size))
+            start += size
+        return parts
+
+    def _needed(self, batch: SlideBatch) -> list[int]:
+        """How many spots (core first, then by hops) each layer must update; see `_run_in_parts`.
+
+        Every spot in every layer when the batch is not in that order.
+        """
+        n_layers = len(self.layers)
+        hop_S = torch.where(batch.core_S, 0, n_layers + 1)
+        for hop in range(n_layers if self.config.spatial_graph else 0):
+            near = batch.neighbour_SN[hop_S == hop]
+            near = near[near >= 0]
+            hop_S[near] = hop_S[near].clamp(max=hop + 1)
+        if bool((hop_S.diff() < 0).any()):
+            return [batch.n_spots] * (n_layers + 1)
+        depth = torch.arange(n_layers - 1, -1, -1, device=hop_S.device)
+        if not self.config.spatial_graph:
+            depth = depth * 0
+        needed: list[int] = (hop_S[:, None] <= depth).sum(dim=0).tolist()
+        return [*needed[:1], *needed] if needed else [0]
+
+    def pair_weights(self, gene_SK: Tensor, spot_group_S: Tensor) -> Tensor | None:
         """Gene-graph weight of every pair of a spot's keyword genes, (S, K, K).
 
-        Read from the padded edge lists of the one corpus graph: the position of each gene in the
-        spot is looked up, so no edge is copied per spot ahead of time.
-        """
-        n_spots, n_genes = gene_SK.shape
-        rows = torch.arange(n_spots, device=gene_SK.device)
-        position = gene_SK.new_full((n_spots, self.n_genes + 1), n_genes)
-        places = torch.arange(n_genes, device=gene_SK.device).expand(n_spots, -1)
-        position.scatter_(1, gene_SK, places)
-        position[:, self.n_genes] = n_genes  # padding has no place
-        partner_SKE = self.edge_GE[gene_SK]
-        place_SKE = position[rows[:, None, None], partner_SKE]
-        weight_SKE = self.weight_GE[gene_SK]
-        pair = weight_SKE.new_zeros(n_spots, n_genes, n_genes + 1)
-        pair.scatter_(2, place_SKE, weight_SKE)
-        return pair[:, :, :n_genes]
+        Args:
+            gene_SK: vocabulary indices.
+            spot_group_S: which gene graph each spot reads.
 
-    def _gene_tokens(self, batch: SlideBatch, present_SK: Tensor, mask: OmicsMask | None) -> Tensor:
+        Returns:
+            The weights, or None when the configuration has no gene graph.
+        """
+        if self.gene_graphs is None:
+            return None
+        return self.gene_graphs.pairs(gene_SK, spot_group_S).dense()
+
+    def _gene_tokens(self, gene_SK: Tensor, value_SK: Tensor, mask: OmicsMask | None) -> Tensor:
+        present_SK = gene_SK < self.n_genes
         shown_SK = present_SK if mask is None else present_SK & ~mask.gene_SK
-        relative_SK = relative_values(batch.value_SK, shown_SK)
+        relative_SK = relative_values(value_SK, shown_SK)
         rank_SK = (shown_SK.cumsum(dim=1) - 1).clamp(min=0)
         token_SKD = self.value(relative_SK[..., None]) + self.rank(rank_SK)
         if mask is not None:
             token_SKD = torch.where(mask.gene_SK[..., None], self.masked_gene_D, token_SKD)
         if isinstance(self.identity, nn.Embedding):
-            token_SKD = token_SKD + self.identity(batch.gene_SK)
+            token_SKD = token_SKD + self.identity(gene_SK)
         elif self.identity is not None:
-            token_SKD = token_SKD + self.identity(self.identity_GV[batch.gene_SK])
+            token_SKD = token_SKD + self.identity(F.embedding(gene_SK, self.identity_GV))
         return token_SKD
 
     def _spot_tokens(self, batch: SlideBatch, mask: OmicsMask | None) -> Tensor:
@@ -209,5 +291,9 @@ OMICS_ENCODERS: Mapping[str, Any] = {
 
 
 def build_omics_encoder(config: OmicsConfig, context: OmicsContext) -> nn.Module:
-    """The omics tower that ``config.name`` names."""
+    """The omics tower that ``config.name`` and ``config.variant`` name."""
+    if config.name == "graph_hierarchy" and config.variant == "heist":
+        from hibio.encoders.heist import HeistEncoder
+
+        return HeistEncoder(config, context)
     return resolve_encoder(config.name, OMICS_ENCODERS, "omics")(config, context)

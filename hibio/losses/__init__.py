@@ -7,6 +7,7 @@ from hibio.losses.masked import masked_mse, profile_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.region import region_info_nce, spot_to_region
+from hibio.losses.spatial import spatial_contrast, spatial_pairs
 
 __all__ = [
     "combine",
@@ -18,5 +19,7 @@ __all__ = [
     "pathway_kl",
     "profile_mse",
     "region_info_nce",
+    "spatial_contrast",
+    "spatial_pairs",
     "spot_to_region",
 ]

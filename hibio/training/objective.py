@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hibio import keys
 from hibio.batch import LevelEmbeddings, LevelPair, LossOutput, SlideBatch
 from hibio.config import ConfigError
+from hibio.data.views import Views
 from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.omics import OmicsMask, relative_values
 from hibio.losses.contrastive import info_nce, near_duplicates
@@ -21,7 +24,15 @@ from hibio.losses.masked import masked_mse, profile_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.region import region_info_nce, spot_to_region
+from hibio.losses.spatial import spatial_contrast
 from hibio.model import HiBio
+from hibio.omics_views import (
+    dropped_view,
+    mean_value,
+    padded_factors,
+    thinned_view,
+    with_queries,
+)
 from hibio.training.stages import StageConfig
 
 
@@ -35,6 +46,13 @@ class ObjectiveConfig:
         duplicate_correlation: ... whose spot vectors correlate above this are no negatives.
         mask_genes: share of keyword genes hidden in the masked view.
         mask_spots: share of whole spots hidden.
+        query_genes: genes outside its keywords that the masked view of a spot is asked about
+            (most are 0), so that the decoder learns absence too; imputation needs it.
+        contrast_um: radius of the spatial contrast (METHOD 3.1) ...
+        contrast_correlation: ... within which spots whose spot vectors correlate above this are
+            positives.
+        drop_genes: share of keyword genes that each view of the spatial contrast lacks.
+        keep_counts: share of its counts that the second view keeps.
         anchors_per_step: pathways encoded anew in a step; the others come from the cache.
     """
 
@@ -43,7 +61,19 @@ class ObjectiveConfig:
     duplicate_correlation: float = 0.95
     mask_genes: float = 0.2
     mask_spots: float = 0.15
+    query_genes: int = 0
+    contrast_um: float = 150.0
+    contrast_correlation: float = 0.5
+    drop_genes: float = 0.2
+    keep_counts: float = 0.7
     anchors_per_step: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("mask_genes", "mask_spots", "drop_genes", "keep_counts"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if self.query_genes < 0:
+            raise ValueError(f"query_genes is {self.query_genes}, 0 or more is needed")
 
 
 class Objective:
@@ -59,6 +89,7 @@ class Objective:
         self.model = model
         self.config = config
         self.levels = tuple(levels)
+        self._factors = padded_factors(model.artifacts).to(model.device)
 
     def check(self, stages: Sequence[StageConfig]) -> None:
         """Refuse stages before the first step, not when they are reached.
@@ -82,17 +113,25 @@ class Objective:
                     "model.omics.name: graph_hierarchy, or take these terms out"
                 )
 
+    def views(self, stage: StageConfig, rng: np.random.Generator) -> Views | None:
+        """What the stage's terms compare the spots of a batch with; None for nothing."""
+        keep = self.config.keep_counts if stage.needs_thinned else None
+        queries = self.config.query_genes if keys.TERM_MASKED in stage.active else 0
+        return Views(rng, keep, queries) if keep is not None or queries else None
+
     def __call__(self, batch: SlideBatch, stage: StageConfig) -> LossOutput:
         """The stage's terms on one batch; random draws come from torch's global generator."""
         terms: dict[str, Tensor] = {}
         active = stage.active
-        if stage.needs_image or keys.TERM_DECORRELATION in active:
+        if stage.needs_embeddings:
             levels = self.levels if stage.needs_regions else ()
             pairs = self.model(batch, levels)
             terms |= self._spot_terms(batch, pairs, active)
             terms |= self._region_terms(batch, pairs, active)
         if stage.needs_mask:
             terms |= self._masked_terms(batch)
+        if stage.needs_thinned:
+            terms[keys.TERM_SPATIAL] = self._spatial_term(batch)
         used = {name: value for name, value in terms.items() if name in active}
         return combine(used, active, n=int(batch.core_S.sum()))
 
@@ -192,18 +231,49 @@ class Objective:
         return (one + spot_to_region(spot.omics, region.image, row_S, temperature)) / 2
 
     def _masked_terms(self, batch: SlideBatch) -> dict[str, Tensor]:
-        present_SK = batch.gene_SK < self.model.artifacts.n_genes
+        n_genes = self.model.artifacts.n_genes
+        present_SK = batch.gene_SK < n_genes
         mask = draw_mask(present_SK, self.config.mask_genes, self.config.mask_spots)
+        target_SK = relative_values(batch.value_SK, present_SK)
+        if batch.query_gene_SQ is not None:
+            assert batch.query_value_SQ is not None
+            asked_SQ = batch.query_gene_SQ < n_genes
+            scale_S1 = mean_value(batch.value_SK, present_SK)
+            target_SK = torch.cat([target_SK, batch.query_value_SQ / scale_S1], dim=1)
+            mask = OmicsMask(torch.cat([mask.gene_SK, asked_SQ], dim=1), mask.spot_S)
+            batch = with_queries(batch)
         view = self.model.masked_view(batch, mask)
         core = batch.core_S
         hidden_SK = mask.gene_SK & core[:, None]
         around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
-        target_SK = relative_values(batch.value_SK, present_SK)
         return {
             keys.TERM_MASKED: masked_mse(view.value_SK, target_SK, hidden_SK),
             keys.TERM_PROFILE: profile_mse(view.own_SV, batch.vector_SV, core),
             keys.TERM_NEIGHBOUR: profile_mse(view.around_SV, around_SV, core),
         }
+
+    def _spatial_term(self, batch: SlideBatch) -> Tensor:
+        """Contrast of two views, each without a share of its genes, the second also thinned."""
+        n_genes = self.model.artifacts.n_genes
+        core = batch.core_S
+        embedded = [
+            self.model.project_omics(dropped_view(view, self._factors, n_genes, share))[core]
+            for view, share in (
+                (batch, self.config.drop_genes),
+                (thinned_view(batch), self.config.drop_genes),
+            )
+        ]
+        first_SD, second_SD = (F.normalize(rows, dim=1) for rows in embedded)
+        return spatial_contrast(
+            first_SD,
+            second_SD,
+            batch.xy_um_S2[core],
+            batch.slide_of_spot_S[core],
+            batch.vector_SV[core],
+            self.model.temperature,
+            radius_um=self.config.contrast_um,
+            correlation=self.config.contrast_correlation,
+        )
 
 
 def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:

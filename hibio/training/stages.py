@@ -6,7 +6,15 @@ import difflib
 import math
 from dataclasses import dataclass, field
 
-from hibio.keys import IMAGE_TERMS, MASKED_TERMS, TERM_MEMBER, TERM_REGION, TERMS
+from hibio.keys import (
+    EMBEDDING_TERMS,
+    IMAGE_TERMS,
+    MASKED_TERMS,
+    TERM_MEMBER,
+    TERM_REGION,
+    TERM_SPATIAL,
+    TERMS,
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,16 @@ class StageConfig:
     def needs_image(self) -> bool:
         """Whether it trains on slides with images only."""
         return bool(IMAGE_TERMS & self.active.keys())
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the plain embeddings of the spots are computed."""
+        return bool(EMBEDDING_TERMS & self.active.keys())
+
+    @property
+    def needs_thinned(self) -> bool:
+        """Whether a second view of each spot is drawn."""
+        return TERM_SPATIAL in self.active
 
     @property
     def needs_mask(self) -> bool:

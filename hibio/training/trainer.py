@@ -133,7 +133,8 @@ class Trainer:
         stage = self.stages[self.stage]
         torch.manual_seed(self._step_seed())
         parts = [(self.dataset[i], self.regions.current(i), core) for i, core in shares]
-        batch = collate(parts, self.sampler.halo).to(self.engine.device)
+        views = self.objective.views(stage, np.random.default_rng(self._step_seed()))
+        batch = collate(parts, self.sampler.halo, views).to(self.engine.device)
         with self.engine.precision():
             loss = self.objective(batch, stage)
         done = self.epoch * self._sampler(stage).n_batches() + self.batch

@@ -5,31 +5,74 @@ from pathlib import Path
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import FORMATS, IMAGE_ONLY, SlideRow
-from preprocessing.readers import legacy_st, visium
+from preprocessing.readers import (
+    cell_csv,
+    cosmx,
+    h5ad,
+    hest,
+    legacy_st,
+    loom,
+    spatialdata,
+    visium,
+    visium_hd,
+    xenium,
+)
+from preprocessing.readers.cell_csv import read_csv_cells
+from preprocessing.readers.cosmx import read_cosmx
+from preprocessing.readers.h5ad import read_h5ad
+from preprocessing.readers.hest import read_hest
 from preprocessing.readers.legacy_st import read_legacy_st
+from preprocessing.readers.loom import read_loom
+from preprocessing.readers.spatialdata import read_spatialdata
 from preprocessing.readers.tissue_grid import read_tissue_grid
 from preprocessing.readers.visium import read_visium
+from preprocessing.readers.visium_hd import read_visium_hd
+from preprocessing.readers.xenium import read_xenium
 from preprocessing.slides import Slide
 from preprocessing.spot_table import SpotTable
 
 __all__ = [
     "READERS",
+    "read_cosmx",
+    "read_csv_cells",
+    "read_h5ad",
+    "read_hest",
     "read_legacy_st",
+    "read_loom",
     "read_slide_spots",
+    "read_spatialdata",
     "read_spots",
     "read_tissue_grid",
     "read_visium",
+    "read_visium_hd",
+    "read_xenium",
     "source_files",
 ]
 
 READERS: dict[str, Callable[[SlideRow, float | None], SpotTable]] = {
     "visium": read_visium,
+    "visium_hd": read_visium_hd,
     "legacy_st": read_legacy_st,
+    "hest": read_hest,
+    "h5ad": read_h5ad,
+    "loom": read_loom,
+    "csv": read_csv_cells,
+    "xenium": read_xenium,
+    "spatialdata": read_spatialdata,
+    "cosmx": read_cosmx,
 }
 
 _SOURCES: dict[str, Callable[[SlideRow], dict[str, Path]]] = {
     "visium": visium.source_files,
+    "visium_hd": visium_hd.source_files,
     "legacy_st": legacy_st.source_files,
+    "hest": hest.source_files,
+    "h5ad": h5ad.source_files,
+    "loom": loom.source_files,
+    "csv": cell_csv.source_files,
+    "xenium": xenium.source_files,
+    "spatialdata": spatialdata.source_files,
+    "cosmx": cosmx.source_files,
 }
 
 

@@ -1,6 +1,7 @@
 """Labels and measurements per spot from a text table, joined by barcode or array position."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +11,31 @@ from preprocessing.errors import DataError
 from preprocessing.readers.text_table import number_column, read_table
 
 _PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
-_MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
-_CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
+MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
+CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
 _SUFFIX = re.compile(r"-\d+$")
 
 
 def read_labels(
-    path: Path, barcodes: np.ndarray, array: np.ndarray | None = None
+    path: Path,
+    barcodes: np.ndarray,
+    array: np.ndarray | None = None,
+    keys: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the labels of the spots ``barcodes``.
 
-    The key is the column "barcode"; else x and y rounded to the array position (legacy ST); else
-    the first column. Columns of numbers become measurements (float, missing NaN), except whole
-    numbers in a column named like a code (label, cluster, domain, region, layer, annotation,
-    class, type, group), which stay categories; all others are categories (str, missing "").
-    Empty cells and NA are missing; columns of coordinates are not taken over.
+    The key is the column "barcode"; else the columns ``keys``; else x and y rounded to the array
+    position (legacy ST); else the first column. Columns of numbers become measurements (float,
+    missing NaN), except whole numbers in a column named like a code (label, cluster, domain,
+    region, layer, annotation, class, type, group), which stay categories; all others are
+    categories (str, missing ""). Empty cells and NA are missing; columns of coordinates are not
+    taken over.
 
     Args:
         path: CSV or TSV, gzipped or not.
         barcodes: (S,) barcodes of the slide.
         array: (S, 2) integer array positions, where the slide has them.
+        keys: columns whose texts, joined by "_", make up a barcode, such as fov and cell_ID.
 
     Returns:
         (S, columns) table in the order of ``barcodes``, and notes on rows left out.
@@ -37,15 +43,16 @@ def read_labels(
     Raises:
         DataError: no row belongs to a spot of the slide, or a spot has two different rows.
     """
-    frame = read_table(path).replace(dict.fromkeys(_MISSING, ""))
+    frame = read_table(path).replace(dict.fromkeys(MISSING, ""))
     if frame.empty or frame.shape[1] == 0:
         raise DataError(f"labels {path} has no rows; expected one a spot")
-    keys, wanted, values, notes = _join_keys(path, frame, barcodes, array)
-    known = keys != ""
+    frame = _with_barcodes(frame, keys)
+    names, wanted, values, notes = _join_keys(path, frame, barcodes, array)
+    known = names != ""
     if not known.all():
         notes.append(f"labels: {int((~known).sum())} rows without a key left out")
-    values, keys = values[known].copy(), keys[known]
-    values.insert(0, "__key__", keys)
+    values, names = values[known].copy(), names[known]
+    values.insert(0, "__key__", names)
     values = values.drop_duplicates()
     twice = values["__key__"].duplicated()
     if twice.any():
@@ -68,6 +75,16 @@ def read_labels(
         notes.append(f"labels: {unused} rows belong to no spot")
     table = values.reindex(wanted, fill_value="").reset_index(drop=True)
     return pd.DataFrame({c: _typed(table, c, path) for c in table.columns}), tuple(notes)
+
+
+def _with_barcodes(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Put the columns ``keys`` together as the column "barcode", where there is none."""
+    if not keys or "barcode" in frame.columns or not set(keys) <= set(frame.columns):
+        return frame
+    barcodes = frame[list(keys)].agg("_".join, axis=1)
+    frame = frame.drop(columns=list(keys))
+    frame.insert(0, "barcode", barcodes)
+    return frame
 
 
 def _join_keys(
@@ -112,7 +129,7 @@ def _typed(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     text = table[column].astype(str).str.strip()
     filled = text[text != ""]
     numbers = pd.to_numeric(filled, errors="coerce")
-    coded = _CODED.search(column) is not None and bool(filled.str.fullmatch(r"[+-]?\d+").all())
+    coded = CODED.search(column) is not None and bool(filled.str.fullmatch(r"[+-]?\d+").all())
     if filled.empty or coded or not np.isfinite(numbers).all():
         return text.astype(object)
     return pd.Series(number_column(table, column, path, empty_ok=True), index=table.index)

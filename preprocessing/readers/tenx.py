@@ -10,15 +10,18 @@ from scipy.io import mmread
 from scipy.sparse import csc_matrix, csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.modality import PROTEIN, RNA
+from preprocessing.readers.features import wanted_features
 from preprocessing.readers.text_table import open_text
-from preprocessing.spot_table import integer_counts
+from preprocessing.spot_table import checked_counts
 
-_GENES = "Gene Expression"
+_BLOCK = 8_000_000  # counts of an .h5 file that are in memory at once, beside the result
+_GENES = "Gene Expression"  # what a features table without types holds
 
 
 @dataclass(frozen=True)
 class TenxMatrix:
-    """Counts of a 10x matrix: (S, G) int32 CSR, barcodes (S,), gene ids and names (G,)."""
+    """A 10x matrix: counts (S, G) CSR int32 (proteins float32), barcodes (S,), genes (G,)."""
 
     counts: csr_matrix
     barcodes: np.ndarray
@@ -27,68 +30,94 @@ class TenxMatrix:
     notes: tuple[str, ...]
 
 
-def read_tenx(path: Path) -> TenxMatrix:
-    """Read a 10x matrix and keep the features of type "Gene Expression".
+def read_tenx(path: Path, modality: str = RNA) -> TenxMatrix:
+    """Read a 10x matrix; keep the features of type "Gene Expression", or the proteins.
 
     Args:
         path: an .h5 file or a folder with matrix.mtx, barcodes.tsv and features.tsv
             (or genes.tsv), gzipped or not.
+        modality: "rna" or "protein" (features of type Antibody Capture or Protein Expression).
 
     Raises:
         DataError: damaged, of another layout, or not raw counts.
     """
-    matrix, barcodes, ids, names, types = _read_mex(path) if path.is_dir() else _read_h5(path)
-    expected = (len(ids), len(barcodes))
-    if matrix.shape != expected:
-        raise DataError(
-            f"{path}: the matrix is {matrix.shape[0]} x {matrix.shape[1]}, but there are "
-            f"{expected[0]} features x {expected[1]} barcodes; download the folder again"
-        )
-    genes = np.flatnonzero(types == _GENES)
-    notes = []
-    if len(genes) < len(types):
-        notes.append(f"{len(types) - len(genes)} features that are not {_GENES} left out")
-    if len(genes) == 0:
-        raise DataError(f"{path}: no feature of type {_GENES!r}; found {sorted(set(types))[:4]}")
-    counts = integer_counts(csr_matrix(matrix.T)[:, genes])
+    if not path.is_dir():
+        return _read_h5(path, modality)
+    matrix, barcodes, ids, names, types = _read_mex(path)
+    _check_size(path, matrix.shape, (len(ids), len(barcodes)))
+    genes, notes = wanted_features(types, modality, str(path))
+    counts = checked_counts(csr_matrix(matrix.T)[:, genes], modality, barcodes, names[genes])
     return TenxMatrix(counts, barcodes, ids[genes], names[genes], tuple(notes))
 
 
-_Parts = tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -> None:
+    if found != expected:
+        raise DataError(
+            f"{path}: the matrix is {' x '.join(map(str, found))}, but there are "
+            f"{expected[0]} features x {expected[1]} barcodes; download the folder again"
+        )
 
 
-def _read_h5(path: Path) -> _Parts:
+def _read_h5(path: Path, modality: str) -> TenxMatrix:
     if not path.is_file() or not h5py.is_hdf5(path):
         raise DataError(f"{path} is not an HDF5 file; expected filtered_feature_bc_matrix.h5")
     try:
         with h5py.File(path, "r") as file:
-            return _h5_parts(path, file)
-    except (OSError, KeyError, RuntimeError) as error:
+            return _h5_matrix(path, file["matrix"], modality)
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(
+            f"{path} asks for more memory than there is ({error}); use a larger machine, or "
+            "download it again if it is damaged"
+        ) from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path} is not a complete 10x matrix ({error}); expected the group 'matrix' as "
             "written by Space Ranger; download it again"
         ) from error
 
 
-def _h5_parts(path: Path, file: h5py.File) -> _Parts:
-    group = file["matrix"]
+def _h5_matrix(path: Path, group: h5py.Group, modality: str) -> TenxMatrix:
+    """Read the barcodes in blocks, so that little more than the result is in memory."""
     features = group["features"]
     shape = tuple(int(n) for n in group["shape"][:])
-    barcodes, ids, names, types = (
-        _strings(values)
-        for values in (
-            group["barcodes"],
-            features["id"],
-            features["name"],
-            features["feature_type"],
-        )
-    )
+    ids, names, types = (_strings(features[key]) for key in ("id", "name", "feature_type"))
+    genes, notes = wanted_features(types, modality, str(path))
+    barcodes, starts = _strings(group["barcodes"]), group["indptr"][:].astype(np.int64)
+    _check_size(path, shape, (len(ids), len(barcodes)))
+    stored = min(len(group["data"]), len(group["indices"]))
+    if len(starts) != shape[1] + 1 or starts[0] != 0 or starts[-1] > stored:
+        raise DataError(f"{path}: damaged sparse matrix (indptr); download it again")
+    if (np.diff(starts) < 0).any():
+        raise DataError(f"{path}: damaged sparse matrix (indptr falls); download it again")
+    kind = np.float32 if modality == PROTEIN else np.int32
+    data, indices = (np.empty(int(starts[-1]), dtype=dtype) for dtype in (kind, np.int32))
+    indptr, filled, last = np.zeros(shape[1] + 1, dtype=np.int64), 0, 0
+    while last < shape[1]:
+        first = last
+        last = int(np.searchsorted(starts, starts[first] + _BLOCK, side="right")) - 1
+        last = min(max(last, first + 1), shape[1])
+        block = _h5_block(path, group, starts[first : last + 1], shape[0])[:, genes]
+        block = checked_counts(block, modality, barcodes[first:last], names[genes])
+        data[filled : filled + block.nnz] = block.data
+        indices[filled : filled + block.nnz] = block.indices
+        indptr[first + 1 : last + 1] = filled + block.indptr[1:]
+        filled += block.nnz
+    counts = csr_matrix((data[:filled], indices[:filled], indptr), (shape[1], len(genes)))
+    return TenxMatrix(counts, barcodes, ids[genes], names[genes], tuple(notes))
+
+
+def _h5_block(path: Path, group: h5py.Group, starts: np.ndarray, genes: int) -> csr_matrix:
+    """Read some barcodes, (n, F); ``starts`` (n + 1,) say where their counts lie."""
+    place = slice(int(starts[0]), int(starts[-1]))
+    parts = (group["data"][place], group["indices"][place], starts - starts[0])
     try:
-        matrix = csc_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape)
-        matrix.check_format(full_check=True)
+        block = csr_matrix(parts, (len(starts) - 1, genes))
+        block.check_format(full_check=True)
     except ValueError as error:
         raise DataError(f"{path}: damaged sparse matrix ({error}); download it again") from error
-    return matrix, barcodes, ids, names, types
+    return block
 
 
 def _strings(dataset: h5py.Dataset) -> np.ndarray:
@@ -98,7 +127,9 @@ def _strings(dataset: h5py.Dataset) -> np.ndarray:
     )
 
 
-def _read_mex(folder: Path) -> _Parts:
+def _read_mex(
+    folder: Path,
+) -> tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     matrix_path = mex_file(folder, "matrix.mtx")
     barcodes = _columns(mex_file(folder, "barcodes.tsv"))
     features = _columns(mex_file(folder, "features.tsv", "genes.tsv"))

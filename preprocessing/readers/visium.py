@@ -1,6 +1,5 @@
 """Space Ranger output (versions 1 to 4): matrix, tissue positions, scale factors."""
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
 from preprocessing.readers.labels import read_labels
 from preprocessing.readers.lattice import VISIUM_PITCH_UM, hex_pitch_px, step_px
+from preprocessing.readers.parquet import read_parquet
 from preprocessing.readers.tenx import mex_files, read_tenx
 from preprocessing.readers.text_table import number_column, open_text, read_table, require_columns
 from preprocessing.spot_table import SpotTable, unique_names
 
-_MATRIX = "filtered_feature_bc_matrix"
-_COLUMNS = [
+MATRIX = "filtered_feature_bc_matrix"
+COLUMNS = [
     "barcode",
     "in_tissue",
     "array_row",
@@ -25,11 +25,12 @@ _COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
-_POSITION_FILES = (
+POSITION_FILES = (
     "tissue_positions.csv",
     "tissue_positions_list.csv",
     "tissue_positions.parquet",
 )
+SCALE_FACTORS = "scalefactors_json.json"
 _SCALED_IMAGES = {
     "tissue_hires_image": "tissue_hires_scalef",
     "tissue_lowres_image": "tissue_lowres_scalef",
@@ -60,23 +61,49 @@ def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
         bases, matrices = [counts.parent], [counts]
     else:
         bases = [counts, counts / "outs"]
-        matrices = [base / name for base in bases for name in (f"{_MATRIX}.h5", _MATRIX)]
-    matrix = next((m for m in matrices if m.exists()), None)
+        matrices = [base / name for base in bases for name in (f"{MATRIX}.h5", MATRIX)]
+    matrix = next((m for m in matrices if m.exists()), None) or _only(bases, f"*{MATRIX}.h5")
     if matrix is None:
         raise DataError(
-            f"{counts} holds no {_MATRIX}.h5 and no folder {_MATRIX} (nor does its "
-            "folder 'outs'); give the folder that Space Ranger wrote"
+            f"{counts} holds no {MATRIX}.h5 and no folder {MATRIX} (nor does its "
+            f"folder 'outs'); give the folder that Space Ranger wrote{_hint(bases)}"
         )
     spatial = [base / "spatial" for base in bases]
-    found = [folder / name for folder in spatial for name in _POSITION_FILES]
+    found = [folder / name for folder in spatial for name in POSITION_FILES]
     positions = spots or next((p for p in found if p.is_file()), None)
+    positions = positions or _only([*spatial, *bases], "*tissue_positions*")
     if positions is None:
         raise DataError(
-            f"{spatial[0]} holds none of {', '.join(_POSITION_FILES)}; copy the folder "
+            f"{spatial[0]} holds none of {', '.join(POSITION_FILES)}; copy the folder "
             "'spatial' beside the matrix, or name the file in the column 'spots'"
         )
-    scale = (p for folder in spatial if (p := folder / "scalefactors_json.json").is_file())
-    return VisiumFiles(matrix, positions, next(scale, None))
+    scale = (p for folder in spatial if (p := folder / SCALE_FACTORS).is_file())
+    factors = next(scale, None) or _only([*spatial, *bases], f"*{SCALE_FACTORS}*")
+    return VisiumFiles(matrix, positions, factors)
+
+
+def _only(folders: list[Path], pattern: str) -> Path | None:
+    """The one file of that name with something in front or behind, as archives rename them."""
+    for folder in folders:
+        found = [p for p in sorted(folder.glob(pattern)) if p.is_file()]
+        if len(found) > 1:
+            raise DataError(
+                f"{folder} holds {len(found)} files {pattern} ({found[0].name}, {found[1].name}); "
+                "put each sample into a folder of its own"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _hint(bases: list[Path]) -> str:
+    """What the folder is instead, for the error."""
+    for base in bases:
+        if (base / "binned_outputs").is_dir() or base.name == "binned_outputs":
+            return "; this is a Visium HD sample: write format visium_hd"
+        if any(base.glob("*raw_feature_bc_matrix*")):
+            return "; it holds the raw matrix only, copy the filtered one"
+    return ""
 
 
 def source_files(row: SlideRow) -> dict[str, Path]:
@@ -108,10 +135,10 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         DataError: a file is unusable, no barcode has a position, or the scale is unknown.
     """
     files = find_visium_files(row.counts_path, row.spots)
-    matrix = read_tenx(files.matrix)
+    matrix = read_tenx(files.matrix, row.modality)
     positions = read_positions(files.positions)
     factors = {} if files.scale_factors is None else read_scale_factors(files.scale_factors)
-    scale = _image_scale(row, factors)
+    scale = image_scale(row, factors)
     pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
     notes = list(matrix.notes)
@@ -138,6 +165,7 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         diameter_um=None if diameter is None else diameter * scale * mpp,
         labels=labels,
         notes=tuple(notes),
+        modality=row.modality,
     )
 
 
@@ -155,31 +183,22 @@ def read_positions(path: Path) -> pd.DataFrame:
         DataError: not a positions table, or pyarrow is needed and missing.
     """
     if path.suffix == ".parquet":
-        frame = _read_parquet(path).astype(str)
+        frame = read_parquet(path)
     else:
         with open_text(path) as text:
             has_header = text.readline().lstrip('"').startswith("barcode")
-        frame = read_table(path, None if has_header else list(_COLUMNS))
-    require_columns(frame, tuple(_COLUMNS), path)
+        frame = read_table(path, None if has_header else list(COLUMNS))
+    require_columns(frame, tuple(COLUMNS), path)
     if frame.empty:
-        raise DataError(f"{path} lists no spots; expected {', '.join(_COLUMNS)}")
+        raise DataError(f"{path} lists no spots; expected {', '.join(COLUMNS)}")
     result = pd.DataFrame({"barcode": frame["barcode"].astype(str)})
-    for name in _COLUMNS[1:]:
+    for name in COLUMNS[1:]:
         values = number_column(frame, name, path)
         result[name] = values if name.startswith("pxl") else values.astype(np.int64)
     if result["barcode"].duplicated().any():
         twice = result["barcode"][result["barcode"].duplicated()].iloc[0]
         raise DataError(f"{path}: barcode {twice!r} occurs twice; keep one row a spot")
     return result
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise DataError(f"{path} is a parquet file, which needs pyarrow: pip install pyarrow")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a complete parquet file ({error})") from error
 
 
 def read_scale_factors(path: Path) -> dict[str, float]:
@@ -202,7 +221,7 @@ def read_scale_factors(path: Path) -> dict[str, float]:
     return factors
 
 
-def _image_scale(row: SlideRow, factors: dict[str, float]) -> float:
+def image_scale(row: SlideRow, factors: dict[str, float]) -> float:
     """Image pixels per full-resolution pixel."""
     if row.image_scale is not None:
         return row.image_scale

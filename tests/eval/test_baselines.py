@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from eval import baselines
 from eval.fold import FoldError, Representation, SlideData, neighbour_mean
-from eval.variable_genes import log_cp10k, variable_genes
+from eval.variable_genes import expression, variable_genes
 from tests.eval.conftest import N_SPOTS, TEST, TRAIN, make_fold
 
 
@@ -16,13 +16,17 @@ def slow_log_cp10k(counts: np.ndarray) -> np.ndarray:
     return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
-def test_log_cp10k_equals_the_formula_and_keeps_empty_spots(toy_fold):
+def test_expression_equals_the_formula_of_its_modality_and_keeps_empty_spots(toy_fold):
     counts = toy_fold.train[0].counts.copy().tolil()
     counts[5] = 0
-    counts = counts.tocsr()
-    found = log_cp10k(counts).toarray()
-    np.testing.assert_allclose(found, slow_log_cp10k(counts.toarray().astype(float)))
+    slide = replace(toy_fold.train[0], counts=counts.tocsr())
+    dense = slide.counts.toarray().astype(float)
+    found = expression(slide).toarray()
+    np.testing.assert_allclose(found, slow_log_cp10k(dense), rtol=1e-6)
+    assert found.dtype == np.float64
     assert not found[5].any()
+    protein = replace(slide, modality="protein", counts=slide.counts.astype(np.float32))
+    np.testing.assert_allclose(expression(protein).toarray(), np.arcsinh(dense / 5), rtol=1e-6)
 
 
 def test_variable_genes_are_those_of_largest_within_slide_variance(toy_fold):
@@ -93,7 +97,7 @@ def test_pca_is_that_of_the_training_slides(toy_fold):
     config = baselines.BaselineConfig(pca_genes=20, pca_components=5)
     own = baselines.pca_expression(toy_fold.train, toy_fold.test, config)[0].omics["c1"]
     genes = variable_genes(toy_fold.train, 20)
-    dense = [log_cp10k(s.counts)[:, genes].toarray() for s in (*toy_fold.train, toy_fold.test[0])]
+    dense = [expression(s)[:, genes].toarray() for s in (*toy_fold.train, toy_fold.test[0])]
     projected = PCA(5).fit(np.concatenate(dense[:-1])).transform(dense[-1])
     cosine = np.einsum("sk,sk->k", projected - projected.mean(axis=0), own)
     norm = np.linalg.norm(projected - projected.mean(axis=0), axis=0) * np.linalg.norm(own, axis=0)

@@ -11,6 +11,7 @@ from eval.figures import (
     expression_maps,
     loss_curves,
     metric_bars,
+    niche_maps,
     pathway_heatmaps,
     region_history,
     retrieval_curves,
@@ -19,6 +20,7 @@ from eval.figures import (
 from eval.figures.canvas import MAX_PNG_BYTES, new_page, png_bytes, score_colours, window_of
 from eval.figures.curves import _binned, _segments, _smoothed, _stage_spans
 from eval.figures.heatmaps import Layout, pearson, spearman
+from eval.figures.niches import matched_names
 from eval.figures.regions import region_colours
 from preprocessing.errors import DataError
 
@@ -209,3 +211,26 @@ def test_wrong_shapes_are_named() -> None:
         pathway_heatmaps(None, xy, [])
     with pytest.raises(DataError, match="no training log"):
         loss_curves({"a": []})
+
+
+def test_clusters_take_the_name_they_overlap_most_one_to_one():
+    labels = np.array(["a", "a", "a", "b", "b", "", "a"])
+    clusters = np.array([5, 5, 2, 2, 2, 7, 5])
+    assert matched_names(labels, clusters).tolist() == ["a", "a", "b", "b", "b", "", "a"]
+    renamed = np.array([1, 1, 9, 9, 9, 3, 1])
+    assert matched_names(labels, renamed).tolist() == matched_names(labels, clusters).tolist()
+    two_of_one = matched_names(np.array(["a"] * 4), np.array([0, 0, 0, 1]))
+    assert two_of_one.tolist() == ["a", "a", "a", ""]  # the smaller one has no partner left
+
+
+def test_niche_maps_state_the_score_of_each_model():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 500, (80, 2))
+    labels = np.where(xy[:, 0] > 250, "left", "right")
+    labels[:5] = ""
+    perfect, random = (xy[:, 0] > 250).astype(int), rng.integers(0, 2, 80)
+    figure = niche_maps(xy, labels, {"good": perfect, "bad": random}, "Niches")
+    assert figure.title == "Niches"
+    assert figure.png.startswith(b"\x89PNG")
+    with pytest.raises(DataError):
+        niche_maps(xy, labels, {"good": perfect[:-1]}, "Niches")

@@ -15,6 +15,12 @@ def test_descriptions_are_honest_about_unknown_names() -> None:
     assert describe_model("lab.module:Thing") == ""
     found = describe_metrics(["image_to_omics/recall@10%", "omics_ari/gmm_smooth", "x/unknown"])
     assert [line.split(":")[0] for line in found] == ["recall@k", "ari", "smooth"]
+    found = describe_metrics(["pearson_median/hidden_genes", "omics_ami/gmm"])
+    assert [line.split(":")[0] for line in found] == ["pearson", "hidden_genes", "median", "ami"]
+    assert "other spatial blocks" in describe_task("imputation")
+    assert "no read-out is fitted" in describe_model("hibio_decoder")
+    assert describe_model("gene_mean") == "predicts the training mean"
+    assert "nearest training cells" in describe_model("knn")
 
 
 def test_many_metrics_are_split_into_tables_without_loss() -> None:
@@ -59,6 +65,7 @@ def test_numbers(value: object, shown: str) -> None:
         ("patient_identity", "annotation", True),
         ("rmse/all", "expression", True),
         ("pearson/top50_hvg", "expression", False),
+        ("rmse/hidden_genes", "imputation", True),
         ("closest/recall", "retrieval", False),
     ],
 )
@@ -71,6 +78,8 @@ def test_direction(metric_name: str, task: str, lower: bool) -> None:
     [
         ("hibio", "this checkpoint"),
         ("hibio_average", "variant"),
+        ("hibio_decoder", "variant"),
+        ("lsa_decoder", "baseline"),
         ("hibio+sinkhorn", "transductive"),
         ("ridge_shuffled_pairs", "control"),
         ("random_forest", "baseline"),

@@ -171,8 +171,9 @@ def test_a_slide_without_counts_has_padding_and_no_targets(cohort: Cohort):
     slide = prepared(cohort, "grid")
     artifacts = HiBio.from_checkpoint(cohort.checkpoint).artifacts
     assert (slide.has_counts, slide.has_image) == (False, True)
-    assert (slide.gene_SK == artifacts.n_genes).all()
-    for zeros in (slide.value_SK, slide.vector_SV, slide.target_SM, slide.expression_SH):
+    rows = slide.expression.rows(np.arange(slide.n_spots))
+    assert (rows.gene_SK == artifacts.n_genes).all()
+    for zeros in (rows.value_SK, slide.vector_SV, rows.target_SM, rows.expression_SH):
         assert not zeros.any()
     assert np.isfinite(slide.vector_scale_V).all()
 

@@ -254,6 +254,11 @@ def test_no_verdict_without_enough_folds_or_shared_keys() -> None:
     assert slides.verdict == "1 fold: too few to tell"
     assert compare(metric([0.9]), metric([0.1], keys=["other/0/x"])) is None
     assert compare({"values": [1.0], "mean": 1.0}, metric([0.1])) is None
+    parts = ["none/0/x:type:block0", "none/0/x:type:block1"]  # of one slide: no error
+    one_slide = compare(metric([0.9, 0.7], keys=parts), metric([0.5, 0.5], keys=parts))
+    assert one_slide is not None
+    assert (one_slide.unit, one_slide.units, one_slide.wins) == ("slides", 1, 1)
+    assert math.isnan(one_slide.error)
     same = compare(metric(spread(0.3)), metric(spread(0.3)))
     assert same is not None
     assert same.verdict == "no clear difference"

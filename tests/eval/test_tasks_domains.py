@@ -30,18 +30,19 @@ def with_model(fold, spread: float = 1.0, sides: tuple[str, ...] = ("omics",)):
 def test_planted_clusters_are_found_by_every_method(toy_fold):
     row = run(with_model(toy_fold, sides=("omics", "image")), CONFIG).models["blobs"]
     for side in ("omics", "image"):
-        for score in ("ari", "nmi"):
+        for score in ("ari", "nmi", "ami"):
             for method in ("kmeans", "gmm"):
                 assert row[f"{side}_{score}/{method}"].mean > 0.95
                 assert f"{side}_{score}/{method}_smooth" in row
     assert row["omics_ari/kmeans"].keys == ["toy/0/c1:domain", "toy/0/c2:domain"]
-    assert row["omics_ari/kmeans"].chance == 0.0
+    assert row["omics_ari/kmeans"].chance == row["omics_ami/gmm"].chance == 0.0
+    assert row["omics_nmi/kmeans"].chance is None
 
 
 def test_shuffled_labels_are_at_zero(null_fold):
     models = run(replace(null_fold, models=null_fold.models[:1]), CONFIG).models
     for name, metric in models["hibio"].items():
-        if "_ari/" in name:
+        if "_ari/" in name or "_ami/" in name:
             assert abs(metric.mean) < 0.06, name
 
 

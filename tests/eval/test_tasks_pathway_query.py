@@ -121,6 +121,14 @@ def test_a_set_that_never_varies_is_left_out_and_counted(toy_fold):
 
 
 def test_without_pathways_the_task_says_so(toy_fold):
-    result = run(replace(toy_fold, anchors=None), CONFIG)
-    assert result.models == {}
-    assert "not run" in result.notes[0]
+    empty = replace(
+        toy_fold.anchors,
+        names=(),
+        matrix=toy_fold.anchors.matrix[:, :0],
+        mean=np.zeros(0),
+        sd=np.zeros(0),
+    )
+    for anchors in (None, empty):
+        result = run(replace(toy_fold, anchors=anchors), CONFIG)
+        assert result.models == {}
+        assert "not run" in result.notes[0]

@@ -1,12 +1,15 @@
 """Pathways through the omics branch: queries equal anchors, the cache, gradients, new sets."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hibio.config import ConfigError
-from hibio.encoders.anchors import set_batch, sets_matrix
+from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
+from preprocessing.spot_groups import SpotGroups
 from tests.hibio.toy import dense, make_model
 
 
@@ -70,6 +73,21 @@ def test_a_set_batch_has_no_neighbours(toy_artifacts):
     assert batch.n_spots == toy_artifacts.n_pathways
     assert batch.neighbour_SN.eq(-1).all()
     assert batch.core_S.all()
+    assert not batch.spot_group_S.any()
+
+
+def test_a_set_reads_the_gene_graph_of_the_nearest_group(toy_artifacts):
+    inputs = toy_artifacts.set_inputs(toy_artifacts.anchors.matrix.T.tocsr(), 16)
+    groups = SpotGroups(inputs[2][[3, 0]])
+    batch = set_batch(*inputs, groups)
+    assert batch.spot_group_S[[0, 3]].tolist() == [1, 0]
+    np.testing.assert_array_equal(batch.spot_group_S, groups.assign(inputs[2]))
+    table = AnchorTable(dataclasses.replace(toy_artifacts, groups=groups), 8, learned=False)
+    seen = []
+    table.embed(
+        lambda sets: seen.append(sets.spot_group_S) or torch.zeros(2, 8), torch.tensor([3, 0])
+    )
+    assert seen[0].tolist() == [0, 1]
 
 
 def test_fresh_rows_are_encoded_and_the_others_come_from_the_cache(model):

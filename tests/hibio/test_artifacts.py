@@ -26,6 +26,10 @@ def assert_same(left, right) -> None:
     elif isinstance(left, np.ndarray):
         assert left.shape == right.shape
         assert np.array_equal(left, right)
+    elif isinstance(left, tuple):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
     elif hasattr(left, "equals"):
         assert left.equals(right)
     elif hasattr(left, "state"):
@@ -74,7 +78,9 @@ def test_a_missing_file_and_one_that_is_no_hdf5(tmp_path):
             read_artifacts(path)
 
 
-@pytest.mark.parametrize("part", ["genes", "tfidf", "factors", "anchors", "database", "gene_graph"])
+@pytest.mark.parametrize(
+    "part", ["genes", "tfidf", "factors", "anchors", "database", "gene_graphs"]
+)
 def test_a_missing_part_is_refused(toy_artifacts, tmp_path, part):
     path = tmp_path / "artifacts.h5"
     write_artifacts(path, toy_artifacts)
@@ -85,7 +91,7 @@ def test_a_missing_part_is_refused(toy_artifacts, tmp_path, part):
 
 
 @pytest.mark.parametrize(
-    "part", ["anchors/mean", "factors/spread", "tfidf/df", "gene_graph/weight"]
+    "part", ["anchors/mean", "factors/spread", "tfidf/df", "gene_graphs/0/weight"]
 )
 def test_a_missing_array_is_refused(toy_artifacts, tmp_path, part):
     path = tmp_path / "artifacts.h5"
@@ -101,7 +107,7 @@ def test_another_schema_names_both_versions(toy_artifacts, tmp_path):
     write_artifacts(path, toy_artifacts)
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(ConfigError, match="schema 99, this HiBio reads 1"):
+    with pytest.raises(ConfigError, match="schema 99, this HiBio reads 2"):
         read_artifacts(path)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from hibio.bank import Bank, build_bank, read_bank, write_bank
 from hibio.config import ConfigError
+from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
-from hibio.data.fitting import align_columns
 from hibio.data.splits import read_entries
 from hibio.encoders.vision import VisionConfig
 from preprocessing.run import stores_in

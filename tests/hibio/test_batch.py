@@ -20,6 +20,7 @@ def make_batch(n_spots: int = 3, **changes) -> SlideBatch:
         "distance_um_SN": torch.full((n_spots, 6), float("inf")),
         "xy_um_S2": torch.zeros(n_spots, 2),
         "slide_of_spot_S": torch.zeros(n_spots, dtype=torch.long),
+        "spot_group_S": torch.zeros(n_spots, dtype=torch.long),
         "core_S": torch.ones(n_spots, dtype=torch.bool),
         "region_of_spot_LS": torch.zeros(2, n_spots, dtype=torch.long),
         "slide_ids": ("a",),
@@ -28,7 +29,7 @@ def make_batch(n_spots: int = 3, **changes) -> SlideBatch:
 
 
 TENSORS = [f.name for f in dataclasses.fields(SlideBatch) if f.name != "slide_ids"]
-WIDTH = {"region_of_spot_LS": (2, 4), "core_S": (4,), "slide_of_spot_S": (4,)}
+WIDTH = {"region_of_spot_LS": (2, 4), "core_S": (4,), "slide_of_spot_S": (4,), "spot_group_S": (4,)}
 
 
 @pytest.mark.parametrize("name", [name for name in TENSORS if name != "gene_SK"])
@@ -41,6 +42,11 @@ def test_a_field_of_another_length_is_refused_by_name(name):
 def test_genes_and_values_must_pair_up():
     with pytest.raises(ValueError, match="one shape"):
         make_batch(value_SK=torch.ones(3, 5))
+    wrong = {"query_gene_SQ": torch.zeros(3, 2), "query_value_SQ": torch.zeros(3, 4)}
+    with pytest.raises(ValueError, match=r"query_gene_SQ and query_value_SQ .*3, 2.*3, 4"):
+        make_batch(**wrong)
+    with pytest.raises(ValueError, match=r"thinned_value_SK must have one shape.*None"):
+        make_batch(thinned_gene_SK=torch.zeros(3, 4))
 
 
 def test_to_moves_every_tensor_and_changes_nothing_else():

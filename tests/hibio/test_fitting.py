@@ -6,17 +6,26 @@ from scipy import sparse
 
 from hibio.config import ConfigError
 from hibio.data.fitting import (
-    CountBlocks,
     GenesConfig,
     PathwaysConfig,
     fit_artifacts,
-    fit_vocabulary,
 )
+from hibio.data.slide import prepare_slide
+from hibio.data.training_slides import CountBlocks, fit_vocabulary
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 from tests.hibio.test_artifacts import assert_same
-from tests.hibio.toy import GENES, PATHWAYS, edit_store, redraw_counts, rename_genes
+from tests.hibio.toy import (
+    GENES,
+    PATHWAYS,
+    edit_store,
+    keep_genes,
+    make_model,
+    make_protein,
+    redraw_counts,
+    rename_genes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def slow_vocabulary(paths, fraction: float, min_spots: int) -> list[str]:
 @pytest.mark.parametrize(("fraction", "min_spots"), [(1.0, 1), (0.5, 1), (0.5, 60), (1.0, 130)])
 def test_vocabulary_against_plain_loops(paths, other_panel, fraction, min_spots):
     panel = [paths[0], other_panel]
-    got = fit_vocabulary(panel, GenesConfig(min_slide_fraction=fraction, min_spots=min_spots))
+    got = fit_vocabulary(panel, fraction, min_spots)
     assert got.tolist() == slow_vocabulary(panel, fraction, min_spots)
     with_new = any(name.startswith("new") for name in got)
     assert with_new == (fraction == 0.5)
@@ -60,11 +69,11 @@ def test_panels_that_hardly_overlap_are_an_error(paths, tmp_path):
     names = [f"Z{i}" for i in range(400)]
     path = edit_store(paths[1], tmp_path / "sim002.h5", rename_genes(names))
     with pytest.raises(ConfigError, match=r"only 0 of 800 genes .*min_slide_fraction"):
-        fit_vocabulary([paths[0], path], GenesConfig())
+        fit_vocabulary([paths[0], path], 1.0, 10)
 
 
 def test_a_gene_that_a_slide_did_not_measure_counts_as_zero(paths, other_panel):
-    genes = fit_vocabulary([paths[0], other_panel], GenesConfig(min_slide_fraction=0.5))
+    genes = fit_vocabulary([paths[0], other_panel], 0.5, 10)
     blocks = list(CountBlocks([paths[0], other_panel], genes))
     new = np.flatnonzero(np.char.startswith(genes.astype(str), "new"))
     assert len(new) > 30
@@ -175,3 +184,49 @@ def test_target_genes_are_distinct_and_never_more_than_there_are(paths, toy_arti
 def test_settings_out_of_range(change, words):
     with pytest.raises(ValueError, match=words):
         GenesConfig(**change)
+
+
+def test_excluded_genes_are_left_out_by_name_and_by_pattern(paths):
+    every = fit_vocabulary(paths, 1.0, 1)
+    first = every[0]
+    stem = every[5][:2]
+    got = fit_vocabulary(paths, 1.0, 1, [first, f"{stem}*"])
+    assert got.tolist() == [g for g in every if g != first and not g.startswith(stem)]
+    assert len(got) < len(every) - 1
+    with pytest.raises(ConfigError, match=r"'QQ\*' fits none of the 400 genes"):
+        fit_vocabulary(paths, 1.0, 1, ["QQ*"])
+
+
+def test_a_panel_of_three_genes_is_an_error(paths, tmp_path):
+    def keep_three(file):
+        keep_genes(file, 3)
+
+    path = edit_store(paths[0], tmp_path / "sim001.h5", keep_three)
+    with pytest.raises(ConfigError, match=r"only 3 of 3 genes .* 10 are needed"):
+        fit_vocabulary([path], 1.0, 1)
+
+
+def test_modalities_do_not_mix_and_intensities_need_their_own_weights(paths, tmp_path):
+    protein = edit_store(paths[1], tmp_path / "sim002.h5", make_protein)
+    with pytest.raises(ConfigError, match=r"different modality: rna .*protein \(sim002"):
+        fit_artifacts([paths[0], protein], GENES, PATHWAYS)
+    with pytest.raises(ConfigError, match=r"set genes.tfidf: arcsinh or rank"):
+        fit_artifacts([protein], GENES, PATHWAYS)
+
+
+@pytest.mark.parametrize("variant", ["arcsinh", "rank"])
+def test_proteins_are_fitted_without_depth_and_without_pathways(paths, tmp_path, variant):
+    protein = edit_store(paths[1], tmp_path / "sim002.h5", make_protein)
+    genes = GenesConfig(**{**vars(GENES), "tfidf": variant, "graph_groups": 2})
+    artifacts = fit_artifacts([protein], genes, PathwaysConfig(source="none"))
+    assert artifacts.modality == "protein"
+    assert artifacts.n_pathways == 0
+    assert artifacts.database is None
+    assert len(artifacts.gene_graphs) == artifacts.groups.n_groups == 2
+    model = make_model(artifacts)
+    slide = prepare_slide(protein, artifacts, None)
+    embedded = model.encode_slide(slide)
+    assert np.isfinite(embedded.omics).all()
+    assert slide.expression.rows(np.arange(5)).target_SM.shape == (5, 0)
+    with pytest.raises(ConfigError, match=r"modality rna, the model was trained on protein"):
+        prepare_slide(paths[0], artifacts, None)

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from hibio.encoders.graph_layers import (
-    CrossMessages,
-    GeneAttention,
-    HierarchyLayer,
-    SpotAttention,
-)
+from hibio.encoders import biased_attention, spot_attention
+from hibio.encoders.gene_attention import GeneAttention
+from hibio.encoders.graph_layers import CrossMessages, HierarchyLayer
 from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.pooling import AttentionPool
+from hibio.encoders.row_linear import MIN_ROWS, RowLinear
+from hibio.encoders.scratch import Scratch
+from hibio.encoders.spot_attention import SpotAttention
 
 S, K, N, D, H = 5, 7, 3, 12, 3
 
@@ -76,7 +76,8 @@ def slow_distance_bias(layer: SpotAttention, distance_um: float) -> torch.Tensor
 
 
 @torch.no_grad()
-def test_spot_attention_against_the_formula():
+def test_spot_attention_against_the_formula(monkeypatch):
+    monkeypatch.setattr(spot_attention, "SPOTS_AT_A_TIME", 2)
     layer = SpotAttention(D, H, 0.0)
     layer.distance_bias.weight.normal_()
     layer.gate.normal_()
@@ -213,3 +214,95 @@ def test_pooling_carries_gradients_to_members_only():
     assert spot.grad[[0, 1, 3]].abs().sum(dim=1).gt(0).all()
     assert not spot.grad[2].any()
     assert all(p.grad.abs().sum() > 0 for n, p in pool.named_parameters() if n != "score.2.bias")
+
+
+def infer(layer: GeneAttention, *inputs: torch.Tensor | None) -> torch.Tensor:
+    with torch.inference_mode():
+        return layer(*inputs)
+
+
+@pytest.mark.parametrize("with_graph", [True, False])
+@pytest.mark.parametrize("large", [False, True])
+def test_own_attention_is_that_of_torch(monkeypatch, with_graph, large):
+    """Values and gradients, one spot at a time, with logits that overflow, a spot of padding."""
+    monkeypatch.setattr(biased_attention, "LOGIT_NUMBERS", 1)
+    layer = GeneAttention(D, H, 0.0)
+    token, present, edge = some_genes()
+    present[2] = False
+    with torch.no_grad():
+        layer.bias_scale_H.normal_()
+        if large:
+            layer.query_key_value.weight.mul_(100.0)
+    inputs = (present, edge if with_graph else None)
+    probe = torch.randn(S, K, D)
+    results = []
+    for by_torch in (False, True):
+        if by_torch:
+            plain = lambda p, seen, edges, _: layer._on_device(p, seen, edges)  # noqa: E731
+            monkeypatch.setattr(biased_attention.LearnedMix, "apply", plain)
+        leaf = token.clone().requires_grad_()
+        layer.zero_grad()
+        got = layer(leaf, *inputs)
+        (got * probe).sum().backward()
+        grads = [p.grad for p in layer.parameters() if p.grad is not None]
+        results.append([got.detach(), leaf.grad, *grads])
+    assert len(results[0]) == 2 + 6 + with_graph
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected)
+    torch.testing.assert_close(infer(layer, token, *inputs), results[0][0])
+
+
+def test_gradients_of_the_own_attention_against_differences():
+    packed = torch.randn(3, 2, H, 4, 4).permute(0, 1, 2, 4, 3).requires_grad_()
+    seen, edge = torch.ones(2, 4, dtype=torch.bool), torch.rand(2, 4, 4)
+    seen[0, 2:] = False
+    scale = torch.randn(H, requires_grad=True)
+    call = biased_attention.LearnedMix.apply
+    assert torch.autograd.gradcheck(lambda p, s: call(p, seen, edge, s), (packed, scale))
+    assert torch.autograd.gradcheck(lambda p: call(p, seen, None, scale.detach()), (packed,))
+
+
+def test_half_precision_is_close():
+    torch.set_default_dtype(torch.float32)
+    layer = GeneAttention(D, H, 0.0)
+    token, present, edge = some_genes()
+    expected = infer(layer, token, present, edge)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(token, present, edge)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, atol=0.03, rtol=0.03)
+    got.sum().backward()
+    assert layer.bias_scale_H.grad is not None
+
+
+def test_inference_takes_used_buffers_and_leaves_its_inputs_alone():
+    layer, scratch = GeneAttention(D, H, 0.0), Scratch()
+    token, present, edge = some_genes()
+    kept = [one.clone() for one in (token, present, edge)]
+    first = infer(layer, token, present, edge, scratch).clone()
+    infer(layer, 9 * token[:2], present[:2], edge[:2], scratch)
+    assert torch.equal(infer(layer, token, present, edge, scratch), first)
+    assert all(torch.equal(a, b) for a, b in zip((token, present, edge), kept, strict=True))
+
+
+def test_layers_learn_the_same_with_and_without_their_own_products():
+    """RowLinear against nn.Linear: rows enough for oneDNN, float32, also from a view."""
+    torch.set_default_dtype(torch.float32)
+    own, plain = RowLinear(24, 40), torch.nn.Linear(24, 40)
+    plain.load_state_dict(own.state_dict())
+    rows = torch.randn(3, 2 * MIN_ROWS, 24).transpose(0, 1)
+    results = []
+    for layer in (own, plain):
+        leaf = rows.clone().requires_grad_()
+        result = layer(leaf[1::2])
+        result.square().sum().backward()
+        results.append([result, leaf.grad, layer.weight.grad, layer.bias.grad])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_only_the_first_spots_move_when_their_neighbours_alone_are_given():
+    layer = HierarchyLayer(D, H, 0.0, spatial_graph=True, cross=True)
+    token, neighbour, distance = some_spots()
+    whole = layer.move_spots(token, neighbour, distance)
+    torch.testing.assert_close(layer.move_spots(token, neighbour[:2], distance[:2]), whole[:2])

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from hibio import keys
 from hibio.config import ConfigError
+from hibio.data.views import Views
 from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.omics import relative_values
 from hibio.encoders.vision import VisionConfig
@@ -28,7 +30,7 @@ def slides(toy_stores, toy_artifacts):
 
 @pytest.fixture(scope="module")
 def batch(slides):
-    return whole_batch(*slides)
+    return whole_batch(*slides, views=Views(np.random.default_rng(0), keep_counts=0.7))
 
 
 @pytest.fixture
@@ -65,6 +67,7 @@ PARTS = {
     keys.TERM_REGION: "region_info_nce",
     keys.TERM_MEMBER: "spot_to_region",
     keys.TERM_MASKED: "draw_mask",
+    keys.TERM_SPATIAL: "spatial_contrast",
     keys.TERM_DECORRELATION: "decorrelation",
     keys.TERM_EXPRESSION: "expression_mse",
 }
@@ -120,6 +123,7 @@ def moved(model) -> set[str]:
             {keys.TERM_PATHWAY: 1.0},
             {"vision", "image_head", "omics", "omics_head", "log_scale_anchor"},
         ),
+        ({keys.TERM_SPATIAL: 1.0}, {"omics", "omics_head", "log_scale"}),
         (MASKED, {"omics", "omics_head", "decoder", "own_head", "around_head"}),
         ({keys.TERM_EXPRESSION: 1.0}, {"vision", "image_head", "expression_head"}),
     ],

@@ -1,18 +1,36 @@
 """The omics branch: pair weights against loops, padding, invariances, switches, the baseline."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from hibio.config import ConfigError
+from hibio.data.collate import collate, with_halo
+from hibio.data.counts import ArrayCounts
 from hibio.data.slide import PreparedSlide, expression_slide
+from hibio.encoders import gene_pairs, omics
 from hibio.encoders.base import OmicsContext
+from hibio.encoders.heist import HeistEncoder
 from hibio.encoders.mlp import MlpOmicsEncoder, neighbour_mean
-from hibio.encoders.omics import OmicsConfig, build_omics_encoder, relative_values
+from hibio.encoders.omics import (
+    OmicsConfig,
+    OmicsMask,
+    build_omics_encoder,
+    relative_values,
+)
 from preprocessing.store import SlideStore
-from tests.hibio.toy import OMICS, make_model, make_slide, whole_batch
+from tests.hibio.toy import (
+    OMICS,
+    make_model,
+    make_slide,
+    permuted,
+    regions_of,
+    whole_batch,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +60,109 @@ def encoder(artifacts, **changes):
     return build_omics_encoder(config, OmicsContext.of(artifacts)).eval()
 
 
-def test_pair_weights_against_a_triple_loop(toy_artifacts):
-    tower = encoder(toy_artifacts)
-    graph = toy_artifacts.gene_graph
+def test_pair_weights_against_a_triple_loop(toy_artifacts, monkeypatch):
+    """Two graphs, spots of both; positions looked up one spot at a time."""
+    monkeypatch.setattr(gene_pairs, "POSITION_NUMBERS", 1)
+    context = OmicsContext.of(toy_artifacts)
+    edge, weight = context.edge_TGE[0], context.weight_TGE[0]
+    context = dataclasses.replace(
+        context,
+        edge_TGE=np.stack([edge, np.roll(edge, 7, axis=0)]),
+        weight_TGE=np.stack([weight, np.roll(weight, 7, axis=0) * 2]),
+    )
+    tower = build_omics_encoder(OMICS, context)
     rng = np.random.default_rng(0)
-    connected = np.flatnonzero((graph.weight > 0).any(axis=1))
+    connected = np.flatnonzero((weight > 0).any(axis=1))
     gene = np.stack([rng.choice(connected, 16, replace=False) for _ in range(6)])
-    first = int(connected[0])
-    gene[0, :4] = [first, *graph.neighbour[first][:3]]  # edges for certain
+    gene[0, :4] = [connected[0], *edge[connected[0]][:3]]  # edges for certain
     gene[1, 10:] = 400
     gene[2, :] = 400
+    group = np.array([0, 0, 0, 1, 1, 1])
+    gene[3] = gene[0]
+    gene[3, :4] = [connected[0] + 7, *edge[connected[0]][:3]]
     expected = np.zeros((6, 16, 16))
     for s in range(6):
         for i, one in enumerate(gene[s]):
             for j, other in enumerate(gene[s]):
                 if one < 400 and other < 400:
-                    place = np.flatnonzero(graph.neighbour[one] == other)
-                    expected[s, i, j] = graph.weight[one][place].sum()
+                    place = context.edge_TGE[group[s], one] == other
+                    expected[s, i, j] = context.weight_TGE[group[s], one][place].sum()
     assert (expected[0] > 0).sum() >= 3
-    got = tower.pair_weights(torch.from_numpy(gene.astype(np.int64)))
+    assert (expected[3] > 0).sum() >= 3
+    got = tower.pair_weights(torch.from_numpy(gene), torch.from_numpy(group))
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
+
+
+def halo_batch(slide, n_core: int, hops: int):
+    return collate([(slide, regions_of(slide), np.arange(n_core))], hops)
+
+
+@pytest.mark.parametrize("switch", [{}, {"gene_graph": False}, {"spatial_graph": False}])
+def test_inference_in_parts_is_training_in_one(toy_artifacts, batch, monkeypatch, switch):
+    """Also of the masked view; parts of three spots."""
+    tower = encoder(toy_artifacts, **switch)
+    monkeypatch.setitem(omics.PART_NUMBERS, "cpu", 3 * 16 * (omics.PART_TENSORS * 16 + 2 * 16))
+    mask = OmicsMask(torch.rand(batch.gene_SK.shape) < 0.3, torch.rand(batch.n_spots) < 0.2)
+    for hidden in (None, mask):
+        expected = tower.encode(batch, hidden)
+        assert expected[0].requires_grad
+        with torch.inference_mode():
+            got = tower.encode(batch, hidden)
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other.detach(), atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(batch), tower(batch.to("cpu")))
+        torch.testing.assert_close(tower(batch), tower.encode(batch)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("switch", [{}, {"spatial_graph": False}, {"layers": 1}])
+def test_core_spots_of_a_tile_are_those_of_the_whole_slide(toy_artifacts, slide, switch):
+    tower = encoder(toy_artifacts, **switch)
+    for parameter in (p for n, p in tower.named_parameters() if "gate" in n):
+        torch.nn.init.normal_(parameter)
+    tile = halo_batch(slide, 12, tower.hops)
+    assert tile.n_spots < slide.n_spots
+    whole = tower(whole_batch(slide)).detach()[:12]
+    shuffled = permuted(tile, np.random.default_rng(0).permutation(tile.n_spots))
+    with torch.inference_mode():
+        torch.testing.assert_close(tower(tile)[:12], whole, atol=1e-5, rtol=0)
+        core = shuffled.core_S  # not core first: every spot is computed
+        order = shuffled.xy_um_S2[core].sum(dim=1).argsort()
+        expected = whole[tile.xy_um_S2[:12].sum(dim=1).argsort()]
+        torch.testing.assert_close(tower(shuffled)[core][order], expected, atol=1e-5, rtol=0)
+
+
+def test_halo_spots_are_updated_only_as_deep_as_the_core_needs(toy_artifacts, slide):
+    tower = encoder(toy_artifacts)  # two layers
+    tile = halo_batch(slide, 12, tower.hops)
+    ring = len(with_halo(slide.neighbour_SN, np.arange(12), 1))
+    assert tower._needed(tile) == [ring, ring, 12]
+    assert tower._needed(whole_batch(slide)) == [slide.n_spots] * 3
+    assert encoder(toy_artifacts, spatial_graph=False)._needed(tile) == [12, 12, 12]
+
+
+def test_message_passing_with_the_same_weights_gives_the_same(monkeypatch):
+    """The version that benchmarks/omics.py compares speed with."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    message_passing = importlib.import_module("message_passing")
+    cells = importlib.import_module("synthetic_cells")
+    torch.manual_seed(0)
+    tower = build_omics_encoder(OMICS, cells.draw_context(24)).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    few = cells.whole_batch(cells.draw_section(40, 24, padding=True))
+    with torch.inference_mode():
+        got = tower(few)
+        for at_a_time in (1, 16):
+            expected = message_passing.MessagePassing(tower, at_a_time)(few)
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_the_variant_names_the_encoder(toy_artifacts):
+    tower = encoder(toy_artifacts, variant="heist", identity="none", skip=False)
+    assert isinstance(tower, HeistEncoder)
+    assert tower.hops == -1
 
 
 @torch.no_grad()
@@ -107,7 +208,9 @@ def test_moving_and_turning_the_slide_changes_nothing(toy_artifacts, toy_stores)
     model = make_model(toy_artifacts)
     near = {"slide_id": "x", "matched": 400, "measured": 400}
     plain, moved, scaled = (
-        model.encode_slide(expression_slide(counts, place, toy_artifacts, **near)).omics
+        model.encode_slide(
+            expression_slide(ArrayCounts(counts), place, toy_artifacts, **near)
+        ).omics
         for place in (xy, xy @ turn.T + [5e4, -3e3], xy * 3)
     )
     np.testing.assert_allclose(moved, plain, atol=1e-4)

@@ -16,9 +16,11 @@ from hibio import keys
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.data.collate import collate
+from hibio.data.expression import ExpressionRows
 from hibio.data.fitting import GenesConfig, PathwaysConfig
 from hibio.data.sampler import SamplerConfig
 from hibio.data.slide import PreparedSlide, prepare_slide
+from hibio.data.views import Views
 from hibio.encoders.omics import OmicsConfig
 from hibio.encoders.vision import VisionConfig
 from hibio.model import HiBio, ModelConfig
@@ -81,6 +83,11 @@ def make_slide(
     return prepare_slide(stores / f"{name}.h5", artifacts, image)
 
 
+def all_rows(slide: PreparedSlide) -> ExpressionRows:
+    """Expression rows of every spot."""
+    return slide.expression.rows(np.arange(slide.n_spots))
+
+
 def regions_of(slide: PreparedSlide, width_um: float = 250.0) -> np.ndarray:
     """Squares of two sizes as regions, (2, S), numbered from 0 without gaps."""
     levels = []
@@ -90,9 +97,9 @@ def regions_of(slide: PreparedSlide, width_um: float = 250.0) -> np.ndarray:
     return np.stack(levels)
 
 
-def whole_batch(*slides: PreparedSlide) -> SlideBatch:
+def whole_batch(*slides: PreparedSlide, views: Views | None = None) -> SlideBatch:
     """Every spot of the slides as core."""
-    return collate([(s, regions_of(s), np.arange(s.n_spots)) for s in slides])
+    return collate([(s, regions_of(s), np.arange(s.n_spots)) for s in slides], views=views)
 
 
 def permuted(batch: SlideBatch, order: np.ndarray) -> SlideBatch:
@@ -135,6 +142,31 @@ def rename_genes(names: Iterable[str]) -> Callable[[h5py.File], None]:
             file[f"genes/{key}"] = np.array(list(names), dtype=h5py.string_dtype())
 
     return edit
+
+
+def keep_genes(file: h5py.File, n_genes: int) -> None:
+    """Only the first genes of a store."""
+    group = file["counts"]
+    shape = tuple(group.attrs["shape"])
+    parts = (group["data"][:], group["indices"][:], group["indptr"][:])
+    counts = sparse.csr_matrix(parts, shape=shape)[:, :n_genes].tocsr()
+    for name in ("data", "indices", "indptr"):
+        del group[name]
+        group[name] = getattr(counts, name)
+    group.attrs["shape"] = counts.shape
+    for key in ("genes/name", "genes/id"):
+        names = file[key].asstr()[:n_genes]
+        del file[key]
+        file[key] = names.astype(h5py.string_dtype())
+
+
+def make_protein(file: h5py.File) -> None:
+    """Counts become intensities of proteins."""
+    group = file["counts"]
+    data = group["data"][:].astype(np.float32) * 1.5
+    del group["data"]
+    group["data"] = data
+    file.attrs["modality"] = "protein"
 
 
 def dense(matrix: sparse.spmatrix) -> np.ndarray:

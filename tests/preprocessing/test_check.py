@@ -10,6 +10,7 @@ from preprocessing.check import check_path
 from preprocessing.findings import Finding, failed
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
+from tests.preprocessing.cell_sources import cell_row, csv_pair
 from tests.preprocessing.sources import draw_counts, legacy_slide, tissue_image, write_legacy_counts
 
 PATCH = PatchConfig(200.0, 16)
@@ -75,6 +76,25 @@ def test_a_manifest_names_each_bad_slide(tmp_path: Path):
     assert "gone.tsv does not exist" in fails["D1"]
     assert "A1: no image" in messages(findings, "WARN")
     assert all(f.fix for f in findings)
+
+
+def test_tables_of_cells_and_of_proteins(tmp_path: Path):
+    first, second, counts = csv_pair(tmp_path, draw_counts(30, 12))
+    cells = cell_row(first, "csv", spots=second)
+    proteins = replace(cells, slide_id="s2", modality="protein")
+    lost = replace(cells, slide_id="s3", mpp=None)
+    write_manifest([cells, proteins, lost], tmp_path / "m.csv")
+    findings = check_path(tmp_path / "m.csv")
+    fails = {f.subject: f.message for f in findings if f.level == "FAIL"}
+    assert list(fails) == ["s3"]
+    assert "mpp is unknown" in fails["s3"]
+    assert "s1: only 12 genes" in messages(findings, "WARN")
+    assert "s2: only" not in messages(findings, "WARN")
+    prepare([cells, proteins], tmp_path / "out")
+    findings = check_path(tmp_path / "out")
+    assert not failed(findings)
+    assert "only 12 genes are on all slides" in messages(findings, "WARN")
+    assert "proteins are on all slides" not in messages(findings, "WARN")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,24 @@ def test_rows_survive_writing_and_reading(tmp_path: Path):
         (f"{HEADER},pitch_um\nA1,A,counts.tsv,visium,inf\n", "pitch_um is inf"),
         (f"{HEADER}\nA1,A,counts.tsv,visium\nA1,B,counts.tsv,visium\n", "row 3.*'A1'.*row 2"),
         (f'{HEADER}\n"A1,A,counts.tsv,visium\n', "not a CSV text file"),
+        (f"{HEADER}\nA1,A,counts.tsv,h5d\n", "'h5d'.*did you mean 'h5ad'"),
+        (f"{HEADER}\nA1,A,,loom\n", "counts is empty"),
+        (f"{HEADER},modality\nA1,A,counts.tsv,csv,atac\n", "'atac' is unknown; choose rna or prot"),
+        (f"{HEADER},modality\nA1,A,counts.tsv,legacy_st,protein\n", "legacy_st holds RNA"),
+        (f"{HEADER},spots\nA1,A,counts.tsv,h5ad,counts.tsv\n", "leave the column 'spots' empty"),
+        (f"{HEADER},pitch_um\nA1,A,counts.tsv,hest,1\n", "holds spots already.*'pitch_um'"),
+        (f"{HEADER},bin_um\nA1,A,counts.tsv,visium,8\n", "no bins of Visium HD.*'bin_um'"),
+        (f"{HEADER},bin_um\nA1,A,hd,visium_hd,4\n", "bin_um is 4; .* bins of 2, 8, 16 um"),
+        (f"{HEADER},pitch_um\nA1,A,hd,visium_hd,4\n", "give bin_um and leave pitch_um empty"),
+        (f"{HEADER},image_scale\nA1,A,counts.tsv,xenium,1\n", "image_scale is given without"),
+        (
+            f"{HEADER},outcome\nA1,A,counts.tsv,visium,1\nA2,A,counts.tsv,visium,0\n",
+            "patient A: the column outcome differs between the slides.*A1: '1', A2: '0'",
+        ),
+        (
+            f"{HEADER},outcome\nA1,A,counts.tsv,visium,1\nA2,A,counts.tsv,visium,\n",
+            "patient A: the column outcome differs.*A2: ''",
+        ),
     ],
 )
 def test_bad_manifests_are_refused(tmp_path: Path, text: str, said: str):
@@ -72,8 +90,19 @@ def test_bad_manifests_are_refused(tmp_path: Path, text: str, said: str):
         read_manifest(manifest(tmp_path, text))
 
 
+def test_modality_and_outcome(tmp_path: Path):
+    text = (
+        f"{HEADER},modality,outcome\nA1,A,counts.tsv,csv,protein,relapse\nB1,B,counts.tsv,csv,,\n"
+    )
+    first, second = read_manifest(manifest(tmp_path, text))
+    assert (first.modality, first.outcome) == ("protein", "relapse")
+    assert (second.modality, second.outcome) == ("rna", "")
+    write_manifest([first, second], tmp_path / "again.csv")
+    assert read_manifest(tmp_path / "again.csv") == [first, second]
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path):
-    text = f"{HEADER},mpp\n../x,A,counts.tsv,visium,\nA1,A,counts.tsv,hest,x\nB,B,no,visium,\n"
+    text = f"{HEADER},mpp\n../x,A,counts.tsv,visium,\nA1,A,counts.tsv,merfish,x\nB,B,no,visium,\n"
     with pytest.raises(DataError) as caught:
         read_manifest(manifest(tmp_path, text))
     message = str(caught.value)

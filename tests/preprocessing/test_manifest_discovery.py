@@ -9,7 +9,17 @@ from preprocessing import DataError, SlideStore, prepare, read_manifest
 from preprocessing.discovery import draft_manifest
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
+from preprocessing.readers import read_spots
+from tests.preprocessing.cell_sources import (
+    cosmx_folder,
+    toy_anndata,
+    write_h5ad,
+    write_loom,
+    write_table,
+    xenium_folder,
+)
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA, legacy_slide, visium_folder
+from tests.preprocessing.test_readers_visium_hd import hd_sample, write_bins
 
 
 def fake_clone(root: Path) -> Path:
@@ -75,6 +85,82 @@ def test_space_ranger_folders_and_equal_names(tmp_path: Path):
     assert [r.slide_id for r in draft_manifest(tmp_path)] == ["S1", "three_S2", "two_S2"]
 
 
+def test_cell_tables(tmp_path: Path):
+    xenium_folder(tmp_path / "x1")
+    cosmx_folder(tmp_path / "c1")
+    header = ["fov", "x_global_px", "y_global_px"]
+    write_table(tmp_path / "c1" / "S_fov_positions_file.csv", header, [[1, 0, 9], [2, 4256, 9]])
+    write_h5ad(tmp_path / "files", toy_anndata(), "a b.h5ad")
+    write_h5ad(tmp_path / "files", toy_anndata(spatial=None), "no_places.h5ad")
+    write_loom(tmp_path / "files" / "l.loom")
+    (tmp_path / "files" / "note.loom").write_text("no HDF5")
+    damaged = tmp_path / "files" / "cut.h5ad"
+    damaged.write_bytes((tmp_path / "files" / "a b.h5ad").read_bytes()[:3000])
+    write_table(tmp_path / "files" / "cells.csv", ["id", "x"], [["a", 1]])
+    write_table(tmp_path / "files" / "cell_by_gene.csv", ["id", "A"], [["a", 1]])
+    rows = {row.slide_id: (row.format, row.mpp) for row in draft_manifest(tmp_path)}
+    assert rows == {
+        "a_b": ("h5ad", None),
+        "c1": ("cosmx", 0.12028),
+        "cut": ("h5ad", None),  # prepare says what is wrong with it
+        "l": ("loom", None),
+        "x1": ("xenium", None),
+    }
+
+
+def test_bins_of_visium_hd(tmp_path: Path):
+    hd_sample(tmp_path / "S1", (2, 8, 16))
+    hd_sample(tmp_path / "S2", (2, 16))
+    write_bins(tmp_path / "one_size", 16)
+    rows = {row.slide_id: row for row in draft_manifest(tmp_path)}
+    assert {name: (row.format, row.bin_um) for name, row in rows.items()} == {
+        "S1": ("visium_hd", 8.0),
+        "S2": ("visium_hd", 2.0),
+        "one_size": ("visium_hd", 16.0),
+    }
+    write_manifest(list(rows.values()), tmp_path / "m.csv")
+    assert read_manifest(tmp_path / "m.csv") == [rows["S1"], rows["S2"], rows["one_size"]]
+    (row,) = draft_manifest(tmp_path / "S1" / "outs")
+    assert row.slide_id == "S1"
+
+
+def test_slide_images_that_belong_to_nothing(tmp_path: Path):
+    row, _ = legacy_slide(tmp_path, "MOB1")
+    assert row.spots is not None
+    assert row.image is not None
+    row.spots.rename(tmp_path / "alignment_table_MOB1.tsv")
+    row.image.rename(tmp_path / "MOB1.svs")
+    for name in ("b one.ndpi", "c.SVS", "d.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    rows = {r.slide_id: r for r in draft_manifest(tmp_path)}
+    assert {name: r.format for name, r in rows.items()} == {
+        "MOB1": "legacy_st",
+        "b_one": "image",
+        "c": "image",
+    }
+    assert rows["c"].counts is None
+
+
+def test_files_that_an_archive_renamed(tmp_path: Path):
+    for name in ("S1", "S2"):
+        visium_folder(tmp_path / name)
+    folder = tmp_path / "S1"
+    for path in [*folder.glob("*.h5"), *(folder / "spatial").glob("tissue_positions*")]:
+        path.rename(path.with_name(f"GSM1_{path.name}"))
+    (folder / "spatial" / "scalefactors_json.json").rename(
+        folder / "spatial" / "GSM1_scalefactors_json.json"
+    )
+    first, second = (read_spots(row) for row in draft_manifest(tmp_path))
+    assert (first.counts != second.counts).nnz == 0
+    assert first.diameter_um == second.diameter_um
+    shutil.copy(
+        tmp_path / "S2" / "filtered_feature_bc_matrix.h5",
+        folder / "GSM2_filtered_feature_bc_matrix.h5",
+    )
+    with pytest.raises(DataError, match=r"holds 2 files \*filtered_feature_bc_matrix.h5 \(GSM1_"):
+        read_spots(draft_manifest(folder)[0])
+
+
 def test_nothing_found_names_the_layouts(tmp_path: Path):
     with pytest.raises(DataError, match=r"no known layout.*spotfiles"):
         draft_manifest(tmp_path)
@@ -93,3 +179,26 @@ def test_shared_her2st_and_mob():
     assert {row.patient_id for row in rows.values()} == set("ABCDEG")
     mob = draft_manifest(REAL_DATA / "st_mob")
     assert [row.pitch_um for row in mob] == [100.0, 100.0]
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)
+def test_all_shared_data_are_drafted_and_in_the_manifest():
+    """configs/manifests/shared_data.csv; mpp of the TCGA slide and pitch of DCIS are assumed."""
+    found = draft_manifest(REAL_DATA)
+    path = Path(__file__).resolve().parents[2] / "configs" / "manifests" / "shared_data.csv"
+    rows = read_manifest(path, REAL_DATA)
+    assert len(found) == len(rows) == 41
+    place = {row.counts or row.image: row.format for row in found}
+    assert {row.counts or row.image: row.format for row in rows} == place
+    used = {row.format for row in rows}
+    assert used == {"legacy_st", "visium", "visium_hd", "image", "cosmx", "h5ad", "loom"}
+    assert all(row.patient_id.startswith("her2st_") for row in rows if "her2st" in str(row.counts))
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)
+def test_some_of_the_shared_data_are_prepared(tmp_path: Path):
+    names = {"A3": 359, "cosmx_lung12": 120, "CMU-1-Small-Region": 58}
+    path = Path(__file__).resolve().parents[2] / "configs" / "manifests" / "shared_data.csv"
+    rows = [row for row in read_manifest(path, REAL_DATA) if row.slide_id in names]
+    report = prepare(rows, tmp_path, patch=PatchConfig(112.0, 16))
+    assert {row.slide_id: row.n_spots for row in report.rows} == names, str(report)

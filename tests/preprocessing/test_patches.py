@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from preprocessing import patches
 from preprocessing.errors import DataError
 from preprocessing.patches import PatchConfig, iter_patches, patch_window, read_patch
 from preprocessing.slides import Slide, open_slide
+from preprocessing.slides_tiled import direct_tiles
 
 SIGMA = 12.0  # level-0 pixels of a painted spot
 SPOTS = np.array([[150.3, 140.8], [420.0, 160.5], [700.6, 150.2], [160.9, 450.1], [690.4, 455.7]])
@@ -122,7 +124,7 @@ def test_padding_is_white(tmp_path: Path) -> None:
             assert (patch[half + 1 :] == 255).all()
 
 
-def test_every_spot_once_in_bands(folder: Path) -> None:
+def test_every_spot_once(folder: Path) -> None:
     rng = np.random.default_rng(2)
     xy = rng.uniform(0, 1, (40, 2)) * SIZE
     with open_slide(folder / "plain.png") as slide:
@@ -132,7 +134,6 @@ def test_every_spot_once_in_bands(folder: Path) -> None:
             np.testing.assert_array_equal(
                 found[i], read_patch(slide, (xy[i, 0], xy[i, 1]), 0.5, 20.0, 16)
             )
-        assert (np.diff(np.floor(xy[list(found), 1] / 512)) >= 0).all()
 
 
 def test_centres_outside_are_named(folder: Path) -> None:
@@ -202,3 +203,43 @@ def test_window_geometry(x: float, y: float, mpp: float, um: float, px: int, sec
         assert abs(middle - centre) <= slack
         side_um = (box[axis + 2] - box[axis]) * down * mpp
         assert side_um == pytest.approx(um, abs=1e-6 if window.box else 0.51 * down * mpp)
+
+
+def test_squares_follow_the_first_spot_of_each(tmp_path: Path) -> None:
+    """Spots along a curve stay along it: whole squares, as the curve meets them."""
+    Image.new("L", (6000, 3000), 255).save(tmp_path / "a.png")
+    xy = np.array([[5000, 2500], [100, 100], [5010, 2500], [3000, 100], [110, 100], [5020, 2510]])
+    with open_slide(tmp_path / "a.png") as slide:
+        order = [i for i, _ in iter_patches(slide, xy.astype(float), 0.5, 20.0, 40)]
+    assert order == [0, 2, 5, 1, 4, 3]
+
+
+@pytest.mark.parametrize(("um", "px"), [(50.0, 100), (50.0, 30), (90.0, 50)])
+def test_blocks_give_the_pixels_of_single_patches(folder: Path, um: float, px: int) -> None:
+    rng = np.random.default_rng(3)
+    xy = rng.uniform(0, 1, (150, 2)) * SIZE  # close together: read as one block
+    for name in ("pyramid.tif", "plain.jpg"):
+        with open_slide(folder / name) as slide:
+            for i, patch in iter_patches(slide, xy, 0.5, um, px):
+                one = read_patch(slide, (xy[i, 0], xy[i, 1]), 0.5, um, px)
+                np.testing.assert_array_equal(patch, one)
+
+
+@pytest.mark.parametrize("down", [2.0005, 3.997])
+def test_blocks_of_a_level_that_is_no_whole_number_smaller(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, down: float
+) -> None:
+    """The centres stay within half a level-0 pixel."""
+    size = tuple(round(edge / down) for edge in SIZE)
+    small = Image.fromarray(painted(SPOTS, SIZE)).resize(size, Image.Resampling.BOX)
+    with tifffile.TiffWriter(folder / "odd.tif") as tiff:
+        for level, picture in enumerate((painted(SPOTS, SIZE), np.asarray(small))):
+            tiff.write(picture, tile=(64, 64), photometric="rgb", subfiletype=bool(level))
+    steps = np.array([(dx, dy) for dx in (-3, 0, 3) for dy in (-3, 0, 3)])
+    near = np.concatenate([SPOTS + step for step in steps])
+    px = round(100 / down)
+    with direct_tiles(open_slide(folder / "odd.tif")) as slide:
+        monkeypatch.setattr(patches, "BLOCK_PIXELS", 10**9)
+        for i, patch in iter_patches(slide, near, 0.5, 50.0, px):
+            off = (ink_centre(patch) - px / 2) * 100 / px
+            assert np.abs(off - (SPOTS[i % len(SPOTS)] - near[i])).max() < 0.5 + 0.5 * down

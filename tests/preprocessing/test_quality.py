@@ -1,12 +1,11 @@
-"""Quality: per-spot numbers against a slow count, and which spots are left out and why."""
+"""Which spots are left out and why."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SpotTable
-from preprocessing.quality import QualityConfig, drop_mask, drop_reasons, qc_report
+from preprocessing.quality import QualityConfig, drop_mask, drop_reasons
 
 NAMES = np.array(["MT-ND1", "mt-Co1", "ACTB", "MTOR"])
 COUNTS = np.array([[1, 1, 2, 0], [0, 0, 0, 0], [0, 0, 3, 5], [4, 0, 0, 0]])
@@ -16,22 +15,6 @@ def table(counts: np.ndarray = COUNTS, names: np.ndarray = NAMES) -> SpotTable:
     xy = np.arange(2.0 * len(counts)).reshape(-1, 2)
     barcodes = np.array([f"s{i}" for i in range(len(counts))])
     return SpotTable(csr_matrix(counts), names, names, barcodes, xy, xy, 1.0)
-
-
-def test_report_equals_a_slow_count():
-    report = qc_report(table(), np.array([1.0, 1.0, 0.01, 0.05]))
-    for i, row in enumerate(COUNTS):
-        assert report["depth"].iloc[i] == sum(row)
-        assert report["n_genes"].iloc[i] == sum(value > 0 for value in row)
-    np.testing.assert_array_equal(report["mito_fraction"], [0.5, np.nan, 0.0, 1.0])
-    assert report["off_tissue"].tolist() == [False, False, True, False]
-    assert report.index.tolist() == ["s0", "s1", "s2", "s3"]
-
-
-def test_report_without_image_or_mitochondrial_genes():
-    report = qc_report(table(names=np.array(["A", "B", "C", "D"])))
-    assert report["mito_fraction"].isna().all()
-    assert not report["off_tissue"].any()
 
 
 def test_each_spot_has_one_reason():
@@ -52,9 +35,19 @@ def test_an_image_that_does_not_fit_is_refused():
         drop_mask(table(np.zeros((2, 4), dtype=int)))
 
 
+def test_intensities_have_no_depth_limit():
+    values = np.array([[0.01, 0, 0, 0], [0, 0, 0, 0], [900.5, 3, 3, 5]])
+    xy = np.arange(6.0).reshape(-1, 2)
+    names = np.array(["s0", "s1", "s2"])
+    cells = SpotTable(csr_matrix(values), NAMES, NAMES, names, xy, xy, 1.0, modality="protein")
+    reasons = drop_reasons(cells)
+    assert {k: v.tolist() for k, v in reasons.items()} == {
+        "all intensities are zero": [False, True, False]
+    }
+
+
 def test_nothing_is_changed():
     whole = table()
     before = whole.counts.copy()
     drop_mask(whole, np.ones(4))
-    assert isinstance(qc_report(whole), pd.DataFrame)
     assert (whole.counts != before).nnz == 0

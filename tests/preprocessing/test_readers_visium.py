@@ -10,7 +10,7 @@ import pytest
 
 from preprocessing import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.readers import read_spots, source_files, visium
+from preprocessing.readers import parquet, read_spots, source_files
 from preprocessing.readers.lattice import hex_pitch_px
 from preprocessing.spot_table import SpotTable
 from tests.preprocessing.sources import Truth, hex_positions, visium_folder
@@ -101,7 +101,7 @@ def test_parquet_positions_without_pyarrow_name_the_remedy(
     visium_folder(tmp_path)
     positions = tmp_path / "spatial" / "tissue_positions.csv"
     positions.rename(positions.with_suffix(".parquet"))
-    monkeypatch.setattr(visium.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install pyarrow"):
         read_spots(row_of(tmp_path))
 
@@ -190,5 +190,5 @@ def test_missing_parts_of_the_folder_are_named(tmp_path: Path):
 
 
 def test_unknown_format(tmp_path: Path):
-    with pytest.raises(DataError, match="formats are visium, legacy_st"):
-        read_spots(replace(row_of(tmp_path), format="hest"))
+    with pytest.raises(DataError, match="formats are visium, visium_hd, legacy_st"):
+        read_spots(replace(row_of(tmp_path), format="merfish"))

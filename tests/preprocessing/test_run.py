@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing import DataError, SlideStore, prepare, stores_in
+from preprocessing import DataError, SlideStore, prepare, slide_result, stores_in
 from preprocessing import run as run_module
 from preprocessing.discovery import draft_manifest
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_features
@@ -16,6 +16,15 @@ from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.preparation import SlideTask, prepare_slide
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store
+from tests.preprocessing.cell_sources import (
+    cell_row,
+    cosmx_folder,
+    csv_pair,
+    toy_anndata,
+    write_h5ad,
+    write_loom,
+    xenium_folder,
+)
 from tests.preprocessing.sources import (
     NO_REAL_DATA,
     REAL_DATA,
@@ -116,7 +125,7 @@ def test_one_bad_slide_never_stops_the_others(tmp_path: Path, monkeypatch: pytes
             raise ZeroDivisionError("division by zero")
         return prepare_slide(task)
 
-    monkeypatch.setattr(run_module, "prepare_slide", failing)
+    monkeypatch.setattr(slide_result, "prepare_slide", failing)
     report = prepare(tmp_path / "manifest.csv", tmp_path / "out", patch=PATCH)
     assert [row.slide_id for row in report.rows] == ["B1", "C1", "D1", "A1"]
     assert [row.status for row in report.rows] == ["failed", "failed", "failed", "done"]
@@ -145,7 +154,7 @@ def test_worker_processes_give_the_same_stores(tmp_path: Path):
 
 def test_ctrl_c_leaves_whole_stores_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = [legacy_slide(tmp_path, name)[0] for name in ("A1", "B1")]
-    real = run_module.prepare_slide
+    real = slide_result.prepare_slide
 
     def interrupted(task: SlideTask) -> object:
         if task.row.slide_id == "B1":
@@ -156,7 +165,7 @@ def test_ctrl_c_leaves_whole_stores_only(tmp_path: Path, monkeypatch: pytest.Mon
             monkeypatch.setattr(h5py.Dataset, "resize", broken)
         return real(task)
 
-    monkeypatch.setattr(run_module, "prepare_slide", interrupted)
+    monkeypatch.setattr(slide_result, "prepare_slide", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(rows, tmp_path / "out", patch=PATCH)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["A1.h5"]
@@ -164,8 +173,10 @@ def test_ctrl_c_leaves_whole_stores_only(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_bad_arguments_and_manifests(tmp_path: Path):
     row, _ = legacy_slide(tmp_path, image=False)
-    with pytest.raises(DataError, match="workers is 0"):
-        prepare([row], tmp_path / "out", workers=0)
+    with pytest.raises(DataError, match="workers is -1"):
+        prepare([row], tmp_path / "out", workers=-1)
+    with pytest.raises(DataError, match="minutes is 0"):
+        prepare([row], tmp_path / "out", minutes=0)
     with pytest.raises(DataError, match="choose jpeg or raw"):
         prepare([row], tmp_path / "out", images="png")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="same slide_id"):
@@ -182,6 +193,37 @@ def test_an_empty_slide_fails_with_its_reason(tmp_path: Path):
     (result,) = prepare([row], tmp_path / "out").rows
     assert result.status == "failed"
     assert "no spot of 30 is left (30 zero counts)" in result.reason
+
+
+def test_cells_of_every_format_become_stores(tmp_path: Path):
+    first, second, _ = csv_pair(tmp_path)
+    xenium_folder(tmp_path / "xenium")
+    cosmx_folder(tmp_path / "cosmx")
+    rows = [
+        cell_row(first, "csv", spots=second),
+        cell_row(first, "csv", spots=second, modality="protein", outcome="1"),
+        cell_row(write_h5ad(tmp_path, toy_anndata()), "h5ad"),
+        cell_row(write_loom(tmp_path / "a.loom"), "loom"),
+        cell_row(tmp_path / "xenium", "xenium", mpp=None),
+        cell_row(tmp_path / "cosmx", "cosmx"),
+        cell_row(first, "csv", spots=second, mpp=None),
+    ]
+    rows = [replace(row, slide_id=f"s{i}") for i, row in enumerate(rows)]
+    report = prepare(rows, tmp_path / "out")
+    assert list(statuses(report).values()) == ["done"] * 6 + ["failed"], str(report)
+    assert [row.n_spots for row in report.rows] == [12, 12, 12, 10, 12, 10, 0]
+    assert "mpp is unknown" in report.rows[6].reason
+    with SlideStore(tmp_path / "out" / "s1.h5") as store:
+        assert (store.modality, store.outcome) == ("protein", "1")
+        assert store.counts().dtype == np.float32
+        order = [int(name[1:]) for name in store.barcodes]
+        np.testing.assert_array_equal(store.counts().toarray(), draw_counts(12, 5)[order])
+    assert all(
+        f.level != "FAIL" for path in stores_in(tmp_path / "out") for f in verify_store(path)
+    )
+    assert statuses(prepare(rows[:2], tmp_path / "out")) == {"s0": "skipped", "s1": "skipped"}
+    changed = replace(rows[1], outcome="0")
+    assert statuses(prepare([changed], tmp_path / "out")) == {"s1": "done"}
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)

@@ -8,9 +8,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from preprocessing import slides
+from preprocessing import slide_pixels, slides_plain
 from preprocessing.errors import DataError
-from preprocessing.slides import OpenSlideSlide, PlainPicture, PlainTiff, Slide, open_slide
+from preprocessing.slides import OpenSlideSlide, Slide, open_slide
+from preprocessing.slides_plain import PlainPicture, PlainTiff
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WIDTH, HEIGHT = 330, 270
@@ -73,12 +74,12 @@ def test_tiff_regions_equal_the_pixels(kind: str, tmp_path: Path) -> None:
 def test_tiles_by_the_plain_reader_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = noise(HEIGHT, WIDTH, 3)
     path = write_tiff(tmp_path / "a.tif", pixels, tile=(64, 80), compression="deflate")
-    monkeypatch.setattr(slides, "CACHE_BYTES", 2 * 3 * 64 * 80)
+    monkeypatch.setattr(slides_plain, "CACHE_BYTES", 2 * 3 * 64 * 80)
     with PlainTiff(path) as slide:
         for x, y, w, h in REGIONS * 2:
             got = slide.read_region((x, y), 0, (w, h))
             np.testing.assert_array_equal(got, expected_region(pixels, x, y, w, h))
-        assert slide._segment.cache_info().currsize <= 2
+        assert slide._segments.segment.cache_info().currsize <= 2
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -199,7 +200,7 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
 
 
 def test_too_large_to_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slides, "MAX_DECODED_PIXELS", 80 * 90 - 1)
+    monkeypatch.setattr(slide_pixels, "MAX_DECODED_PIXELS", 80 * 90 - 1)
     Image.new("RGB", (80, 90)).save(tmp_path / "a.png")
     write_tiff(tmp_path / "one.tif", noise(80, 90, 3), compression="lzw", rowsperstrip=80)
     for name in ("a.png", "one.tif"):

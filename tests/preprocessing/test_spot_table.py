@@ -1,5 +1,7 @@
 """SpotTable: checks of shapes and values, unique names, the Hilbert order."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SpotTable
-from preprocessing.spot_table import hilbert_order, integer_counts, unique_names
+from preprocessing.spot_table import hilbert_order, integer_counts, intensities, unique_names
 
 
 def table(**change: object) -> SpotTable:
@@ -55,6 +57,8 @@ def test_no_labels_gives_an_empty_table_of_spots():
         ({"xy_px0": np.array([[np.nan, 1.0], [2.0, 3.0]])}, "1 spots have no finite.*s1"),
         ({"mpp": 0.0}, "mpp is 0.0"),
         ({"labels": pd.DataFrame({"a": [1.0]})}, "labels rows"),
+        ({"modality": "atac"}, "modality 'atac' is unknown; choose rna or protein"),
+        ({"counts": csr_matrix(np.array([[1, 0, 2], [0, 0.5, 0]]))}, r"0\.5, cell 's2', 'B'"),
     ],
 )
 def test_bad_tables_are_refused(change: dict[str, object], said: str):
@@ -68,6 +72,25 @@ def test_integer_counts_sums_duplicates_and_leaves_the_input_alone():
     assert result.toarray().tolist() == [[3, 0]]
     assert result.nnz == 1
     assert given_matrix.data.tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.25, 1e300])
+def test_bad_intensities_are_named(bad: float):
+    values = csr_matrix(np.array([[1.5, 0, 2], [0, bad, 0]]))
+    with pytest.raises(DataError, match=rf"\(first: {re.escape(str(bad))}, cell 's2', 'B'\)"):
+        table(counts=values, modality="protein")
+
+
+def test_intensities_are_float32_and_left_alone():
+    given_matrix = csr_matrix((np.array([0.25, 0.5, 0.0]), np.array([0, 0, 1]), [0, 3]), (1, 2))
+    result = intensities(given_matrix)
+    assert result.dtype == np.float32
+    assert result.toarray().tolist() == [[0.75, 0]]
+    assert result.nnz == 1
+    assert given_matrix.data.tolist() == [0.25, 0.5, 0.0]
+    assert np.shares_memory(intensities(result).data, result.data)
+    taken = table(counts=csr_matrix([[0.5, 0, 2], [0, 3, 0]]), modality="protein").take([1])
+    assert (taken.modality, taken.counts.dtype) == ("protein", np.float32)
 
 
 @given(st.lists(st.sampled_from(["A", "B", "A-1", "A-2", "B-1"]), max_size=12))

@@ -1,0 +1,259 @@
+"""Clinical outcome of patients never seen, from frozen embeddings (METHOD section 6.6).
+
+A patient is the bag of spots of their slides. ``<modality>/mean/...``: mean of the spots, then a
+logistic regression with an inner choice of C; ``<modality>/attention/...``: gated attention over
+the spots (`eval.attention_pool`). Encoder and read-out are fitted on training patients only. The
+probabilities of all folds of a seed are pooled into one AUROC, with a bootstrap interval over
+patients (``auroc_low``, ``auroc_high``); every patient's probability is kept. ``pseudobulk`` (mean
+expression) and ``cohort_facts`` (number of spots, depth) are rows that no model is needed for.
+Survival times (C-index) are out of scope: an outcome is a class.
+
+Shapes: P patients, D dimensions, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eval.attention_pool import AttentionPoolConfig, fit_attention_pool
+from eval.fold import Fold
+from eval.intervals import auroc_interval
+from eval.metrics import balanced_accuracy, macro_auroc
+from eval.patient_probe import ProbeConfig, constant_features, probe_probabilities
+from eval.patients import (
+    Patients,
+    cohort_facts,
+    embedded_patients,
+    patient_outcomes,
+    pseudobulk,
+)
+from eval.results import ResultTable, TaskResult
+
+MODALITIES = ("omics", "image")
+FEW = 10
+POOLINGS = ("mean", "attention")
+TABLES: dict[str, Callable[..., Patients]] = {
+    "pseudobulk": pseudobulk,
+    "cohort_facts": cohort_facts,
+}
+
+
+@dataclass(frozen=True)
+class OutcomeConfig:
+    """Settings of the outcome task.
+
+    Args:
+        min_train: training patients of each class that a fold needs.
+        probe: the logistic regression on means.
+        attention: the attention pool.
+        level: coverage of the interval.
+        draws: of the bootstrap.
+    """
+
+    min_train: int = 2
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    attention: AttentionPoolConfig = field(default_factory=AttentionPoolConfig)
+    level: float = 0.95
+    draws: int = 2000
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Probabilities (P, C) of the test patients of one fold, by the name of the pooling."""
+
+    fold: Fold
+    patients: tuple[str, ...]
+    by_pooling: dict[str, np.ndarray]
+
+
+def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
+    """Predict the outcome of every fold's test patients and score all folds together.
+
+    Args:
+        folds: all folds of one seed.
+        config: settings.
+    """
+    table = ResultTable("outcome")
+    outcomes = patient_outcomes([s for fold in folds for s in (*fold.train, *fold.test)])
+    classes = sorted(set(outcomes.values()))
+    if len(classes) < 2:
+        table.note(
+            f"{len(outcomes)} patients with an outcome, {len(classes)} different; not run: two "
+            "are needed (column outcome of the manifest, then prepare again)"
+        )
+        return table.result()
+    usable = [fold for fold in folds if _enough(fold, outcomes, classes, config, table)]
+    for name, modality in _rows(usable, table) if usable else ():
+        found = [predict(fold, name, modality, outcomes, classes, config) for fold in usable]
+        for one in (one for one in found if not one.patients):
+            table.note(
+                f"fold {one.fold.name}, {name}, {modality}: no test patient or fewer than "
+                f"{config.min_train} training patients a class with this modality; left out"
+            )
+        _add(table, (name, modality), [one for one in found if one.patients], outcomes, config)
+    return table.result([model for fold in usable for model in fold.models])
+
+
+def predict(
+    fold: Fold,
+    name: str,
+    modality: str,
+    outcomes: dict[str, str],
+    classes: Sequence[str],
+    config: OutcomeConfig,
+) -> Predicted:
+    """Probabilities of the test patients of one fold; their own outcomes are never looked at.
+
+    Args:
+        fold: the split.
+        name: a model of the fold, ``pseudobulk`` or ``cohort_facts``.
+        modality: ``omics`` or ``image``.
+        outcomes: patient -> class; of the test patients only the names are used.
+        classes: the C classes in column order.
+        config: settings.
+
+    Returns:
+        No patients where the fold has none with this modality, or too few to train on.
+    """
+    sides = _sides(fold, name, modality, outcomes, config)
+    if sides is None:
+        return Predicted(fold, (), {})
+    train, test = sides
+    label = np.array([classes.index(outcomes[patient]) for patient in train.names], dtype=np.int64)
+    if np.bincount(label, minlength=len(classes)).min() < config.min_train or not test.names:
+        return Predicted(fold, (), {})
+    found = {}
+    if not constant_features(train.vectors, train.spread).all():
+        found["mean"] = probe_probabilities(
+            train.vectors, label, test.vectors, config.probe, train.spread, fold.seed
+        )
+    if train.bags:
+        pool = fit_attention_pool(train.bags, label, len(classes), fold.seed, config.attention)
+        found["attention"] = pool.predict(test.bags)
+    return Predicted(fold, test.names, found)
+
+
+def _sides(
+    fold: Fold, name: str, modality: str, outcomes: dict[str, str], config: OutcomeConfig
+) -> tuple[Patients, Patients] | None:
+    """Training and test patients of a row; None when one side has none with this modality."""
+    if name in TABLES:
+        return TABLES[name](fold.train, outcomes), TABLES[name](fold.test, outcomes)
+    model, most = fold.model(name), config.attention.max_spots
+    train = embedded_patients(model, modality, fold.train, outcomes, most, fold.seed)
+    test = embedded_patients(model, modality, fold.test, outcomes, None, fold.seed)
+    return None if train is None or test is None else (train, test)
+
+
+def _enough(
+    fold: Fold,
+    outcomes: dict[str, str],
+    classes: Sequence[str],
+    config: OutcomeConfig,
+    table: ResultTable,
+) -> bool:
+    """Whether a fold has test patients with an outcome, and enough training patients of each."""
+    train = {slide.patient_id for slide in fold.train}
+    held = [outcomes[p] for p in train if p in outcomes]
+    least = min((held.count(name), name) for name in classes)
+    if least[0] < config.min_train:
+        table.note(
+            f"fold {fold.name}: {least[0]} training patients with the outcome {least[1]!r}, "
+            f"{config.min_train} are needed; not run"
+        )
+        return False
+    if not any(slide.patient_id in outcomes for slide in fold.test):
+        table.note(f"fold {fold.name}: no test patient has an outcome; not run")
+        return False
+    return True
+
+
+def _rows(folds: Sequence[Fold], table: ResultTable) -> list[tuple[str, str]]:
+    """Every (model, modality) that all folds have, then the tables that need no model."""
+    rows = []
+    for model in {m.name: m for fold in folds for m in fold.models}.values():
+        for modality in MODALITIES:
+            have = [fold.name for fold in folds if _has(fold, model.name, modality)]
+            if len(have) == len(folds):
+                rows.append((model.name, modality))
+            elif have:
+                table.note(
+                    f"{model.name}, {modality}: only {len(have)} of {len(folds)} folds have it, so "
+                    "its probabilities are not pooled; not run"
+                )
+    return rows + [(name, "omics") for name in TABLES]
+
+
+def _has(fold: Fold, name: str, modality: str) -> bool:
+    if not fold.has_model(name):
+        return False
+    model = fold.model(name)
+    return (model.image if modality == "image" else model.omics) is not None
+
+
+def _add(
+    table: ResultTable,
+    row: tuple[str, str],
+    found: Sequence[Predicted],
+    outcomes: dict[str, str],
+    config: OutcomeConfig,
+) -> None:
+    """Score the pooled probabilities of one model and modality."""
+    if not found:
+        return
+    classes = sorted(set(outcomes.values()))
+    patients = [patient for one in found for patient in one.patients]
+    truth = np.array([outcomes[patient] for patient in patients])
+    keys = [f"{one.fold.key(p)}:{outcomes[p]}" for one in found for p in one.patients]
+    pooled = f"pooled/{found[0].fold.seed}/{len(patients)} patients"
+    few = [f"{name}: {n}" for name in classes if (n := int((truth == name).sum())) < FEW]
+    if few:
+        table.note(
+            f"seed {found[0].fold.seed}: few test patients with an outcome ({', '.join(few)}); the "
+            "interval cannot show how uncertain so few are, and 1 to 1 or 0 to 0 is no certainty"
+        )
+    poolings = [p for p in POOLINGS if all(p in one.by_pooling for one in found)]
+    if "mean" not in poolings:
+        table.note(
+            f"{row[0]}, {row[1]}: the mean over spots is the same for all patients (standardised "
+            "per slide); mean pooling not run"
+        )
+    for pooling in poolings:
+        score = np.concatenate([one.by_pooling[pooling] for one in found])
+        where = f"{row[1]}/{pooling}/"
+        low, high = auroc_interval(truth, score, classes, patients, config.level, config.draws)
+        percent = f"{100 * config.level:g} %"
+        predicted = np.array(classes)[score.argmax(axis=1)]
+        values = {
+            "auroc": (macro_auroc(truth, score, classes), "AUROC of pooled probabilities", 0.5),
+            "auroc_low": (low, f"lower end of its {percent} interval over patients", None),
+            "auroc_high": (high, f"upper end of its {percent} interval over patients", None),
+            "balanced_accuracy": (
+                balanced_accuracy(truth, predicted),
+                "balanced accuracy of the likeliest class",
+                1.0 / len(set(truth.tolist())),
+            ),
+        }
+        for name, (value, unit, chance) in values.items():
+            table.add(row[0], where + name, pooled, value, unit, chance)
+        _add_probabilities(table, (row[0], where), keys, score, truth, classes)
+
+
+def _add_probabilities(
+    table: ResultTable,
+    row: tuple[str, str],
+    keys: Sequence[str],
+    score: np.ndarray,
+    truth: np.ndarray,
+    classes: Sequence[str],
+) -> None:
+    """Every patient's probability: of the true class and, beyond two classes, of each class."""
+    columns = {"probability_of_outcome": [list(classes).index(name) for name in truth]}
+    if len(classes) > 2:
+        columns |= {f"probability_{name}": [c] * len(truth) for c, name in enumerate(classes)}
+    for name, column in columns.items():
+        chance = 1.0 / len(classes) if name == "probability_of_outcome" else None
+        unit = "probability per test patient; the key ends in the outcome"
+        for key, value in zip(keys, score[np.arange(len(truth)), column], strict=True):
+            table.add(row[0], row[1] + name, key, value, unit, chance)

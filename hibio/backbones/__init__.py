@@ -1,0 +1,1 @@
+"""Frozen patch encoders: what each one is, where its weights are, and how it reads a patch."""

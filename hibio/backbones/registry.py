@@ -1,0 +1,214 @@
+"""What is known of each patch encoder: architecture, input, normalisation, pooling and licence.
+
+Everything is data; nothing here imports timm. Sources: the model cards and hub configurations.
+``init_values`` only switches the layer scale on, its values come with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+#: cls: class token; cls+mean: class token beside the mean of the patch tokens; none: as timm pools.
+Pooling = Literal["cls", "cls+mean", "none"]
+#: Names of the tensors in the weights file: timm's own, or those of Hugging Face transformers.
+Layout = Literal["timm", "transformers"]
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_OPTIMUS_MEAN: Triple = (0.707223, 0.578729, 0.703617)
+_OPTIMUS_STD: Triple = (0.211883, 0.230117, 0.177517)
+_NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
+_OWKIN = "Owkin non-commercial"
+#: Arguments whose values are classes; they are named here and looked up when the model is built.
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One patch encoder.
+
+    Attributes:
+        encoder: id; the features are stored as ``features/<encoder>``.
+        timm_name: architecture; "" when timm has none.
+        arguments: further arguments of ``timm.create_model``.
+        dim: length of the feature vector; None: as the built model says.
+        pooling: see :data:`Pooling`.
+        input_px: side of the square that the encoder reads, pixels.
+        mpp: resolutions that it was trained at, um per pixel; empty for natural images.
+        mean: of the normalised channels, on 0..1.
+        std: as ``mean``.
+        interpolation: bicubic | bilinear, for patches of another size.
+        hub: ``ORG/NAME`` on the Hugging Face hub; "" for none.
+        gated: the licence has to be accepted on the hub before the weights can be had.
+        licence: of the weights.
+        layout: see :data:`Layout`.
+        refusal: why this encoder cannot be run here and what to do instead; "" when it can.
+    """
+
+    encoder: str
+    timm_name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    dim: int | None = None
+    pooling: Pooling = "cls"
+    input_px: int = 224
+    mpp: tuple[float, ...] = (0.5,)
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    interpolation: str = "bicubic"
+    hub: str = ""
+    gated: bool = True
+    licence: str = _NON_COMMERCIAL
+    layout: Layout = "timm"
+    refusal: str = ""
+
+
+_TABLE = (
+    Backbone(
+        "uni",
+        "vit_large_patch16_224",
+        {"init_values": 1e-5, "dynamic_img_size": True},
+        1024,
+        hub="MahmoodLab/UNI",
+    ),
+    Backbone(
+        "uni2-h",
+        "vit_giant_patch14_224",
+        {
+            "img_size": 224,
+            "depth": 24,
+            "num_heads": 24,
+            "embed_dim": 1536,
+            "mlp_ratio": 5.33334,
+            "init_values": 1e-5,
+            "no_embed_class": True,
+            "reg_tokens": 8,
+            "dynamic_img_size": True,
+            **_SWIGLU,
+        },
+        1536,
+        hub="MahmoodLab/UNI2-h",
+    ),
+    Backbone(
+        "conch",
+        "",
+        dim=512,
+        input_px=448,
+        hub="MahmoodLab/CONCH",
+        refusal="it is an image-text model with its own attention pooling, which timm cannot "
+        "build; encode the patches with the authors' package `conch`, then keep the result with "
+        "preprocessing.store_features.add_features(store, 'conch', features)",
+    ),
+    Backbone(
+        "virchow",
+        "vit_huge_patch14_224",
+        {"mlp_ratio": 5.3375, "init_values": 1e-5, **_SWIGLU},
+        2560,
+        "cls+mean",
+        hub="paige-ai/Virchow",
+        licence="Apache-2.0",
+    ),
+    Backbone(
+        "virchow2",
+        "vit_huge_patch14_224",
+        {"mlp_ratio": 5.3375, "init_values": 1e-5, "reg_tokens": 4, **_SWIGLU},
+        2560,
+        "cls+mean",
+        mpp=(0.25, 0.5, 1.0, 2.0),
+        hub="paige-ai/Virchow2",
+    ),
+    Backbone(
+        "h-optimus-0",
+        "vit_giant_patch14_reg4_dinov2",
+        {"img_size": 224, "init_values": 1e-5},
+        1536,
+        mean=_OPTIMUS_MEAN,
+        std=_OPTIMUS_STD,
+        hub="bioptimus/H-optimus-0",
+        licence="Apache-2.0",
+    ),
+    Backbone(
+        "h-optimus-1",
+        "vit_giant_patch14_reg4_dinov2",
+        {"img_size": 224, "init_values": 1e-5},
+        1536,
+        mean=_OPTIMUS_MEAN,
+        std=_OPTIMUS_STD,
+        hub="bioptimus/H-optimus-1",
+    ),
+    Backbone(
+        "h0-mini",
+        "vit_base_patch14_reg4_dinov2",
+        {"img_size": 224, "mlp_ratio": 5.33334, "init_values": 1e-5, **_SWIGLU},
+        768,
+        mean=_OPTIMUS_MEAN,
+        std=_OPTIMUS_STD,
+        hub="bioptimus/H0-mini",
+    ),
+    Backbone(
+        "gigapath",
+        "vit_giant_patch14_dinov2",
+        {"img_size": 224, "patch_size": 16, "mlp_ratio": 5.33334, "init_values": 1e-5},
+        1536,
+        hub="prov-gigapath/prov-gigapath",
+        licence="Apache-2.0",
+    ),
+    Backbone(
+        "phikon",
+        "vit_base_patch16_224",
+        {},
+        768,
+        hub="owkin/phikon",
+        gated=False,
+        licence=_OWKIN,
+        layout="transformers",
+    ),
+    Backbone(
+        "phikon-v2",
+        "vit_large_patch16_224",
+        {"init_values": 1e-5},
+        1024,
+        hub="owkin/phikon-v2",
+        gated=False,
+        licence=_OWKIN,
+        layout="transformers",
+    ),
+)
+
+#: Encoder id -> what is known of it.
+BACKBONES: Mapping[str, Backbone] = {backbone.encoder: backbone for backbone in _TABLE}
+
+
+def known_backbone(name: str) -> Backbone | None:
+    """The entry that an id or a hub name means (in any case, with or without ``hf-hub:``)."""
+    plain = name.lower().removeprefix("hf-hub:").removeprefix("hf_hub:")
+    for backbone in _TABLE:
+        if plain in (backbone.encoder, backbone.hub.lower()):
+            return backbone
+    return None
+
+
+def registry_table() -> str:
+    """The known encoders, one line each, for ``hibio features --list``."""
+    heads = ("encoder", "dim", "px", "um/px", "pooling", "weights", "licence")
+    rows = [
+        (
+            backbone.encoder,
+            str(backbone.dim),
+            str(backbone.input_px),
+            "/".join(f"{mpp:g}" for mpp in backbone.mpp),
+            "own package" if backbone.refusal else backbone.pooling,
+            f"{backbone.hub}{' (gated)' if backbone.gated else ''}",
+            backbone.licence,
+        )
+        for backbone in _TABLE
+    ]
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in (heads, *rows)
+    ]
+    lines.append("or any timm name (resnet50), or hf-hub:ORG/NAME; --weights FILE reads local ones")
+    return "\n".join(line.rstrip() for line in lines)

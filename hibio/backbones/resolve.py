@@ -1,0 +1,134 @@
+"""From the name that a user gives to a backbone: the registry, a timm name, or a hub repository."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hibio.backbones.fetch import fetch_hub_file
+from hibio.backbones.registry import BACKBONES, Backbone, Triple, known_backbone
+from hibio.config import ConfigError
+from hibio.torchvision_ops import ensure_torchvision
+
+_HUB = ("hf-hub:", "hf_hub:")
+_INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+def resolve_backbone(name: str) -> Backbone:
+    """What the name of an encoder means.
+
+    Args:
+        name: an id of the registry (``uni2-h``), a timm name (``resnet50``,
+            ``vit_small_patch16_224.augreg_in1k``), or ``hf-hub:ORG/NAME`` of a timm model.
+
+    Raises:
+        ConfigError: unknown name (lists the choices and the nearest), an encoder that timm cannot
+            build, or a hub repository that cannot be read.
+    """
+    known = known_backbone(name)
+    if known is not None:
+        if known.refusal:
+            raise ConfigError(f"encoder {known.encoder!r} cannot be run here: {known.refusal}")
+        return known
+    if name.startswith(_HUB):
+        return fetch_hub_backbone(name.partition(":")[2])
+    return _timm_backbone(name)
+
+
+def _timm_backbone(name: str) -> Backbone:
+    ensure_torchvision()
+    import timm
+
+    try:
+        found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # the tag behind the dot is unknown
+        found = None
+    if found is None:
+        raise ConfigError(_unknown(name, timm.list_models() + timm.list_pretrained()))
+    return _derived(name, name, found.to_dict(), {}, found.hf_hub_id or "")
+
+
+def _unknown(name: str, timm_names: list[str]) -> str:
+    near = difflib.get_close_matches(name, [*BACKBONES, *timm_names], n=3)
+    hint = f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    return (
+        f"unknown encoder {name!r}{hint} (choices: {', '.join(BACKBONES)}; a timm name such as "
+        "resnet50; hf-hub:ORG/NAME)"
+    )
+
+
+def fetch_hub_backbone(hub: str) -> Backbone:
+    """Read what a timm model on the hub is from its ``config.json``, fetched if not in the cache.
+
+    Raises:
+        ConfigError: no access, no such repository, or not a timm model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+        raise ConfigError(f"hf-hub:{hub} is not a repository name; expected hf-hub:ORG/NAME")
+    cached = try_to_load_from_cache(hub, "config.json")
+    path = Path(cached) if isinstance(cached, str) else fetch_hub_file(hub, "config.json")
+    if path is None:
+        raise ConfigError(f"hf-hub:{hub} has no config.json, so it is not a model of timm")
+    return hub_backbone(hub, path)
+
+
+def hub_backbone(hub: str, config: Path) -> Backbone:
+    """A backbone from a ``config.json`` in timm's form.
+
+    Raises:
+        ConfigError: not in timm's form.
+    """
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+        architecture, data = described["architecture"], described.get("pretrained_cfg", described)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"hf-hub:{hub}: its config.json names no timm architecture; give the architecture's "
+            "timm name as --encoder and its weights in timm's names as --weights FILE"
+        ) from error
+    arguments = dict(described.get("model_args") or {})
+    arguments.pop("num_classes", None)
+    if "global_pool" in described:
+        arguments.setdefault("global_pool", described["global_pool"])
+    return _derived(hub.replace("/", "--"), str(architecture), data, arguments, hub)
+
+
+def _derived(
+    encoder: str, timm_name: str, data: Mapping[str, Any], arguments: dict[str, Any], hub: str
+) -> Backbone:
+    """A backbone from timm's description of its input."""
+    pooling = arguments.pop("global_pool", None)
+    if pooling is not None and pooling != "":
+        arguments["global_pool"] = pooling
+    interpolation = str(data.get("interpolation", "bicubic"))
+    return Backbone(
+        encoder=encoder,
+        timm_name=timm_name,
+        arguments=arguments,
+        pooling="cls" if pooling == "" else "none",  # tokens without pooling: the class token
+        input_px=int(data.get("input_size", (3, 224, 224))[-1]),
+        mpp=(),
+        mean=_triple(data.get("mean"), encoder, "mean"),
+        std=_triple(data.get("std"), encoder, "std"),
+        interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
+        hub=hub,
+        gated=False,
+        licence=str(data.get("license") or "see its page"),
+    )
+
+
+def _triple(values: Any, encoder: str, what: str) -> Triple:
+    try:
+        first, second, third = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"encoder {encoder!r}: its normalisation {what} is {values!r}; expected one number for "
+            "each of red, green and blue"
+        ) from error
+    return first, second, third

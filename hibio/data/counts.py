@@ -1,0 +1,134 @@
+"""Counts of one slide on the model's vocabulary, read as they are asked for.
+
+Shapes: S spots, P genes of the slide's panel, G genes of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from scipy import sparse
+
+from preprocessing.store import SlideStore
+
+CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
+
+
+class CountSource(Protocol):
+    """Raw counts by row; the columns are the vocabulary."""
+
+    @property
+    def n_spots(self) -> int:
+        """S."""
+        ...
+
+    def rows(self, spots: slice | np.ndarray) -> sparse.csr_matrix:
+        """Counts (n, G) of these spots, in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class PanelMap:
+    """Where the genes of a slide's panel stand in the vocabulary.
+
+    Attributes:
+        pick: (P, G) 0/1 matrix; a gene outside the vocabulary has an empty row.
+        matched: vocabulary genes that the panel measures (and that are not hidden).
+        folded_in: how many of these were folded in after training.
+        measured: P, the genes of the panel that are not hidden.
+    """
+
+    pick: sparse.csr_matrix
+    matched: int
+    measured: int
+    folded_in: int = 0
+
+    @classmethod
+    def between(
+        cls,
+        names: np.ndarray,
+        vocabulary: np.ndarray,
+        hidden: Collection[str] = (),
+        n_folded_in: int = 0,
+    ) -> PanelMap:
+        """The map of a panel.
+
+        Args:
+            names: (P,) gene names of the slide.
+            vocabulary: (G,) gene names of the model.
+            hidden: genes to leave out as if they had not been measured.
+            n_folded_in: the last so many genes of the vocabulary were folded in.
+        """
+        unseen = set(hidden)
+        position = {name: column for column, name in enumerate(vocabulary)}
+        target = np.array(
+            [-1 if name in unseen else position.get(name, -1) for name in names], dtype=np.int64
+        )
+        kept = np.flatnonzero(target >= 0)
+        pick = sparse.csr_matrix(
+            (np.ones(len(kept), dtype=np.float32), (kept, target[kept])),
+            shape=(len(names), len(vocabulary)),
+        )
+        n_hidden = sum(name in unseen for name in names)
+        late = int((target[kept] >= len(vocabulary) - n_folded_in).sum())
+        return cls(pick, len(kept), len(names) - n_hidden, late)
+
+    def align(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Counts (n, P) on the vocabulary, (n, G) of the same kind of number."""
+        aligned = sparse.csr_matrix(counts @ self.pick.astype(counts.dtype))
+        aligned.sort_indices()
+        return aligned
+
+
+def align_columns(
+    counts: sparse.csr_matrix, names: np.ndarray, vocabulary: np.ndarray
+) -> sparse.csr_matrix:
+    """Counts (S, P) on the columns of ``vocabulary``, (S, G); a gene not measured stays 0."""
+    return PanelMap.between(names, vocabulary).align(counts)
+
+
+@dataclass(frozen=True)
+class ArrayCounts:
+    """Counts in memory, already on the vocabulary, (S, G)."""
+
+    counts: sparse.csr_matrix
+
+    @property
+    def n_spots(self) -> int:
+        """S."""
+        return int(self.counts.shape[0])
+
+    def rows(self, spots: slice | np.ndarray) -> sparse.csr_matrix:
+        """See :class:`CountSource`."""
+        return self.counts[spots]
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """Counts of a store; only the rows asked for are read.
+
+    Attributes:
+        path: the store.
+        panel: its genes on the vocabulary.
+        n_spots: S.
+    """
+
+    path: Path
+    panel: PanelMap
+    n_spots: int
+
+    def rows(self, spots: slice | np.ndarray) -> sparse.csr_matrix:
+        """See :class:`CountSource`."""
+        with SlideStore(self.path) as store:
+            return self.panel.align(store.counts(spots))
+
+
+def iter_chunks(source: CountSource) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Every row once, in order, in blocks of bounded size."""
+    for start in range(0, source.n_spots, CHUNK_SPOTS):
+        rows = slice(start, min(start + CHUNK_SPOTS, source.n_spots))
+        yield rows, source.rows(rows)

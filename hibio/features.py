@@ -1,0 +1,234 @@
+"""`hibio features`: a frozen encoder over the patches of every store, kept beside them.
+
+Legend: S patches, H and W pixels, F features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hibio.backbones.encode import encode_patches
+from hibio.backbones.fetch import find_weights
+from hibio.backbones.frozen import FrozenBackbone, load_backbone
+from hibio.backbones.registry import Backbone, registry_table
+from hibio.backbones.report import FeaturesReport, SlideFeatures
+from hibio.backbones.resolve import resolve_backbone
+from hibio.backbones.scale import scale_note
+from hibio.config import ConfigError
+from preprocessing.errors import DataError
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore, file_sha256
+from preprocessing.store_features import add_features, feature_origin
+
+#: Of a feature set's origin; the rest tells where it was computed and does not change what it is.
+_NOT_COMPARED = ("precision",)
+
+
+def extract_features(
+    stores: str | Path,
+    encoder: str,
+    *,
+    weights: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    workers: int = 1,
+) -> list[Path]:
+    """Write ``features/<encoder>`` into every store of a folder that has patches.
+
+    Args:
+        stores: folder of stores, or one store.
+        encoder: see :func:`hibio.backbones.resolve.resolve_backbone`.
+        weights: local weights file; None: the hub's cache, else the hub.
+        batch: patches of one forward pass.
+        device: auto | cpu | cuda.
+        workers: threads that decode patches ahead; 0 decodes between the passes.
+
+    Returns:
+        The stores that now have the features.
+
+    Raises:
+        ConfigError: see :func:`features_report`.
+        DataError: some stores failed, the others are done; their reasons.
+    """
+    report = features_report(
+        stores,
+        encoder,
+        weights=weights,
+        batch=batch,
+        device=device,
+        workers=workers,
+    )
+    if report.failed:
+        raise DataError("; ".join(f"{row.path}: {row.note}" for row in report.failed))
+    return [row.path for row in report.rows if row.status != "no image"]
+
+
+def features_report(
+    stores: str | Path,
+    encoder: str,
+    *,
+    weights: Path | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    workers: int = 1,
+) -> FeaturesReport:
+    """Run the encoder over every store; one bad store does not stop the others.
+
+    A store that has the features of the same encoder, weights and settings is skipped, so a run
+    that was stopped goes on where it was. A slide's features are held in memory as float16 (100,000
+    spots of 1536: 0.3 GB) and written at its end.
+
+    Args:
+        stores: folder of stores, or one store.
+        encoder: see :func:`hibio.backbones.resolve.resolve_backbone`.
+        weights: local weights file; None: the hub's cache, else the hub.
+        batch: patches of one forward pass.
+        device: auto | cpu | cuda. bf16 is used on CUDA only.
+        workers: threads that decode patches ahead; 0 decodes between the passes.
+
+    Raises:
+        ConfigError: the encoder, its weights, the device or an argument cannot be used.
+        DataError: no store there.
+    """
+    if batch < 1 or workers < 0:
+        raise ConfigError(f"batch is {batch}, workers {workers}; expected at least 1 and 0")
+    target = _device(device)
+    stores = Path(stores)
+    paths = [stores] if stores.is_file() else stores_in(stores)
+    backbone = resolve_backbone(encoder)
+    file = find_weights(backbone, weights)
+    job = _Job(backbone, file, target)
+    rows = []
+    for path in tqdm(paths, desc=job.name, unit="slide", disable=None):
+        rows.append(_attempt(path, job, batch, workers))
+    return FeaturesReport(job.name, tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every store of a run."""
+
+    backbone: Backbone
+    weights: Path
+    device: torch.device
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Of the weights file."""
+        return file_sha256(self.weights)
+
+    @functools.cached_property
+    def network(self) -> FrozenBackbone:
+        """The encoder on its device; built when the first store needs it."""
+        return load_backbone(self.backbone, self.weights).to(self.device)
+
+    @property
+    def name(self) -> str:
+        """Name of the feature set."""
+        return self.backbone.encoder
+
+    def origin(self, store: SlideStore) -> dict[str, Any]:
+        """What the features depend on beside the pixels, as plain values."""
+        known = self.backbone
+        amp = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return {
+            "encoder": known.encoder,
+            "timm_name": known.timm_name,
+            "timm_arguments": dict(known.arguments),
+            "weights_sha256": self.weights_sha256,
+            "input_px": known.input_px,
+            "interpolation": known.interpolation,
+            "mean": list(known.mean),
+            "std": list(known.std),
+            "pooling": known.pooling,
+            "patch_um": float(store.attrs["patch_um"]),
+            "precision": "bfloat16" if amp else "float32",
+        }
+
+
+def _attempt(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatures:
+    """Encode one store and turn what is wrong with it into a row."""
+    begin = time.monotonic()
+    try:
+        row = _encode_store(path, job, batch, workers)
+    except (DataError, OSError) as error:
+        row = SlideFeatures(path, "failed", note=" ".join(str(error).split()))
+    return replace(row, seconds=time.monotonic() - begin)
+
+
+def _encode_store(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatures:
+    with SlideStore(path) as store:
+        if not store.has_image:
+            return SlideFeatures(path, "no image", note="counts only, nothing to encode")
+        origin = job.origin(store)
+        note = scale_note(
+            job.backbone, float(store.attrs["patch_um"]), int(store.attrs["patch_px"]), store.mpp
+        )
+        before = feature_origin(path, job.name)
+        if before is not None and _compared(before) == _compared(origin):
+            dim = store.features(job.name).shape[1]
+            return SlideFeatures(path, "skipped", store.n_spots, dim, note=note)
+        with tqdm(
+            total=store.n_spots, desc=path.stem, unit="patch", disable=None, leave=False
+        ) as bar:
+            values = encode_patches(
+                store.patches,
+                store.n_spots,
+                job.network,
+                batch=batch,
+                workers=workers,
+                progress=bar.update,
+            )
+    add_features(path, job.name, values, origin)
+    spots, dim = values.shape
+    return SlideFeatures(path, "done" if before is None else "replaced", spots, dim, note=note)
+
+
+def _compared(origin: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in origin.items() if key not in _NOT_COMPARED}
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees none; see `hibio doctor`")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """``hibio features``: prints the table; 1 when a store failed.
+
+    Raises:
+        ConfigError: see :func:`features_report`, or neither an encoder nor --list was asked for.
+        DataError: no store there.
+    """
+    if options.list:
+        print(registry_table())
+        return 0
+    if options.stores is None or options.encoder is None:
+        raise ConfigError(
+            "give stores and an encoder: hibio features STORES --encoder NAME (hibio features "
+            "--list shows the encoders)"
+        )
+    report = features_report(
+        options.stores,
+        options.encoder,
+        weights=options.weights,
+        batch=options.batch,
+        device=options.device,
+        workers=options.workers,
+    )
+    print(report)
+    if all(row.status == "no image" for row in report.rows):
+        raise DataError(f"no store of {options.stores} has patches; prepare slides with images")
+    print(f"next: train with --set data.image={report.encoder}")
+    return 1 if report.failed else 0

@@ -1,0 +1,152 @@
+"""Slide stores written as samples of HEST-1k, for tools that read these folders."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+
+from preprocessing.atomic import atomic_path
+from preprocessing.errors import DataError
+from preprocessing.hest_files import METADATA, OWN, PATCHES, ST
+from preprocessing.run import stores_in
+from preprocessing.store import SlideStore
+
+_BLOCK = 256  # patches in memory at once
+_PX, _UM = 224, 112.0  # what HEST-1k cuts
+
+
+@dataclass(frozen=True)
+class HestSample:
+    """What was written of one slide: its spots, its patches, and what is not as in HEST-1k."""
+
+    slide_id: str
+    n_spots: int
+    n_patches: int
+    notes: tuple[str, ...] = ()
+
+
+def write_hest(stores: str | Path, out: str | Path) -> list[HestSample]:
+    """Write every store of a folder as a sample of HEST-1k.
+
+    Each file is complete or absent. Slide images are not part of a store: link them as
+    wsis/<id>.tif yourself. Samples that are there are written anew.
+
+    Args:
+        stores: folder that `hibio prepare` wrote, or one store.
+        out: root of the new folder: st/, patches/, metadata/.
+
+    Returns:
+        One entry a slide; ``notes`` say what differs (patches of another size, no counts).
+
+    Raises:
+        DataError: no store, or a damaged one.
+    """
+    stores, out = Path(stores), Path(out)
+    paths = [stores] if stores.is_file() else stores_in(stores)
+    return [_write_sample(path, out) for path in paths]
+
+
+def _write_sample(path: Path, out: Path) -> HestSample:
+    with SlideStore(path) as store:
+        notes = []
+        if store.slide_id in ("", ".", "..") or "/" in store.slide_id:
+            raise DataError(f"{path}: slide_id {store.slide_id!r} is no name of a file")
+        if store.has_image:
+            _write_patches(store, out / PATCHES / f"{store.slide_id}.h5")
+            size = f"{store.attrs['patch_px']} px of {store.attrs['patch_um']:g} um"
+            if (store.attrs["patch_px"], store.attrs["patch_um"]) != (_PX, _UM):
+                notes.append(f"patches are {size}, HEST-1k has {_PX} px of {_UM:g} um")
+        if store.has_counts:
+            _write_counts(store, out / ST / f"{store.slide_id}.h5ad")
+        else:
+            notes.append(f"nothing was counted, so there is no {ST}/{store.slide_id}.h5ad")
+        content = json.dumps(_metadata(store), indent=1, allow_nan=False) + "\n"
+        with atomic_path(out / METADATA / f"{store.slide_id}.json") as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="")
+        return HestSample(store.slide_id, store.n_spots, store.n_patches, tuple(notes))
+
+
+def obs_columns(store: SlideStore) -> dict[str, str]:
+    """The column of obs for each label of a store, column -> label; AnnData allows no "/"."""
+    columns: dict[str, str] = {}
+    for label in store.label_columns():
+        column = label.replace("/", "_").replace("_index", "index").strip() or "label"
+        while column in columns:
+            column += "_"
+        columns[column] = label
+    return columns
+
+
+def _write_counts(store: SlideStore, path: Path) -> None:
+    obs = store.labels().rename(columns={v: k for k, v in obs_columns(store).items()})
+    obs = obs.set_axis(pd.Index(store.barcodes.astype(str)), axis=0)
+    var = pd.DataFrame(
+        {"gene_ids": store.gene_ids.astype(str)}, index=pd.Index(store.gene_names.astype(str))
+    )
+    data = anndata.AnnData(store.counts(), obs=obs, var=var)
+    data.obsm["spatial"] = store.xy_px0
+    factors: dict[str, float] = {"microns_per_pixel": store.mpp}
+    if np.isfinite(store.attrs["diameter_um"]):
+        factors["spot_diameter_fullres"] = store.attrs["diameter_um"] / store.mpp
+    images = {}
+    if store.thumbnail is not None and store.thumbnail_downsample is not None:
+        images["downscaled_fullres"] = store.thumbnail
+        factors["tissue_downscaled_fullres_scalef"] = 1.0 / store.thumbnail_downsample
+    data.uns["spatial"] = {"ST": {"images": images, "scalefactors": factors}}
+    with atomic_path(path) as temporary:
+        data.write_h5ad(temporary, compression="gzip")
+
+
+def _write_patches(store: SlideStore, path: Path) -> None:
+    count, px = store.n_spots, int(store.attrs["patch_px"])
+    side = float(store.attrs["patch_um"]) / store.mpp
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        images = file.create_dataset("img", (count, px, px, 3), np.uint8, chunks=(1, px, px, 3))
+        for first in range(0, count, _BLOCK):
+            rows = np.arange(first, min(count, first + _BLOCK))
+            images[first : first + len(rows)] = store.patches(rows)
+        images.attrs.update(
+            {
+                "patch_size": px,
+                "patch_size_target": px,
+                "patch_size_src": side,
+                "downsample": side / px,
+                "pixel_size": store.mpp,
+                "name": store.slide_id,
+            }
+        )
+        file["coords"] = np.rint(store.xy_px0 - side / 2).astype(np.int64)
+        names = [str(name).encode() for name in store.barcodes]
+        file["barcode"] = np.array(names)[:, None]
+
+
+def _metadata(store: SlideStore) -> dict[str, Any]:
+    attrs = store.attrs
+    width, height = attrs.get("slide_size_px0", (None, None))
+    diameter = attrs["diameter_um"]
+    return {
+        "id": store.slide_id,
+        "patient": store.patient_id,
+        "species": attrs["organism"] or None,
+        "tissue": attrs["tissue"] or None,
+        "organ": attrs["tissue"] or None,
+        "st_technology": attrs["technology"] or None,
+        "pixel_size_um_estimated": store.mpp,
+        "pixel_size_um_embedded": None,
+        "fullres_px_width": width,
+        "fullres_px_height": height,
+        "spots_under_tissue": store.n_spots,
+        "nb_genes": len(store.gene_names),
+        "spot_diameter": diameter if np.isfinite(diameter) else None,
+        OWN: {
+            "labels": obs_columns(store),
+            "modality": store.modality,
+            "outcome": store.outcome,
+            "store_sha256": store.sha256,
+        },
+    }

@@ -1,0 +1,206 @@
+"""From the parts of a table of cells to a `SpotTable`. Shapes: S cells, G genes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.modality import RNA
+from preprocessing.pseudo_spots import pseudo_spots
+from preprocessing.readers.coordinates import Scale, check_coordinates, place
+from preprocessing.readers.labels import CODED, MISSING, read_labels
+from preprocessing.spot_table import SpotTable, checked_counts, unique_names
+
+MEASURED = "activity:"  # number columns with this beginning are measurements of a cell
+_ID_FROM = 20  # a text column whose values all differ is an id, in a table larger than this
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a reader found in its files.
+
+    Attributes:
+        counts: (S, G) counts or intensities, not yet checked.
+        barcodes: (S,) names of the cells.
+        gene_ids: (G,) ids, or the names again.
+        gene_names: (G,) as in the file, repeats allowed.
+        xy: (S, 2) float64, coordinates of the file.
+        columns: (S, ...) what else the file says of a cell.
+        notes: what the reader left out.
+    """
+
+    counts: csr_matrix
+    barcodes: np.ndarray
+    gene_ids: np.ndarray
+    gene_names: np.ndarray
+    xy: np.ndarray
+    columns: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    def take(self, rows: np.ndarray) -> "Cells":
+        """Return the cells ``rows`` (numbers or a mask)."""
+        columns = self.columns.iloc[rows].reset_index(drop=True)
+        return Cells(
+            self.counts[rows],
+            self.barcodes[rows],
+            self.gene_ids,
+            self.gene_names,
+            self.xy[rows],
+            columns,
+            self.notes,
+        )
+
+
+def cell_table(
+    row: SlideRow,
+    cells: Cells,
+    scale: Scale,
+    image_mpp: float | None = None,
+    keys: Sequence[str] = (),
+) -> SpotTable:
+    """Check the cells of one slide and put them together; with ``pitch_um`` as pseudo-spots.
+
+    Genes that occur twice are summed (same name, and same id where there are ids); proteins, and
+    genes that share the name only, are renamed. Both are noted.
+
+    Args:
+        row: the manifest row.
+        cells: what was read.
+        scale: what the file says of its coordinates.
+        image_mpp: mpp that the image file states.
+        keys: columns that make up a barcode, for the manifest's labels table.
+
+    Raises:
+        DataError: fewer than two cells, no genes, bad values, or bad coordinates.
+    """
+    where, notes = str(row.counts), list(cells.notes)
+    spots, genes = cells.counts.shape
+    if spots == 0 or genes == 0:
+        raise DataError(
+            f"empty matrix: {where} has {spots} cells x {genes} genes left; expected at least "
+            f"two cells and one gene ({'; '.join(notes) or 'nothing was left out'})"
+        )
+    if spots == 1:
+        raise DataError(
+            f"{where} has 1 cell ({cells.barcodes[0]!s}); a slide needs at least 2, with their "
+            "places: look whether cells of one slide were written as several files"
+        )
+    check_coordinates(cells.xy, cells.barcodes, where)
+    counts = checked_counts(cells.counts, row.modality, cells.barcodes, cells.gene_names)
+    counts, ids, names = _distinct(row.modality, counts, cells.gene_ids, cells.gene_names, notes)
+    labels = label_columns(cells.columns, cells.barcodes, notes)
+    if row.labels is not None:
+        labels = _with_file(row, labels, cells.barcodes, keys, notes)
+    places = place(row, cells.xy, scale, image_mpp)
+    table = SpotTable(
+        counts=counts,
+        gene_ids=ids,
+        gene_names=names,
+        barcodes=cells.barcodes,
+        xy_px0=places.xy_px0,
+        xy_um=places.xy_um,
+        mpp=places.mpp,
+        labels=labels,
+        notes=tuple(notes),
+        modality=row.modality,
+    )
+    return table if row.pitch_um is None else pseudo_spots(table, row.pitch_um)
+
+
+def _distinct(
+    modality: str, counts: csr_matrix, ids: np.ndarray, names: np.ndarray, notes: list[str]
+) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+    """Sum genes that occur twice; rename those that share only their name."""
+    if modality == RNA:
+        code, first = pd.factorize(pd.MultiIndex.from_arrays([ids, names]))
+        if len(first) < len(names):
+            notes.append(
+                f"{len(names) - len(first)} repeated genes were added to the first of their name"
+            )
+            ones = np.ones(len(code), dtype=np.int64)
+            into = csr_matrix((ones, (np.arange(len(code)), code)), (len(code), len(first)))
+            counts = checked_counts(counts.astype(np.int64) @ into, modality)
+            kept = np.unique(code, return_index=True)[1]
+            ids, names = ids[kept], names[kept]
+    renamed_names, renamed = unique_names(names.tolist())
+    if renamed:
+        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
+    return counts, ids, renamed_names
+
+
+def label_columns(columns: pd.DataFrame, barcodes: np.ndarray, notes: list[str]) -> pd.DataFrame:
+    """Choose the labels among the columns of a table of cells.
+
+    Texts and categories become labels (missing ""), except ids: columns equal to the barcodes, or
+    with another value for every cell. Numbers become measurements where the name begins with
+    "activity:", labels where whole numbers stand in a column named like a code (cluster, region,
+    ...), and are left out otherwise. What is left out is noted.
+
+    Args:
+        columns: (S, ...) without the coordinates.
+        barcodes: (S,) names of the cells.
+        notes: gets a sentence for what was left out.
+
+    Returns:
+        (S, columns) of float64 or str.
+    """
+    kept: dict[str, object] = {}
+    numbers, ids = [], []
+    for name in map(str, columns.columns):
+        values = columns[name]
+        if pd.api.types.is_numeric_dtype(values.dtype):
+            number = pd.to_numeric(values).to_numpy(dtype=np.float64, na_value=np.nan)
+            if name.startswith(MEASURED):
+                kept[name] = number
+            elif CODED.search(name) and (np.mod(number, 1) == 0).all():
+                kept[name] = np.array([str(int(v)) for v in number], dtype=object)
+            else:
+                numbers.append(name)
+            continue
+        text = _texts(values)
+        if _is_id(text, barcodes):
+            ids.append(name)
+        else:
+            kept[name] = text
+    if numbers:
+        notes.append(
+            f"{len(numbers)} number columns left out ({_listed(numbers)}); to keep one, name it "
+            f"'{MEASURED}...' or give it in a labels table"
+        )
+    if ids:
+        notes.append(f"{len(ids)} columns of ids left out ({_listed(ids)})")
+    return pd.DataFrame(kept, index=pd.RangeIndex(len(barcodes)))
+
+
+def _texts(values: pd.Series) -> np.ndarray:
+    text = values.astype(object).where(values.notna(), "").astype(str).str.strip()
+    return np.asarray(text.mask(text.isin(MISSING), "").to_numpy(dtype=object))
+
+
+def _is_id(text: np.ndarray, barcodes: np.ndarray) -> bool:
+    if len(text) > _ID_FROM and pd.Index(text).is_unique:
+        return True
+    return bool((text == np.asarray(barcodes, dtype=object)).all())
+
+
+def _listed(names: list[str]) -> str:
+    more = ", ..." if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _with_file(
+    row: SlideRow, labels: pd.DataFrame, barcodes: np.ndarray, keys: Sequence[str], notes: list[str]
+) -> pd.DataFrame:
+    """Add the manifest's labels table; its columns stand for those of the same name."""
+    assert row.labels is not None
+    table, found = read_labels(row.labels, barcodes, keys=keys)
+    notes.extend(found)
+    both = [name for name in labels.columns if name in table.columns]
+    if both:
+        notes.append(f"labels: {_listed(both)} taken from {row.labels.name}, not from the cells")
+    return pd.concat([labels.drop(columns=both), table], axis=1)

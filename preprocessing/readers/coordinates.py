@@ -1,0 +1,148 @@
+"""Coordinates of cells: the columns that hold them, and their scale. Shapes: S cells."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+
+_PAIRS = (
+    ("x_um", "y_um"),
+    ("x_centroid", "y_centroid"),
+    ("CenterX_global_px", "CenterY_global_px"),
+    ("x_global_px", "y_global_px"),
+    ("X_centroid", "Y_centroid"),
+    ("center_x", "center_y"),
+    ("spatial_x", "spatial_y"),
+    ("x_location", "y_location"),
+    ("x", "y"),
+    ("X", "Y"),
+)
+_WAYS = (
+    "the manifest column mpp (um per coordinate unit; 1 where they are micrometres), or "
+    "coordinates that are in micrometres by name (columns x_um and y_um; obsm['spatial_um'])"
+)
+_SAME = 0.01
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a file says of its coordinates.
+
+    Attributes:
+        in_um: they are micrometres by the definition of the format or by their name.
+        um_per_unit: um per coordinate unit that the file states; None: it does not say.
+        hint: more ways to know the scale of this format, for the error.
+    """
+
+    in_um: bool = False
+    um_per_unit: float | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Coordinates (S, 2) in level-0 pixels and in um, and um per level-0 pixel."""
+
+    xy_px0: np.ndarray
+    xy_um: np.ndarray
+    mpp: float
+
+
+def find_pair(names: Iterable[str]) -> tuple[str, str, bool] | None:
+    """Return the columns of x and y, and whether they are micrometres by name; None: none."""
+    known = set(names)
+    pair = next((pair for pair in _PAIRS if known.issuperset(pair)), None)
+    return None if pair is None else (*pair, pair[0].endswith("_um"))
+
+
+def require_pair(names: Iterable[str], where: str) -> tuple[str, str, bool]:
+    """Return what `find_pair` finds.
+
+    Raises:
+        DataError: no pair of coordinate columns; lists the columns found.
+    """
+    known = list(map(str, names))
+    pair = find_pair(known)
+    if pair is None:
+        raise DataError(
+            f"{where} has no columns of coordinates; found {', '.join(known[:12]) or 'none'}; "
+            f"expected one of these pairs: {'; '.join(f'{x}, {y}' for x, y in _PAIRS)}"
+        )
+    return pair
+
+
+def check_coordinates(xy: np.ndarray, barcodes: np.ndarray, where: str) -> None:
+    """Check that every cell has its place.
+
+    Raises:
+        DataError: a coordinate is not finite (names the cells), or all are equal.
+    """
+    bad = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    if len(bad):
+        names = ", ".join(repr(str(name)) for name in barcodes[bad[:3]])
+        raise DataError(
+            f"{where}: {len(bad)} cells have no finite coordinates (first: {names}); "
+            "remove these cells or give their coordinates"
+        )
+    if (xy == xy[:1]).all():
+        x, y = xy[0]
+        raise DataError(
+            f"{where}: all {len(xy)} cells have the same coordinates ({x:g}, {y:g}); "
+            "expected the place of each cell; look whether the right columns were read"
+        )
+
+
+def place(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None) -> Places:
+    """Turn the coordinates of a file into level-0 pixels and micrometres.
+
+    Without image ``xy_px0`` are the coordinates of the file and mpp is um per coordinate unit.
+    With one, mpp is um per pixel of the image and ``image_scale`` (None: 1; coordinates in
+    micrometres: 1 / mpp) pixels of the image per coordinate unit.
+
+    Args:
+        row: the manifest row.
+        xy: (S, 2) coordinates of the file.
+        scale: what the file says of them.
+        image_mpp: mpp that the image file states.
+
+    Raises:
+        DataError: the scale is unknown, or contradicts micrometres.
+    """
+    if row.image is not None:
+        return _place_on_image(row, xy, scale, image_mpp)
+    if scale.in_um:
+        if row.mpp is not None and abs(row.mpp - 1) > _SAME:
+            raise DataError(
+                f"the coordinates are in micrometres, but the manifest says mpp {row.mpp:g} "
+                "(um per coordinate unit); leave mpp empty"
+            )
+        return Places(xy, xy, 1.0)
+    mpp = scale.um_per_unit if row.mpp is None else row.mpp
+    if mpp is None:
+        raise DataError(f"mpp is unknown: the coordinates have no scale; give {_WAYS}{scale.hint}")
+    return Places(xy, xy * mpp, mpp)
+
+
+def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None) -> Places:
+    stated = None
+    if scale.um_per_unit is not None:
+        stated = scale.um_per_unit / (row.image_scale or 1.0)
+    mpp = next((v for v in (row.mpp, image_mpp, stated) if v is not None), None)
+    if mpp is None:
+        raise DataError(
+            f"mpp is unknown: neither the image {row.image} nor the cells state it; give the "
+            "manifest column mpp (um per pixel of the image)"
+        )
+    per_unit = row.image_scale
+    if scale.in_um:
+        per_unit = 1 / mpp if per_unit is None else per_unit
+        if abs(per_unit * mpp - 1) > _SAME:
+            raise DataError(
+                f"the coordinates are in micrometres: image_scale {per_unit:g} x mpp {mpp:g} "
+                "must be 1; leave image_scale empty"
+            )
+    xy_px0 = xy if per_unit is None else xy * per_unit
+    return Places(xy_px0, xy_px0 * mpp, mpp)

@@ -1,0 +1,129 @@
+"""CosMx flat files: a counts table and a table of cells, joined by fov and cell_ID."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.readers.cell_join import read_joined
+from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.coordinates import Scale
+from preprocessing.readers.wide_table import read_header, read_typed
+from preprocessing.spot_table import SpotTable
+
+KEYS = ("fov", "cell_ID")
+_COUNTS = ("*_exprMat_file.csv*", "*exprMat*.csv*", "cell_by_gene.csv*")
+_CELLS = ("*_metadata_file.csv*", "*metadata*.csv*", "cells.csv*")
+_FIELDS = "*fov_positions_file.csv*"
+_CONTROL = re.compile(r"(NegPrb|Negative|NegControl|SystemControl|FalseCode|Blank)", re.I)
+_FRAMES = {5472: 0.18, 4256: 0.12028}  # width of a field of view, pixels: um per pixel
+_HINT = (
+    "; CosMx coordinates are pixels: 0.12028 um on commercial instruments (ImPixel_nm in the "
+    "run's configuration), 0.18 um in the 2022 lung data (fields of view 5472 pixels wide)"
+)
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return the files that `read_cosmx` reads (image and labels excluded), by role."""
+    files = find_cosmx_files(row.counts_path)
+    if files is None:
+        folder = row.counts_path
+        found = ", ".join(sorted(p.name for p in folder.glob("*.csv*"))[:6]) or "no CSV file"
+        raise DataError(
+            f"{folder} has no *_exprMat_file.csv and *_metadata_file.csv (nor cell_by_gene.csv and "
+            f"cells.csv); found {found}; give the folder of the CosMx flat files"
+        )
+    return files
+
+
+def find_cosmx_files(folder: Path) -> dict[str, Path] | None:
+    """Return counts, table of cells and, where it is there, positions of the fields of view."""
+    counts, cells, fields = (_first(folder, *names) for names in (_COUNTS, _CELLS, (_FIELDS,)))
+    if counts is None or cells is None:
+        return None
+    return {"counts": counts, "spots": cells} | ({} if fields is None else {"fields": fields})
+
+
+def read_cosmx(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read one CosMx slide; the barcode "2_35" is cell 35 of field of view 2.
+
+    cell_ID 0 (transcripts outside cells) and negative controls are left out and noted. mpp: the
+    manifest, else the positions of the fields of view where they are given in pixels and mm.
+
+    Args:
+        row: the manifest row; ``counts`` is the folder.
+        image_mpp: mpp that the image file states, um per level-0 px.
+
+    Raises:
+        DataError: a file is missing or unusable, or the scale is unknown.
+    """
+    files = source_files(row)
+    cells, in_um, keys = read_joined(files["counts"], files["spots"], KEYS)
+    cells = _real_cells(_real_genes(cells))
+    stated = stated_mpp(files["fields"]) if "fields" in files else None
+    return cell_table(row, cells, Scale(in_um, stated, _HINT), image_mpp, keys)
+
+
+def stated_mpp(fields: Path) -> float | None:
+    """Um per pixel from the positions of the fields of view; None where they are in one unit."""
+    names = set(read_header(fields).names)
+    if not {"x_global_px", "y_global_px", "x_global_mm", "y_global_mm"} <= names:
+        return None
+    frame = read_typed(fields)
+    span = [
+        np.ptp(frame[[f"x_global_{unit}", f"y_global_{unit}"]].to_numpy(dtype=np.float64), axis=0)
+        for unit in ("mm", "px")
+    ]
+    axis = int(np.argmax(span[1]))
+    return float(1000 * span[0][axis] / span[1][axis]) if span[1][axis] > 0 else None
+
+
+def mpp_of_frame(fields: Path) -> float | None:
+    """Um per pixel as the distance of fields of view tells the instrument; None: not told.
+
+    Neighbouring fields of the 2022 data lie 5472 pixels apart (0.985 mm), those of commercial
+    instruments 4256 (0.512 mm).
+    """
+    if {"x_global_px", "y_global_px"} - set(read_header(fields).names):
+        return None
+    frame = read_typed(fields)
+    step = np.abs(np.diff(np.unique(frame["x_global_px"].to_numpy(dtype=np.float64))))
+    near = {mpp for px, mpp in _FRAMES.items() if (np.abs(step - px) < 1).any()}
+    return near.pop() if len(near) == 1 else None
+
+
+def _first(folder: Path, *patterns: str) -> Path | None:
+    if not folder.is_dir():
+        return None
+    for pattern in patterns:
+        found = sorted(p for p in folder.glob(pattern) if p.is_file())
+        if found:
+            return found[0]
+    return None
+
+
+def _real_genes(cells: Cells) -> Cells:
+    control = np.array([_CONTROL.match(str(name)) is not None for name in cells.gene_names])
+    if not control.any():
+        return cells
+    cells.notes.append(f"{int(control.sum())} negative controls left out")
+    kept = np.flatnonzero(~control)
+    return Cells(
+        cells.counts[:, kept],
+        cells.barcodes,
+        cells.gene_ids[kept],
+        cells.gene_names[kept],
+        cells.xy,
+        cells.columns,
+        cells.notes,
+    )
+
+
+def _real_cells(cells: Cells) -> Cells:
+    outside = np.array([str(name).rpartition("_")[2] == "0" for name in cells.barcodes])
+    if not outside.any():
+        return cells
+    cells.notes.append(f"{int(outside.sum())} rows of cell_ID 0 (outside cells) left out")
+    return cells.take(np.flatnonzero(~outside))

@@ -1,0 +1,220 @@
+"""AnnData files (.h5ad) of any version, with raw counts or intensities and coordinates."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.modality import PROTEIN
+from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.coordinates import Scale, find_pair, require_pair
+from preprocessing.readers.features import wanted_features
+from preprocessing.readers.hdf5 import (
+    Node,
+    column_names,
+    first_values,
+    index_values,
+    open_hdf5,
+    read_column,
+    read_frame,
+    read_matrix,
+    read_texts,
+)
+from preprocessing.readers.lattice import VISIUM_PITCH_UM, hex_pitch_px
+from preprocessing.spot_table import SpotTable, checked_counts, whole_counts
+
+_WHAT = "an AnnData file (.h5ad)"
+_OBSM = ("spatial_um", "X_spatial_um", "spatial", "X_spatial")
+_SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
+_IDS = ("gene_ids", "gene_id", "ensembl_id", "feature_id", "Accession")
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return the files that `read_h5ad` reads (image and labels excluded), by role."""
+    return {"counts": row.counts_path}
+
+
+def read_h5ad(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read one AnnData file.
+
+    The counts are X where it holds whole numbers, else layers['counts'], else raw.X (proteins: the
+    first of them without negative values); the notes say which. The coordinates are
+    obsm['spatial_um'], obsm['spatial'] or obsm['X_spatial'], else a pair of obs columns. mpp: the
+    manifest, else microns_per_pixel in uns['spatial'], else the lattice of a Visium slide.
+
+    Args:
+        row: the manifest row.
+        image_mpp: mpp that the image file states, um per level-0 px.
+
+    Raises:
+        DataError: no raw counts, no coordinates, no scale, or a damaged file.
+    """
+    cells, scale = h5ad_cells(row.counts_path, row.modality)
+    return cell_table(row, cells, scale, image_mpp)
+
+
+def h5ad_cells(path: Path, modality: str) -> tuple[Cells, Scale]:
+    """Read what an AnnData file says of its cells, and of the scale of their coordinates.
+
+    Raises:
+        DataError: no raw counts, no coordinates, or a damaged file.
+    """
+    with open_hdf5(path, _WHAT) as file:
+        if "obs" not in file or "var" not in file:
+            raise DataError(f"{path} has no obs and var ({', '.join(file)}); expected {_WHAT}")
+        notes: list[str] = []
+        columns, odd = read_frame(file["obs"])
+        if odd:
+            notes.append(f"obs columns that are no numbers or texts left out: {', '.join(odd)}")
+        barcodes = index_values(file["obs"])
+        counts, var = _counts(file, modality, notes, path)
+        if barcodes is None:
+            barcodes = np.array([str(i) for i in range(counts.shape[0])], dtype=object)
+        ids, names = _genes(var, counts.shape[1], path)
+        xy, used, in_um = _coordinates(file, columns, path, notes)
+        _check_lengths(path, counts, barcodes, xy)
+        scale = Scale(in_um, None if in_um else _stated_mpp(file, columns, xy))
+        if "feature_types" in column_names(var):
+            kinds = read_texts(var["feature_types"])
+            kept, left_out = wanted_features(kinds, modality, str(path))
+            counts, ids, names = counts[:, kept], ids[kept], names[kept]
+            notes += left_out
+        return Cells(counts, barcodes, ids, names, xy, columns.drop(columns=used), notes), scale
+
+
+def has_cells(path: Path) -> bool:
+    """Tell whether a file is an AnnData file with a matrix and coordinates."""
+    if not h5py.is_hdf5(path):
+        return False
+    with open_hdf5(path, _WHAT) as file:
+        if any(name not in file for name in ("X", "obs", "var")):
+            return False
+        placed = any(key in file.get("obsm", ()) for key in _OBSM)
+        return placed or find_pair(column_names(file["obs"])) is not None
+
+
+def _sources(file: h5py.File) -> dict[str, tuple[Node, Node]]:
+    """The matrices that may hold raw counts, each with its table of genes, in order."""
+    paths = {
+        "X": ("X", "var"),
+        "layers['counts']": ("layers/counts", "var"),
+        "raw.X": ("raw/X", "raw/var"),
+        "raw.X ": ("raw.X", "raw.var"),  # as AnnData wrote it before version 0.7
+    }
+    return {
+        name.strip(): (file[matrix], file[var])
+        for name, (matrix, var) in paths.items()
+        if matrix in file and var in file
+    }
+
+
+def _usable(data: np.ndarray, modality: str) -> bool:
+    if modality == PROTEIN:
+        return bool((np.isfinite(data) & (data >= 0)).all())
+    return bool(whole_counts(data).all())
+
+
+def _counts(
+    file: h5py.File, modality: str, notes: list[str], path: Path
+) -> tuple[csr_matrix, Node]:
+    """Return the first matrix that holds what the modality asks for, and its genes."""
+    sources = _sources(file)
+    if not sources:
+        raise DataError(f"{path} has neither X, layers['counts'] nor raw.X; expected raw counts")
+    for name, (node, var) in sources.items():
+        if not _usable(first_values(node), modality):
+            continue
+        matrix = read_matrix(node)
+        if _usable(matrix.data, modality):
+            notes.append(f"counts are {name}")
+            return matrix, var
+    name, (node, var) = next(iter(sources.items()))
+    matrix = read_matrix(node)
+    genes = index_values(var)
+    try:
+        checked_counts(matrix, modality, index_values(file["obs"]), genes)
+    except DataError as error:
+        raise DataError(
+            f"{path}: none of {', '.join(sources)} is usable; {name}: {error}"
+        ) from error
+    raise DataError(f"{path}: {name} holds no numbers")
+
+
+def _genes(var: Node, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and names of the genes, (G,) each."""
+    index = index_values(var)
+    columns = column_names(var)
+    symbols = next((n for n in _SYMBOLS if n in columns), None)
+    given = next((n for n in _IDS if n in columns), None)
+    names = index if index is not None and symbols is None else None
+    if symbols is not None:
+        names = read_texts(var[symbols])
+    if names is None:
+        raise DataError(f"{path}: var has no index of gene names; found {', '.join(columns)}")
+    ids = index
+    if given is not None and symbols is None:
+        ids = read_texts(var[given])
+    ids = names if ids is None else ids
+    if len(names) != count or len(ids) != count:
+        raise DataError(
+            f"{path}: {len(names)} gene names for a matrix of {count} columns; write it again"
+        )
+    empty = (names == "") | (names == "nan")
+    return ids, np.where(empty, ids, names)
+
+
+def _coordinates(
+    file: h5py.File, columns: pd.DataFrame, path: Path, notes: list[str]
+) -> tuple[np.ndarray, list[str], bool]:
+    """Return xy (S, 2), the obs columns used, and whether they are micrometres."""
+    obsm = file.get("obsm", {})
+    key = next((k for k in _OBSM if k in obsm), None)
+    if key is None:
+        there = f"{path}: no obsm {' or '.join(map(repr, _OBSM))} (obsm has: "
+        there += f"{', '.join(obsm) or 'nothing'}), and obs"
+        x, y, in_um = require_pair(columns.columns, there)
+        pair = [pd.to_numeric(columns[name], errors="coerce") for name in (x, y)]
+        return np.column_stack(pair).astype(np.float64), [x, y], in_um
+    xy = _obsm_values(obsm[key])
+    if xy is None:
+        raise DataError(f"{path}: obsm[{key!r}] is not a table of numbers (S, 2)")
+    if xy.shape[1] > 2:
+        notes.append(f"obsm[{key!r}] has {xy.shape[1]} columns; the first two are x and y")
+    return np.asarray(xy[:, :2], dtype=np.float64), [], key.endswith("_um")
+
+
+def _obsm_values(node: Node) -> np.ndarray | None:
+    if isinstance(node, h5py.Group):
+        frame = read_frame(node)[0].select_dtypes("number")
+        values: np.ndarray = frame.to_numpy()
+    else:
+        values = node[()] if node.dtype.kind in "iuf" else np.empty(0)
+    return values if values.ndim == 2 and values.shape[1] >= 2 else None
+
+
+def _check_lengths(path: Path, counts: csr_matrix, barcodes: np.ndarray, xy: np.ndarray) -> None:
+    if not len(barcodes) == len(xy) == counts.shape[0]:
+        raise DataError(
+            f"{path}: the matrix has {counts.shape[0]} rows, obs {len(barcodes)}, the coordinates "
+            f"{len(xy)}; expected one a cell"
+        )
+
+
+def _stated_mpp(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> float | None:
+    """Um per coordinate unit from Space Ranger's scale factors, else from a hexagonal lattice."""
+    libraries = file.get("uns/spatial")
+    if isinstance(libraries, h5py.Group) and len(libraries) == 1:
+        factor = libraries[next(iter(libraries))].get("scalefactors/microns_per_pixel")
+        values = None if factor is None else read_column(np.atleast_1d(factor[()]))
+        if values is not None and values.dtype.kind in "iuf" and values[0] > 0:
+            return float(values[0])
+    if {"array_row", "array_col"} <= set(columns.columns):
+        array = columns[["array_row", "array_col"]].to_numpy()
+        if array.dtype.kind in "iu" and len(np.unique(array, axis=0)) == len(array):
+            pitch = hex_pitch_px(array, xy)
+            return None if pitch is None else VISIUM_PITCH_UM / pitch
+    return None

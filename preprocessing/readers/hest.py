@@ -1,0 +1,123 @@
+"""Samples of HEST-1k, used where they lie: st/<id>.h5ad and metadata/<id>.json."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.errors import DataError
+from preprocessing.hest_files import OWN, metadata_file, pixel_sizes, read_metadata, st_file
+from preprocessing.manifest import SlideRow
+from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.h5ad import h5ad_cells
+from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.slides_hest import hest_coordinates
+from preprocessing.spot_table import SpotTable
+
+_SAME = 0.1
+_OFF_PX = 2.0  # HEST-1k cuts patches at whole pixels
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return the files that `read_hest` reads (image and labels excluded), by role."""
+    st = st_file(row.counts_path, row.slide_id)
+    metadata = metadata_file(st)
+    return {"counts": st} | ({} if metadata is None else {"metadata": metadata})
+
+
+def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read one sample; spots outside the tissue (in_tissue 0) are left out.
+
+    mpp: the manifest, pixel_size_um_estimated, pixel_size_um_embedded, then as for AnnData files.
+    Labels are chosen as for them, or are those that the metadata name (written by `write_hest`).
+
+    Args:
+        row: the manifest row; ``counts`` is the root (the sample is slide_id) or the .h5ad file.
+        image_mpp: mpp that the image file states, um per level-0 px.
+
+    Raises:
+        DataError: a file is missing or unusable, or patches named as image lie elsewhere.
+    """
+    files = source_files(row)
+    st = files["counts"]
+    known = read_metadata(files.get("metadata"))
+    cells, scale = h5ad_cells(st, row.modality)
+    cells, notes = _in_tissue(cells)
+    sizes = pixel_sizes(known, files.get("metadata", st))
+    if sizes and row.mpp is None:
+        row = replace(row, mpp=sizes[0])
+        if abs(sizes[-1] / sizes[0] - 1) > _SAME:
+            notes.append(f"mpp {sizes[0]:.4g} is the estimated one; the image says {sizes[-1]:.4g}")
+    if row.image is not None and row.image.suffix == ".h5":
+        _check_patches(row.image, cells)
+    own = _own_labels(known, cells, st)
+    if own is not None:
+        cells = replace(cells, columns=pd.DataFrame(index=pd.RangeIndex(len(cells.barcodes))))
+    table = cell_table(replace(row, counts=st), cells, scale, image_mpp)
+    if own is not None:
+        kept = own.drop(columns=[name for name in own.columns if name in table.labels.columns])
+        table = replace(table, labels=pd.concat([kept, table.labels], axis=1))
+    diameter = _diameter_px(st)
+    per_pixel = row.image_scale or 1.0
+    return replace(
+        table,
+        diameter_um=None if diameter is None else diameter * per_pixel * table.mpp,
+        notes=(*table.notes, *notes),
+    )
+
+
+def _in_tissue(cells: Cells) -> tuple[Cells, list[str]]:
+    if "in_tissue" not in cells.columns.columns:
+        return cells, []
+    values = cells.columns["in_tissue"]
+    inside = values.astype(str).str.lower().isin(("1", "1.0", "true")).to_numpy()
+    cells = replace(cells, columns=cells.columns.drop(columns=["in_tissue"]))
+    if inside.all() or not inside.any():
+        return cells, []
+    note = f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out"
+    return cells.take(np.flatnonzero(inside)), [note]
+
+
+def _own_labels(known: dict[str, Any], cells: Cells, st: Path) -> pd.DataFrame | None:
+    """The labels that `write_hest` noted, (S, columns), with their types; None: none are noted."""
+    own = known.get(OWN)
+    names = own.get("labels") if isinstance(own, dict) else None
+    if not isinstance(names, dict):
+        return None
+    missing = [str(name) for name in names if name not in cells.columns.columns]
+    if missing:
+        raise DataError(
+            f"{st}: the columns {', '.join(missing)} of obs are missing, which its metadata name; "
+            "write the sample again"
+        )
+    frame = cells.columns[list(names)].reset_index(drop=True)
+    numbers = [name for name in names if frame[name].dtype.kind in "iufb"]
+    frame = frame.astype(dict.fromkeys(numbers, np.float64))
+    return frame.rename(columns={name: str(label) for name, label in names.items()})
+
+
+def _check_patches(path: Path, cells: Cells) -> None:
+    """Patches must lie around their spots; older files may give centres as (y, x)."""
+    names, centres = hest_coordinates(path)
+    found = pd.Index(cells.barcodes).get_indexer(pd.Index(names))
+    if len(names) != len(centres) or not (found >= 0).any():
+        raise DataError(f"{path}: no patch belongs to a spot of the sample; give its own patches")
+    gap = np.abs(centres[found >= 0] - cells.xy[found[found >= 0]]).max(axis=1)
+    if np.median(gap) > _OFF_PX:
+        raise DataError(
+            f"{path}: the patches lie {np.median(gap):.0f} pixels off their spots; expected coords "
+            "to be left upper corners (x, y); give the image of wsis/ instead"
+        )
+
+
+def _diameter_px(st: Path) -> float | None:
+    """Diameter of a spot in pixels, where the file says it."""
+    with open_hdf5(st, "an AnnData file (.h5ad)") as file:
+        libraries = file.get("uns/spatial")
+        if libraries is None or len(libraries) != 1:
+            return None
+        value = libraries[next(iter(libraries))].get("scalefactors/spot_diameter_fullres")
+        number = np.nan if value is None else np.ravel(value[()])[0]
+    return float(number) if isinstance(number, np.number) and number > 0 else None

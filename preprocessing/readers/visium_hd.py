@@ -1,0 +1,190 @@
+"""Visium HD output of Space Ranger: square bins of 2, 8 or 16 um."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.readers.hd_bins import BinPositions, match_bins, read_bins
+from preprocessing.readers.labels import read_labels
+from preprocessing.readers.lattice import step_px
+from preprocessing.readers.tenx import mex_files, read_tenx
+from preprocessing.readers.visium import (
+    VisiumFiles,
+    find_visium_files,
+    image_scale,
+    read_scale_factors,
+)
+from preprocessing.spot_table import SpotTable, unique_names
+
+DEFAULT_BIN_UM = 8.0
+BINNED = "binned_outputs"
+_SQUARE = re.compile(r"square_(\d{3})um")
+_SAMPLE = 50_000  # bins that are looked at to measure the pitch
+_DIFFERENCE = 0.1
+
+
+@dataclass(frozen=True)
+class BinFiles:
+    """The files of one bin size; ``bin_um`` None where the names of the folders do not tell."""
+
+    files: VisiumFiles
+    bin_um: float | None
+
+
+def bin_folders(counts: Path) -> dict[float, Path]:
+    """Folders square_XXXum below a sample's root, its ``outs`` or ``binned_outputs``, by um."""
+    for base in (counts, counts / BINNED, counts / "outs" / BINNED):
+        found = {p: _SQUARE.fullmatch(p.name) for p in sorted(base.glob("square_*um"))}
+        folders = {float(match[1]): p for p, match in found.items() if match and p.is_dir()}
+        if folders:
+            return folders
+    return {}
+
+
+def find_bin_files(row: SlideRow) -> BinFiles:
+    """Find the files of the bins that a row asks for.
+
+    Raises:
+        DataError: the bins, or one of their files, are not there; names what is.
+    """
+    counts = row.counts_path
+    folders = bin_folders(counts)
+    if folders:
+        wanted = DEFAULT_BIN_UM if row.bin_um is None else row.bin_um
+        if wanted not in folders:
+            raise DataError(
+                f"{counts} has no bins of {wanted:g} um, but of "
+                f"{', '.join(f'{um:g}' for um in sorted(folders))} um; choose one of them in the "
+                "manifest column bin_um"
+            )
+        return BinFiles(find_visium_files(folders[wanted], row.spots), wanted)
+    place = counts if counts.is_dir() else counts.parent
+    named = _SQUARE.fullmatch(place.name)
+    return BinFiles(find_visium_files(counts, row.spots), float(named[1]) if named else None)
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return the files that `read_visium_hd` reads (image and labels excluded), by role."""
+    found = find_bin_files(row).files
+    if found.matrix.is_dir():
+        files = {f"counts/{role}": p for role, p in mex_files(found.matrix).items()}
+    else:
+        files = {"counts": found.matrix}
+    files["spots"] = found.positions
+    if found.scale_factors is not None:
+        files["scale_factors"] = found.scale_factors
+    return files
+
+
+def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read the bins of one size; only those in tissue stay.
+
+    Little more than the result is in memory: the matrix is read in blocks of bins, the positions
+    in batches. mpp, the first that is known: the manifest; the image file; microns_per_pixel of
+    the scale factors; the size of a bin over its pixels.
+
+    Args:
+        row: the manifest row; ``counts`` is the sample's root, or the folder of a bin size.
+        image_mpp: mpp that the image file states, um per level-0 px.
+
+    Raises:
+        DataError: a file is unusable, no barcode has a bin, or the scale is unknown.
+    """
+    found = find_bin_files(row)
+    factors = {}
+    if found.files.scale_factors is not None:
+        factors = read_scale_factors(found.files.scale_factors)
+    bin_um = _bin_um(row, found, factors)
+    bins = read_bins(found.files.positions)
+    matrix = read_tenx(found.files.matrix, row.modality)
+    notes = [*matrix.notes, f"bins of {bin_um:g} um"]
+    scale = image_scale(row, factors)
+    mpp = _mpp(row, bins, scale, image_mpp, factors.get("microns_per_pixel"), bin_um, notes)
+    place, kept = _join(matrix.barcodes, bins, found.files, notes)
+    whole = len(place) == len(matrix.barcodes)
+    barcodes = matrix.barcodes if whole else matrix.barcodes[place]
+    labels = pd.DataFrame(index=pd.RangeIndex(len(kept)))
+    if row.labels is not None:
+        labels, told = read_labels(row.labels, barcodes)
+        notes.extend(told)
+    names, renamed = unique_names(matrix.gene_names.tolist())
+    if renamed:
+        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
+    xy_px0 = bins.pixel[kept] * scale
+    return SpotTable(
+        counts=matrix.counts if whole else matrix.counts[place],
+        gene_ids=matrix.gene_ids,
+        gene_names=names,
+        barcodes=barcodes,
+        xy_px0=xy_px0,
+        xy_um=xy_px0 * mpp,
+        mpp=mpp,
+        diameter_um=bin_um,
+        labels=labels,
+        notes=tuple(notes),
+        modality=row.modality,
+    )
+
+
+def _bin_um(row: SlideRow, found: BinFiles, factors: dict[str, float]) -> float:
+    """The size of the bins; what the manifest asks for must be what the files hold."""
+    told = {
+        "the manifest's bin_um": row.bin_um,
+        "the folder": found.bin_um,
+        "bin_size_um of the scale factors": factors.get("bin_size_um"),
+    }
+    known = {name: value for name, value in told.items() if value is not None}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{value:g} um by {name}" for name, value in known.items())
+        raise DataError(f"{found.files.positions.parent}: bins of {said}; correct the manifest")
+    if not known:
+        raise DataError(
+            f"{found.files.positions.parent}: the size of the bins is unknown; copy "
+            "scalefactors_json.json into 'spatial', or fill the manifest column bin_um"
+        )
+    return next(iter(known.values()))
+
+
+def _mpp(
+    row: SlideRow,
+    bins: BinPositions,
+    scale: float,
+    image_mpp: float | None,
+    full_mpp: float | None,
+    bin_um: float,
+    notes: list[str],
+) -> float:
+    """Um per pixel of the image."""
+    step = step_px(bins.array[:_SAMPLE].astype(np.int64), bins.pixel[:_SAMPLE] * scale)
+    grid = bin_um / step if step else None
+    stated = None if full_mpp is None else full_mpp / scale
+    mpp = next((v for v in (row.mpp, image_mpp, stated, grid) if v is not None), None)
+    if mpp is None:
+        raise DataError(
+            "mpp is unknown: neither the image nor the scale factors state it and there are too "
+            "few neighbouring bins; give the manifest column mpp (um per pixel of the image)"
+        )
+    if grid is not None and abs(mpp / grid - 1) > _DIFFERENCE:
+        notes.append(f"mpp {mpp:.4g} differs from {grid:.4g}, which bins of {bin_um:g} um give")
+    return mpp
+
+
+def _join(
+    barcodes: np.ndarray, bins: BinPositions, files: VisiumFiles, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the matrix and of ``bins`` that belong together, (S,) each."""
+    found = match_bins(barcodes, bins)
+    place = np.flatnonzero(found >= 0)
+    if len(place) == 0:
+        raise DataError(
+            f"no barcode of {files.matrix} is a bin in tissue of {files.positions} (matrix: "
+            f"{', '.join(map(str, barcodes[:2]))}); they belong to different slides or bin sizes"
+        )
+    if len(place) < len(barcodes):
+        notes.append(f"{len(barcodes) - len(place)} bins outside the tissue or unknown left out")
+    return place, found[place]

@@ -1,0 +1,102 @@
+"""Xenium output folders: cell-feature matrix and cells, in micrometres by definition."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.coordinates import Scale
+from preprocessing.readers.parquet import read_parquet
+from preprocessing.readers.tenx import TenxMatrix, mex_files, read_tenx
+from preprocessing.readers.text_table import require_columns
+from preprocessing.readers.wide_table import read_typed
+from preprocessing.spot_table import SpotTable
+
+_MATRIX = "cell_feature_matrix"
+_CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
+_PLACE = ("x_centroid", "y_centroid")
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return the files that `read_xenium` reads (image and labels excluded), by role."""
+    matrix, cells = find_xenium_files(row.counts_path)
+    if not matrix.is_dir():
+        return {"counts": matrix, "spots": cells}
+    return {f"counts/{k}": p for k, p in mex_files(matrix).items()} | {"spots": cells}
+
+
+def find_xenium_files(folder: Path) -> tuple[Path, Path]:
+    """Return the matrix (file or folder) and the table of cells.
+
+    Raises:
+        DataError: one is not there; names what was looked for.
+    """
+    matrices = [folder / f"{_MATRIX}.h5", folder / _MATRIX]
+    matrix = next((m for m in matrices if m.exists()), None)
+    if matrix is None:
+        raise DataError(
+            f"{folder} holds no {_MATRIX}.h5 and no folder {_MATRIX}; give the output folder of "
+            f"Xenium (a packed {_MATRIX}.tar.gz must be unpacked)"
+        )
+    cells = next((p for name in _CELLS if (p := folder / name).is_file()), None)
+    if cells is None:
+        raise DataError(f"{folder} holds none of {', '.join(_CELLS)}; copy it from the output")
+    return matrix, cells
+
+
+def read_xenium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read one Xenium folder; only genes stay (modality protein: only proteins).
+
+    Args:
+        row: the manifest row; ``counts`` is the output folder.
+        image_mpp: mpp that the image file states, um per level-0 px.
+
+    Raises:
+        DataError: a file is missing or unusable, or no cell has counts and a place.
+    """
+    matrix_path, cells_path = find_xenium_files(row.counts_path)
+    matrix = read_tenx(matrix_path, row.modality)
+    frame = _read_cells(cells_path)
+    notes = list(matrix.notes)
+    rows, places = _match(matrix, frame, matrix_path, cells_path, notes)
+    columns = frame.drop(columns=["cell_id", *_PLACE]).iloc[places].reset_index(drop=True)
+    cells = Cells(
+        matrix.counts[rows],
+        matrix.barcodes[rows],
+        matrix.gene_ids,
+        matrix.gene_names,
+        frame[list(_PLACE)].iloc[places].to_numpy(dtype=np.float64),
+        columns,
+        notes,
+    )
+    return cell_table(row, cells, Scale(in_um=True), image_mpp)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    frame = read_parquet(path) if path.suffix == ".parquet" else read_typed(path, ("cell_id",))
+    require_columns(frame, ("cell_id", *_PLACE), path)
+    ids = [v.decode() if isinstance(v, bytes) else str(v) for v in frame["cell_id"].tolist()]
+    places = {name: pd.to_numeric(frame[name], errors="coerce") for name in _PLACE}
+    frame = frame.assign(cell_id=ids, **places)
+    if frame["cell_id"].duplicated().any():
+        twice = frame.loc[frame["cell_id"].duplicated(), "cell_id"].iloc[0]
+        raise DataError(f"{path}: cell {twice!r} occurs twice; keep one row a cell")
+    return frame
+
+
+def _match(
+    matrix: TenxMatrix, frame: pd.DataFrame, counts: Path, spots: Path, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    found = pd.Index(frame["cell_id"]).get_indexer(pd.Index(matrix.barcodes))
+    rows = np.flatnonzero(found >= 0)
+    if len(rows) == 0:
+        raise DataError(
+            f"no cell of {counts} is in {spots} (matrix: {', '.join(matrix.barcodes[:2])}; cells: "
+            f"{', '.join(frame['cell_id'][:2])}); they belong to different slides"
+        )
+    if len(rows) < len(found):
+        notes.append(f"{len(found) - len(rows)} cells without a place left out")
+    return rows, found[rows]

@@ -1,0 +1,39 @@
+"""Pooled tasks see all folds of a seed at once; tasks that could not run say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eval.fold import Fold
+from eval.results import Metric, TaskResult
+from eval.run import _pooled_results, _with_models
+from eval.tasks import Task
+
+
+def fold(name: str, seed: int) -> Fold:
+    return Fold(name, seed, np.array(["G"]), (), ())
+
+
+def test_a_pooled_task_runs_once_a_seed_on_its_folds() -> None:
+    seen: list[list[tuple[str, int]]] = []
+
+    def run(folds: list[Fold], config: int) -> TaskResult:
+        assert config == 0
+        seen.append([(one.name, one.seed) for one in folds])
+        return TaskResult("t", {})
+
+    folds = {name: [fold(name, seed) for seed in (0, 1)] for name in ("A", "B")}
+    results = _pooled_results("t", Task(int, run, pooled=True), folds)
+    assert seen == [[("A", 0), ("B", 0)], [("A", 1), ("B", 1)]]
+    assert len(results) == 2
+
+
+def test_notes_of_a_task_without_models_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    metric = Metric([1.0], "u", None, ["f/0/s"])
+    results = {
+        "ran": TaskResult("ran", {"m": {"x": metric}}, ["kept in the report"]),
+        "not": TaskResult("not", {}, ["no outcome; not run"]),
+    }
+    assert list(_with_models(results)) == ["ran"]
+    assert capsys.readouterr().out == "not: no outcome; not run\n"

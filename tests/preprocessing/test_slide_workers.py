@@ -1,0 +1,111 @@
+"""Slides in processes: crashes, hangs and kills cost one slide; interruptions leave no process."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preprocessing import prepare, slide_workers, stores_in
+from preprocessing.patches import PatchConfig
+from preprocessing.preparation import SlideTask
+from preprocessing.slide_workers import interruptible, prepare_in_processes
+from tests.preprocessing import faulty
+from tests.preprocessing.sources import legacy_slide
+
+PATCH = PatchConfig(200.0, 16)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tasks(folder: Path, *names: str) -> list[SlideTask]:
+    row, _ = legacy_slide(folder, "A1", image=False)
+    rows = [replace(row, slide_id=name) for name in names]
+    return [SlideTask(row, folder / "out" / f"{row.slide_id}.h5", PATCH) for row in rows]
+
+
+def children() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_crash_hang_and_kill_cost_one_slide_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_workers, "_GRACE_S", 0.3)
+    jobs = tasks(tmp_path, "crash", "A1", "hang", "B1", "kill", "leave", "C1")
+    found = {r.slide_id: r for r in prepare_in_processes(jobs, 2, 5.0, faulty.attempt)}
+    assert len(found) == 7
+    assert {n for n, r in found.items() if r.status == "done"} == {"A1", "B1", "C1"}
+    assert "a library crashed (SIGSEGV)" in found["crash"].reason
+    assert "no result after 0.0833" in found["hang"].reason
+    assert "ended from outside (signal 9)" in found["kill"].reason
+    assert "exit code 3" in found["leave"].reason
+    assert [p.stem for p in stores_in(tmp_path / "out")] == ["A1", "B1", "C1"]
+
+
+def test_one_process_is_enough_and_leaves_with_the_last_slide(tmp_path: Path) -> None:
+    before = children()
+    found = list(prepare_in_processes(tasks(tmp_path, "A1", "B1"), 1, 60.0))
+    assert [(r.slide_id, r.status) for r in found] == [("A1", "done"), ("B1", "done")]
+    assert children() - before == set()
+
+
+def test_stopping_early_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slide_workers, "_GRACE_S", 0.3)
+    before = children()
+    results = prepare_in_processes(tasks(tmp_path, "A1", "hang", "B1"), 2, 60.0, faulty.attempt)
+    assert next(results).slide_id == "A1"
+    results.close()
+    assert children() - before == set()
+
+
+def test_sigterm_is_an_interrupt_inside_and_not_outside() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def send() -> None:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        send()
+    assert signal.getsignal(signal.SIGTERM) == before
+    thread = threading.Thread(target=lambda: interruptible().__enter__())
+    thread.start()  # signals belong to the main thread: nothing happens
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_so_and_can_be_continued(tmp_path: Path, number: int) -> None:
+    from preprocessing.manifest import write_manifest
+
+    rows = [legacy_slide(tmp_path, f"S{i}", 14, 14)[0] for i in range(3)]
+    write_manifest(rows, tmp_path / "m.csv")
+    out = tmp_path / "out"
+    code = (
+        "import sys; from preprocessing.run import prepare; from preprocessing.patches import "
+        "PatchConfig; import hibio.cli as c; "
+        f"sys.exit(c._guarded(lambda: prepare({str(tmp_path / 'm.csv')!r}, {str(out)!r}, "
+        "patch=PatchConfig(200.0, 64), workers=1) and 0))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 60
+    while not list(out.glob("S*.h5")) and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "stopped; whatever was finished is on disk" in errors
+    assert "Traceback" not in errors
+    assert list(out.glob(".*")) == []
+    report = prepare(tmp_path / "m.csv", out, patch=PatchConfig(200.0, 64))
+    assert not report.failed
+    assert report.rows[0].status == "skipped"
