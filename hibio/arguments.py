@@ -113,6 +113,9 @@ def _add_prepare(actions: argparse._SubParsersAction, commands: Commands) -> Non
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that takes the place of --workers"
     )
     p.add_argument(
+        "--minutes", type=float, default=120.0, metavar="N", help="give up a slide after (120)"
+    )
+    p.add_argument(
         "--gene-table",
         type=Path,
         metavar="FILE",

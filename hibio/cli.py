@@ -42,7 +42,7 @@ def _guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("hibio: stopped; whatever was finished is on disk", file=sys.stderr)
         return 1
-    except (ConfigError, PathwayError, DataError, OSError) as error:
+    except (ConfigError, PathwayError, DataError, MemoryError, OSError) as error:
         print(f"hibio: {_one_line(error)}", file=sys.stderr)
         return 1
 
@@ -111,6 +111,7 @@ def prepare(options: argparse.Namespace) -> int:
         patch=PatchConfig(options.patch_um, options.patch_px),
         workers=options.workers,
         scheduler=options.scheduler,
+        minutes=options.minutes,
         genes=_gene_map(options),
     )
     print(report)

@@ -83,6 +83,11 @@ def _h5_matrix(path: Path, group: h5py.Group, modality: str) -> TenxMatrix:
     features = group["features"]
     shape = tuple(int(n) for n in group["shape"][:])
     ids, names, types = (_strings(features[key]) for key in ("id", "name", "feature_type"))
+    if not len(ids) == len(names) == len(types):
+        raise DataError(
+            f"{path}: {len(ids)} ids, {len(names)} names and {len(types)} types of features; "
+            "download it again"
+        )
     genes, notes = wanted_features(types, modality, str(path))
     barcodes, starts = _strings(group["barcodes"]), group["indptr"][:].astype(np.int64)
     _check_size(path, shape, (len(ids), len(barcodes)))
