@@ -121,6 +121,7 @@ def change_h5(folder: Path, key: str, values: object) -> None:
         ("indptr", np.array([0, 5]), "damaged sparse matrix|matrix is"),
         ("shape", np.array([3, 3]), "damaged sparse matrix|matrix is"),
         ("barcodes", np.array(["X-1"], dtype="S"), "matrix is 11 x 48, but"),
+        ("features/name", np.array(["A"], dtype="S"), "11 ids, 1 names and 11 types"),
     ],
 )
 def test_damaged_h5_matrices_are_refused(tmp_path: Path, key: str, values: object, said: str):
