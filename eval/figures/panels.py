@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Panel = tuple[str, Callable[["Axes"], None]]
 LEGEND_WIDTH = 1.75
+LEGEND_HEIGHT = 3.1  # of 14 names and two notes, so that a low slide does not cut them off
 
 
 def spots_panel(xy: np.ndarray, colours: np.ndarray, window: Window) -> Callable[[Axes], None]:
@@ -45,7 +46,7 @@ def draw_panels(panels: Sequence[Panel], window: Window, legend: float = 0.0) ->
     last_is_outermost = len(panels) == rows * columns
     page = new_page(
         columns * (width + gap) + gap + (legend if last_is_outermost else 0.0),
-        rows * (height + head) + gap,
+        max(rows * (height + head) + gap, LEGEND_HEIGHT if legend else 0.0),
         arranged=False,
     )
     for index, (heading, draw) in enumerate(panels):
