@@ -1,6 +1,5 @@
 """Reading a slide store: `SlideStore`. Shapes: S spots, G genes."""
 
-import shutil
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,6 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing import store_layout as layout
-from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
 from preprocessing.file_hash import file_sha256
 from preprocessing.modality import RNA
@@ -255,28 +253,6 @@ class SlideStore:
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or '-'}"
             raise DataError(f"{self.path} has no features {name!r} ({hint})")
         return np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
-
-    def write_features(self, name: str, values: np.ndarray) -> None:
-        """Add or replace one feature set; the file is rewritten beside and then exchanged.
-
-        Args:
-            name: plain name, such as the encoder's.
-            values: (S, F), finite.
-
-        Raises:
-            DataError: wrong number of rows, or values that are not finite.
-        """
-        if len(values) != self.n_spots:
-            raise DataError(f"{self.path}: {len(values)} rows of features for {self.n_spots} spots")
-        with atomic_path(self.path) as temporary:
-            shutil.copyfile(self.path, temporary)
-            with h5py.File(temporary, "r+") as file:
-                if f"{layout.FEATURES}/{name}" in file:
-                    del file[f"{layout.FEATURES}/{name}"]
-                layout.write_features(file, name, np.asarray(values))
-            self._file.close()
-        self._file = self._open()
-        self._sha256 = None
 
     @property
     def thumbnail(self) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from preprocessing import DataError, SlideStore, SpotTable, stores_in
 from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
 from preprocessing.store import SlidePicture, verify_store, write_store
+from preprocessing.store_features import add_features
 
 PATCH = PatchConfig(100.0, 16)
 SPOTS = 7
@@ -124,28 +125,31 @@ def test_counts_only(tmp_path: Path):
 
 
 def test_features_are_added_replaced_and_widened(tmp_path: Path):
-    write(tmp_path / "S1.h5")
-    with SlideStore(tmp_path / "S1.h5") as store:
+    path = tmp_path / "S1.h5"
+    write(path)
+    with SlideStore(path) as store:
         before = store.sha256
-        large = np.full((SPOTS, 3), 1e6)
-        store.write_features("uni", large)
+    large = np.full((SPOTS, 3), 1e6)
+    add_features(path, "uni", large)
+    with SlideStore(path) as store:
         np.testing.assert_array_equal(store.features("uni"), large)
-        store.write_features("uni", np.ones((SPOTS, 1)))
+        assert store.sha256 != before
+    add_features(path, "uni", np.ones((SPOTS, 1)))
+    with SlideStore(path) as store:
         assert store.features("uni").shape == (SPOTS, 1)
         assert store.features("uni").dtype == np.float32
         assert store.feature_names == ["handcrafted", "uni"]
-        assert store.sha256 != before
         assert store.counts().shape == (SPOTS, 400)
         with pytest.raises(DataError, match="did you mean 'handcrafted'"):
             store.features("handcraftd")
-        with pytest.raises(DataError, match="3 rows of features for 7"):
-            store.write_features("uni", np.ones((3, 1)))
-        with pytest.raises(DataError, match="all finite"):
-            store.write_features("uni", np.full((SPOTS, 1), np.nan))
-        with pytest.raises(DataError, match="not a plain name"):
-            store.write_features("a/b", np.ones((SPOTS, 1)))
+    with pytest.raises(DataError, match="3 rows of features for 7"):
+        add_features(path, "uni", np.ones((3, 1)))
+    with pytest.raises(DataError, match="all finite"):
+        add_features(path, "uni", np.full((SPOTS, 1), np.nan))
+    with pytest.raises(DataError, match="not a plain name"):
+        add_features(path, "a/b", np.ones((SPOTS, 1)))
     assert [p.name for p in tmp_path.iterdir()] == ["S1.h5"]
-    with h5py.File(tmp_path / "S1.h5") as file:
+    with h5py.File(path) as file:
         assert file["features/handcrafted"].dtype == np.float16
 
 
