@@ -160,6 +160,13 @@ def _check_split(
             f"fold {group.fold}: the model was trained on every slide of the data, so nothing is "
             "held out; train with folds: [each], or give a folder with more slides"
         )
+    pretrained = {*artifacts.settings["pretrain_slides"]} & {entry.slide_id for entry in test}
+    if pretrained:
+        raise ConfigError(
+            f"fold {group.fold}: {len(pretrained)} test slides were seen by the checkpoint that "
+            f"the omics tower started from ({', '.join(sorted(pretrained)[:4])}); remove them "
+            "from the folder"
+        )
     seen = {entry.patient_id for entry in train} & {entry.patient_id for entry in test}
     if seen:
         raise ConfigError(

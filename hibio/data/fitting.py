@@ -20,6 +20,7 @@ from hibio.data.training_slides import (
     fit_vocabulary,
     slide_id,
 )
+from hibio.data.warm_start import check_start, expression_of, slides_seen
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, load_pathways, matched_random
 from preprocessing.coexpression import (
     fit_gene_factors,
@@ -134,7 +135,7 @@ def fit_artifacts(
     modality = common_modality(paths)
     _check_modality(modality, genes)
     if start is not None:
-        _check_start(start, genes, modality)
+        check_start(start, to_dict(genes), modality)
     vocabulary = (
         fit_vocabulary(paths, genes.min_slide_fraction, genes.min_spots, genes.exclude)
         if start is None
@@ -143,7 +144,7 @@ def fit_artifacts(
     counts = CountBlocks(paths, vocabulary)
     steps.update()
     expression = (
-        _fit_expression(counts, genes, seed, modality) if start is None else _expression_of(start)
+        _fit_expression(counts, genes, seed, modality) if start is None else expression_of(start)
     )
     steps.update()
     database, anchors = _fit_pathways(pathways, counts, expression["tfidf"], seed)
@@ -162,7 +163,7 @@ def fit_artifacts(
             "pathways": to_dict(pathways),
             "patch_um": common_patch_um(paths),
             "modality": modality,
-            "pretrain_slides": [] if start is None else list(start.train_slides),
+            "pretrain_slides": [] if start is None else slides_seen(start),
         },
         **expression,
     )
@@ -174,30 +175,6 @@ def _check_modality(modality: str, genes: GenesConfig) -> None:
             f"the training stores hold protein intensities, and genes.tfidf is {genes.tfidf!r}, "
             f"which divides by sequencing depth; set genes.tfidf: {' or '.join(INTENSITY_VARIANTS)}"
         )
-
-
-def _check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
-    """The expression side of a warm start is its checkpoint's, so the settings must say so."""
-    if start.modality != modality:
-        raise ConfigError(
-            f"model.omics.init_from was trained on {start.modality}, these stores hold {modality}"
-        )
-    own = to_dict(genes)
-    differ = [
-        f"{key}: {own[key]} here, {value} there"
-        for key, value in start.settings["genes"].items()
-        if key != "target_genes" and own.get(key) != value
-    ]
-    if differ:
-        raise ConfigError(
-            "genes settings differ from those of model.omics.init_from, whose vocabulary and "
-            f"factors are taken over ({'; '.join(differ)}); copy its genes section"
-        )
-
-
-def _expression_of(start: Artifacts) -> dict[str, Any]:
-    names = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
-    return {name: getattr(start, name) for name in names}
 
 
 def _fit_expression(

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from eval.assemble import JobGroup, assemble
+from eval.embed import load_checkpoint
 from hibio import keys
 from hibio.config import ConfigError
+from hibio.data.fitting import fit_artifacts
+from hibio.data.splits import read_entries
 from hibio.jobs import start_of
 from hibio.model import HiBio
 from hibio.run import DataConfig, build, expand, train_all
 from hibio.training.stages import StageConfig
+from preprocessing.run import stores_in
 from tests.hibio.test_artifacts import assert_same
-from tests.hibio.toy import MASKED, MODEL, OMICS, run_config
+from tests.hibio.toy import GENES, MASKED, MODEL, OMICS, PATHWAYS, make_model, run_config
 
 
 def omics_only(stores: Path, out: Path, **changes):
@@ -79,6 +84,26 @@ def test_a_start_that_saw_the_test_slides_is_refused(pretrained, toy_stores, tmp
     config = starting_from(pretrained, toy_stores, tmp_path, folds=("patient01",))
     with pytest.raises(ConfigError, match=r"trained on 1 test slides of fold patient01 \(sim001"):
         trainer_of(config)
+
+
+def test_what_an_earlier_start_saw_is_remembered_and_never_measured_on(
+    pretrained, toy_stores, tmp_path
+):
+    start = HiBio.from_checkpoint(pretrained).artifacts
+    older = dataclasses.replace(
+        start,
+        train_slides=("sim001",),
+        settings={**start.settings, "pretrain_slides": ["sim003"]},
+    )
+    paths = stores_in(toy_stores)
+    chained = fit_artifacts(paths[:2], GENES, PATHWAYS, start=older)
+    assert chained.settings["pretrain_slides"] == ["sim001", "sim003"]
+    checkpoint = dataclasses.replace(
+        load_checkpoint(pretrained), model=make_model(chained), fold="patient03"
+    )
+    group = JobGroup("patient03", 0, (checkpoint,))
+    with pytest.raises(ConfigError, match=r"1 test slides were seen .*sim003"):
+        assemble(group, read_entries(paths), with_baselines=False)
 
 
 def test_fold_and_seed_stand_for_the_jobs_own(pretrained, toy_stores, tmp_path):
