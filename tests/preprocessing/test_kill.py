@@ -20,6 +20,7 @@ from preprocessing.manifest import write_manifest
 from preprocessing.store import verify_store
 from preprocessing.store_patches import patch_places, read_patches
 from tests.preprocessing.killed_run import PATCH, POINTS
+from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,12 +59,12 @@ def start(
 def continues(cohort: Path, out: Path) -> None:
     """What is there is whole; running again gives the stores of an uninterrupted run."""
     for path in sorted(out.glob("[!.]*.h5")):
-        assert path.read_bytes() == (cohort / "whole" / path.name).read_bytes()
+        assert_same_store(path, cohort / "whole" / path.name)
     report = prepare(cohort / "m.csv", out, patch=PATCH)
     assert not report.failed, str(report)
     assert sorted(p.name for p in out.iterdir()) == [f"{name}.h5" for name in SLIDES]
     for path in stores_in(out):
-        assert path.read_bytes() == (cohort / "whole" / path.name).read_bytes()
+        assert_same_store(path, cohort / "whole" / path.name)
 
 
 @pytest.mark.parametrize("point", POINTS)

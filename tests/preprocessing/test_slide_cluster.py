@@ -13,8 +13,8 @@ from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.preparation import SlideTask
 from preprocessing.slide_cluster import prepare_on_cluster
-from preprocessing.store import verify_store
 from tests.preprocessing import faulty
+from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide
 
 PATCH = PatchConfig(200.0, 16)
@@ -57,8 +57,7 @@ def test_a_cluster_gives_the_same_stores_and_continues(
     assert "none.tsv does not exist" in report.rows[3].reason
     prepare("m.csv", "alone", patch=PATCH)
     for one, two in zip(stores_in("out"), stores_in("alone"), strict=True):
-        assert one.read_bytes() == two.read_bytes()
-        assert "FAIL" not in {f.level for f in verify_store(one)}
+        assert_same_store(one, two)
     again = prepare("m.csv", "out", patch=PATCH, scheduler=address)
     assert [r.status for r in again.rows] == ["skipped"] * 3 + ["failed"]
 
