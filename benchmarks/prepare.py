@@ -30,14 +30,14 @@ from scipy.sparse import random as random_sparse
 
 from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig, iter_patches
-from preprocessing.preparation import SlideTask
 from preprocessing.run import prepare
-from preprocessing.simulate_files import write_pyramid
-from preprocessing.slide_result import attempt_slide
+from preprocessing.run.preparation import SlideTask
+from preprocessing.run.result import attempt_slide
+from preprocessing.simulate.files import write_pyramid
 from preprocessing.slides import open_slide
-from preprocessing.slides_tiled import direct_tiles
+from preprocessing.slides.tiled import direct_tiles
 from preprocessing.store import SlideStore
-from preprocessing.store_patches import patch_bytes, patch_places
+from preprocessing.store.patches import patch_bytes, patch_places
 
 PX, UM = 224, 112.0
 LARGE_TILE = 512

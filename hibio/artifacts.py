@@ -21,7 +21,7 @@ from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
 from preprocessing.atomic import atomic_path
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
-from preprocessing.spot_groups import SpotGroups
+from preprocessing.coexpression.spot_groups import SpotGroups
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 2

@@ -147,7 +147,7 @@ def features(options: argparse.Namespace) -> int:
 
 def qc(options: argparse.Namespace) -> int:
     """``hibio qc``."""
-    from preprocessing.qc_cohort import qc_folder
+    from preprocessing.qc.cohort import qc_folder
 
     print(f"wrote {qc_folder(options.stores, options.out)}")
     return 0

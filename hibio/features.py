@@ -26,7 +26,7 @@ from hibio.config import ConfigError
 from preprocessing.errors import DataError
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore, file_sha256
-from preprocessing.store_features import add_features, feature_origin
+from preprocessing.store.features import add_features, feature_origin
 
 #: Of a feature set's origin; the rest tells where it was computed and does not change what it is.
 _NOT_COMPARED = ("precision",)

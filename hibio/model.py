@@ -31,7 +31,7 @@ from hibio.encoders.vision import build_vision_encoder
 from hibio.inference import Inference, SlideEmbedding
 from hibio.keys import SPOT
 from hibio.model_config import ModelConfig
-from preprocessing.fold_in import FoldInReport
+from preprocessing.coexpression.fold_in import FoldInReport
 
 __all__ = ["HiBio", "ModelConfig", "SlideEmbedding"]
 

@@ -10,12 +10,12 @@ from preprocessing.errors import DataError
 from preprocessing.findings import Finding
 from preprocessing.manifest import SlideRow, missing_files, scan_manifest
 from preprocessing.patches import PatchConfig, iter_patches
-from preprocessing.preparation import open_row_slide
 from preprocessing.readers import read_slide_spots, read_spots
 from preprocessing.run import stores_in
+from preprocessing.run.preparation import open_row_slide
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
-from preprocessing.store_verify import feature_word, few_features
+from preprocessing.store.verify import feature_word, few_features
 
 
 def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding]:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from preprocessing.errors import DataError
-from preprocessing.term_weights import checked_counts, unknown_name
+from preprocessing.tfidf.term_weights import checked_counts, unknown_name
 
 RNA = "rna"
 PROTEIN = "protein"

@@ -1,4 +1,4 @@
-"""Which spots `hibio prepare` leaves out, and why; `preprocessing.qc_slide` measures the others.
+"""Which spots `hibio prepare` leaves out, and why; `preprocessing.qc.slide` measures the others.
 
 Nothing is overwritten: the functions return masks. Shapes: S spots.
 """

@@ -19,9 +19,10 @@ from scipy import sparse
 from preprocessing.errors import DataError
 from preprocessing.expression import MODALITIES, PROTEIN, RNA
 from preprocessing.graphs import SpotGraph, morans_i
-from preprocessing.intensity_weights import ArcsinhTf
-from preprocessing.keywords import keyword_genes
-from preprocessing.term_weights import (
+from preprocessing.tfidf import TfidfReweighter
+from preprocessing.tfidf.intensity_weights import ArcsinhTf
+from preprocessing.tfidf.keywords import keyword_genes
+from preprocessing.tfidf.term_weights import (
     LogTf,
     RawTf,
     TermFrequency,
@@ -29,7 +30,6 @@ from preprocessing.term_weights import (
     frequencies,
     unknown_name,
 )
-from preprocessing.tfidf import TfidfReweighter
 
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
 _MEAN_BINS = 20

@@ -99,7 +99,7 @@ _TABLE = (
         hub="MahmoodLab/CONCH",
         refusal="it is an image-text model with its own attention pooling, which timm cannot "
         "build; encode the patches with the authors' package `conch`, then keep the result with "
-        "preprocessing.store_features.add_features(store, 'conch', features)",
+        "preprocessing.store.features.add_features(store, 'conch', features)",
     ),
     Backbone(
         "virchow",

@@ -28,9 +28,9 @@ from preprocessing.coexpression import (
     spot_vectors,
     standardise,
 )
+from preprocessing.coexpression.spot_groups import fit_spot_groups
 from preprocessing.graphs import KNNGraph, SpotGraph
 from preprocessing.selection import select_genes
-from preprocessing.spot_groups import fit_spot_groups
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 

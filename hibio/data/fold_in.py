@@ -17,7 +17,7 @@ from hibio.config import ConfigError
 from hibio.data.counts import align_columns
 from pathways import PathwayAnchors
 from preprocessing.coexpression import GeneGraph
-from preprocessing.fold_in import (
+from preprocessing.coexpression.fold_in import (
     BridgeSlide,
     FoldInReport,
     extend_factors,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config import ConfigError
-from preprocessing.spot_groups import SpotGroups
+from preprocessing.coexpression.spot_groups import SpotGroups
 
 
 def set_batch(

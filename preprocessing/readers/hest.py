@@ -13,7 +13,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.readers.cells import Cells, cell_table
 from preprocessing.readers.h5ad import h5ad_cells
 from preprocessing.readers.hdf5 import open_hdf5
-from preprocessing.slides_hest import hest_coordinates
+from preprocessing.slides.hest import hest_coordinates
 from preprocessing.spot_table import SpotTable
 
 _SAME = 0.1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from hibio.config import ConfigError
 from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
-from preprocessing.spot_groups import SpotGroups
+from preprocessing.coexpression.spot_groups import SpotGroups
 from tests.hibio.toy import dense, make_model
 
 

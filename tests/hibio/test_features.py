@@ -24,7 +24,7 @@ from preprocessing.errors import DataError
 from preprocessing.file_hash import file_sha256
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore, verify_store
-from preprocessing.store_features import feature_origin
+from preprocessing.store.features import feature_origin
 from tests.hibio.toy import SPOT, run_config
 
 

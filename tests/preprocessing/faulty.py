@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-from preprocessing.preparation import SlideTask
-from preprocessing.slide_result import SlideResult, attempt_slide
+from preprocessing.run.preparation import SlideTask
+from preprocessing.run.result import SlideResult, attempt_slide
 
 
 def attempt(task: SlideTask) -> SlideResult:

@@ -25,9 +25,9 @@ from preprocessing import prepare
 from preprocessing.check import check_path
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.preparation import SlideTask
-from preprocessing.slide_result import SlideResult
-from preprocessing.slide_workers import prepare_in_processes
+from preprocessing.run.preparation import SlideTask
+from preprocessing.run.result import SlideResult
+from preprocessing.run.workers import prepare_in_processes
 from tests.preprocessing.fuzz_bases import BASES, PATCH, manifest
 
 MEMORY_BYTES = 4 * 2**30

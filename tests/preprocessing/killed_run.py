@@ -12,8 +12,9 @@ from typing import Any
 
 import h5py
 
-from preprocessing import atomic, prepare, store_write
+from preprocessing import atomic, prepare
 from preprocessing.patches import PatchConfig
+from preprocessing.store import write as store_write
 
 POINTS = ("open", "patches", "written", "synced", "renamed")
 PATCH = PatchConfig(200.0, 32)

@@ -10,8 +10,7 @@ from preprocessing.coexpression import (
     spot_vectors,
     standardise,
 )
-from preprocessing.errors import DataError
-from preprocessing.fold_in import (
+from preprocessing.coexpression.fold_in import (
     BridgeSlide,
     FoldIn,
     FoldInRule,
@@ -19,6 +18,7 @@ from preprocessing.fold_in import (
     extend_tfidf,
     fold_in,
 )
+from preprocessing.errors import DataError
 from preprocessing.graphs import KNNGraph
 from preprocessing.tfidf import VARIANTS, TfidfReweighter
 

@@ -18,8 +18,8 @@ from preprocessing.gene_ids import (
     map_spot_table,
     sum_columns,
 )
-from preprocessing.gene_map_report import GeneMapReport
-from preprocessing.gene_table import Gene, GeneTable, read_gene_table, without_version
+from preprocessing.gene_ids.map_report import GeneMapReport
+from preprocessing.gene_ids.table import Gene, GeneTable, read_gene_table, without_version
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 
 TP53, ACTB, GAPDH = "ENSG00000141510", "ENSG00000075624", "ENSG00000111640"

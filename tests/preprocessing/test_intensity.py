@@ -10,9 +10,9 @@ from preprocessing.coexpression import fit_gene_factors, gene_graph, spot_vector
 from preprocessing.errors import DataError
 from preprocessing.expression import intensity, log_normalise, normalised
 from preprocessing.graphs import KNNGraph
-from preprocessing.intensity_weights import ranks_within
 from preprocessing.selection import SELECTORS, select_genes
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
+from preprocessing.tfidf.intensity_weights import ranks_within
 
 INTENSITY = ["arcsinh", "rank"]
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from preprocessing import DataError, SlideStore
-from preprocessing.qc_patches import focus, measure_patches, patch_quality
+from preprocessing.qc.patches import focus, measure_patches, patch_quality
 from tests.preprocessing.qc_stores import write_slide
 
 PX = 64

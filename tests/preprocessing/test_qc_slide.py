@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
-from preprocessing import DataError, SlideStore, qc_counts
-from preprocessing.qc_counts import count_quality, store_count_quality
-from preprocessing.qc_limits import Limits, robust_limits
-from preprocessing.qc_measures import MEASURES
-from preprocessing.qc_slide import QcConfig, slide_flags, slide_quality
+from preprocessing import DataError, SlideStore
+from preprocessing.qc import counts as qc_counts
+from preprocessing.qc.counts import count_quality, store_count_quality
+from preprocessing.qc.limits import Limits, robust_limits
+from preprocessing.qc.measures import MEASURES
+from preprocessing.qc.slide import QcConfig, slide_flags, slide_quality
 from tests.preprocessing.qc_stores import GENES, draw_counts, write_slide
 from tests.preprocessing.test_qc_patches import INK, glass, painted, tissue
 

@@ -19,7 +19,7 @@ from preprocessing.manifest import SlideRow, read_manifest, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.readers import read_spots, source_files
 from preprocessing.slides import open_slide
-from preprocessing.slides_hest import HestPatches
+from preprocessing.slides.hest import HestPatches
 from tests.preprocessing.sources import draw_counts, legacy_slide
 
 SPOTS, GENES, MPP, PX = 20, 7, 0.25, 224

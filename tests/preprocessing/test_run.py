@@ -7,13 +7,14 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing import DataError, SlideStore, prepare, slide_result, stores_in
+from preprocessing import DataError, SlideStore, prepare, stores_in
 from preprocessing import run as run_module
 from preprocessing.discovery import draft_manifest
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_features
 from preprocessing.manifest import SlideRow, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
-from preprocessing.preparation import SlideTask, prepare_slide
+from preprocessing.run import result as slide_result
+from preprocessing.run.preparation import SlideTask, prepare_slide
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store
 from tests.preprocessing.cell_sources import (

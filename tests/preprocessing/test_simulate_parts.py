@@ -5,22 +5,22 @@ import pytest
 from scipy import sparse, stats
 
 from preprocessing.errors import DataError
-from preprocessing.simulate_config import SimulateConfig, random_stream
-from preprocessing.simulate_counts import (
+from preprocessing.simulate.config import SimulateConfig, random_stream
+from preprocessing.simulate.counts import (
     build_panel,
     draw_counts,
     gene_shares,
     leak_matrix,
     neighbour_matrix,
 )
-from preprocessing.simulate_layout import draw_domains, draw_lattice, gaussian_field
-from preprocessing.simulate_programmes import (
+from preprocessing.simulate.layout import draw_domains, draw_lattice, gaussian_field
+from preprocessing.simulate.programmes import (
     draw_activity,
     plant_programmes,
     texture_map,
     visibility,
 )
-from preprocessing.simulate_stamps import Stamps, stamp
+from preprocessing.simulate.stamps import Stamps, stamp
 
 PROGRAMMES = {f"P{p}": [f"G{p}_{g}" for g in range(10)] for p in range(12)}
 SMALL = SimulateConfig(n_programmes=12, n_genes=300, n_housekeeping=40)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from preprocessing import DataError, prepare, slide_cluster, stores_in
+from preprocessing import DataError, prepare, stores_in
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.preparation import SlideTask
-from preprocessing.slide_cluster import prepare_on_cluster
+from preprocessing.run import cluster as slide_cluster
+from preprocessing.run.cluster import prepare_on_cluster
+from preprocessing.run.preparation import SlideTask
 from tests.preprocessing import faulty
 from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide

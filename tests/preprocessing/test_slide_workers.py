@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing import prepare, slide_workers, stores_in
+from preprocessing import prepare, stores_in
 from preprocessing.patches import PatchConfig
-from preprocessing.preparation import SlideTask
-from preprocessing.slide_workers import interruptible, prepare_in_processes
+from preprocessing.run import workers as slide_workers
+from preprocessing.run.preparation import SlideTask
+from preprocessing.run.workers import interruptible, prepare_in_processes
 from tests.preprocessing import faulty
 from tests.preprocessing.sources import legacy_slide
 

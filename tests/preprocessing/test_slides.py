@@ -8,10 +8,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from preprocessing import slide_pixels, slides_plain
 from preprocessing.errors import DataError
 from preprocessing.slides import OpenSlideSlide, Slide, open_slide
-from preprocessing.slides_plain import PlainPicture, PlainTiff
+from preprocessing.slides import pixels as slide_pixels
+from preprocessing.slides import plain as slides_plain
+from preprocessing.slides.plain import PlainPicture, PlainTiff
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WIDTH, HEIGHT = 330, 270

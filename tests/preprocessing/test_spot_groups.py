@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from preprocessing.coexpression.spot_groups import SpotGroups, fit_spot_groups
 from preprocessing.errors import DataError
-from preprocessing.spot_groups import SpotGroups, fit_spot_groups
 
 SHARE = (0.6, 0.3, 0.1)
 
@@ -40,7 +40,7 @@ def test_assign_equals_a_slow_search_and_sees_one_spot_at_a_time(monkeypatch):
     slow = [np.square(groups.centroids - v).sum(axis=1).argmin() for v in vectors[0]]
     assert whole.tolist() == slow
     assert [int(groups.assign(v[None])[0]) for v in vectors[0]] == slow
-    monkeypatch.setattr("preprocessing.spot_groups._ROWS", 33)
+    monkeypatch.setattr("preprocessing.coexpression.spot_groups._ROWS", 33)
     np.testing.assert_array_equal(groups.assign(vectors[0]), whole)
     tie = SpotGroups(np.array([[1, 0], [-1, 0]], np.float32))
     assert tie.assign(np.zeros((2, 2))).tolist() == [0, 0]

@@ -12,11 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing import store_features, store_layout
 from preprocessing.errors import DataError
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore, file_sha256, verify_store
-from preprocessing.store_features import add_features, feature_origin
+from preprocessing.store import features as store_features
+from preprocessing.store import layout as store_layout
+from preprocessing.store.features import add_features, feature_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIGIN = {"encoder": "a", "weights_sha256": "0" * 64, "mean": [0.1, 0.2, 0.3], "input_px": 224}
@@ -125,7 +126,7 @@ WRITER = """
 import sys
 import numpy as np
 from preprocessing.store import SlideStore
-from preprocessing.store_features import add_features
+from preprocessing.store.features import add_features
 path = sys.argv[1]
 spots = SlideStore(path).n_spots
 print("ready", flush=True)

@@ -1,0 +1,29 @@
+"""Co-expression fitted on training counts: gene factors, spot vectors and gene graphs.
+
+METHOD section 3. The parts live in `gene_factors`, `gene_graph` and `group_gene_graphs`.
+"""
+
+from preprocessing.coexpression.gene_factors import (
+    GeneFactors,
+    fit_gene_factors,
+    spot_vectors,
+    standardise,
+    standardise_global,
+)
+from preprocessing.coexpression.gene_graph import GeneGraph, gene_graph
+from preprocessing.coexpression.group_gene_graphs import group_gene_graphs
+from preprocessing.coexpression.rank_scores import rank_normal_scores
+from preprocessing.coexpression.slide_blocks import TfidfBlocks
+
+__all__ = [
+    "GeneFactors",
+    "GeneGraph",
+    "TfidfBlocks",
+    "fit_gene_factors",
+    "gene_graph",
+    "group_gene_graphs",
+    "rank_normal_scores",
+    "spot_vectors",
+    "standardise",
+    "standardise_global",
+]

@@ -1,0 +1,204 @@
+"""The gene-gene graph: Gaussian-copula mutual information (METHOD section 3).
+
+MI = -0.5 ln(1 - r^2) with r the correlation of rank-normal scores. Ranks and centring are within
+slide, so neither depth nor stain nor batch differences between slides make an edge; scores of all
+slides are then concatenated. `group_gene_graphs` fits one graph for each group of spots.
+Shapes: S spots, G genes, E edges listed per gene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from preprocessing.coexpression.rank_scores import rank_normal_scores
+from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, read_blocks
+from preprocessing.errors import DataError
+
+_CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
+
+
+@dataclass(frozen=True)
+class GeneGraph:
+    """The strongest co-expression edges of every gene.
+
+    Attributes:
+        neighbour: (G, E) int32 other genes by falling weight, padded with G. An edge is listed
+            under each gene that has it among its E strongest, so it may be listed once or twice.
+        weight: (G, E) float32 mutual information in nats, padded with 0.
+    """
+
+    neighbour: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that do not fit together."""
+        if self.neighbour.ndim != 2 or self.neighbour.shape != self.weight.shape:
+            raise DataError(
+                f"a gene graph needs neighbour and weight of one shape (G, E); found "
+                f"{self.neighbour.shape} and {self.weight.shape}. Fit it with gene_graph."
+            )
+
+    @property
+    def n_genes(self) -> int:
+        """G."""
+        return int(self.neighbour.shape[0])
+
+    def matrix(self) -> sparse.csr_matrix:
+        """(G, G) symmetric CSR float32 of weights; an edge listed by either gene is in it."""
+        row, place = np.nonzero(self.neighbour < self.n_genes)
+        parts = (self.weight[row, place], (row, self.neighbour[row, place]))
+        listed = sparse.csr_matrix(parts, shape=(self.n_genes, self.n_genes))
+        return listed.maximum(listed.T).tocsr()
+
+
+@dataclass(frozen=True)
+class EdgeRule:
+    """Which edges of a gene graph are kept.
+
+    Attributes:
+        n_neighbours: E, edges listed per gene.
+        min_information: weakest edge kept, nats; 0.005 is |r| = 0.1.
+        min_detected: a gene found in fewer of the sampled spots gets no edge: two genes that share
+            one spot by chance would look perfectly correlated.
+        block: genes per matrix product.
+    """
+
+    n_neighbours: int = 16
+    min_information: float = 0.005
+    min_detected: int = 10
+    block: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuses sizes below 1."""
+        if min(self.n_neighbours, self.block) < 1:
+            raise DataError(
+                f"gene graph: n_neighbours {self.n_neighbours} and block {self.block} must be at "
+                "least 1 (16 and 1024 are usual)."
+            )
+
+
+def gene_graph(
+    blocks: TfidfBlocks,
+    n_genes: int,
+    *,
+    n_neighbours: int = 16,
+    max_spots: int = 2000,
+    min_information: float = 0.005,
+    min_detected: int = 10,
+    block: int = 1024,
+    seed: int = 0,
+) -> GeneGraph:
+    """Fits the co-expression graph from training spots; the sign of a correlation is ignored.
+
+    Holds (max_spots, G) float32 scores and (block, G) correlations at once. Sampling noise of r^2
+    is about 1 / spots, so below some 200 spots raise min_information.
+
+    Args:
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
+        n_genes: G.
+        n_neighbours: see EdgeRule.
+        max_spots: training spots used, spread evenly over slides.
+        min_information: see EdgeRule.
+        min_detected: see EdgeRule.
+        block: see EdgeRule.
+        seed: of the sample of spots.
+
+    Returns:
+        The graph. A gene that does not vary, or is too rare, has no edge.
+
+    Raises:
+        DataError: settings below 1, fewer than 3 spots, or another number of genes.
+    """
+    rule = EdgeRule(n_neighbours, min_information, min_detected, block)
+    check_max_spots(max_spots)
+    sizes = np.array([one.shape[0] for one in read_blocks(blocks, n_genes)], dtype=np.int64)
+    quota = even_quota(sizes, max_spots)
+    rng = np.random.default_rng(seed)
+    samples = []
+    for one, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
+        if take:
+            samples.append(one[np.sort(rng.choice(one.shape[0], size=int(take), replace=False))])
+    return graph_of_samples(samples, n_genes, rule)
+
+
+def check_max_spots(max_spots: int) -> None:
+    """Refuses a sample of no spots."""
+    if max_spots < 1:
+        raise DataError(
+            f"gene graph: max_spots is {max_spots}, expected at least 1 (2000 is usual)."
+        )
+
+
+def graph_of_samples(
+    samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
+) -> GeneGraph:
+    """The graph of spots that are already sampled.
+
+    Args:
+        samples: (S, G) rows of each slide; ranks and centring are within each of them.
+        n_genes: G.
+        rule: which edges are kept.
+
+    Returns:
+        The graph.
+
+    Raises:
+        DataError: fewer than 3 spots, or a negative or non-finite value.
+    """
+    scores = _pooled_scores(samples, n_genes, rule.min_detected)
+    n_edges = min(rule.n_neighbours, n_genes - 1)
+    neighbour = np.full((n_genes, rule.n_neighbours), n_genes, np.int32)
+    weight = np.zeros((n_genes, rule.n_neighbours), np.float32)
+    for start in range(0, n_genes if n_edges else 0, rule.block):
+        rows = slice(start, start + rule.block)
+        neighbour[rows, :n_edges], weight[rows, :n_edges] = _strongest(
+            scores, start, rule.block, n_edges, rule.min_information
+        )
+    return GeneGraph(neighbour, weight)
+
+
+def _strongest(
+    scores: NDArray[np.float32], start: int, block: int, n_edges: int, min_information: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The n_edges strongest partners of genes start..start + block, and their information."""
+    n_genes = scores.shape[1]
+    square = scores[:, start : start + block].T @ scores
+    np.square(square, out=square)
+    rows = np.arange(square.shape[0])
+    square[rows, start + rows] = -1  # never its own neighbour
+    top = np.argpartition(square, n_genes - n_edges, axis=1)[:, n_genes - n_edges :]
+    top.sort(axis=1)  # ties by gene index
+    strength = np.take_along_axis(square, top, axis=1)
+    order = np.argsort(-strength, axis=1, kind="stable")
+    partner: NDArray[np.int32] = np.take_along_axis(top, order, axis=1).astype(np.int32)
+    strength = np.take_along_axis(strength, order, axis=1).astype(np.float64)
+    information = -0.5 * np.log1p(-np.clip(strength, 0, _CEILING))
+    weak = (information < min_information) | (information <= 0)
+    partner[weak] = n_genes
+    information[weak] = 0
+    return partner, information.astype(np.float32)
+
+
+def _pooled_scores(
+    samples: Sequence[sparse.csr_matrix], n_genes: int, min_detected: int
+) -> NDArray[np.float32]:
+    """(sampled S, G) float32 scores of all slides, columns of unit length (0: constant, rare)."""
+    n_spots = sum(sample.shape[0] for sample in samples)
+    if n_spots < 3:
+        raise DataError(
+            f"gene graph: {n_spots} training spots, expected at least 3 (some 200 for edges "
+            "that mean something). Give more slides or raise max_spots."
+        )
+    detected = np.zeros(n_genes, np.int64)
+    for sample in samples:
+        detected += np.bincount(sample.indices, minlength=n_genes)
+    scores = np.concatenate([rank_normal_scores(sample) for sample in samples])
+    length = np.sqrt(np.einsum("sg,sg->g", scores, scores, dtype=np.float64))
+    varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= min_detected)
+    scores *= np.where(varies, 1 / np.where(varies, length, 1), 0).astype(np.float32)
+    return scores

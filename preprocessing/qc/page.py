@@ -1,0 +1,241 @@
+"""The quality page of one slide: a self-contained HTML file with its pictures inside.
+
+Shapes: S spots.
+"""
+
+import math
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from preprocessing.modality import PROTEIN
+from preprocessing.qc import template as html
+from preprocessing.qc.figures import (
+    Ground,
+    Panel,
+    flag_maps,
+    histograms,
+    spot_maps,
+)
+from preprocessing.qc.images import data_uri, patch_strip
+from preprocessing.qc.measures import MEASURES
+from preprocessing.qc.patches import PENS
+from preprocessing.qc.slide import BLUR, PICTURE_FLAGS, Flag, SlideQuality
+from preprocessing.stain import stain_colour
+from preprocessing.store import SlideStore
+
+SHOWN_PATCHES = 8
+_LONE_SPOT_UM = 100.0
+_FACTS = ("patient_id", "tissue", "organism", "technology", "modality")
+#: column -> (title, unit of the histogram, logarithmic, flag whose limit is drawn)
+_PANELS = {
+    "depth": ("depth", "counts a spot", True, "low depth"),
+    "n_genes": ("genes", "genes a spot", True, "few genes"),
+    "mito_fraction": (
+        "mitochondrial share",
+        "share of the counts",
+        False,
+        "high mitochondrial share",
+    ),
+    "tissue": ("tissue", "share of the patch", False, "little tissue"),
+    "glass": ("glass", "share of the patch", False, "blank patch"),
+    "focus": ("focus", "variance of the Laplacian", True, BLUR),
+}
+_PROTEIN_PANELS = {
+    "depth": ("sum of intensities", "a cell", True, ""),
+    "n_genes": ("proteins with a signal", "proteins a cell", False, ""),
+}
+
+
+def slide_page(store: SlideStore, quality: SlideQuality) -> str:
+    """Return the page of a slide as HTML.
+
+    Args:
+        store: open; its thumbnail and some patches are read.
+        quality: as measured of this store.
+    """
+    ground = slide_ground(store)
+    panels = _panels(quality)
+    parts = [html.paragraph(_facts(store), "soft")]
+    parts += [html.heading("What stands out"), html.bullets(_findings(store, quality))]
+    parts += _pictures(ground, quality, panels)
+    parts += [html.heading("Numbers"), '<div class="two">', _flag_table(quality)]
+    parts += [_number_table(quality), "</div>"]
+    if quality.patches is not None:
+        parts += [html.heading("Stain"), *_stain(quality)]
+        parts += [html.heading("Patches"), *_galleries(store, quality)]
+    notes = list(store.attrs.get("notes", []))
+    if notes:
+        parts += [html.heading("Notes of the reader"), html.bullets(notes)]
+    return html.page(f"Quality of {quality.slide_id}", parts)
+
+
+def slide_ground(store: SlideStore) -> Ground:
+    """Return what the spots of a store are drawn on: its thumbnail, or nothing."""
+    small, downsample = store.thumbnail, store.thumbnail_downsample
+    xy_um = store.xy_um
+    if small is None or downsample is None:
+        return Ground(xy_um, _pitch(xy_um))
+    xy_um = store.xy_px0 * store.mpp
+    step = downsample * store.mpp
+    return Ground(xy_um, _pitch(xy_um), small, (small.shape[1] * step, small.shape[0] * step))
+
+
+def _pitch(xy_um: np.ndarray) -> float:
+    """Median distance to the nearest spot, micrometres."""
+    if len(xy_um) < 2:
+        return _LONE_SPOT_UM
+    nearest = cKDTree(xy_um).query(xy_um, k=2)[0][:, 1]
+    return float(np.median(nearest)) or _LONE_SPOT_UM
+
+
+def _panels(quality: SlideQuality) -> list[Panel]:
+    """The measurements that the slide has, in the order of the page."""
+    words = _PANELS | (_PROTEIN_PANELS if quality.modality == PROTEIN else {})
+    panels = []
+    for column, (title, unit, log, reason) in words.items():
+        if column not in quality.spots or quality.spots[column].isna().all():
+            continue
+        values = quality.spots[column].to_numpy(dtype=np.float64)
+        limit = quality.flags[reason].limit if reason in quality.flags else math.nan
+        panels.append(Panel(title, values, unit, log, limit))
+    return panels
+
+
+def _facts(store: SlideStore) -> str:
+    """One line on what the slide is."""
+    facts = [str(store.attrs[key]) for key in _FACTS if store.attrs.get(key)]
+    facts.append(f"{store.n_spots:,} spots, {len(store.gene_ids):,} genes")
+    if store.has_image:
+        size = f"{float(store.attrs['patch_um']):g} µm = {int(store.attrs['patch_px'])} px"
+        facts.append(f"patches of {size}")
+    return " · ".join(facts)
+
+
+def _findings(store: SlideStore, quality: SlideQuality) -> list[str]:
+    """Sentences on the flagged spots, then on those that prepare left out."""
+    total = len(quality.spots)
+    lines = [
+        f"{reason}: {flag.count:,} of {total:,} spots ({flag.count / total:.1%}), {_limit(flag)}"
+        for reason, flag in quality.flags.items()
+        if flag.count
+    ]
+    if not lines:
+        lines = ["No spot is flagged."]
+    dropped = store.attrs.get("dropped", {})
+    lines += [f"left out by prepare: {count:,} spots, {why}" for why, count in dropped.items()]
+    lines.append("Flagged spots are only counted and shown; all of them stay in the store.")
+    return lines
+
+
+def _limit(flag: Flag) -> str:
+    """Words for the limit of a flag."""
+    if not math.isfinite(flag.limit):
+        return "no limit (too few spots, or all alike)"
+    share = flag.column in ("tissue", "glass", "pen", "mito_fraction")
+    size = f"{flag.limit:.1%}" if share else f"{flag.limit:,.{0 if flag.limit >= 100 else 1}f}"
+    at_least = flag.column in ("glass", "pen")
+    return f"{'below' if flag.low else 'at least' if at_least else 'above'} {size}"
+
+
+def _pictures(ground: Ground, quality: SlideQuality, panels: list[Panel]) -> list[str]:
+    flags = {reason: flag.spots for reason, flag in quality.flags.items()}
+    caption = "The slide, and the spots that stand out, one picture a reason."
+    parts = [html.heading("Where"), _figure(flag_maps(ground, flags), "flagged spots", caption)]
+    if panels:
+        caption = (
+            "Each spot by its measurement; colours run from the 1st to the 99th percentile. "
+            "Grey: nothing measured."
+        )
+        parts.append(_figure(spot_maps(ground, panels), "measurements of the spots", caption))
+        caption = (
+            "Dashed: the limit, 3 MAD (times 1.4826) from the slide's median, on the logarithm for "
+            "counts and focus; fixed for tissue and glass."
+        )
+        parts.append(_figure(histograms(panels), "histograms", caption))
+    return parts
+
+
+def _figure(data: bytes, alt: str, caption: str) -> str:
+    return html.figure(data_uri(data), alt, caption)
+
+
+def _flag_table(quality: SlideQuality) -> str:
+    rows = [
+        [html.text(reason), f"{flag.count:,}", html.text(_limit(flag))]
+        for reason, flag in quality.flags.items()
+    ]
+    return html.table(("flag", "spots", "limit"), rows)
+
+
+def _number_table(quality: SlideQuality) -> str:
+    rows = [
+        [html.text(m.label), html.text(f"{html.shown(value, m)} {_unit(m.unit)}".strip())]
+        for m in MEASURES
+        if not m.key.startswith(("share_", "hematoxylin", "eosin", "red", "green", "blue"))
+        and math.isfinite(value := quality.numbers.get(m.key, math.nan))
+    ]
+    return html.table(("measure", "value"), rows)
+
+
+def _unit(unit: str) -> str:
+    return "" if unit == "%" else unit
+
+
+def _stain(quality: SlideQuality) -> list[str]:
+    """Colour and stain vectors of the pixels that are not glass."""
+    patches = quality.patches
+    if patches is None or not np.isfinite(patches.rgb_mean).all():
+        return [html.paragraph("All patches are glass; there is no stain to measure.")]
+    mean, sd = patches.rgb_mean, patches.rgb_sd
+    colour = (int(mean[0]), int(mean[1]), int(mean[2]))
+    rows = [
+        [f"{html.swatch(colour)}mean colour, 0..255", *(f"{v:.1f}" for v in mean)],
+        ["standard deviation", *(f"{v:.1f}" for v in sd)],
+    ]
+    words = "Pixels of the patches that are not glass. "
+    if patches.stains is None:
+        words += "Too few stained pixels for the vectors of hematoxylin and eosin."
+    else:
+        for name in ("hematoxylin", "eosin"):
+            vector = getattr(patches.stains, name)
+            label = f"{html.swatch(stain_colour(vector))}{name}, optical density"
+            rows.append([label, *(f"{v:.3f}" for v in vector)])
+        words += (
+            "The vectors are estimated as by Macenko et al. (2009), for this report only: nothing "
+            "is normalised. They mean little on a slide that is not stained with both."
+        )
+    return [html.table(("", "red", "green", "blue"), rows), html.paragraph(words, "soft")]
+
+
+def _galleries(store: SlideStore, quality: SlideQuality) -> list[str]:
+    """Some patches of every picture flag, the worst first, and some usual ones to compare."""
+    parts = []
+    rng = np.random.default_rng(0)
+    usual = ~np.any([flag.spots for flag in quality.flags.values()], axis=0)
+    if usual.any():
+        number = min(SHOWN_PATCHES, int(usual.sum()))
+        some = np.sort(rng.choice(np.flatnonzero(usual), number, replace=False))
+        parts.append(_gallery(store, some, "Not flagged, drawn at random."))
+    for reason in PICTURE_FLAGS:
+        flag = quality.flags[reason]
+        if not flag.count:
+            parts.append(html.paragraph(f"{reason}: none."))
+            continue
+        values = quality.spots[flag.column].to_numpy()
+        order = np.argsort(values if flag.low else -values, kind="stable")
+        worst = order[flag.spots[order]][:SHOWN_PATCHES]
+        words = f"{reason}: {flag.count:,} patches, the worst {len(worst)} shown, {_limit(flag)}."
+        if reason == "pen mark":
+            words += f" {_inks(quality, flag)}"
+        parts.append(_gallery(store, worst, words))
+    return parts
+
+
+def _inks(quality: SlideQuality, flag: Flag) -> str:
+    counts = {ink: int((quality.spots[f"pen_{ink}"][flag.spots] > 0).sum()) for ink in PENS}
+    return "Ink: " + ", ".join(f"{ink} in {count:,}" for ink, count in counts.items() if count)
+
+
+def _gallery(store: SlideStore, index: np.ndarray, words: str) -> str:
+    return _figure(patch_strip(store.patches(index)), words, words)

@@ -1,0 +1,159 @@
+"""Manifest -> slide stores: one file a slide, resumable; one bad slide never stops the others."""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from preprocessing.atomic import remove_abandoned
+from preprocessing.errors import DataError
+from preprocessing.gene_ids import GeneMapConfig
+from preprocessing.gene_ids.table import read_gene_table
+from preprocessing.manifest import SlideRow, scan_manifest
+from preprocessing.patches import PatchConfig
+from preprocessing.quality import QualityConfig
+from preprocessing.run.cluster import prepare_on_cluster
+from preprocessing.run.preparation import Images, SlideTask
+from preprocessing.run.result import SlideResult, Status, attempt_slide
+from preprocessing.run.workers import interruptible, prepare_in_processes
+from preprocessing.store.layout import ENCODERS
+
+__all__ = ["PrepareReport", "SlideResult", "Status", "prepare", "stores_in"]
+
+DEFAULT_MINUTES = 120.0  # a slide; the largest take some ten minutes
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """The results of `prepare`, in the order of the manifest."""
+
+    rows: tuple[SlideResult, ...]
+
+    @property
+    def failed(self) -> tuple[SlideResult, ...]:
+        """The slides that have no new store."""
+        return tuple(row for row in self.rows if row.status == "failed")
+
+    def __str__(self) -> str:
+        """Return a table, one line a slide."""
+        width = max([len("slide"), *(len(row.slide_id) for row in self.rows)])
+        lines = [f"{'slide':<{width}}  status   {'spots':>7}  {'seconds':>7}  reason"]
+        lines += [
+            f"{r.slide_id:<{width}}  {r.status:<7}  {r.n_spots:>7}  {r.seconds:>7.1f}  {r.reason}"
+            for r in self.rows
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def prepare(
+    manifest: str | Path | Sequence[SlideRow],
+    out: str | Path,
+    root: str | Path | None = None,
+    patch: PatchConfig | None = None,
+    workers: int = 0,
+    images: Images = "jpeg",
+    quality: QualityConfig | None = None,
+    *,
+    genes: GeneMapConfig | None = None,
+    scheduler: str | None = None,
+    minutes: float = DEFAULT_MINUTES,
+) -> PrepareReport:
+    """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
+
+    A slide whose store was made from the same files with the same settings is skipped, so a run
+    that was interrupted is continued by the same call. Temporary files of processes that were
+    killed are removed. Several runs may write into one folder.
+
+    Args:
+        manifest: CSV file, or rows.
+        out: folder of the stores; made when missing.
+        root: folder that relative paths of the manifest start from; None: the manifest's own.
+        patch: size of the patches; None: 112 um, 224 px.
+        workers: processes beside this one; a damaged file that crashes or hangs a library then
+            costs its slide only. 0 works in this process, without that protection (the command
+            line uses 1).
+        images: "jpeg" (quality 90) or "raw" patches.
+        quality: limits for leaving out spots.
+        genes: table by which genes are named anew; None keeps the names of the sources.
+        scheduler: address of a Dask scheduler, whose workers are used in place of ``workers``.
+        minutes: after which a slide is given up; in processes only (``workers`` 1 or more).
+
+    Returns:
+        One result a slide. Slides with missing or bad files are "failed" there.
+
+    Raises:
+        DataError: the manifest as a whole cannot be used, or an argument is out of range.
+    """
+    _check(workers, minutes, images, genes)
+    out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
+    rows = _rows(manifest, root)
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = [
+        SlideTask(row, out / f"{row.slide_id}.h5", patch, images, quality, genes) for row in rows
+    ]
+    remove_abandoned(out)
+    results: dict[str, SlideResult] = {}
+    try:
+        with (
+            interruptible(),
+            closing(_results(tasks, min(workers, len(tasks)), scheduler, 60 * minutes)) as found,
+            tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None) as bar,
+        ):
+            for result in found:
+                results[result.slide_id] = result
+                bar.update()
+    finally:
+        remove_abandoned(out)
+    return PrepareReport(tuple(results[row.slide_id] for row in rows))
+
+
+def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:
+    """Refuses arguments, and a gene table that cannot be used, before any slide."""
+    if workers < 0:
+        raise DataError(f"workers is {workers}; expected 0 (this process) or more processes")
+    if not minutes > 0:
+        raise DataError(f"minutes is {minutes}; expected more than 0 minutes a slide")
+    if images not in ENCODERS:
+        raise DataError(f"images is {images!r}; choose {' or '.join(ENCODERS)}")
+    if genes is not None:
+        read_gene_table(genes.table).check_target(genes.target)
+
+
+def stores_in(folder: str | Path) -> list[Path]:
+    """Return the stores (``*.h5``, without hidden files) of a folder, sorted by name.
+
+    Raises:
+        DataError: no such folder, or no store in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give the folder that `hibio prepare` wrote")
+    found = sorted(p for p in folder.glob("*.h5") if not p.name.startswith("."))
+    if not found:
+        raise DataError(f"{folder} holds no store (*.h5); run `hibio prepare` first")
+    return found
+
+
+def _rows(manifest: str | Path | Sequence[SlideRow], root: str | Path | None) -> list[SlideRow]:
+    if not isinstance(manifest, str | Path):
+        rows = list(manifest)
+        if len({row.slide_id for row in rows}) < len(rows):
+            raise DataError("two manifest rows have the same slide_id; ids must be unique")
+        return rows
+    rows, problems = scan_manifest(manifest, root)
+    if problems:
+        raise DataError(f"manifest {manifest}: " + "; ".join(problems))
+    return rows
+
+
+def _results(
+    tasks: list[SlideTask], workers: int, scheduler: str | None, limit_s: float
+) -> Generator[SlideResult, None, None]:
+    if scheduler is not None:
+        yield from prepare_on_cluster(tasks, scheduler)
+    elif workers > 0:
+        yield from prepare_in_processes(tasks, workers, limit_s)
+    else:
+        yield from map(attempt_slide, tasks)

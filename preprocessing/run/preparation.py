@@ -1,0 +1,221 @@
+"""One slide from its source files to its store (METHOD section 0)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from preprocessing.errors import DataError
+from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
+from preprocessing.handcrafted import handcrafted_batch
+from preprocessing.manifest import SlideRow, missing_files
+from preprocessing.patches import PatchConfig, iter_patches
+from preprocessing.quality import QualityConfig, drop_mask, drop_reasons
+from preprocessing.readers import read_slide_spots, read_spots, source_files
+from preprocessing.slides import Slide, open_slide
+from preprocessing.slides.tiled import direct_tiles
+from preprocessing.spot_table import SpotTable, hilbert_order
+from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_store
+from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
+
+Images = Literal["jpeg", "raw"]
+HANDCRAFTED = "handcrafted"
+_RECIPE = 2  # raise it when the same sources would give another store
+_FEATURE_PX = 64
+_CONTEXT = 3.0
+_BATCH = 64
+_PATH_FIELDS = ("counts", "image", "spots", "labels")
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """What a worker needs to prepare one slide.
+
+    Attributes:
+        row: the manifest row.
+        store: the file to write.
+        patch: size of the patches.
+        images: "jpeg" or "raw".
+        quality: limits for leaving out spots.
+        genes: how genes are named anew; None keeps the names of the source.
+    """
+
+    row: SlideRow
+    store: Path
+    patch: PatchConfig
+    images: Images = "jpeg"
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    genes: GeneMapConfig | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Outcome of `prepare_slide`: skipped or written, spots in the store, what was left out."""
+
+    skipped: bool
+    n_spots: int
+    reason: str = ""
+
+
+def prepare_slide(task: SlideTask) -> Prepared:
+    """Write the store of one slide, unless it is there with the same sources and settings.
+
+    Spots without counts, and with an image those off tissue, are left out; their numbers are
+    written into the attribute "dropped". The others are put along a Hilbert curve.
+
+    Raises:
+        DataError: the sources cannot be used; names the file and the remedy.
+    """
+    problems = missing_files(task.row)
+    if problems:
+        raise DataError("; ".join(problems))
+    hashes = {role: _hash(role, path) for role, path in sorted(source_files(task.row).items())}
+    settings = _settings(task)
+    known = _current_spots(task.store, hashes, settings)
+    if known is not None:
+        return Prepared(True, known, "same sources and settings")
+    if task.row.image is None:
+        return _write(task, None, _named(task, read_spots(task.row)), hashes, settings)
+    with open_row_slide(task.row) as (slide, notes):
+        table = read_slide_spots(task.row, slide, task.patch.patch_um)
+        table = _named(task, replace(table, notes=table.notes + notes))
+        return _write(task, slide, table, hashes, settings)
+
+
+def _named(task: SlideTask, table: SpotTable) -> SpotTable:
+    """The table with its genes named as the run asks."""
+    if task.genes is None:
+        return table
+    return apply_gene_map(table, task.genes, task.row.organism)
+
+
+def _hash(role: str, path: Path) -> str:
+    zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+    if not path.is_file() and not zarr:
+        found = "a folder" if path.is_dir() else "not an ordinary file"
+        raise DataError(f"{role} {path} is {found}; give a file")
+    return file_sha256(path)
+
+
+@contextmanager
+def open_row_slide(row: SlideRow) -> Iterator[tuple[Slide, tuple[str, ...]]]:
+    """Open the image of a row; a background painted black is read as white, which is noted."""
+    if row.image is None:
+        raise DataError(f"slide {row.slide_id} has no image; fill the manifest column image")
+    with direct_tiles(open_slide(row.image)) as slide:
+        black = has_black_background(slide)
+        if not black:
+            yield slide, ()
+            return
+    with direct_tiles(open_slide(row.image, black_is_background=True), True) as slide:
+        yield slide, ("black background read as white",)
+
+
+def _settings(task: SlideTask) -> dict[str, Any]:
+    """Return everything but the file contents that the store depends on, as plain JSON values."""
+    fields = {k: v for k, v in asdict(task.row).items() if k not in _PATH_FIELDS}
+    genes = task.genes
+    named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
+    return {
+        "recipe": _RECIPE,
+        "genes": named,
+        "row": fields,
+        "image_name": "" if task.row.image is None else task.row.image.name,
+        "patch": asdict(task.patch),
+        "images": task.images,
+        "quality": asdict(task.quality),
+    }
+
+
+def _current_spots(store: Path, hashes: dict[str, str], settings: dict[str, Any]) -> int | None:
+    """Return the number of spots of a store that is up to date, else None."""
+    if not store.is_file():
+        return None
+    try:
+        with SlideStore(store) as old:
+            same = (old.attrs["source_sha256"], old.attrs["settings"])
+            return old.n_spots if same == (hashes, json.loads(json.dumps(settings))) else None
+    except Exception:  # noqa: BLE001 - another schema, or damaged in any way: it is written anew
+        return None
+
+
+def _write(
+    task: SlideTask,
+    slide: Slide | None,
+    table: SpotTable,
+    hashes: dict[str, str],
+    settings: dict[str, Any],
+) -> Prepared:
+    fraction = None if slide is None else _tissue(slide, table, task.patch)
+    reasons = drop_reasons(table, fraction, task.quality)
+    kept = np.flatnonzero(~drop_mask(table, fraction, task.quality))
+    order = kept[hilbert_order(table.xy_um[kept])]
+    table = table.take(order)
+    dropped = {reason: int(mask.sum()) for reason, mask in reasons.items() if mask.any()}
+    write_store(
+        task.store,
+        table,
+        task.row,
+        patches=None if slide is None else _patches(slide, table, task.patch),
+        patch=task.patch,
+        features={} if slide is None else {HANDCRAFTED: _handcrafted(slide, table, task.patch)},
+        tissue_fraction=None if fraction is None else fraction[order],
+        source_sha256=hashes,
+        encoding=task.images,
+        picture=None if slide is None else _picture(slide),
+        settings=settings,
+        dropped=dropped,
+    )
+    left_out = ", ".join(f"{n} spots left out: {reason}" for reason, n in dropped.items())
+    return Prepared(False, table.n_spots, left_out)
+
+
+def _tissue(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
+    """Part of each patch that is tissue, (S,); raises DataError for spots outside the image."""
+    _patches(slide, table, patch)
+    mask = tissue_mask(slide)
+    return tissue_fraction(mask, table.xy_px0, patch.patch_um, table.mpp)
+
+
+def _patches(
+    slide: Slide, table: SpotTable, patch: PatchConfig
+) -> Iterator[tuple[int, np.ndarray]]:
+    names = [str(name) for name in table.barcodes]
+    return iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
+
+
+def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
+    """Features of the patch and of its context three times as wide, (S, 2F) float32."""
+    scales = (patch.patch_um, _CONTEXT * patch.patch_um)
+    return np.concatenate(
+        [_scale_features(slide, table, PatchConfig(um, _FEATURE_PX)) for um in scales], axis=1
+    )
+
+
+def _scale_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
+    pixels = np.empty((_BATCH, patch.patch_px, patch.patch_px, 3), dtype=np.uint8)
+    index: list[int] = []
+    order: list[int] = []
+    blocks: list[np.ndarray] = []
+    for spot, picture in _patches(slide, table, patch):
+        pixels[len(index)] = picture
+        index.append(spot)
+        if len(index) == _BATCH:
+            blocks.append(handcrafted_batch(pixels))
+            order, index = order + index, []
+    if index:
+        blocks.append(handcrafted_batch(pixels[: len(index)]))
+    features = np.concatenate(blocks)
+    result = np.empty_like(features)
+    result[order + index] = features
+    return result
+
+
+def _picture(slide: Slide) -> SlidePicture:
+    small, downsample = thumbnail(slide)
+    width, height = slide.level_dimensions[0]
+    return SlidePicture((int(width), int(height)), small, downsample)

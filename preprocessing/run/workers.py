@@ -1,0 +1,192 @@
+"""Slides in processes of their own: a crash or a hang costs one slide and never the run.
+
+The libraries that read images and HDF5 can crash on damaged files, and a crash cannot be caught.
+So each process works on one slide at a time, and is replaced when it dies or takes too long.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+
+from preprocessing.run.preparation import SlideTask
+from preprocessing.run.result import SlideResult, attempt_slide
+
+Attempt = Callable[[SlideTask], SlideResult]
+_GRACE_S = 5.0  # to leave after a polite signal
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: "Connection[SlideTask | None, SlideResult]"
+    task: SlideTask | None = None
+    began: float = 0.0
+
+    def give(self, task: SlideTask) -> None:
+        self.task, self.began = task, time.monotonic()
+        self.pipe.send(task)
+
+    def stop(self, grace_s: float) -> None:
+        """End the process: politely, so that it removes what it was writing, then for certain."""
+        if grace_s > 0:
+            self.process.terminate()
+            self.process.join(grace_s)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def prepare_in_processes(
+    tasks: Sequence[SlideTask],
+    workers: int,
+    limit_s: float,
+    attempt: Attempt = attempt_slide,
+) -> Generator[SlideResult, None, None]:
+    """Prepare slides in processes.
+
+    Args:
+        tasks: one a slide.
+        workers: processes, at least 1.
+        limit_s: seconds after which a slide is given up.
+        attempt: what prepares one slide; a function that a new process can import.
+
+    Yields:
+        One result a slide, as they finish. When the caller stops early, the processes are ended.
+    """
+    waiting, crew = deque(tasks), list[_Worker]()
+    try:
+        while waiting or any(worker.task is not None for worker in crew):
+            _hand_out(waiting, crew, workers, attempt)
+            busy = [worker for worker in crew if worker.task is not None]
+            first = min(worker.began for worker in busy) + limit_s
+            ready = wait([w.pipe for w in busy], max(0.0, first - time.monotonic()))
+            for worker in busy:
+                if worker.pipe in ready:
+                    yield _answer(worker, crew)
+                elif time.monotonic() - worker.began >= limit_s:
+                    yield _given_up(worker, crew, limit_s)
+        for worker in crew:
+            with contextlib.suppress(OSError):
+                worker.pipe.send(None)
+        for worker in crew:
+            worker.process.join(_GRACE_S)
+    finally:
+        for worker in crew:
+            if worker.process.is_alive():
+                worker.process.terminate()
+        for worker in crew:
+            worker.stop(_GRACE_S if worker.process.is_alive() else 0)
+
+
+def _hand_out(
+    waiting: deque[SlideTask], crew: list[_Worker], workers: int, attempt: Attempt
+) -> None:
+    while waiting:
+        idle = next((worker for worker in crew if worker.task is None), None)
+        if idle is None and len(crew) < workers:
+            idle = _hired(attempt)
+            crew.append(idle)
+        if idle is None:
+            return
+        try:
+            idle.give(waiting[0])
+        except OSError:  # it died while it was idle: not the fault of this slide
+            crew.remove(idle)
+            idle.stop(0)
+            continue
+        waiting.popleft()
+
+
+def _hired(attempt: Attempt) -> _Worker:
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(theirs, attempt), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _answer(worker: _Worker, crew: list[_Worker]) -> SlideResult:
+    task = worker.task
+    assert task is not None
+    try:
+        result = worker.pipe.recv()
+    except Exception:  # noqa: BLE001 - the end of the pipe, or half an answer: the process died
+        seconds = time.monotonic() - worker.began
+        crew.remove(worker)
+        worker.process.join(_GRACE_S)
+        code = worker.process.exitcode
+        worker.stop(0)
+        return SlideResult(task.row.slide_id, "failed", _death(code), seconds=seconds)
+    worker.task = None
+    return result
+
+
+def _given_up(worker: _Worker, crew: list[_Worker], limit_s: float) -> SlideResult:
+    task = worker.task
+    assert task is not None
+    crew.remove(worker)
+    worker.stop(_GRACE_S)
+    reason = (
+        f"no result after {limit_s / 60:g} minutes, so it was stopped; if the slide is very large, "
+        "allow more minutes a slide; otherwise look at its files with `hibio check`"
+    )
+    return SlideResult(task.row.slide_id, "failed", reason, seconds=time.monotonic() - worker.began)
+
+
+def _death(code: int | None) -> str:
+    if code is not None and -code in (signal.SIGKILL, signal.SIGTERM):
+        return (
+            f"its process was ended from outside (signal {-code}), often because the memory was "
+            "full; run again with fewer workers"
+        )
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return (
+            f"a library crashed ({name}) while it read or wrote this slide; one of its files is "
+            "probably damaged: copy or export it again"
+        )
+    return (
+        f"its process ended (exit code {code}); in a script, call prepare below "
+        "`if __name__ == '__main__':`"
+    )
+
+
+def _serve(pipe: "Connection[SlideResult, SlideTask | None]", attempt: Attempt) -> None:
+    """What a process does: slides, until there are none or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, _leave)
+    with contextlib.suppress(EOFError, OSError):
+        while (task := pipe.recv()) is not None:
+            pipe.send(attempt(task))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Make SIGTERM (a batch system's request to stop) act like Ctrl-C inside the block."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,293 @@
+"""A cohort with planted truth, written as real files (slides, counts, labels, manifest).
+
+Used by the demo, by tests and to measure methods where the answer is known: which programme is
+active where, which domain every spot lies in, and how much of it the image shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from preprocessing.errors import DataError
+from preprocessing.simulate.config import SimulateConfig, random_stream
+from preprocessing.simulate.counts import (
+    Panel,
+    build_panel,
+    draw_counts,
+    draw_depth,
+    gene_shares,
+    leak_matrix,
+)
+from preprocessing.simulate.files import (
+    barcodes,
+    write_json,
+    write_matrix,
+    write_pyramid,
+    write_spatial,
+    write_table,
+)
+from preprocessing.simulate.layout import (
+    COARSE_NAMES,
+    FINE_NAMES,
+    N_LAYERED,
+    Domains,
+    Lattice,
+    draw_domains,
+    draw_lattice,
+)
+from preprocessing.simulate.outcome import RAISE, Outcomes, draw_outcomes
+from preprocessing.simulate.programmes import (
+    Programmes,
+    draw_activity,
+    plant_programmes,
+    texture_map,
+    visibility,
+    visible_programmes,
+)
+from preprocessing.simulate.texture import TEXTURES, Stain, draw_stain, parameter_maps, render
+
+__all__ = ["SimulateConfig", "simulate_cohort"]
+
+_MAX_PIXELS = 120_000_000
+_RAISED = 0.8
+
+
+@dataclass(frozen=True)
+class _Cohort:
+    """What all slides share."""
+
+    config: SimulateConfig
+    programmes: Programmes
+    panel: Panel
+    mapping: NDArray[np.float64]
+    outcomes: Outcomes
+
+    def slide_id(self, slide: int) -> str:
+        return f"sim{slide + 1:03d}"
+
+    def patient(self, slide: int) -> int:
+        return slide * self.config.n_patients // self.config.n_slides
+
+    def depth_shift(self, slide: int) -> float:
+        rng = random_stream(self.config.seed, "depth_shift", slide)
+        return float(self.config.depth_shift * rng.standard_normal())
+
+    def niche(self, slide: int, lattice: Lattice) -> NDArray[np.bool_]:
+        rng = random_stream(self.config.seed, "niche", slide)
+        return self.outcomes.niche(rng, lattice, self.patient(slide))
+
+    def stain(self, slide: int) -> Stain:
+        return draw_stain(random_stream(self.config.seed, "stain", slide), self.config.stain_shift)
+
+
+def simulate_cohort(
+    out: Path | str,
+    programmes: Mapping[str, Sequence[str]],
+    config: SimulateConfig | None = None,
+) -> Path:
+    """Write a cohort of slides whose expression and image follow planted gene programmes.
+
+    Per slide: nested tissue domains (METHOD section 5, sizes of the region levels), log-activities
+    of the programmes from the domains plus smooth fields, negative binomial counts with bleed, and
+    an H&E-like picture whose texture is a fixed linear map of the activities mixed with that of an
+    unrelated layout (``config.signal``). Every patient has an outcome, which a niche drives where
+    ``config.outcome_effect`` is above 0. The manifest is written last.
+
+    Args:
+        out: Folder of the cohort; an earlier simulated cohort in it is written over.
+        programmes: Gene symbols of each programme; ``config.n_programmes`` of them are planted.
+        config: Settings; None takes the defaults.
+
+    Returns:
+        Path of ``manifest.csv``.
+
+    Raises:
+        DataError: Settings that cannot be met, or ``out`` holds a manifest of other data.
+    """
+    out, config = Path(out), config or SimulateConfig()
+    _check_target(out)
+    planted = plant_programmes(programmes, config)
+    mapping = texture_map(random_stream(config.seed, "texture_map"), planted, len(TEXTURES))
+    outcomes = draw_outcomes(planted, config)
+    cohort = _Cohort(config, planted, build_panel(planted, config), mapping, outcomes)
+    _check_pixels(config)
+    manifest = out / "manifest.csv"
+    manifest.unlink(missing_ok=True)
+    write_json(out / "truth.json", _truth(cohort))
+    rows = [
+        _write_slide(out, cohort, slide)
+        for slide in tqdm(range(config.n_slides), desc="simulate", unit="slide", disable=None)
+    ]
+    write_table(manifest, pd.DataFrame(rows))
+    return manifest
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder for the simulated cohort")
+    if (out / "manifest.csv").exists() and not (out / "truth.json").exists():
+        raise DataError(
+            f"{out} holds a manifest.csv without truth.json, so it is not a simulated cohort; "
+            f"choose an empty folder"
+        )
+
+
+def _check_pixels(config: SimulateConfig) -> None:
+    side_um = 100.0 * np.sqrt(config.n_spots) * 1.25 + 500.0
+    pixels = (side_um / config.mpp) ** 2
+    if pixels > _MAX_PIXELS:
+        least = side_um / np.sqrt(_MAX_PIXELS)
+        raise DataError(
+            f"n_spots={config.n_spots} at mpp={config.mpp:g} needs slides of about "
+            f"{pixels / 1e6:.0f} million pixels, drawn in memory, and {_MAX_PIXELS / 1e6:.0f} are "
+            f"allowed; lower n_spots or set mpp to at least {least:.2f}"
+        )
+
+
+def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
+    """Draw and write one slide; returns its manifest row."""
+    config, name = cohort.config, cohort.slide_id(slide)
+    lattice = draw_lattice(random_stream(config.seed, "lattice", slide), config.n_spots)
+    domains, activity = _tissue(cohort, lattice, slide, "tissue")
+    niche = cohort.niche(slide, lattice)
+    activity = cohort.outcomes.raised(activity, niche)
+    barcode = barcodes(lattice)
+    spots = barcode[lattice.in_tissue]
+
+    rng = random_stream(config.seed, "counts", slide)
+    depth = draw_depth(rng, len(spots), cohort.depth_shift(slide), config)
+    expected = depth[:, None] * gene_shares(cohort.panel, activity, cohort.patient(slide))
+    leak = leak_matrix(lattice, config.bleed)
+    counts = draw_counts(rng, expected, cohort.panel.dispersion, leak)
+    write_matrix(
+        out / name / "filtered_feature_bc_matrix.h5",
+        counts,
+        spots,
+        cohort.panel.ids,
+        cohort.panel.names,
+    )
+    write_spatial(out / name / "spatial", lattice, barcode, config.mpp)
+    labels = _labels(cohort, spots, domains, activity)
+    if config.outcome_effect > 0:
+        labels["niche"] = niche.astype(np.float64)
+    write_table(out / name / "labels.csv", labels)
+    write_pyramid(
+        out / "slides" / f"{name}.tif", _picture(cohort, lattice, activity, slide), config.mpp
+    )
+    return {
+        "slide_id": name,
+        "patient_id": f"patient{cohort.patient(slide) + 1:02d}",
+        "image": f"slides/{name}.tif",
+        "counts": name,
+        "format": "visium",
+        "mpp": config.mpp,
+        "labels": f"{name}/labels.csv",
+        "tissue": "simulated",
+        "organism": "human",
+        "technology": "Visium (simulated)",
+        "outcome": int(cohort.outcomes.outcome[cohort.patient(slide)]),
+    }
+
+
+def _tissue(
+    cohort: _Cohort, lattice: Lattice, slide: int, stream: str
+) -> tuple[Domains, NDArray[np.float64]]:
+    rng = random_stream(cohort.config.seed, stream, slide)
+    domains = draw_domains(rng, lattice)
+    return domains, draw_activity(rng, cohort.programmes, lattice, domains)
+
+
+def _picture(
+    cohort: _Cohort, lattice: Lattice, activity: NDArray[np.float64], slide: int
+) -> NDArray[np.uint8]:
+    """The slide's image; its texture mixes the tissue with an unrelated one of the same kind."""
+    config = cohort.config
+    _, unrelated = _tissue(cohort, lattice, slide, "unrelated_tissue")
+    mixed = np.sqrt(config.signal) * activity + np.sqrt(1 - config.signal) * unrelated
+    parameters = parameter_maps(mixed @ cohort.mapping, lattice)
+    rng = random_stream(config.seed, "picture", slide)
+    return render(rng, parameters, lattice, cohort.stain(slide), config.mpp)
+
+
+def _labels(
+    cohort: _Cohort, spots: NDArray[np.str_], domains: Domains, activity: NDArray[np.float64]
+) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            "barcode": spots,
+            "domain_coarse": np.array(COARSE_NAMES)[domains.coarse],
+            "domain_fine": np.array(FINE_NAMES)[domains.fine],
+        }
+    )
+    columns = [f"activity:{name}" for name in cohort.programmes.names]
+    return pd.concat([table, pd.DataFrame(np.round(activity, 5), columns=columns)], axis=1)
+
+
+def _truth(cohort: _Cohort) -> dict[str, Any]:
+    """What was planted, as written to ``truth.json``."""
+    config, programmes, panel = cohort.config, cohort.programmes, cohort.panel
+    ceiling = visibility(programmes, cohort.mapping, config.signal)
+    slides = {}
+    for slide in range(config.n_slides):
+        stain = cohort.stain(slide)
+        patient = cohort.patient(slide)
+        n_niche = round(cohort.outcomes.share[patient] * config.n_spots)
+        slides[cohort.slide_id(slide)] = {
+            "patient_id": f"patient{patient + 1:02d}",
+            "outcome": int(cohort.outcomes.outcome[patient]),
+            "niche_share": n_niche / config.n_spots,
+            "log_depth_shift": cohort.depth_shift(slide),
+            "haematoxylin_factor": stain.haematoxylin,
+            "eosin_factor": stain.eosin,
+            "hue_factors": list(stain.hue),
+        }
+    return {
+        "config": asdict(config),
+        "programmes": {name: list(genes) for name, genes in programmes.genes.items()},
+        "genes_left_out": programmes.left_out,
+        "programmes_too_small": list(programmes.too_small),
+        "housekeeping": panel.names[panel.kinds == "housekeeping"].tolist(),
+        "fillers": panel.names[panel.kinds == "filler"].tolist(),
+        "image_visible_programmes": visible_programmes(ceiling),
+        "image_correlation_ceiling": ceiling,
+        "textures": list(TEXTURES),
+        "texture_map": {
+            name: np.round(row, 5).tolist()
+            for name, row in zip(programmes.names, cohort.mapping, strict=True)
+        },
+        "domains": _domain_definitions(programmes),
+        "niche": {
+            "raised_programmes": [programmes.names[p] for p in cohort.outcomes.pair],
+            "raised_by": RAISE,
+        },
+        "slides": slides,
+    }
+
+
+def _domain_definitions(programmes: Programmes) -> dict[str, Any]:
+    """Every fine domain: its coarse domain, how that is laid out, and what it raises."""
+    return {
+        fine: {
+            "coarse": COARSE_NAMES[f // 2],
+            "layout": "layered" if f // 2 < N_LAYERED else "patchy",
+            "raised_programmes": [
+                name
+                for name, effect in zip(programmes.names, programmes.domain_effect[f], strict=True)
+                if effect >= _RAISED
+            ],
+            "mean_activity": dict(
+                zip(
+                    programmes.names, np.round(programmes.domain_effect[f], 4).tolist(), strict=True
+                )
+            ),
+        }
+        for f, fine in enumerate(FINE_NAMES)
+    }

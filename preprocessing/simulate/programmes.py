@@ -1,0 +1,196 @@
+"""What is planted in a simulated cohort: which programmes, where each is active, how it looks.
+
+Legend: P programmes, C coarse and F fine domains, Q latent smooth fields, T texture parameters,
+S spots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing.errors import DataError
+from preprocessing.simulate.config import SimulateConfig, random_stream
+from preprocessing.simulate.layout import (
+    N_COARSE,
+    N_FINE,
+    Domains,
+    Lattice,
+    gaussian_field,
+)
+
+MIN_GENES = 5
+N_FIELDS = 3
+VARIANCE = {"coarse": 0.5, "fine": 0.25, "field": 0.17, "noise": 0.08}
+_FIELD_UM = 220.0
+_VISIBLE = 0.5
+
+
+@dataclass(frozen=True)
+class Programmes:
+    """Planted programmes and the rule that makes their activity from the domains.
+
+    Attributes:
+        genes: Panel genes of each programme, in planted order.
+        left_out: Genes of each programme that did not fit on the panel.
+        too_small: Programmes given with fewer than ``MIN_GENES`` genes, never planted.
+        domain_effect: (F, P) activity that each fine domain adds (coarse and fine effect), mean
+            over domains 0.
+        loading: (Q, P) weights of the smooth fields.
+    """
+
+    genes: dict[str, tuple[str, ...]]
+    left_out: dict[str, int]
+    too_small: tuple[str, ...]
+    domain_effect: NDArray[np.float64]
+    loading: NDArray[np.float64]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Programme names in planted order."""
+        return tuple(self.genes)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(P, P) covariance of the activities when every fine domain has the same area."""
+        domain = self.domain_effect.T @ self.domain_effect / N_FINE
+        noise = VARIANCE["noise"] * np.eye(len(self.genes))
+        total: NDArray[np.float64] = domain + self.loading.T @ self.loading + noise
+        return total
+
+
+def plant_programmes(programmes: Mapping[str, Sequence[str]], config: SimulateConfig) -> Programmes:
+    """Draw the programmes, put their genes on the panel and give each its places of activity.
+
+    Args:
+        programmes: Gene symbols of each programme.
+        config: Cohort settings.
+
+    Returns:
+        The planted programmes; where all genes do not fit beside the housekeeping genes, the panel
+        holds the first n genes of every programme, with the largest n that fits.
+
+    Raises:
+        DataError: Too few usable programmes, or a panel too small for them.
+    """
+    rng = random_stream(config.seed, "programmes")
+    unique = {name: tuple(dict.fromkeys(genes)) for name, genes in programmes.items()}
+    usable = [name for name, genes in unique.items() if len(genes) >= MIN_GENES]
+    if len(usable) < config.n_programmes:
+        raise DataError(
+            f"cannot plant n_programmes={config.n_programmes}: of {len(unique)} programmes given "
+            f"{len(usable)} have at least {MIN_GENES} genes; lower n_programmes or give more"
+        )
+    picked = np.sort(rng.choice(len(usable), config.n_programmes, replace=False))
+    chosen = {usable[i]: unique[usable[i]] for i in picked}
+    room = config.n_genes - config.n_housekeeping
+    keep = _genes_per_programme(chosen, room)
+    panel = {gene for genes in chosen.values() for gene in genes[:keep]}
+    planted = {name: tuple(g for g in genes if g in panel) for name, genes in chosen.items()}
+    return Programmes(
+        genes=planted,
+        left_out={name: len(chosen[name]) - len(genes) for name, genes in planted.items()},
+        too_small=tuple(sorted(set(unique) - set(usable))),
+        domain_effect=_domain_effect(rng, len(chosen)),
+        loading=_field_loading(rng, len(chosen)),
+    )
+
+
+def _genes_per_programme(chosen: Mapping[str, tuple[str, ...]], room: int) -> int:
+    """The largest n such that the first n genes of every programme fit in ``room`` panel places."""
+    first_use: dict[str, int] = {}
+    for genes in chosen.values():
+        for position, gene in enumerate(genes):
+            first_use[gene] = min(position, first_use.get(gene, position))
+    positions = np.sort(np.fromiter(first_use.values(), dtype=np.int64))
+    keep = max(map(len, chosen.values()))
+    if len(positions) > room:
+        keep = int(positions[room])
+    if keep < MIN_GENES:
+        needed = int(np.searchsorted(positions, MIN_GENES))
+        raise DataError(
+            f"the panel has room for {room} programme genes, but {len(chosen)} programmes with "
+            f"{MIN_GENES} genes each need {needed}; raise n_genes or lower n_programmes"
+        )
+    return keep
+
+
+def _domain_effect(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """(F, P) activity of each fine domain.
+
+    Every programme is raised in a home coarse domain, often in a second one, and in one half of
+    some coarse domains, always of its home, more than in the other half. The homes go round, so
+    that every domain raises several programmes.
+    """
+    home = rng.permutation(np.arange(n) % N_COARSE)
+    coarse = np.zeros((N_COARSE, n))
+    second = (home + rng.integers(1, N_COARSE, n)) % N_COARSE
+    coarse[second, np.arange(n)] = rng.choice([0.0, 0.7], n, p=[0.5, 0.5])
+    coarse[home, np.arange(n)] = 1.0
+    half = rng.choice([-1.0, 0.0, 1.0], (N_COARSE, n), p=[0.2, 0.6, 0.2])
+    for domain in range(N_COARSE):
+        at_home = np.flatnonzero(home == domain)
+        half[domain, at_home] = np.where(np.arange(len(at_home)) % 2, 1.0, -1.0)
+    coarse_f = np.repeat(coarse - coarse.mean(axis=0), 2, axis=0)
+    fine_f = np.repeat(half, 2, axis=0) * np.tile([1.0, -1.0], N_COARSE)[:, None]
+    effect: NDArray[np.float64] = math.sqrt(VARIANCE["coarse"]) * coarse_f / coarse_f.std(axis=0)
+    effect += math.sqrt(VARIANCE["fine"]) * fine_f / fine_f.std(axis=0)
+    return effect
+
+
+def _field_loading(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    loading = rng.standard_normal((N_FIELDS, n))
+    scaled: NDArray[np.float64] = loading / np.linalg.norm(loading, axis=0)
+    return scaled * math.sqrt(VARIANCE["field"])
+
+
+def draw_activity(
+    rng: np.random.Generator, programmes: Programmes, lattice: Lattice, domains: Domains
+) -> NDArray[np.float64]:
+    """(S, P) log-activity: domain effects + smooth fields + spot noise, variance about 1."""
+    at = lattice.spot_cells
+    shape = lattice.inside_um.shape
+    latent = np.stack([gaussian_field(rng, shape, _FIELD_UM)[at] for _ in range(N_FIELDS)], axis=1)
+    noise = rng.standard_normal((len(domains.fine), len(programmes.genes)))
+    activity: NDArray[np.float64] = programmes.domain_effect[domains.fine]
+    return activity + latent @ programmes.loading + math.sqrt(VARIANCE["noise"]) * noise
+
+
+def texture_map(
+    rng: np.random.Generator, programmes: Programmes, n_textures: int
+) -> NDArray[np.float64]:
+    """(P, T) linear map from activities to texture parameters, one for the whole cohort.
+
+    The leading principal axes of the activities, half whitened (so that weak axes can be seen
+    too), under a random rotation; every parameter has variance 1.
+    """
+    covariance = programmes.covariance
+    value, axis = np.linalg.eigh(covariance)
+    n_axes = min(n_textures, len(value))
+    leading = axis[:, ::-1][:, :n_axes] * value[::-1][:n_axes] ** -0.25
+    rotation, _ = np.linalg.qr(rng.standard_normal((n_textures, n_textures)))
+    mixed = leading @ rotation[:n_axes]
+    scaled: NDArray[np.float64] = mixed / np.sqrt(
+        np.einsum("pt,pq,qt->t", mixed, covariance, mixed)
+    )
+    return scaled
+
+
+def visibility(
+    programmes: Programmes, mapping: NDArray[np.float64], signal: float
+) -> dict[str, float]:
+    """Highest correlation a linear read-out of the texture can reach, per programme (0 to 1)."""
+    covariance = programmes.covariance
+    cross = covariance @ mapping
+    explained = (cross @ np.linalg.pinv(mapping.T @ cross) * cross).sum(axis=1)
+    ceiling = np.sqrt(signal * explained / np.diag(covariance))
+    return {name: round(float(r), 4) for name, r in zip(programmes.names, ceiling, strict=True)}
+
+
+def visible_programmes(ceiling: Mapping[str, float]) -> list[str]:
+    """Names of the programmes that the image shows: correlation ceiling of at least 0.5."""
+    return [name for name, r in ceiling.items() if r >= _VISIBLE]

@@ -1,0 +1,222 @@
+"""An H&E-like picture drawn from texture parameters: nuclei, fibres, fat holes, stains.
+
+Legend: S spots, T texture parameters, (h, w) coarse grid cells of ``CELL_UM``, (H, W) pixels.
+Absorbance (optical density, base e) is composed per stain and turned into RGB at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from preprocessing.simulate.layout import CELL_UM, Lattice
+from preprocessing.simulate.stamps import Stamps, scatter, stamp
+
+TEXTURES = (
+    "nuclei_density",
+    "nuclei_size",
+    "nuclei_darkness",
+    "eosin",
+    "eosin_tint",
+    "haze",
+    "fibres",
+    "vacuoles",
+    "granules",
+    "erythrocytes",
+)
+
+_KERNEL_UM = 42.0
+_STAIN_H = np.array([0.62, 0.72, 0.32])
+_STAIN_PINK = np.array([0.07, 0.80, 0.33])
+_STAIN_SALMON = np.array([0.13, 0.66, 0.62])
+_STAIN_RED = np.array([0.10, 0.85, 0.75])
+_GLASS = 243.0
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Stain:
+    """Staining of one slide: factors of the two stains and a small shift of their colours."""
+
+    haematoxylin: float
+    eosin: float
+    hue: tuple[float, float, float]
+
+
+def draw_stain(rng: np.random.Generator, spread: float) -> Stain:
+    """Stain strengths with log standard deviation ``spread``, colours with a fifth of it."""
+    strength = np.exp(spread * rng.standard_normal(2))
+    hue = np.exp(0.2 * spread * rng.standard_normal(3))
+    return Stain(
+        float(strength[0]), float(strength[1]), (float(hue[0]), float(hue[1]), float(hue[2]))
+    )
+
+
+def parameter_maps(values: NDArray[np.float64], lattice: Lattice) -> Float:
+    """(T, h, w) texture parameters of the coarse grid from those of the spots (S, T).
+
+    Gaussian kernel average of the spots (sigma 42 um), squashed to within 2.5.
+    """
+    shape = lattice.inside_um.shape
+    at = lattice.spot_cells
+    layers = np.concatenate([values.T, np.ones((1, len(values)))])
+    impulse = np.zeros((len(layers), *shape), dtype=np.float32)
+    for layer, value in zip(impulse, layers, strict=True):
+        np.add.at(layer, at, value)
+    sigma = _KERNEL_UM / CELL_UM
+    smooth = ndimage.gaussian_filter(impulse, (0, sigma, sigma), truncate=6)
+    mean = smooth[:-1] / np.maximum(smooth[-1], 1e-9)
+    maps: Float = (2.5 * np.tanh(mean / 2.5)).astype(np.float32)
+    return maps
+
+
+def enlarge(grid: Float, shape: tuple[int, int]) -> Float:
+    """Bilinear enlargement of a grid (h, w) to (H, W) pixels, cell centres kept in place."""
+    picture = Image.fromarray(np.ascontiguousarray(grid, dtype=np.float32))
+    return np.array(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> Float:
+    """(H, W) noise of unit sd (about) whose features are ``scale_px`` pixels wide."""
+    small = tuple(int(np.ceil(n / scale_px)) + 2 for n in shape)
+    noise = ndimage.gaussian_filter(rng.standard_normal(small, dtype=np.float32), 0.7)
+    picture = Image.fromarray(noise / noise.std())
+    box = (0.0, 0.0, min(shape[1] / scale_px, small[1]), min(shape[0] / scale_px, small[0]))
+    return np.array(picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC, box=box))
+
+
+def fibre_noise(rng: np.random.Generator, shape: tuple[int, int], mpp: float) -> Float:
+    """(H, W) wavy streaks of unit sd, about 3 um wide, along one direction per slide."""
+    side = 1024
+    white = rng.standard_normal((side, side), dtype=np.float32)
+    tile = ndimage.gaussian_filter(white, (1.4 / mpp, 16.0 / mpp), mode="wrap")
+    tile /= tile.std()
+    angle = rng.uniform(0, np.pi)
+    across, along = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    y = np.arange(shape[0], dtype=np.float32)[:, None]
+    x = np.arange(shape[1], dtype=np.float32)[None, :]
+    v = y * across - x * along + (14 / mpp) * smooth_noise(rng, shape, 90 / mpp)
+    u = y * along + x * across + (14 / mpp) * smooth_noise(rng, shape, 90 / mpp)
+    index = (v.astype(np.int32) % side) * side + u.astype(np.int32) % side
+    streaks: Float = tile.ravel()[index]
+    return streaks
+
+
+def render(
+    rng: np.random.Generator,
+    parameters: Float,
+    lattice: Lattice,
+    stain: Stain,
+    mpp: float,
+) -> NDArray[np.uint8]:
+    """The slide at level 0, (H, W, 3) uint8.
+
+    Args:
+        rng: Random generator of this slide's picture.
+        parameters: (T, h, w) texture parameters in the order of ``TEXTURES``, about unit variance.
+        lattice: Gives the tissue outline and the size of the picture.
+        stain: Staining of this slide.
+        mpp: Micrometres per pixel.
+    """
+    width, height = (round(n / mpp) for n in lattice.size_um)
+    shape = (height, width)
+    level = dict(zip(TEXTURES, parameters, strict=True))
+    tissue = np.clip(enlarge(lattice.inside_um, shape) / 5.0, 0, 1)
+    holes = _holes(rng, level, lattice, shape, mpp)
+    solid = tissue * (1 - holes)
+    haematoxylin = _haematoxylin(rng, level, lattice, shape, mpp) * solid
+    eosin = _eosin(rng, level, shape, mpp) * solid
+    red = _erythrocytes(rng, level, lattice, shape, mpp) * solid
+    tint = enlarge(1 / (1 + np.exp(-1.1 * level["eosin_tint"])), shape)
+    haematoxylin *= stain.haematoxylin
+    eosin *= stain.eosin
+    picture = np.empty((*shape, 3), dtype=np.uint8)
+    for channel in range(3):
+        pink, salmon = _STAIN_PINK[channel], _STAIN_SALMON[channel]
+        density = eosin * (np.float32(pink) + np.float32(salmon - pink) * tint)
+        density += np.float32(_STAIN_H[channel]) * haematoxylin
+        density += np.float32(_STAIN_RED[channel]) * red
+        light = np.exp(-np.float32(stain.hue[channel]) * density) * np.float32(_GLASS)
+        light += np.float32(1.8) * rng.standard_normal(shape, dtype=np.float32)
+        np.clip(light + 0.5, 0, 255, out=light)
+        picture[..., channel] = light
+    return picture
+
+
+def _eosin(
+    rng: np.random.Generator, level: dict[str, Float], shape: tuple[int, int], mpp: float
+) -> Float:
+    """(H, W) eosin density: stroma with fibres (fine streaks) and granules (4 um blotches)."""
+    fibre = enlarge(0.30 / (1 + np.exp(-1.2 * level["fibres"])), shape)
+    granule = enlarge(0.30 / (1 + np.exp(-1.2 * level["granules"])), shape)
+    grain = 1 + fibre * fibre_noise(rng, shape, mpp)
+    grain += granule * smooth_noise(rng, shape, 4.5 / mpp)
+    grain += np.float32(0.07) * smooth_noise(rng, shape, 25 / mpp)
+    base = enlarge(0.62 * np.exp(0.20 * level["eosin"]), shape)
+    density: Float = base * np.clip(grain, 0.12, 3)
+    return density
+
+
+def _haematoxylin(
+    rng: np.random.Generator,
+    level: dict[str, Float],
+    lattice: Lattice,
+    shape: tuple[int, int],
+    mpp: float,
+) -> Float:
+    """(H, W) haematoxylin density: elliptic nuclei of 6-12 um with chromatin, over a faint haze."""
+    y, x, cell = scatter(rng, 0.0026 * np.exp(0.50 * level["nuclei_density"]), lattice, mpp)
+    n = len(y)
+    radius = 4.1 * np.exp(0.17 * level["nuclei_size"].ravel()[cell] + rng.normal(0, 0.15, n)) / mpp
+    stretch = np.exp(np.abs(rng.normal(0.0, 0.28, n)) / 2)
+    darkness = 0.95 * np.exp(0.22 * level["nuclei_darkness"].ravel()[cell] + rng.normal(0, 0.15, n))
+    nuclei = stamp(
+        shape,
+        Stamps(
+            y=y,
+            x=x,
+            semi_axes=np.column_stack([radius * stretch, radius / stretch]),
+            angle=rng.uniform(0, np.pi, n),
+            value=darkness,
+        ),
+    )
+    nuclei *= np.clip(1 + np.float32(0.22) * smooth_noise(rng, shape, 1.6 / mpp), 0.3, 2)
+    haze = enlarge(0.11 * np.exp(0.5 * level["haze"]), shape)
+    density: Float = np.maximum(nuclei, 0) + haze
+    return density
+
+
+def _holes(
+    rng: np.random.Generator,
+    level: dict[str, Float],
+    lattice: Lattice,
+    shape: tuple[int, int],
+    mpp: float,
+) -> Float:
+    """(H, W) 0..1 where fat vacuoles (20-60 um) leave white holes; covers about 2 to 30 %."""
+    share = np.minimum(0.055 * np.exp(0.75 * level["vacuoles"]), 0.4)
+    y, x, _ = scatter(rng, share / (np.pi * 18.0**2), lattice, mpp)
+    radius = np.clip(18.0 * np.exp(rng.normal(0.0, 0.3, len(y))), 8, 32) / mpp
+    stretch = np.exp(rng.normal(0.0, 0.12, len(y)))
+    axes = np.column_stack([radius * stretch, radius / stretch])
+    angle = rng.uniform(0, np.pi, len(y))
+    return stamp(shape, Stamps(y=y, x=x, semi_axes=axes, angle=angle, value=np.ones(len(y))))
+
+
+def _erythrocytes(
+    rng: np.random.Generator,
+    level: dict[str, Float],
+    lattice: Lattice,
+    shape: tuple[int, int],
+    mpp: float,
+) -> Float:
+    """(H, W) density of red blood cells: round, 6 um, red."""
+    y, x, _ = scatter(rng, 0.0007 * np.exp(0.8 * level["erythrocytes"]), lattice, mpp)
+    radius = np.full((len(y), 2), 3.1 / mpp)
+    value = rng.uniform(0.6, 0.9, len(y))
+    return stamp(shape, Stamps(y=y, x=x, semi_axes=radius, angle=np.zeros(len(y)), value=value))

@@ -1,0 +1,119 @@
+"""Opening a slide: whole-slide images and plain pictures, read on demand (METHOD section 0).
+
+`preprocessing.slides.pixels` says what an open slide is and which pixels it gives.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+
+from preprocessing.errors import DataError
+from preprocessing.slides.hest import HDF5, HestPatches
+from preprocessing.slides.ome import OmeTiff, is_ome
+from preprocessing.slides.pixels import (
+    BLACK,
+    Pixels,
+    Slide,
+    damage_named,
+    mean_mpp,
+    to_rgb,
+    unpainted,
+)
+from preprocessing.slides.plain import JPEG, PlainPicture, PlainTiff, eight_bit_page
+
+__all__ = ["BACKENDS", "BLACK", "OpenSlideSlide", "Pixels", "Slide", "open_slide"]
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def open_slide(path: Path | str, black_is_background: bool = False, backend: str = "auto") -> Slide:
+    """Open a slide: OME-TIFF, what OpenSlide knows, JPEG, PNG, TIFF, or patches of HEST-1k.
+
+    Args:
+        path: the image file.
+        black_is_background: show black pixels as white; see `tissue.has_black_background`.
+        backend: what decodes the pixels: "auto" (what HiBio brings), "pyvips" or "cucim" (to be
+            installed); see `BACKENDS`. All give the same levels, and the same pixels.
+
+    Raises:
+        DataError: no such file, not an image, damaged, not 8-bit, too large to decode, or the back
+            end is unknown, not installed or does not read this file.
+    """
+    path = Path(path)
+    if backend not in BACKENDS:
+        near = get_close_matches(backend, BACKENDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(BACKENDS)}"
+        raise DataError(f"slide back end {backend!r} is unknown ({hint})")
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such image file; check the path and --root")
+    return BACKENDS[backend](path, black_is_background)
+
+
+class OpenSlideSlide(Slide):
+    """A slide in one of the formats that OpenSlide reads (SVS, NDPI, MRXS, tiled TIFF, ...)."""
+
+    def __init__(self, path: Path, black_is_background: bool = False) -> None:
+        self.path, self.black_is_background = path, black_is_background
+        with damage_named(path):
+            self._slide = openslide.OpenSlide(path)
+        self.level_dimensions = tuple(self._slide.level_dimensions)
+        self.level_downsamples = tuple(self._slide.level_downsamples)
+        known = self._slide.properties
+        found: Sequence[Any] = [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        if known.get("openslide.vendor") == "generic-tiff":
+            found = eight_bit_page(path)[1]
+        self.mpp = mean_mpp(path, found)
+
+    def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        """See `Slide.read_region`."""
+        with damage_named(self.path):
+            region = to_rgb(np.asarray(self._slide.read_region(xy_px0, level, size)))
+        return unpainted(region) if self.black_is_background else region
+
+    def close(self) -> None:
+        """Release the file."""
+        self._slide.close()
+
+
+def _automatic(path: Path, black_is_background: bool) -> Slide:
+    with path.open("rb") as file:
+        magic = file.read(8)
+    tiff = magic[:4] in _TIFF
+    vendor = openslide.OpenSlide.detect_format(path)
+    if tiff and vendor in (None, "generic-tiff") and is_ome(path):
+        return OmeTiff(path, black_is_background)
+    if vendor is not None:
+        return OpenSlideSlide(path, black_is_background)
+    if tiff:
+        return PlainTiff(path, black_is_background)
+    if magic[:3] == JPEG or magic == _PNG:
+        return PlainPicture(path, black_is_background)
+    if magic == HDF5:
+        return HestPatches(path, black_is_background)
+    raise DataError(
+        f"{path}: no known image (starts with {magic!r}); expected a slide, TIFF, JPEG or PNG"
+    )
+
+
+def _pyvips(path: Path, black_is_background: bool) -> Slide:
+    from preprocessing.slides.vips import VipsSlide
+
+    return VipsSlide(_automatic(path, False), black_is_background)
+
+
+def _cucim(path: Path, black_is_background: bool) -> Slide:
+    from preprocessing.slides.cucim import CucimSlide
+
+    return CucimSlide(_automatic(path, False), black_is_background)
+
+
+BACKENDS: dict[str, Callable[[Path, bool], Slide]] = {
+    "auto": _automatic,
+    "pyvips": _pyvips,
+    "cucim": _cucim,
+}

@@ -1,0 +1,20 @@
+"""The slide store: one prepared slide on disk (ARCHITECTURE section 2).
+
+`layout` knows the HDF5 paths, `write` writes, `read` reads, `verify`
+checks; everything else imports from here.
+"""
+
+from preprocessing.file_hash import file_sha256
+from preprocessing.store.layout import SCHEMA_VERSION
+from preprocessing.store.read import SlideStore
+from preprocessing.store.verify import verify_store
+from preprocessing.store.write import SlidePicture, write_store
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "SlidePicture",
+    "SlideStore",
+    "file_sha256",
+    "verify_store",
+    "write_store",
+]

@@ -1,0 +1,276 @@
+"""Reading a slide store: `SlideStore`. Shapes: S spots, G genes."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from preprocessing.errors import DataError
+from preprocessing.file_hash import file_sha256
+from preprocessing.modality import RNA
+from preprocessing.store import layout
+from preprocessing.store.counts import Rows, read_count_rows, read_counts
+from preprocessing.store.patches import PatchPlaces, patch_places, read_patches
+
+_AGAIN = "delete the file and run `hibio prepare` again"
+
+
+class SlideStore:
+    """A prepared slide, opened for reading; use it in a ``with`` statement.
+
+    Every method reads from the file; only where rows and patches begin is kept in memory.
+
+    Attributes:
+        path: the file.
+        attrs: ids, scale, settings and source hashes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a store.
+
+        Raises:
+            DataError: missing, truncated, not a store, or of another schema version.
+        """
+        self.path = Path(path)
+        self._file = self._open()
+        try:
+            self.attrs: dict[str, Any] = layout.read_attrs(self._file)
+            self._check()
+        except DataError:
+            self.close()
+            raise
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            self.close()
+            raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
+        self._sha256: str | None = None
+        self._indptr: np.ndarray | None = None
+        self._patch_place: PatchPlaces | None = None
+
+    def _open(self) -> h5py.File:
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist; give a store written by `hibio prepare`")
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            raise DataError(
+                f"{self.path} is not a complete HDF5 file ({error}); {_AGAIN}"
+            ) from error
+
+    def _check(self) -> None:
+        found = self.attrs.get("schema_version")
+        if found is None:
+            raise DataError(
+                f"{self.path} is an HDF5 file, but not a slide store (no "
+                "schema_version); give a file written by `hibio prepare`"
+            )
+        if found != layout.SCHEMA_VERSION:
+            raise DataError(
+                f"{self.path} has schema version {found}, this program reads version "
+                f"{layout.SCHEMA_VERSION}; {_AGAIN}"
+            )
+        missing = [name for name in layout.REQUIRED if name not in self._file]
+        if missing:
+            raise DataError(f"{self.path} lacks {', '.join(missing)}; {_AGAIN}")
+
+    def __enter__(self) -> Self:
+        """Return the open store."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the store cannot be read any more."""
+        self._file.close()
+        self._patch_place = None
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+        return str(self.attrs["slide_id"])
+
+    @property
+    def patient_id(self) -> str:
+        """Patient; splits are made by it."""
+        return str(self.attrs["patient_id"])
+
+    @property
+    def modality(self) -> str:
+        """What was measured: "rna" (counts) or "protein" (intensities)."""
+        return str(self.attrs.get("modality", RNA))
+
+    @property
+    def outcome(self) -> str:
+        """What is known of the patient's outcome, such as "0" or "1"; "" unknown."""
+        return str(self.attrs.get("outcome", ""))
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per level-0 pixel of the image."""
+        return float(self.attrs["mpp"])
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there are patches."""
+        return layout.PATCHES in self._file
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether genes were counted; False for a slide that is only an image."""
+        return bool(self._file[layout.GENE_ID].shape[0])
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots S."""
+        return int(self._file[layout.BARCODE].shape[0])
+
+    @property
+    def gene_ids(self) -> np.ndarray:
+        """Gene ids, (G,) str."""
+        return layout.read_strings(self._file, layout.GENE_ID)
+
+    @property
+    def gene_names(self) -> np.ndarray:
+        """Gene symbols, (G,) str, unique."""
+        return layout.read_strings(self._file, layout.GENE_NAME)
+
+    @property
+    def barcodes(self) -> np.ndarray:
+        """Barcodes, (S,) str, along a Hilbert curve of the coordinates."""
+        return layout.read_strings(self._file, layout.BARCODE)
+
+    @property
+    def xy_um(self) -> np.ndarray:
+        """Spot centres in micrometres, (S, 2) float64."""
+        return np.asarray(self._file[layout.XY_UM][:])
+
+    @property
+    def xy_px0(self) -> np.ndarray:
+        """Spot centres in level-0 pixels of the image, (S, 2) float64."""
+        return np.asarray(self._file[layout.XY_PX0][:])
+
+    @property
+    def tissue_fraction(self) -> np.ndarray:
+        """Part of each patch that is tissue, (S,) float32; NaN without image."""
+        return np.asarray(self._file[layout.TISSUE_FRACTION][:])
+
+    def counts(self, rows: Rows | None = None) -> csr_matrix:
+        """Read the raw counts, or the intensities of proteins.
+
+        Args:
+            rows: a slice (one read), (n,) spot numbers in any order, or an (S,) mask; only they
+                are read. None: all spots.
+
+        Returns:
+            (n, G) CSR, int32 (rna) or float32 (protein).
+
+        Raises:
+            DataError: a number outside 0..S-1, or damaged counts.
+        """
+        try:
+            if rows is None:
+                return read_counts(self._file)
+            if self._indptr is None and not isinstance(rows, slice):
+                self._indptr = self._file[layout.COUNTS]["indptr"][:]
+            return read_count_rows(self._file, rows, self._indptr)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        except (ValueError, KeyError, OSError) as error:
+            raise DataError(f"{self.path}: damaged counts ({error}); {_AGAIN}") from error
+
+    def labels(self) -> pd.DataFrame:
+        """Return the labels, (S, columns); categories str (missing ""), measurements float."""
+        return pd.DataFrame(self.label_columns(), index=pd.RangeIndex(self.n_spots))
+
+    def label_columns(self) -> dict[str, np.ndarray]:
+        """Return the labels as stored, column -> (S,) float64 or object."""
+        return layout.read_labels(self._file)
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patches: S, or 0 without image."""
+        return int(self._file[layout.PATCH_START].shape[0]) if self.has_image else 0
+
+    def patches(self, indices: np.ndarray | list[int] | None = None) -> np.ndarray:
+        """Read image patches.
+
+        Args:
+            indices: (n,) spot numbers in any order, repeats allowed; None: all spots.
+
+        Returns:
+            uint8 (n, px, px, 3).
+
+        Raises:
+            DataError: no image, a number outside 0..S-1, or damaged bytes.
+        """
+        places = self._places()
+        spots = len(places.start)
+        index = np.arange(spots) if indices is None else np.asarray(indices, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= spots):
+            asked = f"patch {int(index.min())}..{int(index.max())} asked, there are 0..{spots - 1}"
+            raise DataError(f"{self.path}: {asked}")
+        try:
+            return read_patches(self._file, places, index)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {error}; {_AGAIN}") from error
+
+    def _places(self) -> PatchPlaces:
+        if self._patch_place is not None:
+            return self._patch_place
+        if not self.has_image:
+            remedy = "give an image in the manifest and prepare the slide again"
+            raise DataError(f"{self.path} has no patches (counts only); {remedy}")
+        try:
+            self._patch_place = patch_places(self._file)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: damaged patches ({error}); {_AGAIN}") from error
+        return self._patch_place
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the feature sets, such as "handcrafted"."""
+        return sorted(self._file[layout.FEATURES]) if layout.FEATURES in self._file else []
+
+    def features(self, name: str) -> np.ndarray:
+        """Return one feature set, (S, F) float32.
+
+        Raises:
+            DataError: there is none of this name; names the nearest.
+        """
+        if name not in (names := self.feature_names):
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or '-'}"
+            raise DataError(f"{self.path} has no features {name!r} ({hint})")
+        return np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
+
+    @property
+    def thumbnail(self) -> np.ndarray | None:
+        """The whole slide, uint8 (h, w, 3) of at most 1024 px; None without image."""
+        if layout.THUMBNAIL not in self._file:
+            return None
+        return layout.decode_jpeg(self._file[layout.THUMBNAIL][:])
+
+    @property
+    def thumbnail_downsample(self) -> float | None:
+        """Level-0 pixels per thumbnail pixel; None without image."""
+        if layout.THUMBNAIL not in self._file:
+            return None
+        return float(self._file[layout.THUMBNAIL].attrs["downsample"])
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        if self._sha256 is None:
+            self._sha256 = file_sha256(self.path)
+        return self._sha256

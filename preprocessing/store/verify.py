@@ -1,0 +1,234 @@
+"""Checking a slide store: everything a training run will rely on. Shapes: S spots, G genes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from preprocessing.errors import DataError
+from preprocessing.findings import Finding
+from preprocessing.modality import PROTEIN
+from preprocessing.spot_table import repeated_names
+from preprocessing.store.checksum import broken, oversized
+from preprocessing.store.read import SlideStore
+
+MIN_GENES = 300
+MIN_PROTEINS = 10
+MIN_DEPTH = 200
+_AGAIN = "delete the store and run `hibio prepare` again"
+_SAMPLE = 4
+_XY_TOLERANCE_UM = 0.5
+
+Problem = tuple[str, str, str]  # level, message, fix
+
+
+def verify_store(path: str | Path) -> list[Finding]:
+    """Check one store: schema, shapes, counts, coordinates, patches, features, labels.
+
+    Args:
+        path: the store.
+
+    Returns:
+        FAIL and WARN findings, or a single PASS; never raises for a bad file.
+    """
+    path = Path(path)
+    findings: list[Finding] = []
+    try:
+        with SlideStore(path) as store:
+            for check in _CHECKS:
+                findings += [_finding(path, p) for p in _run(check, store)]
+                if check is _check_sizes and findings:  # to read it would fill the memory
+                    return findings
+            if not findings:
+                text = f"{_size(store)}, checksums, schema and values are valid"
+                findings.append(Finding("PASS", str(path), text))
+    except DataError as error:
+        findings.append(Finding("FAIL", str(path), str(error), _AGAIN))
+    return findings
+
+
+def _size(store: SlideStore) -> str:
+    if not store.has_counts:
+        return f"{store.n_spots} spots, image only, no counts"
+    return f"{store.n_spots} spots x {len(store.gene_ids)} {feature_word(store.modality)}"
+
+
+def feature_word(modality: str) -> str:
+    """What the columns of the counts are called: genes or proteins."""
+    return "proteins" if modality == PROTEIN else "genes"
+
+
+def few_features(count: int, modality: str) -> str | None:
+    """Say what to expect of a small panel; None where it is large enough."""
+    if modality == PROTEIN:
+        return "expect coarse cell types" if count < MIN_PROTEINS else None
+    return "expect weak pathway coverage" if count < MIN_GENES else None
+
+
+def _finding(path: Path, problem: Problem) -> Finding:
+    level, message, fix = problem
+    return Finding("FAIL" if level == "FAIL" else "WARN", str(path), message, fix)
+
+
+def _run(check: Callable[[SlideStore], list[Problem]], store: SlideStore) -> list[Problem]:
+    try:
+        return check(store)
+    except DataError as error:
+        return [("FAIL", f"{error}", _AGAIN)]
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the library raise
+        return [("FAIL", f"damaged ({type(error).__name__}: {error})", _AGAIN)]
+
+
+def _check_sizes(store: SlideStore) -> list[Problem]:
+    with h5py.File(store.path, "r") as file:
+        absurd = oversized(file)
+    if absurd:
+        return [("FAIL", f"{', '.join(absurd)}: claims more values than the file can hold", _AGAIN)]
+    return []
+
+
+def _check_ids(store: SlideStore) -> list[Problem]:
+    problems: list[Problem] = []
+    if store.path.stem != store.slide_id:
+        problems.append(("WARN", f"holds the slide {store.slide_id!r}", "name the file like it"))
+    if not store.patient_id:
+        problems.append(("FAIL", "patient_id is empty", "fill it in the manifest; prepare again"))
+    if not (np.isfinite(store.mpp) and store.mpp > 0):
+        problems.append(("FAIL", f"mpp is {store.mpp}", "give mpp in the manifest; prepare again"))
+    return problems
+
+
+def _check_shapes(store: SlideStore) -> list[Problem]:
+    spots, genes = store.n_spots, len(store.gene_ids)
+    found = {
+        "counts": (store.counts().shape, (spots, genes)),
+        "gene names": (store.gene_names.shape, (genes,)),
+        "xy_um": (store.xy_um.shape, (spots, 2)),
+        "xy_px0": (store.xy_px0.shape, (spots, 2)),
+        "tissue_fraction": (store.tissue_fraction.shape, (spots,)),
+    }
+    found |= {
+        f"label {name}": (values.shape, (spots,)) for name, values in store.label_columns().items()
+    }
+    found |= {
+        f"features {name}": (store.features(name).shape[:1], (spots,))
+        for name in store.feature_names
+    }
+    return [
+        ("FAIL", f"{name} has shape {shape}, expected {expected}", _AGAIN)
+        for name, (shape, expected) in found.items()
+        if shape != expected
+    ]
+
+
+def _check_content(store: SlideStore) -> list[Problem]:
+    with h5py.File(store.path, "r") as file:
+        differing = broken(file)
+    if differing is None:
+        text = "no checksum of the content (written by an older version)"
+        return [("WARN", text, "run `hibio prepare` again to have one")]
+    if differing:
+        text = f"{', '.join(differing)}: not what was written (damaged disk or copy, or edited)"
+        return [("FAIL", text, _AGAIN)]
+    return []
+
+
+def _check_names(store: SlideStore) -> list[Problem]:
+    problems: list[Problem] = []
+    for what, names in (("barcodes", store.barcodes), ("gene names", store.gene_names)):
+        repeated = repeated_names(names)
+        if repeated:
+            problems.append(("FAIL", f"{what} occur twice (first: {repeated[0]!r})", _AGAIN))
+    count = len(store.gene_ids)
+    few = few_features(count, store.modality)
+    if few is not None and store.has_counts:
+        problems.append(("WARN", f"only {count} {feature_word(store.modality)}", few))
+    return problems
+
+
+def _check_counts(store: SlideStore) -> list[Problem]:
+    counts: csr_matrix = store.counts()
+    if not store.has_counts and store.has_image:
+        return []
+    if counts.nnz == 0:
+        return [("FAIL", "the counts are all zero", "check the counts file of the manifest")]
+    values = counts.data
+    if store.modality == PROTEIN:
+        if values.dtype.kind == "f" and np.isfinite(values).all() and values.min() >= 0:
+            return []  # the sum of intensities is no depth
+        return [("FAIL", "intensities are not finite numbers from 0 on", _AGAIN)]
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        return [("FAIL", "counts are not non-negative integers", _AGAIN)]
+    depth = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
+    if depth < MIN_DEPTH:
+        return [("WARN", f"median depth is {depth:g} counts a spot", "expect noisy expression")]
+    return []
+
+
+def _check_places(store: SlideStore) -> list[Problem]:
+    xy_px0, xy_um = store.xy_px0, store.xy_um
+    if not (np.isfinite(xy_px0).all() and np.isfinite(xy_um).all()):
+        return [("FAIL", "coordinates are not finite", _AGAIN)]
+    problems: list[Problem] = []
+    if store.n_spots > 1 and (xy_um == xy_um[:1]).all():
+        problems.append(("FAIL", "all spots have the same coordinates", "correct the positions"))
+    if np.abs(xy_px0 * store.mpp - xy_um).max() > _XY_TOLERANCE_UM:
+        problems.append(("FAIL", "xy_um is not xy_px0 * mpp", _AGAIN))
+    size = store.attrs.get("slide_size_px0")
+    if size is not None:
+        outside = ((xy_px0 < 0) | (xy_px0 > np.asarray(size))).any(axis=1)
+        if outside.any():
+            problems.append(
+                (
+                    "FAIL",
+                    f"{int(outside.sum())} spots lie outside the image",
+                    "correct image_scale or the positions; prepare again",
+                )
+            )
+    return problems
+
+
+def _check_patches(store: SlideStore) -> list[Problem]:
+    if not store.has_image:
+        return [("WARN", "no image: only counts can be used", "give an image in the manifest")]
+    count = store.n_patches
+    if count != store.n_spots:
+        return [("FAIL", f"{count} patches for {store.n_spots} spots", _AGAIN)]
+    sample = np.unique(np.linspace(0, store.n_spots - 1, _SAMPLE).astype(np.int64))
+    patches = store.patches(sample)
+    if (patches.reshape(len(sample), -1).std(axis=1) == 0).all():
+        return [("WARN", "the sampled patches are of one colour", "look at the slide and the mask")]
+    return []
+
+
+def _check_features(store: SlideStore) -> list[Problem]:
+    return [
+        ("FAIL", f"features {name!r} are not finite", f"compute {name!r} again")
+        for name in store.feature_names
+        if not np.isfinite(store.features(name)).all()
+    ]
+
+
+def _check_labels(store: SlideStore) -> list[Problem]:
+    labels = store.labels()
+    return [
+        ("WARN", f"label column {name!r} is empty for every spot", "correct the labels file")
+        for name in labels.columns
+        if labels[name].isin(["", np.nan]).all()
+    ]
+
+
+_CHECKS: tuple[Callable[[SlideStore], list[Problem]], ...] = (
+    _check_sizes,
+    _check_ids,
+    _check_shapes,
+    _check_content,
+    _check_names,
+    _check_counts,
+    _check_places,
+    _check_patches,
+    _check_features,
+    _check_labels,
+)

@@ -1,0 +1,227 @@
+"""Writing a slide store: one HDF5 file a slide, complete or absent."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from preprocessing.atomic import atomic_path
+from preprocessing.errors import DataError
+from preprocessing.manifest import SlideRow
+from preprocessing.patches import PatchConfig
+from preprocessing.spot_table import SpotTable
+from preprocessing.store import layout
+from preprocessing.store.checksum import bytes_digest, seal, seal_dataset
+from preprocessing.store.counts import write_counts
+from preprocessing.store.hdf5_write import Sink, hdf5_writer
+
+_BUFFER_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class SlidePicture:
+    """The slide as a whole, for reports and checks.
+
+    Attributes:
+        size_px0: (width, height) of the image in level-0 pixels.
+        thumbnail: uint8 (h, w, 3), at most 1024 px.
+        downsample: level-0 pixels per thumbnail pixel.
+    """
+
+    size_px0: tuple[int, int]
+    thumbnail: np.ndarray
+    downsample: float
+
+
+def write_store(
+    path: str | Path,
+    table: SpotTable,
+    row: SlideRow,
+    *,
+    patches: Iterable[tuple[int, np.ndarray]] | None,
+    patch: PatchConfig,
+    features: Mapping[str, np.ndarray] | None = None,
+    tissue_fraction: np.ndarray | None = None,
+    source_sha256: Mapping[str, str] | None = None,
+    encoding: str = "jpeg",
+    picture: SlidePicture | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dropped: Mapping[str, int] | None = None,
+) -> None:
+    """Write one store atomically: after an error or a kill there is no new file.
+
+    Args:
+        path: ``<slide_id>.h5``.
+        table: the spots, in the order to keep.
+        row: ids and free text of the slide.
+        patches: (spot index, uint8 (px, px, 3)) of every spot once, in any order; None without
+            image. May be a generator: one patch is held at a time.
+        patch: size of the patches.
+        features: name -> (S, F); written as float16 where the range allows.
+        tissue_fraction: (S,) part of each patch that is tissue; None without image.
+        source_sha256: role -> SHA-256 of each source file.
+        encoding: "jpeg" (quality 90) or "raw".
+        picture: the slide as a whole; None without image.
+        settings: what else the content depends on (compared when preparing again).
+        dropped: reason -> number of spots left out.
+
+    Raises:
+        DataError: patches are missing or of another size, features of another length.
+    """
+    if encoding not in layout.ENCODERS:
+        raise DataError(f"encoding {encoding!r} is unknown; choose {' or '.join(layout.ENCODERS)}")
+    documents = {
+        "source_sha256": dict(source_sha256 or {}),
+        "settings": dict(settings or {}),
+        "dropped": dict(dropped or {}),
+        "notes": list(table.notes),
+    }
+    _without_nul(row, table)
+    with atomic_path(Path(path)) as temporary, hdf5_writer(temporary) as (file, sink):
+        file.attrs.update(_attrs(table, row, patch, encoding, patches is not None))
+        file.attrs.update({k: json.dumps(v, sort_keys=True) for k, v in documents.items()})
+        _write_spots(file, table, tissue_fraction)
+        for name, values in (features or {}).items():
+            if len(values) != table.n_spots:
+                raise DataError(
+                    f"features {name!r} have {len(values)} rows, the slide {table.n_spots} spots"
+                )
+            layout.write_features(file, name, np.asarray(values))
+        if patches is not None:
+            checked = _until_full(patches, sink)
+            _write_patches(file, checked, table.n_spots, patch.patch_px, encoding)
+        if picture is not None:
+            _write_picture(file, picture)
+        seal(file)
+
+
+def _without_nul(row: SlideRow, table: SpotTable) -> None:
+    """Refuse texts that HDF5 cannot hold."""
+    texts: dict[str, Iterable[Any]] = {
+        "manifest row": [v for v in vars(row).values() if isinstance(v, str)],
+        "gene ids": table.gene_ids,
+        "gene names": table.gene_names,
+        "barcodes": table.barcodes,
+        "names of the label columns": table.labels.columns,
+    }
+    texts |= {
+        f"labels {name!r}": values
+        for name, values in table.labels.items()
+        if values.dtype.kind not in "fiub"
+    }
+    for what, values in texts.items():
+        bad = [str(v) for v in values if "\0" in str(v)]
+        if bad:
+            raise DataError(f"{what}: {bad[0][:80]!r} holds a NUL character; take it out")
+
+
+def _attrs(
+    table: SpotTable, row: SlideRow, patch: PatchConfig, encoding: str, has_image: bool
+) -> dict[str, Any]:
+    return {
+        "schema_version": layout.SCHEMA_VERSION,
+        "slide_id": row.slide_id,
+        "patient_id": row.patient_id,
+        "organism": row.organism,
+        "tissue": row.tissue,
+        "technology": row.technology,
+        "modality": table.modality,
+        "outcome": row.outcome,
+        "mpp": table.mpp,
+        "diameter_um": np.nan if table.diameter_um is None else table.diameter_um,
+        "patch_um": patch.patch_um,
+        "patch_px": patch.patch_px,
+        "patch_encoding": encoding,
+        "has_image": has_image,
+    }
+
+
+def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray | None) -> None:
+    write_counts(file, table.counts)
+    layout.write_strings(file, layout.GENE_ID, table.gene_ids)
+    layout.write_strings(file, layout.GENE_NAME, table.gene_names)
+    layout.write_strings(file, layout.BARCODE, table.barcodes)
+    layout.write_array(file, layout.XY_PX0, table.xy_px0)
+    layout.write_array(file, layout.XY_UM, table.xy_um)
+    fraction = np.full(table.n_spots, np.nan) if tissue_fraction is None else tissue_fraction
+    if len(fraction) != table.n_spots:
+        raise DataError(f"tissue_fraction has {len(fraction)} values for {table.n_spots} spots")
+    layout.write_array(file, layout.TISSUE_FRACTION, np.asarray(fraction, dtype=np.float32))
+    file.create_group(layout.LABELS)
+    for position, column in enumerate(table.labels.columns):
+        layout.write_label(file, position, str(column), table.labels[column].to_numpy())
+
+
+def _until_full(
+    patches: Iterable[tuple[int, np.ndarray]], sink: Sink
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The patches, until the disk is full."""
+    for patch in patches:
+        sink.check()
+        yield patch
+
+
+def _write_patches(
+    file: h5py.File,
+    patches: Iterable[tuple[int, np.ndarray]],
+    spots: int,
+    px: int,
+    encoding: str,
+) -> None:
+    """Write all patches one behind the other; ``start`` and ``size`` (S,) say where each lies."""
+    encode = layout.ENCODERS[encoding]
+    start = np.full(spots, -1, dtype=np.int64)
+    size = np.zeros(spots, dtype=np.int64)
+    data = _patch_dataset(file, spots * px * px * 3 if encoding == "raw" else None)
+    end = 0
+    buffer, digest = bytearray(), bytes_digest()
+    for index, patch in patches:
+        if patch.shape != (px, px, 3) or patch.dtype != np.uint8:
+            raise DataError(
+                f"patch of spot {index} is {patch.dtype} {patch.shape}; expected uint8 {px, px, 3}"
+            )
+        if start[index] >= 0:
+            raise DataError(f"spot {index} got two patches; expected one each")
+        encoded = encode(patch)
+        start[index], size[index] = end, len(encoded)
+        end += len(encoded)
+        buffer += encoded
+        digest.update(encoded)
+        if len(buffer) >= _BUFFER_BYTES:
+            _append(data, end - len(buffer), buffer)
+            buffer.clear()
+    _append(data, end - len(buffer), buffer)
+    seal_dataset(data, digest.hexdigest())
+    if (start < 0).any():
+        raise DataError(
+            f"{int((start < 0).sum())} of {spots} spots got no patch; expected one each"
+        )
+    layout.write_array(file, layout.PATCH_START, start)
+    layout.write_array(file, layout.PATCH_SIZE, size)
+
+
+def _patch_dataset(file: h5py.File, size: int | None) -> h5py.Dataset:
+    """The bytes: in one piece where their number is known, since that is read fastest."""
+    if size is not None:
+        return file.create_dataset(layout.PATCH_BYTES, (size,), np.uint8)
+    return file.create_dataset(
+        layout.PATCH_BYTES, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,)
+    )
+
+
+def _append(data: h5py.Dataset, start: int, buffer: bytearray) -> None:
+    if data.chunks is not None:
+        data.resize((start + len(buffer),))
+    data[start : start + len(buffer)] = np.frombuffer(bytes(buffer), dtype=np.uint8)
+
+
+def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
+    encoded = np.frombuffer(layout.encode_jpeg(picture.thumbnail), dtype=np.uint8)
+    data = file.create_dataset(layout.THUMBNAIL, data=encoded)
+    data.attrs["downsample"] = float(picture.downsample)
+    file.attrs["slide_size_px0"] = np.array(picture.size_px0, dtype=np.int64)

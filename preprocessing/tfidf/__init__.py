@@ -1,0 +1,263 @@
+"""TF-IDF reweighting: a spot is a document, a gene is a term (METHOD section 1).
+
+A variant is a pair of one term frequency and one inverse document frequency: `term_weights` has
+those for counts, `intensity_weights` those for protein intensities, which no depth divides.
+Everything that is fitted is a sum over spots, so fitting slide by slide, merging partial fits and
+fitting at once give the same numbers to the last bit (of intensities: the weights of `arcsinh` and
+`rank` are the same to the last bit).
+Shapes: S spots, G genes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from preprocessing.errors import DataError
+from preprocessing.graphs import SpotGraph
+from preprocessing.tfidf.intensity_weights import ArcsinhTf, RankTf, ScaleWeight, TypicalWeight
+from preprocessing.tfidf.keywords import keyword_genes
+from preprocessing.tfidf.term_weights import (
+    Bm25Tf,
+    DepthMatchedIdf,
+    FitSums,
+    LogTf,
+    RawTf,
+    SmoothIdf,
+    SpatialIdf,
+    checked_counts,
+    entries,
+    frequencies,
+    spot_depth,
+    unknown_name,
+)
+
+__all__ = ["VARIANTS", "TfidfReweighter", "keyword_genes"]
+
+#: Term frequency and inverse document frequency of each variant.
+VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
+    {
+        "log": (LogTf, SmoothIdf),
+        "raw": (RawTf, SmoothIdf),
+        "bm25": (Bm25Tf, SmoothIdf),
+        "depth_matched": (LogTf, DepthMatchedIdf),
+        "spatial": (LogTf, SpatialIdf),
+        "arcsinh": (ArcsinhTf, ScaleWeight),
+        "rank": (RankTf, TypicalWeight),
+    }
+)
+
+
+class TfidfReweighter:
+    """Fits idf on training spots and turns counts into L2-normalised TF-IDF rows."""
+
+    def __init__(self, variant: str = "log", **arguments: float) -> None:
+        """Chooses the variant.
+
+        Args:
+            variant: a key of VARIANTS.
+            **arguments: fields of the variant's two classes, e.g. scale=1e4, k=1.2, depth=1000,
+                cofactor=5.
+
+        Raises:
+            DataError: unknown variant or argument, or an argument that is not positive.
+        """
+        if variant not in VARIANTS:
+            raise unknown_name("TF-IDF variant", variant, VARIANTS)
+        names = [[f.name for f in fields(part)] for part in VARIANTS[variant]]
+        for name, value in arguments.items():
+            if name not in names[0] + names[1]:
+                kind = f"argument of TF-IDF variant '{variant}'"
+                raise unknown_name(kind, name, names[0] + names[1])
+            if name != "b" and not 0 < value < np.inf:
+                raise DataError(f"TF-IDF argument {name} is {value}, expected a positive number.")
+        self.variant = variant
+        self.tf, self.idf_rule = (
+            part(**{n: float(arguments[n]) for n in own if n in arguments})
+            for part, own in zip(VARIANTS[variant], names, strict=True)
+        )
+        self._sums: FitSums | None = None
+
+    @property
+    def sums(self) -> FitSums:
+        """What has been fitted.
+
+        Raises:
+            DataError: nothing has been fitted yet.
+        """
+        if self._sums is None:
+            raise DataError("TF-IDF is not fitted; call fit or partial_fit on training counts.")
+        return self._sums
+
+    @property
+    def n_genes(self) -> int:
+        """G."""
+        return self.sums.df.size
+
+    @property
+    def n_spots(self) -> int:
+        """N, training spots seen."""
+        return self.sums.n_spots
+
+    @property
+    def idf(self) -> NDArray[np.float64]:
+        """(G,) inverse document frequency; of intensities, what puts proteins on one scale."""
+        return np.asarray(self.idf_rule.weight(self.sums))
+
+    def partial_fit(self, counts: Any, graph: SpotGraph | None = None) -> TfidfReweighter:
+        """Adds the spots of one slide.
+
+        Args:
+            counts: (S, G) raw counts or intensities, CSR or dense.
+            graph: the slide's spot graph; only the `spatial` variant reads it.
+
+        Returns:
+            self.
+
+        Raises:
+            DataError: negative or non-finite counts, another G than before, or no graph.
+        """
+        table = checked_counts(counts, None if self._sums is None else self.n_genes)
+        df = np.bincount(table.indices, minlength=table.shape[1]).astype(np.int64)
+        extra = self.idf_rule.observe(table, spot_depth(table), graph)
+        new = FitSums(table.shape[0], float(table.data.sum()), df, extra)
+        self._sums = new if self._sums is None else self._sums + new
+        return self
+
+    def fit(self, blocks: Any, graphs: Iterable[SpotGraph] | None = None) -> TfidfReweighter:
+        """Forgets earlier spots and fits one matrix, or an iterable of slides.
+
+        Args:
+            blocks: (S, G) counts, or an iterable of them, one per slide.
+            graphs: one spot graph per slide, for the `spatial` variant.
+
+        Returns:
+            self.
+        """
+        single = sparse.issparse(blocks) or isinstance(blocks, np.ndarray)
+        slides = [blocks] if single else blocks
+        self._sums = None
+        if graphs is None:
+            for counts in slides:
+                self.partial_fit(counts)
+        else:
+            for counts, graph in zip(slides, graphs, strict=True):
+                self.partial_fit(counts, graph)
+        if self._sums is None:
+            raise DataError("TF-IDF: there is no training slide to fit; give at least one.")
+        return self
+
+    def merge(self, other: TfidfReweighter) -> TfidfReweighter:
+        """Joins two fits of the same variant and genes into a new one; neither is changed."""
+        if (self.tf, self.idf_rule) != (other.tf, other.idf_rule) or self.n_genes != other.n_genes:
+            raise DataError(
+                f"cannot merge TF-IDF fits: {self.tf}, {self.idf_rule}, {self.n_genes} genes and "
+                f"{other.tf}, {other.idf_rule}, {other.n_genes} genes. Fit both alike."
+            )
+        merged = TfidfReweighter(self.variant, **self._arguments())
+        merged._sums = self.sums + other.sums
+        return merged
+
+    def transform(self, counts: Any) -> sparse.csr_matrix:
+        """Reweights counts.
+
+        Args:
+            counts: (S, G) raw counts, genes in the fitted order.
+
+        Returns:
+            (S, G) float32 CSR, rows of unit L2 length; a spot without counts stays all zero.
+        """
+        table = checked_counts(counts, self.n_genes)
+        raw = self.weighted(table, self.idf)
+        weights = self.tf.finish(raw, raw)
+        length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
+        entry_length = entries(weights, length)
+        np.divide(weights.data, entry_length, out=weights.data, where=entry_length > 0)
+        return weights.astype(np.float32)
+
+    def weighted(
+        self,
+        table: sparse.csr_matrix,
+        idf: NDArray[np.float64],
+        depth: NDArray[np.float64] | None = None,
+    ) -> sparse.csr_matrix:
+        """Term frequency x idf, before the last step within the spot and the unit length.
+
+        Args:
+            table: (S, U) checked counts of any genes.
+            idf: (U,) their weights.
+            depth: (S,) depth of the spots; None is the sum of these counts.
+
+        Returns:
+            (S, U) float64 CSR.
+
+        Raises:
+            DataError: fitted on spots without any count.
+        """
+        if self.sums.depth == 0:
+            raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
+        weights = frequencies(table, self.tf, self.sums.depth / self.n_spots, depth)
+        weights.data *= idf[weights.indices]
+        return weights
+
+    def with_genes(self, df: NDArray[np.int64], extra: NDArray[np.int64]) -> TfidfReweighter:
+        """A reweighter that also knows further genes; this one is left as it is.
+
+        Args:
+            df: (U,) spots with each new gene, among the N training spots.
+            extra: (U,) the variant's own sum of each, over N spots.
+
+        Returns:
+            One of G + U genes, the new ones last.
+
+        Raises:
+            DataError: the two differ in length.
+        """
+        if df.ndim != 1 or df.shape != extra.shape:
+            raise DataError(f"new genes: df {df.shape} and extra {extra.shape} must both be (U,).")
+        longer = TfidfReweighter(self.variant, **self._arguments())
+        own = self.sums
+        longer._sums = FitSums(
+            own.n_spots,
+            own.depth,
+            np.concatenate([own.df, df]).astype(np.int64),
+            np.concatenate([own.extra, extra]).astype(np.int64),
+        )
+        return longer
+
+    def state(self) -> dict[str, Any]:
+        """Everything fitted, as numbers, one JSON text (`arguments`) and int64 arrays."""
+        return {"variant": self.variant, "arguments": json.dumps(self._arguments())} | {
+            field.name: getattr(self.sums, field.name) for field in fields(FitSums)
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TfidfReweighter:
+        """The inverse of `state`.
+
+        Raises:
+            DataError: a part is missing or the two gene arrays differ in length.
+        """
+        missing = [
+            name
+            for name in ["variant", "arguments", *(f.name for f in fields(FitSums))]
+            if name not in state
+        ]
+        if missing:
+            raise DataError(f"TF-IDF state lacks {missing}; write it again with state().")
+        fitted = cls(str(state["variant"]), **json.loads(str(state["arguments"])))
+        df, extra = (np.asarray(state[name], dtype=np.int64) for name in ("df", "extra"))
+        if df.ndim != 1 or df.shape != extra.shape:
+            raise DataError(f"TF-IDF state: df {df.shape} and extra {extra.shape} must be (G,).")
+        fitted._sums = FitSums(int(state["n_spots"]), float(state["depth"]), df, extra)
+        return fitted
+
+    def _arguments(self) -> dict[str, float]:
+        return asdict(self.tf) | asdict(self.idf_rule)
