@@ -98,7 +98,7 @@ def assemble(
     every = [*train_entries, *test_entries]
     models: list[Representation] = []
     for checkpoint in group.checkpoints:
-        models += _representations(checkpoint, every, artifacts)
+        models += representations(checkpoint, every, artifacts)
     random = None
     if with_baselines:
         features = stored_features(every, group.main.image)
@@ -210,7 +210,7 @@ def stored_features(
     return features if features and len(features) == paired else None
 
 
-def _representations(
+def representations(
     checkpoint: Checkpoint, entries: Sequence[SlideEntry], sets: Artifacts
 ) -> list[Representation]:
     """The shared-space embedding of a checkpoint, and the omics tower before the projection.
@@ -223,7 +223,7 @@ def _representations(
     image, omics, tower, trees = {}, {}, {}, {}
     bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
     for entry in bar:
-        slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image)
+        slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image_input)
         embedding = checkpoint.model.encode_slide(slide)
         trees[entry.slide_id] = slide_tree(slide, embedding)
         if embedding.image is not None:

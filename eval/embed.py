@@ -22,6 +22,7 @@ from hibio.config import ConfigError
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
+from hibio.image_input import ImageInput
 from hibio.model import HiBio, SlideEmbedding
 from hibio.schema import build_section
 from hibio.slide_regions import RegionsConfig, slide_regions
@@ -53,6 +54,11 @@ class Checkpoint:
     settings: dict[str, Any]
 
     @property
+    def image_input(self) -> ImageInput | None:
+        """How the model's vision tower has a slide read: context and stain included."""
+        return self.model.config.vision.image_input(self.image)
+
+    @property
     def sha256(self) -> str:
         """Hash of the weights and the artifacts."""
         digest = hashlib.sha256()
@@ -69,16 +75,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     model = HiBio.from_checkpoint(path)
     settings = yaml.safe_load((path / "config.yaml").read_text())
-    return Checkpoint(
-        path,
-        model,
-        settings["data"]["image"],
-        build_section(RegionsConfig, settings["regions"], ("regions",)),
-        settings["variant"],
-        settings["folds"][0],
-        settings["seeds"][0],
-        settings,
-    )
+    try:
+        regions = build_section(RegionsConfig, settings["regions"], ("regions",))
+        image, variant = settings["data"]["image"], str(settings["variant"])
+        fold, seed = str(settings["folds"][0]), int(settings["seeds"][0])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path / 'config.yaml'}: not the settings of a HiBio run ({error!r}); use the "
+            "checkpoint's .previous sibling, or train again"
+        ) from error
+    return Checkpoint(path, model, image, regions, variant, fold, seed, settings)
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -114,7 +120,7 @@ def embed_slide(
     checkpoint: Checkpoint, store: Path
 ) -> tuple[PreparedSlide, SlideEmbedding, np.ndarray]:
     """One slide prepared, embedded, and its regions (L, S)."""
-    slide = prepare_slide(store, checkpoint.model.artifacts, checkpoint.image)
+    slide = prepare_slide(store, checkpoint.model.artifacts, checkpoint.image_input)
     embedding = checkpoint.model.encode_slide(slide)
     if embedding.image is None and embedding.omics is None:
         raise ConfigError(

@@ -7,27 +7,35 @@ standardised per slide, no label is used (METHOD section 6).
 Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, k neighbours.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
-from hibio.regions import RegionTree
-from preprocessing.errors import DataError
+from eval.representation import Cost, Prediction, Representation
+from eval.slide_data import ACTIVITY_PREFIX, NOT_A_LABEL, FoldError, SlideData
 
 if TYPE_CHECKING:
     from eval.hidden_genes import HiddenGenes
 
-ACTIVITY_PREFIX = "activity:"
-NOT_A_LABEL = ("", "undetermined", "unknown", "nan", "na")
-
-
-class FoldError(DataError):
-    """A fold lacks what a task needs, or its arrays do not fit together."""
+__all__ = [
+    "ACTIVITY_PREFIX",
+    "NOT_A_LABEL",
+    "Cost",
+    "Fold",
+    "FoldError",
+    "GeneSetScores",
+    "Prediction",
+    "Representation",
+    "SlideData",
+    "neighbour_mean",
+    "neighbour_weights",
+    "spot_names",
+    "stack",
+]
 
 
 class GeneSetScores(Protocol):
@@ -41,133 +49,6 @@ class GeneSetScores(Protocol):
     def match(self, tfidf: sparse.csr_matrix) -> np.ndarray:
         """Score (S, M), standardised per set over training spots, centred per spot."""
         ...
-
-
-@dataclass(frozen=True)
-class SlideData:
-    """The measured side of one slide, aligned to the gene vocabulary of the fold.
-
-    Args:
-        slide_id: name of the slide, unique in the fold.
-        patient_id: splits are made by this name.
-        counts: (S, G) raw counts.
-        tfidf: (S, G) rows of the training TF-IDF (METHOD section 1).
-        xy_um: (S, 2) spot centres in micrometres.
-        neighbours: (S, k) indices of spatial neighbours, nearest first, padded with -1.
-        labels: S rows; string columns are categories, float columns are measurements, of which
-            ``activity:<NAME>`` is the planted activity of the gene set NAME.
-        has_image: whether image embeddings exist for this slide.
-        modality: ``rna`` (counts) or ``protein`` (intensities).
-        outcome: of the patient, free text; "" is unknown.
-    """
-
-    slide_id: str
-    patient_id: str
-    counts: sparse.csr_matrix
-    tfidf: sparse.csr_matrix
-    xy_um: np.ndarray
-    neighbours: np.ndarray
-    labels: pd.DataFrame
-    has_image: bool = True
-    modality: str = "rna"
-    outcome: str = ""
-
-    def __post_init__(self) -> None:
-        n_spots = self.counts.shape[0]
-        sizes = {
-            "tfidf": self.tfidf.shape[0],
-            "xy_um": len(self.xy_um),
-            "neighbours": len(self.neighbours),
-            "labels": len(self.labels),
-        }
-        wrong = {name: size for name, size in sizes.items() if size != n_spots}
-        if wrong:
-            raise FoldError(
-                f"slide {self.slide_id}: counts have {n_spots} rows but {wrong}; "
-                "all tables of a slide must list the same spots in the same order"
-            )
-        if self.neighbours.size and int(self.neighbours.max()) >= n_spots:
-            raise FoldError(
-                f"slide {self.slide_id}: neighbour index {int(self.neighbours.max())} but only "
-                f"{n_spots} spots; pad missing neighbours with -1"
-            )
-
-    @property
-    def n_spots(self) -> int:
-        """Number of spots S."""
-        return int(self.counts.shape[0])
-
-    @property
-    def label_columns(self) -> tuple[str, ...]:
-        """Names of the category columns."""
-        return tuple(str(c) for c in self.labels if not _is_number(self.labels[c]))
-
-    @property
-    def measurement_columns(self) -> tuple[str, ...]:
-        """Names of the float columns."""
-        return tuple(str(c) for c in self.labels if _is_number(self.labels[c]))
-
-    def categories(self, column: str) -> np.ndarray:
-        """Labels (S,) of a column; missing and undetermined ones are the empty string."""
-        if column not in self.labels:
-            return np.full(self.n_spots, "", dtype=object)
-        values = self.labels[column].fillna("").astype(str).str.strip()
-        return np.where(values.str.lower().isin(NOT_A_LABEL), "", values).astype(object)
-
-
-@dataclass(frozen=True)
-class Representation:
-    """One model's embedding of every slide; a baseline is one too.
-
-    Args:
-        name: row name in the results; ``hibio`` is the checkpoint itself.
-        image: slide_id -> (S, D) from the image alone, or None.
-        omics: slide_id -> (S, D) from the counts, or None.
-        notes: printed with the results.
-        aligned: whether image and omics live in one space, so that their cosine means something.
-            Retrieval bridges the two by ridge where they do not.
-        anchor: (M, D) embeddings of the fold's pathways in the image space, or None.
-        held_out_anchor: the same for the fold's held-out gene sets, or None.
-        trees: slide_id -> the model's own region tree, or None.
-    """
-
-    name: str
-    image: Mapping[str, np.ndarray] | None = None
-    omics: Mapping[str, np.ndarray] | None = None
-    notes: tuple[str, ...] = ()
-    aligned: bool = True
-    anchor: np.ndarray | None = None
-    held_out_anchor: np.ndarray | None = None
-    trees: Mapping[str, RegionTree] | None = None
-
-    def rows(self, modality: str, slides: Iterable[SlideData]) -> list[np.ndarray]:
-        """Embeddings of the slides in order, each (S, D) float64, checked.
-
-        Args:
-            modality: ``image`` or ``omics``.
-            slides: the slides asked for.
-
-        Raises:
-            FoldError: the modality or a slide is missing, sizes differ, or a value is not finite.
-        """
-        table = {"image": self.image, "omics": self.omics}[modality]
-        if table is None:
-            raise FoldError(f"{self.name} has no {modality} embedding; ask for the other one")
-        return [self._checked(modality, table, slide) for slide in slides]
-
-    def _checked(
-        self, modality: str, table: Mapping[str, np.ndarray], slide: SlideData
-    ) -> np.ndarray:
-        where = f"{self.name}, {modality} embedding of slide {slide.slide_id}"
-        if slide.slide_id not in table:
-            raise FoldError(f"{where} is missing; found {sorted(table)[:5]}; embed it first")
-        rows = np.asarray(table[slide.slide_id], dtype=np.float64)
-        if rows.ndim != 2 or len(rows) != slide.n_spots:
-            raise FoldError(f"{where} has shape {rows.shape}, expected ({slide.n_spots}, D)")
-        if not np.isfinite(rows).all():
-            bad = int((~np.isfinite(rows)).any(axis=1).sum())
-            raise FoldError(f"{where} has {bad} rows that are not finite; check the training log")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -186,6 +67,8 @@ class Fold:
         random_sets: random sets matched to ``anchors`` in size and mean expression, or None.
         factors: gene factors with ``components`` (G, r) and ``spread`` (r,), or None.
         hidden: genes to impute, and every representation without them, or None.
+        per_slide: models fitted anew on every slide, each in a space of its own; only tasks that
+            stay within a slide can score them.
     """
 
     name: str
@@ -199,6 +82,7 @@ class Fold:
     random_sets: GeneSetScores | None = None
     factors: Any = field(default=None, repr=False)
     hidden: "HiddenGenes | None" = field(default=None, repr=False)
+    per_slide: tuple[Representation, ...] = ()
 
     def __post_init__(self) -> None:
         for slide in (*self.train, *self.test):
@@ -208,7 +92,7 @@ class Fold:
                     f"has {len(self.genes)}; align the columns to the fold's vocabulary"
                 )
         _reject_repeats("slide", [s.slide_id for s in (*self.train, *self.test)], self.name)
-        _reject_repeats("model", [m.name for m in self.models], self.name)
+        _reject_repeats("model", [m.name for m in (*self.models, *self.per_slide)], self.name)
 
     @property
     def paired_train(self) -> tuple[SlideData, ...]:
@@ -284,10 +168,6 @@ def spot_names(slides: Iterable[SlideData], kind: str) -> np.ndarray:
         (S,) names.
     """
     return np.concatenate([np.full(s.n_spots, getattr(s, f"{kind}_id"), object) for s in slides])
-
-
-def _is_number(column: pd.Series) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(column))
 
 
 def _reject_repeats(kind: str, names: list[str], fold: str) -> None:

@@ -13,6 +13,7 @@ from eval.assemble import JobGroup
 from eval.embed import embed_slide
 from eval.figures import (
     Figure,
+    few_shot_curves,
     loss_curves,
     metric_bars,
     niche_maps,
@@ -65,6 +66,10 @@ def gallery(
         models = results["tasks"].get(task, {}).get("models", {})
         if any(metric in metrics for metrics in models.values()):
             figures.append(metric_bars(results, task, metric))
+    labelled = results["tasks"].get("annotation", {}).get("models", {})
+    for side in ("omics", "image"):
+        if any(name.startswith(f"{side}/few_shot@") for m in labelled.values() for name in m):
+            figures.append(few_shot_curves(results, side))
     return figures
 
 

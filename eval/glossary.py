@@ -28,13 +28,23 @@ TASKS: dict[str, str] = {
     "outcome": "Slide embeddings predict a patient-level outcome of patients not fitted on.",
     "pathway_query": "A gene set, also one never trained on, is scored on H&E alone and compared "
     "with the set's measured score on the same spots.",
+    "hest_bench": "HEST-Bench: 50 genes of held-out sections predicted from frozen patch "
+    "embeddings by the published PCA and ridge; what is not published stands beside it.",
     "identity": "Can a probe tell the slide or patient from an embedding? High values mean that "
     "stain or depth shortcuts are kept; lower is better.",
 }
 
 # Looked up in the parts of a metric's name between slashes; every pattern that fits is explained.
 METRICS: tuple[tuple[str, str], ...] = (
-    (r"recall@", "recall@k: share of queries whose partner is among the first k (k % of the pool)"),
+    (
+        r"^soft_recall@",
+        "soft_recall@k: share of the first k items whose measured expression is among the 5 % of "
+        "the slide most like the query's own",
+    ),
+    (
+        r"^(pooled_)?recall@",
+        "recall@k: share of queries whose partner is among the first k (k % of the pool)",
+    ),
     (
         r"median_rank",
         "median_rank: where the right partner stands in the ranked pool, in the unit "
@@ -76,7 +86,26 @@ METRICS: tuple[tuple[str, str], ...] = (
         r"(^|_)ami($|_)",
         "ami: mutual information of two partitions adjusted for chance, 0 is chance, 1 identical",
     ),
-    (r"_smooth$", "smooth: embeddings averaged over neighbouring spots before clustering"),
+    (
+        r"_label_smooth$",
+        "label_smooth: cluster labels replaced by the majority among the neighbours afterwards",
+    ),
+    (
+        r"^few_shot@",
+        "few_shot@k: balanced accuracy of a probe fitted on k labelled spots of each class, "
+        "several random draws",
+    ),
+    (
+        r"^(published|varying_genes|per_slide|nested_alpha|training_genes)$",
+        "published: the published protocol; beside it varying_genes (constant ones left out), "
+        "per_slide (within each section), nested_alpha (penalty from inner folds), training_genes "
+        "(genes chosen on training sections alone)",
+    ),
+    (r"log_hazard", "log_hazard: predicted risk of a test patient, higher is earlier"),
+    (
+        r"(?<!label)_smooth$",
+        "smooth: embeddings averaged over neighbouring spots before clustering",
+    ),
     (r"balanced_accuracy", "balanced_accuracy: mean recall over classes"),
     (r"macro_f1", "macro_f1: F1 averaged over classes, so rare classes count as much"),
     (r"^mean$", "mean: the patient is the mean of the embeddings of its spots"),
@@ -89,7 +118,7 @@ METRICS: tuple[tuple[str, str], ...] = (
     (r"auroc|^auc", "auroc: probability that a case is ranked above a non-case, 0.5 is chance"),
     (r"auprc|average_precision", "average precision: chance is the share of cases"),
     (
-        r"c_index|concordance",
+        r"c_index(?!_)|concordance",
         "c_index: share of comparable pairs in the right order, 0.5 is chance",
     ),
     (
@@ -97,12 +126,17 @@ METRICS: tuple[tuple[str, str], ...] = (
         "identity: accuracy of a probe that tells slide or patient from the embedding; "
         "lower is better",
     ),
+    (
+        r"^pearson_ridge$|^pearson_ridge_pooled$",
+        "pearson_ridge: ridge on the embedding of a model that predicts expression itself, whose "
+        "own prediction is plain pearson",
+    ),
     (r"^r2|explained", "r2: explained share of variance, 0 is the mean"),
     (r"mse|mae", "mse, rmse, mae: errors of predicted values; lower is better"),
 )
 
 LOWER = re.compile(
-    r"median_rank|mean_rank|identity|leak|mse|rmse|mae|brier|(^|[/_])(loss|error)($|[/_@])"
+    r"median_rank|mean_rank|constant_genes|identity|leak|mse|rmse|mae|brier|(^|[/_])(loss|error)($|[/_@])"
 )
 
 
@@ -165,11 +199,19 @@ METHODS: tuple[tuple[str, str], ...] = (
     (r"lsa|spot_vector", "TF-IDF with SVD (LSA), the model's own input vector"),
     (r"neighbou?r.*oracle", "measured expression of the neighbouring test spots"),
     (r"neighbou?rs$", "with the mean of the neighbouring spots"),
-    (r"pca", "principal components"),
+    (r"(^|_)pca", "principal components"),
     (r"flat", "spot-level alignment only, without pathways and regions"),
-    (r"clip", "plain contrastive alignment"),
-    (r"mlp", "a multi-layer perceptron tower"),
-    (r"bleep", "mean expression of the nearest training spots (BLEEP)"),
+    (r"(^|_)clip", "plain contrastive alignment"),
+    (r"mlp(?!_regression)", "a multi-layer perceptron tower"),
+    (r"^mlp_regression", "predicts expression from frozen image features by two hidden layers"),
+    (r"^st_net", "predicts expression by one linear layer on image features (ST-Net)"),
+    (r"^triplex", "predicts expression from patch, neighbours and whole slide (TRIPLEX)"),
+    (r"^omiclip", "contrast of image and the bag of the 50 most expressed genes (OmiCLIP)"),
+    (r"^nicheformer", "contrast of image and genes ranked over their usual level (Nicheformer)"),
+    (r"^st_align", "contrast of spots, niches and both fused (ST-Align)"),
+    (r"^stagate", "graph attention autoencoder fitted on the slide itself (STAGATE)"),
+    (r"_preprojection", "targets from similarities before the projection"),
+    (r"bleep", "contrast with smoothed targets; mean expression of nearest spots (BLEEP)"),
     (r"shuffl", "image and expression pairs shuffled"),
     (r"matched_random", "random gene sets matched in size and mean expression"),
     (r"ensemble|average", "average over seeds or read-outs"),
@@ -208,7 +250,9 @@ def lower_is_better(metric: str, task: str = "") -> bool:
 
 def describe_task(task: str) -> str:
     """One line on a task, or a plain statement that none is known."""
-    return TASKS.get(task, "No description of this task is known to the report; see its notes.")
+    return TASKS.get(
+        task.split("/")[0], "No description of this task is known to the report; see its notes."
+    )
 
 
 def describe_metrics(metrics: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.headline_interval import headline_interval
 from preprocessing.atomic import atomic_path
 
 #: Metrics of the short tables, by task; the HTML report and results.json hold all of them.
@@ -16,6 +17,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "image_to_omics/recall@5",
         "image_to_omics/recall@10%_sinkhorn",
         "image_to_omics/median_rank",
+        "image_to_omics/soft_recall@10",
         "identity/patient_balanced_accuracy",
     ),
     "expression": (
@@ -37,6 +39,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "omics_ari/gmm",
         "omics_ari/kmeans_smooth",
         "omics_ari/gmm_smooth",
+        "omics_ari/kmeans_label_smooth",
         "omics_nmi/gmm_smooth",
         "omics_ami/gmm_smooth",
         "image_ari/kmeans",
@@ -47,8 +50,14 @@ METRICS: Mapping[str, tuple[str, ...]] = {
         "omics/macro_f1",
         "omics/macro_auroc",
         "image/balanced_accuracy",
+        "omics/few_shot@1",
+        "omics/few_shot@5",
+        "omics/few_shot@20",
     ),
     "outcome": (
+        "omics/mean/c_index",
+        "omics/mean/c_index_low",
+        "omics/mean/c_index_high",
         "omics/mean/auroc",
         "omics/attention/auroc",
         "omics/mean/auroc_low",
@@ -85,9 +94,11 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
     for task, result in results["tasks"].items():
         metrics = [m for m in METRICS.get(task, ()) if _models_with(result, m)]
         if metrics:
-            parts += [f"## {task}", _summary(result, metrics)]
+            parts += [f"## {task}", _summary(result, metrics), _intervals(result, metrics[0])]
             parts += [_values(result, metric) for metric in metrics[:2]]
             parts += [f"- {note}" for note in result["notes"]]
+    if results["data"].get("models"):
+        parts += ["## Models", _costs(results["data"]["models"])]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -95,6 +106,16 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
 
 def _facts(data: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters and the mean wall time of a fit, a row a model."""
+    lines = ["| model | source | parameters | fits | seconds a fit |", "|---" * 5 + "|"]
+    for row in rows:
+        seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        size = f"{row['n_parameters']:,}"
+        lines.append(f"| {row['model']} | {row['source']} | {size} | {row['fits']} | {seconds} |")
+    return "\n".join(lines)
 
 
 def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
@@ -110,6 +131,16 @@ def _summary(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     chance = [_chance(result, metric) for metric in metrics]
     return "\n".join([*lines, "| *chance* | " + " | ".join(chance) + " |"])
+
+
+def _intervals(result: Mapping[str, Any], metric: str) -> str:
+    """The 95 % bootstrap interval of the first metric, model by model."""
+    shown = []
+    for name in _models_with(result, metric):
+        found = headline_interval(result["models"][name], metric)
+        if found is not None:
+            shown.append(f"{name} {found.low:.3f} to {found.high:.3f} ({found.over})")
+    return f"95 % bootstrap intervals of `{metric}`: {'; '.join(shown) or 'fewer than two units'}."
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

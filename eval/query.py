@@ -157,7 +157,7 @@ def _query_slide(
     readout: str,
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
-    slide = prepare_slide(entry.path, artifacts, checkpoint.image)
+    slide = prepare_slide(entry.path, artifacts, checkpoint.image_input)
     image = checkpoint.model.encode_slide(slide).image
     assert image is not None
     score = image_scores(checkpoint, sets, bank, image, readout)

@@ -11,11 +11,15 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from eval.assemble import JobGroup, assemble, group_checkpoints, seed_means
+from eval.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
+from eval.costs import cost_table
 from eval.embed import find_checkpoints
+from eval.fingerprint import fingerprint
 from eval.fold import Fold
 from eval.gallery import gallery
 from eval.markdown import write_markdown
+from eval.peers import find_peers
+from eval.peers.fold_peers import with_peers
 from eval.report import write_report
 from eval.results import TaskResult, merge, write_results
 from eval.tasks import TASKS, Task, find_task
@@ -24,7 +28,13 @@ from hibio.provenance import provenance
 from preprocessing.run import stores_in
 
 
-def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | None = None) -> Path:
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    tasks: Sequence[str] | None = None,
+    peers: str | Sequence[str] = "none",
+) -> Path:
     """Measure every checkpoint below a folder on the slides it was not trained on.
 
     Args:
@@ -32,6 +42,7 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
         data: folder of stores, training slides included (read-outs are fitted on them).
         out: ``results.json``, ``results.md`` and ``report.html`` go there.
         tasks: names of :data:`eval.tasks.TASKS`; all when None.
+        peers: names of :data:`eval.peers.PEERS`, ``all`` or ``none``; fitted on each fold.
 
     Returns:
         The report.
@@ -39,6 +50,7 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     started = time.perf_counter()
     names = list(tasks) if tasks else list(TASKS)
     chosen = [(name, find_task(name)) for name in names]
+    beside = find_peers(peers)
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
     single = [(name, task) for name, task in chosen if not task.pooled]
     groups = group_checkpoints(find_checkpoints(checkpoint))
@@ -48,6 +60,9 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     for group in groups:
         first = group.fold not in folds
         fold = assemble(group, entries, with_baselines=first, tasks=names)
+        if beside:
+            features = stored_features(_of_fold(entries, fold), group.main.image)
+            fold = with_peers(fold, beside, features, seedless=first)
         folds.setdefault(group.fold, []).append(fold)
         for name, task in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
@@ -63,10 +78,20 @@ def evaluate(checkpoint: Path, data: Path, out: Path, tasks: Sequence[str] | Non
     merged = _with_models(merge(results))
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
+    facts["models"] = cost_table(
+        [checkpoint for group in groups for checkpoint in group.checkpoints],
+        [fold for seeds in folds.values() for fold in seeds],
+    )
     body = write_results(out / "results.json", groups[0].main.settings, facts, merged)
     write_markdown(out / "results.md", body)
     figures = gallery(groups, folds[groups[0].fold][0], entries, body)
     return write_report(out / "report.html", body, figures)
+
+
+def _of_fold(entries: Sequence[SlideEntry], fold: Fold) -> list[SlideEntry]:
+    """The entries of a fold's slides."""
+    names = {slide.slide_id for slide in (*fold.train, *fold.test)}
+    return [entry for entry in entries if entry.slide_id in names]
 
 
 def _pooled_results(name: str, task: Task, folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
@@ -105,6 +130,7 @@ def _facts(
     return {
         **provenance(),
         "checkpoint": str(groups[0].main.path),
+        "main_model": groups[0].main.variant,
         "folds": sorted({group.fold for group in groups}),
         "seeds": sorted({group.seed for group in groups}),
         "n_slides": len(entries),
@@ -114,4 +140,5 @@ def _facts(
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "pathways": "none" if database is None else f"{database.name} {database.sha256[:12]}",
         "wall_time_s": seconds,
+        "fingerprint": fingerprint(groups, entries),
     }

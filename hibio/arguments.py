@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hibio.ablation_arguments import add_ablation_arguments
+from hibio.evaluation_arguments import add_evaluation_commands
+
 Commands = Mapping[str, Callable[[argparse.Namespace], int]]
 
 
@@ -22,7 +25,13 @@ def build_parser(commands: Commands) -> argparse.ArgumentParser:
         epilog="Start with `hibio demo`; check the machine with `hibio doctor`.",
     )
     actions = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_data_commands, _add_pathways, _add_model_commands, _add_help_commands):
+    for add in (
+        _add_data_commands,
+        _add_pathways,
+        _add_model_commands,
+        _add_ablate,
+        _add_help_commands,
+    ):
         add(actions, commands)
     return parser
 
@@ -108,7 +117,15 @@ def _add_prepare(actions: argparse._SubParsersAction, commands: Commands) -> Non
     p.add_argument("--root", type=Path, metavar="DIR", help="what the paths are relative to")
     p.add_argument("--patch-um", type=float, default=112.0, metavar="UM", help="default 112")
     p.add_argument("--patch-px", type=int, default=224, metavar="PX", help="default 224")
+    p.add_argument(
+        "--context-um",
+        type=float,
+        default=0.0,
+        metavar="UM",
+        help="store a second, wider patch of each spot too, e.g. 448 (default 0: none)",
+    )
     p.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    p.add_argument("--slide-backend", default="auto", metavar="B", help="openslide, pyvips, cucim")
     p.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that takes the place of --workers"
     )
@@ -149,6 +166,18 @@ def _add_features(actions: argparse._SubParsersAction, commands: Commands) -> No
     p.add_argument("--batch", type=int, default=64, metavar="N", help="patches a pass (64)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--workers", type=int, default=1, metavar="N", help="decoding threads (1)")
+    p.add_argument(
+        "--scale",
+        choices=("spot", "context", "both"),
+        default="spot",
+        help="which patches: the spot's (default), its context's, or both side by side",
+    )
+    p.add_argument(
+        "--stain",
+        choices=("none", "macenko", "reinhard"),
+        default="none",
+        help="bring the patches of each slide to one stain before (default none)",
+    )
     p.add_argument("--list", action="store_true", help="show the known encoders")
 
 
@@ -198,6 +227,9 @@ def _add_model_commands(actions: argparse._SubParsersAction, commands: Commands)
     p.add_argument("--config", type=Path, required=True, metavar="FILE")
     p.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a key")
     p.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    p.add_argument(  # the deepspeed launcher adds it; LOCAL_RANK says the same
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )
     p = _command(
         actions,
         commands,
@@ -224,15 +256,18 @@ def _add_model_commands(actions: argparse._SubParsersAction, commands: Commands)
     p.add_argument(
         "--readout", choices=("default", "ridge", "retrieval", "anchor"), default="default"
     )
+    add_evaluation_commands(lambda *text: _command(actions, commands, *text))
+
+
+def _add_ablate(actions: argparse._SubParsersAction, commands: Commands) -> None:
     p = _command(
         actions,
         commands,
-        "eval",
-        "measure checkpoints against their baselines on held-out patients",
-        "hibio eval --checkpoint runs/demo --data stores --out results",
+        "ablate",
+        "train and measure a grid of settings, and table what each part is worth",
+        "hibio ablate --config configs/ablation/regions.yaml --data stores",
     )
-    _checkpoint_arguments(p)
-    p.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all that the data allow")
+    add_ablation_arguments(p)
 
 
 def _checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,15 +16,18 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from hibio.checkpoint_files import refuse_outside_data
 from hibio.config import ConfigError
 from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
 from preprocessing.atomic import atomic_path
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
 from preprocessing.coexpression.spot_groups import SpotGroups
+from preprocessing.store.hdf5_write import hdf5_writer
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 2
+_NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Artifacts:
         train_slides: ids of the slides that everything here was fitted on.
         settings: the resolved ``genes`` and ``pathways`` sections of the configuration;
             ``patch_um``, the patch width of the training stores (None without images);
+            ``context_um``, the widths of their context patches (mostly one, or none);
             ``modality``, rna or protein; ``pretrain_slides``, the slides of the checkpoint that
             the omics tower started from.
         n_folded_in: the last so many genes of the vocabulary were folded in after training.
@@ -108,8 +112,12 @@ class Artifacts:
 
 
 def write_artifacts(path: Path, artifacts: Artifacts) -> None:
-    """Write ``artifacts`` to one HDF5 file, atomically."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    """Write ``artifacts`` to one HDF5 file, atomically.
+
+    Raises:
+        OSError: the disk is full or not writable; an old file stays.
+    """
+    with atomic_path(path) as temporary, hdf5_writer(temporary) as (file, _):
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["settings"] = json.dumps(artifacts.settings)
         file.attrs["train_slides"] = json.dumps(list(artifacts.train_slides))
@@ -137,20 +145,30 @@ def read_artifacts(path: Path) -> Artifacts:
     """
     try:
         with h5py.File(path, "r") as file:
+            refuse_outside_data(file)
             version = int(file.attrs["schema_version"])
-            if version != SCHEMA_VERSION:
-                raise ConfigError(
-                    f"{path}: artifacts schema {version}, this HiBio reads {SCHEMA_VERSION}; "
-                    "train again, or use the HiBio version that wrote it"
-                )
-            return _read(file)
+            _refuse_newer(path, version)
+            return _read_schema_1(file) if version == 1 else _read(file)
     except ConfigError:
         raise
-    except (OSError, KeyError, TypeError, ValueError) as error:  # torn, or a part is missing
+    except (OSError, RuntimeError, LookupError, *_NOT_OURS) as error:  # torn or incomplete
         raise ConfigError(
             f"{path}: cannot be read as HiBio artifacts ({error}); "
             "the checkpoint is incomplete: use its .previous sibling or train again"
         ) from error
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: artifacts schema {version}, this HiBio reads up to {SCHEMA_VERSION}; update "
+            "HiBio, or use the version that wrote it"
+        )
+    if version < 1:
+        raise ConfigError(
+            f"{path}: artifacts schema {version}, and the first was 1; use the .previous sibling "
+            "or train again"
+        )
 
 
 def _read(file: h5py.File) -> Artifacts:
@@ -170,6 +188,25 @@ def _read(file: h5py.File) -> Artifacts:
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
         settings=json.loads(file.attrs["settings"]),
         n_folded_in=int(file.attrs["n_folded_in"]),
+    )
+
+
+def _read_schema_1(file: h5py.File) -> Artifacts:
+    """Schema 1: counts only, one gene graph for all spots, always pathways, nothing folded in."""
+    factors = GeneFactors(**_read_group(file["factors"]))
+    settings = json.loads(file.attrs["settings"])
+    return Artifacts(
+        genes=file["genes"].asstr()[:].astype(str),
+        tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
+        factors=factors,
+        groups=SpotGroups(np.zeros((1, factors.rank), dtype=np.float32)),
+        gene_graphs=(GeneGraph(**_read_group(file["gene_graph"])),),
+        database=_read_database(file["database"]),
+        anchors=PathwayAnchors.from_arrays(_read_group(file["anchors"])),
+        target_genes=file["target_genes"][:],
+        node_genes=file["node_genes"][:] if "node_genes" in file else None,
+        train_slides=tuple(json.loads(file.attrs["train_slides"])),
+        settings={"patch_um": None, **settings, "modality": "rna", "pretrain_slides": []},
     )
 
 

@@ -13,12 +13,14 @@ import h5py
 import numpy as np
 from scipy import sparse
 
+from hibio.checkpoint_files import refuse_outside_data, verify_file
 from hibio.config import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
 from preprocessing.atomic import atomic_path
 from preprocessing.store import SlideStore
+from preprocessing.store.hdf5_write import hdf5_writer
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,12 @@ def build_bank(model: HiBio, dataset: SlideDataset, max_spots: int = 50_000) -> 
 
 
 def write_bank(path: Path, bank: Bank) -> None:
-    """Write ``bank.h5`` atomically (embeddings and values as float16)."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    """Write ``bank.h5`` atomically (embeddings and values as float16).
+
+    Raises:
+        OSError: the disk is full or not writable; an old file stays.
+    """
+    with atomic_path(path) as temporary, hdf5_writer(temporary) as (file, _):
         file["image"] = bank.image.astype(np.float16)
         file["slide"] = bank.slide.astype(h5py.string_dtype())
         file["patient"] = bank.patient.astype(h5py.string_dtype())
@@ -88,13 +94,16 @@ def write_bank(path: Path, bank: Bank) -> None:
 
 
 def read_bank(path: Path) -> Bank:
-    """Read what :func:`write_bank` wrote.
+    """Read what :func:`write_bank` wrote, after comparing it with the checkpoint's checksums.
 
     Raises:
-        ConfigError: the file is missing or cannot be read.
+        ConfigError: the file is missing, was changed or cannot be read.
     """
+    if path.is_file():
+        verify_file(path)
     try:
         with h5py.File(path, "r") as file:
+            refuse_outside_data(file)
             group = file["tfidf"]
             arrays = (
                 group["data"][:].astype(np.float32),
@@ -107,7 +116,7 @@ def read_bank(path: Path) -> Bank:
                 file["slide"].asstr()[:].astype(str),
                 file["patient"].asstr()[:].astype(str),
             )
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: no reference bank can be read ({error}); queries need one: train to "
             "the end on slides with images, with bank: true"

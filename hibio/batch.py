@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preprocessing.slide_stain import StainMethod
+
 #: Fields of genes and of their values.
 PAIRED_FIELDS = (
     ("gene_SK", "value_SK"),
@@ -45,6 +47,8 @@ class SlideBatch:
         expression_SH: target genes, log-normalised and standardised per slide.
         features_SF: stored image features, standardised per slide.
         patches_SCHW: image patches, uint8 RGB.
+        context_SCHW: wider patches of the same spots with as many pixels, uint8 RGB.
+        stain: what the patches of each slide were brought to one stain with, or none.
         stain_S6: the slide's mean and sd of R, G, B (0..1), for per-slide standardising.
         thinned_gene_SK: keyword genes of a second view of each spot, from thinned counts.
         thinned_value_SK: their values.
@@ -70,6 +74,8 @@ class SlideBatch:
     expression_SH: Tensor | None = None
     features_SF: Tensor | None = None
     patches_SCHW: Tensor | None = None
+    context_SCHW: Tensor | None = None
+    stain: StainMethod = "none"
     stain_S6: Tensor | None = None
     thinned_gene_SK: Tensor | None = None
     thinned_value_SK: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from hibio.config import ConfigError
@@ -16,31 +17,84 @@ def check_any(path: Path) -> list[Finding]:
     checkpoints = sorted(p.parent for p in path.glob("**/config.yaml") if _is_checkpoint(p.parent))
     if not checkpoints:
         return check_path(path)
-    return [finding for checkpoint in checkpoints for finding in check_checkpoint(checkpoint)]
+    return [finding for one in checkpoints for finding in _check_one(one, path)]
+
+
+def _check_one(checkpoint: Path, asked: Path) -> list[Finding]:
+    """A checkpoint; in a run folder, of what is not the newest only whether it is whole."""
+    from hibio.training.checkpoint import DAMAGED, LEAVING, NAME, PREVIOUS, TEMPORARY
+
+    if checkpoint == asked or checkpoint.name not in (DAMAGED, LEAVING, PREVIOUS, TEMPORARY):
+        return check_checkpoint(checkpoint)
+    if checkpoint.name == DAMAGED:
+        text = "a damaged checkpoint that a resumed run set aside"
+        return [Finding("WARN", str(checkpoint), text, "remove it, and check the disk")]
+    if checkpoint.name == PREVIOUS and not checkpoint.with_name(NAME).is_dir():
+        return check_checkpoint(checkpoint)
+    return _check_files(checkpoint) if checkpoint.name == PREVIOUS else []
 
 
 def check_checkpoint(path: Path) -> list[Finding]:
-    """Whether a checkpoint loads, whether it can be resumed and queried."""
-    from hibio.model import HiBio
-    from hibio.training.checkpoint import load_trainer_state
-
-    name = str(path)
+    """Whether a checkpoint is what was saved and loads; whether it can be resumed and queried."""
     try:
-        model = HiBio.from_checkpoint(path)
+        findings = _check_files(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no checksums: told by the finding
+            findings.append(_check_model(path))
     except ConfigError as error:
-        return [Finding("FAIL", name, str(error), "train again, or use the .previous sibling")]
+        fix = "train again, or use the .previous sibling"
+        return [Finding("FAIL", str(path), str(error), fix)]
+    return [*findings, _check_trainer(path), _check_bank(path)]
+
+
+def _check_files(path: Path) -> list[Finding]:
+    """One finding for every damaged file, or one for all."""
+    from hibio.checkpoint_files import (
+        BANK,
+        CHECKSUMS,
+        UNVERIFIED,
+        damaged_files,
+        read_checksums,
+    )
+    from hibio.training.checkpoint import PREVIOUS
+
+    damaged = damaged_files(path)
+    if damaged is None:
+        return [Finding("WARN", str(path), UNVERIFIED, "hibio train --config CONFIG --resume DIR")]
+    if not damaged:
+        n_files = len(read_checksums(path) or {})
+        return [Finding("PASS", str(path), f"{n_files} files are what was saved ({CHECKSUMS})", "")]
+    back = "resume the run, which goes on from the .previous sibling; or use that sibling"
+    if path.name == PREVIOUS:
+        back = "nothing is lost while the newer one is whole; the next save takes its place"
+    anew = "resume the run, which writes it anew"
+    return [
+        Finding("FAIL", str(path / name), text, anew if name == BANK else back)
+        for name, text in damaged.items()
+    ]
+
+
+def _check_model(path: Path) -> Finding:
+    from hibio.model import HiBio
+
+    model = HiBio.from_checkpoint(path)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     genes, sets = model.artifacts.n_genes, model.artifacts.n_pathways
     text = f"loads: {n_weights:,} weights, {genes:,} genes, {sets} pathways"
-    findings = [Finding("PASS", name, text, "")]
+    return Finding("PASS", str(path), text, "")
+
+
+def _check_trainer(path: Path) -> Finding:
+    from hibio.training.checkpoint import load_trainer_state
+
     try:
         finished = load_trainer_state(path)["finished"]
-        state = "training is finished" if finished else "training is not finished"
-        fix = "" if finished else "hibio train --config CONFIG --resume RUN_FOLDER"
-        findings.append(Finding("PASS" if finished else "WARN", name, state, fix))
     except ConfigError as error:
-        findings.append(Finding("WARN", name, str(error), "it still embeds and evaluates"))
-    return [*findings, _check_bank(path)]
+        return Finding("WARN", str(path), str(error), "it still embeds and evaluates")
+    if finished:
+        return Finding("PASS", str(path), "training is finished", "")
+    fix = "hibio train --config CONFIG --resume RUN_FOLDER"
+    return Finding("WARN", str(path), "training is not finished", fix)
 
 
 def _check_bank(path: Path) -> Finding:

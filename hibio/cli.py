@@ -108,10 +108,11 @@ def prepare(options: argparse.Namespace) -> int:
         options.manifest,
         options.out,
         root=options.root,
-        patch=PatchConfig(options.patch_um, options.patch_px),
+        patch=PatchConfig(options.patch_um, options.patch_px, options.context_um or None),
         workers=options.workers,
         scheduler=options.scheduler,
         minutes=options.minutes,
+        backend=options.slide_backend,
         genes=_gene_map(options),
     )
     print(report)
@@ -187,11 +188,14 @@ def train(options: argparse.Namespace) -> int:
 
     from hibio.config import load_config
     from hibio.run import RunConfig, train_all
+    from hibio.training.process_group import end_processes
 
     config = load_config(RunConfig, options.config, options.set)
     if options.resume is not None:
         config = dataclasses.replace(config, out=options.resume)
     checkpoints = train_all(config, resume=options.resume is not None)
+    if end_processes() > 0:
+        return 0  # another process of the run tells
     print(f"trained {len(checkpoints)} checkpoint(s) in {config.out}")
     stores, out = config.data.stores, config.out / "eval"
     print(f"next: hibio eval --checkpoint {config.out} --data {stores} --out {out}")
@@ -220,11 +224,39 @@ def query(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """``hibio eval``."""
-    from eval.run import evaluate as run
+    from eval.against import run
 
-    report = run(options.checkpoint, options.data, options.out, options.tasks)
-    print(f"wrote {options.out / 'results.json'}\nreport: {report}")
+    print(run(options))
     return 0
+
+
+def hest_bench(options: argparse.Namespace) -> int:
+    """``hibio hest-bench``."""
+    from eval.hest_bench import HestBenchConfig
+    from eval.hest_bench import hest_bench as run
+
+    config = HestBenchConfig(
+        encoders=tuple(options.encoder),
+        checkpoint=options.checkpoint,
+        tasks=tuple(options.tasks),
+        weights=options.weights,
+        embeddings=options.embeddings,
+        metadata=options.metadata,
+        stores=options.stores,
+        strict=options.strict,
+        device=options.device,
+        batch=options.batch,
+    )
+    print(run(options.folder, options.out, config))
+    print(f"wrote {options.out / 'results.json'}\nreport: {options.out / 'report.html'}")
+    return 0
+
+
+def ablate(options: argparse.Namespace) -> int:
+    """``hibio ablate``."""
+    from hibio.ablation.command import run
+
+    return run(options)
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -253,6 +285,8 @@ COMMANDS: Commands = {
     "embed": embed,
     "query": query,
     "eval": evaluate,
+    "hest-bench": hest_bench,
+    "ablate": ablate,
     "demo": demo,
     "doctor": doctor,
 }

@@ -7,6 +7,7 @@ A dataclass is the only description of a section: its fields are the keys, its a
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ from hibio.schema import SchemaError, build_section, dotted, to_plain
 
 C = TypeVar("C")
 Layer = tuple[str, Mapping[str, Any]]
+
+#: Values in one file, aliases written out; a bomb has billions.
+LARGEST = 100_000
 
 _ABSENT = object()
 
@@ -49,6 +53,12 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > LARGEST:
+            message = f"merges (<<) of more than {LARGEST:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
 
 class _Dumper(yaml.SafeDumper):
     """Counterpart of the loader: text that looks like 1e-4 is quoted, aliases are written out."""
@@ -57,6 +67,27 @@ class _Dumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def _refuse_bomb(data: Any) -> None:
+    """Refuse aliases (``*name``) that write out to a huge or an endless value.
+
+    Raises:
+        yaml.YAMLError: more than 100,000 values, or one that contains itself.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(value: Any) -> float:
+        if not isinstance(value, dict | list | tuple):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = math.inf  # what it is while it is open: its own part
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(value)]
+
+    if size(data) > LARGEST:
+        raise yaml.YAMLError(f"its aliases (*name) write out to more than {LARGEST:,} values")
 
 
 def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
@@ -96,7 +127,9 @@ def load_section(cls: type[C], path: str | Path, key: str) -> C:
     Raises:
         ConfigError: unreadable file, no such section, or a section that does not fit ``cls``.
     """
-    data = _read_layers(Path(path), ())[-1][1]
+    data = _read_file(Path(path), "")
+    if "base" in data:
+        raise ConfigError(f"{path}: has a 'base' file, which the settings of a run never have")
     if key not in data:
         raise ConfigError(f"{path}: no section '{key}'; the file is cut off, or of something else")
     try:
@@ -161,6 +194,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             raise ConfigError(f"--set {override}: expected KEY=VALUE, for example model.dim=64")
         try:
             value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+            _refuse_bomb(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
         node: Any = result
@@ -191,25 +225,31 @@ def _read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
     if resolved in above:
         chain = " -> ".join(p.name for p in (*above, resolved))
         raise ConfigError(f"{path}: 'base' goes in a circle ({chain}); remove one of them")
-    try:
-        data = yaml.load(path.read_bytes(), Loader=_Loader)  # a SafeLoader: plain values only
-    except OSError as error:
-        user = f" (base of {above[-1]})" if above else ""
-        raise ConfigError(
-            f"{path}{user}: cannot be read: {error.strerror}; check the path"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        found = type(data).__name__
-        raise ConfigError(f"{path}: expected 'key: value' lines at the top level, found {found}")
+    data = _read_file(path, f" (base of {above[-1]})" if above else "")
     base = data.pop("base", None)
     if base is None:
         return [(str(path), data)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: 'base' must name one YAML file, found {base!r}")
     return [*_read_layers(path.parent / base, (*above, resolved)), (str(path), data)]
+
+
+def _read_file(path: Path, user: str) -> dict[str, Any]:
+    """The mapping of one YAML file; ``user`` says in messages what wants it."""
+    try:
+        data = yaml.load(path.read_bytes(), Loader=_Loader)  # a SafeLoader: plain values only
+        _refuse_bomb(data)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}{user}: cannot be read: {error.strerror}; check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top level, found {found}")
+    return data
 
 
 def _source_of(layers: list[Layer], key: tuple[str, ...]) -> str | None:

@@ -10,12 +10,13 @@ import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from hibio.backbones.encode import encode_patches
+from hibio.backbones.encode import Reader, encode_patches
 from hibio.backbones.fetch import find_weights
 from hibio.backbones.frozen import FrozenBackbone, load_backbone
 from hibio.backbones.registry import Backbone, registry_table
@@ -25,8 +26,17 @@ from hibio.backbones.scale import scale_note
 from hibio.config import ConfigError
 from preprocessing.errors import DataError
 from preprocessing.run import stores_in
+from preprocessing.slide_stain import (
+    StainMethod,
+    StainNormaliser,
+    sample_patches,
+    stain_normaliser,
+)
 from preprocessing.store import SlideStore, file_sha256
 from preprocessing.store.features import add_features, feature_origin
+
+#: Which patches of a spot: its own, the wider ones of its context, or both side by side.
+Scale = Literal["spot", "context", "both"]
 
 #: Of a feature set's origin; the rest tells where it was computed and does not change what it is.
 _NOT_COMPARED = ("precision",)
@@ -40,6 +50,8 @@ def extract_features(
     batch: int = 64,
     device: str = "auto",
     workers: int = 1,
+    scale: Scale = "spot",
+    stain: StainMethod = "none",
 ) -> list[Path]:
     """Write ``features/<encoder>`` into every store of a folder that has patches.
 
@@ -50,6 +62,8 @@ def extract_features(
         batch: patches of one forward pass.
         device: auto | cpu | cuda.
         workers: threads that decode patches ahead; 0 decodes between the passes.
+        scale: which patches; other than "spot" becomes part of the name.
+        stain: what the patches of a slide are brought to one stain with; becomes part of the name.
 
     Returns:
         The stores that now have the features.
@@ -65,6 +79,8 @@ def extract_features(
         batch=batch,
         device=device,
         workers=workers,
+        scale=scale,
+        stain=stain,
     )
     if report.failed:
         raise DataError("; ".join(f"{row.path}: {row.note}" for row in report.failed))
@@ -79,6 +95,8 @@ def features_report(
     batch: int = 64,
     device: str = "auto",
     workers: int = 1,
+    scale: Scale = "spot",
+    stain: StainMethod = "none",
 ) -> FeaturesReport:
     """Run the encoder over every store; one bad store does not stop the others.
 
@@ -93,6 +111,9 @@ def features_report(
         batch: patches of one forward pass.
         device: auto | cpu | cuda. bf16 is used on CUDA only.
         workers: threads that decode patches ahead; 0 decodes between the passes.
+        scale: which patches: "spot", "context" (a store without them fails), or "both", whose
+            features stand side by side.
+        stain: none | macenko | reinhard: bring the patches of each slide to one stain before.
 
     Raises:
         ConfigError: the encoder, its weights, the device or an argument cannot be used.
@@ -100,12 +121,15 @@ def features_report(
     """
     if batch < 1 or workers < 0:
         raise ConfigError(f"batch is {batch}, workers {workers}; expected at least 1 and 0")
+    for name, given, choices in (("scale", scale, Scale), ("stain", stain, StainMethod)):
+        if given not in get_args(choices):
+            raise ConfigError(f"{name} is {given!r}; choose {', '.join(get_args(choices))}")
     target = _device(device)
     stores = Path(stores)
     paths = [stores] if stores.is_file() else stores_in(stores)
     backbone = resolve_backbone(encoder)
     file = find_weights(backbone, weights)
-    job = _Job(backbone, file, target)
+    job = _Job(backbone, file, target, scale, stain)
     rows = []
     for path in tqdm(paths, desc=job.name, unit="slide", disable=None):
         rows.append(_attempt(path, job, batch, workers))
@@ -119,6 +143,8 @@ class _Job:
     backbone: Backbone
     weights: Path
     device: torch.device
+    scale: Scale
+    stain: StainMethod
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -132,14 +158,33 @@ class _Job:
 
     @property
     def name(self) -> str:
-        """Name of the feature set."""
-        return self.backbone.encoder
+        """Name of the feature set: the encoder, and what is not as usual."""
+        unusual = [self.scale] * (self.scale != "spot") + [self.stain] * (self.stain != "none")
+        return "_".join([self.backbone.encoder, *unusual])
+
+    def readers(self, store: SlideStore) -> list[Reader]:
+        """What gives the patches of each scale that is asked for.
+
+        Raises:
+            DataError: no context patches, or a slide whose stain cannot be measured.
+        """
+        if self.scale != "spot":
+            store.context([0])  # refused before the first pass where there are none
+        scales: list[Reader] = [store.patches] * (self.scale != "context")
+        scales += [store.context] * (self.scale != "spot")
+        if self.stain == "none":
+            return scales
+        normaliser = stain_normaliser(self.stain, sample_patches(store))
+        return [functools.partial(_normalised, read, normaliser) for read in scales]
 
     def origin(self, store: SlideStore) -> dict[str, Any]:
         """What the features depend on beside the pixels, as plain values."""
         known = self.backbone
+        unusual: dict[str, Any] = {} if self.stain == "none" else {"stain": self.stain}
+        if self.scale != "spot":
+            unusual |= {"scale": self.scale, "context_um": store.context_um}
         amp = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return {
+        return unusual | {
             "encoder": known.encoder,
             "timm_name": known.timm_name,
             "timm_arguments": dict(known.arguments),
@@ -169,27 +214,40 @@ def _encode_store(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatu
         if not store.has_image:
             return SlideFeatures(path, "no image", note="counts only, nothing to encode")
         origin = job.origin(store)
-        note = scale_note(
-            job.backbone, float(store.attrs["patch_um"]), int(store.attrs["patch_px"]), store.mpp
-        )
+        note = "" if job.scale == "context" else _note(job.backbone, store)
         before = feature_origin(path, job.name)
         if before is not None and _compared(before) == _compared(origin):
             dim = store.features(job.name).shape[1]
             return SlideFeatures(path, "skipped", store.n_spots, dim, note=note)
-        with tqdm(
-            total=store.n_spots, desc=path.stem, unit="patch", disable=None, leave=False
-        ) as bar:
-            values = encode_patches(
-                store.patches,
-                store.n_spots,
-                job.network,
-                batch=batch,
-                workers=workers,
-                progress=bar.update,
+        readers = job.readers(store)
+        total = store.n_spots * len(readers)
+        with tqdm(total=total, desc=path.stem, unit="patch", disable=None, leave=False) as bar:
+            values = np.hstack(
+                [
+                    encode_patches(
+                        read,
+                        store.n_spots,
+                        job.network,
+                        batch=batch,
+                        workers=workers,
+                        progress=bar.update,
+                    )
+                    for read in readers
+                ]
             )
     add_features(path, job.name, values, origin)
     spots, dim = values.shape
     return SlideFeatures(path, "done" if before is None else "replaced", spots, dim, note=note)
+
+
+def _note(backbone: Backbone, store: SlideStore) -> str:
+    """What to know of the resolution of the spots' patches; a context is coarse on purpose."""
+    um, px = float(store.attrs["patch_um"]), int(store.attrs["patch_px"])
+    return scale_note(backbone, um, px, store.mpp)
+
+
+def _normalised(read: Reader, normaliser: StainNormaliser, index: np.ndarray) -> np.ndarray:
+    return normaliser(read(index))
 
 
 def _compared(origin: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +284,8 @@ def run(options: argparse.Namespace) -> int:
         batch=options.batch,
         device=options.device,
         workers=options.workers,
+        scale=options.scale,
+        stain=options.stain,
     )
     print(report)
     if all(row.status == "no image" for row in report.rows):

@@ -27,6 +27,7 @@ from hibio.data.tiles import iter_tiles
 from hibio.encoders.anchors import set_batch, sets_matrix
 from hibio.encoders.omics import OmicsMask
 from hibio.omics_views import with_queries
+from preprocessing.slide_stain import StainMethod
 
 QUERIES = 32  # genes imputed together
 
@@ -54,6 +55,7 @@ class Inference(nn.Module, ABC):
     vision: Any
     omics_head: nn.Module
     log_scale: Tensor
+    stain: StainMethod  # of the patches that the vision tower reads
 
     @abstractmethod
     def project_omics(self, batch: SlideBatch) -> Tensor:
@@ -177,16 +179,18 @@ class Inference(nn.Module, ABC):
         assert embedding is not None
         return embedding
 
-    def encode_image(self, image: np.ndarray) -> np.ndarray:
+    def encode_image(self, image: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """Unit image embeddings (S, D) of the spots of ONE slide.
 
         Args:
             image: stored features (S, F) for a features tower, or uint8 patches (S, h, w, 3) for
-                a timm tower. Both are standardised over the rows given, as in training.
+                a timm tower. Both are standardised over the rows given, as in training, and
+                patches are brought to the one stain that a model with one was trained on.
+            context: the wider patches of the same spots, for a model that reads them.
         """
         from hibio.data.anndata import image_batch
 
-        batch = image_batch(image, self.artifacts).to(self.device)
+        batch = image_batch(image, self.artifacts, context, self.stain).to(self.device)
         with self._evaluating():
             embedding = F.normalize(self.project_image(batch), dim=1)
         return _numpy(embedding)

@@ -12,13 +12,14 @@ from hibio.data.splits import (
     SlideEntry,
     Split,
     expand_folds,
+    limited,
     read_entries,
     split_by_patient,
     with_counts,
 )
 from hibio.run_config import MAIN_VARIANT, RunConfig
 from hibio.schema import SchemaError, build_section
-from hibio.training.checkpoint import find_checkpoint, load_trainer_state
+from hibio.training.checkpoint import find_checkpoint, load_trainer_state, whole_checkpoint
 from preprocessing.run import stores_in
 
 
@@ -38,9 +39,15 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its last checkpoint is the end of the curriculum."""
-        checkpoint = find_checkpoint(self.folder)
-        return checkpoint is not None and load_trainer_state(checkpoint)["finished"]
+        """Whether its newest checkpoint is whole and the end of the curriculum.
+
+        Raises:
+            ConfigError: there are checkpoints, and none is whole.
+        """
+        checkpoint, problem = whole_checkpoint(self.folder)
+        if checkpoint is None or problem is not None:
+            return False
+        return bool(load_trainer_state(checkpoint)["finished"])
 
 
 def expand(config: RunConfig) -> list[Job]:
@@ -73,7 +80,9 @@ def _variant(config: RunConfig, name: str) -> RunConfig:
 
 def split_of(config: RunConfig, fold: str) -> Split:
     """The split of one fold of a run."""
-    return split_by_patient(_entries(config.data.stores), fold)
+    split = split_by_patient(_entries(config.data.stores), fold)
+    wanted = config.data.train_patients
+    return split if wanted is None else limited(split, wanted)
 
 
 def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:

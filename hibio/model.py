@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelEmbeddings, LevelPair, MaskedView, SlideBatch
+from hibio.checkpoint_files import MODEL_FILES, verify_files
 from hibio.config import ConfigError, load_section
 from hibio.data.fold_in import fold_in_genes
 from hibio.encoders.anchors import AnchorTable
-from hibio.encoders.base import OmicsContext
+from hibio.encoders.base import OmicsContext, refuse_code
 from hibio.encoders.mlp import mlp
 from hibio.encoders.omics import OmicsMask, build_omics_encoder
 from hibio.encoders.pooling import AttentionPool
@@ -53,6 +54,7 @@ class HiBio(Inference):
         super().__init__()
         self.config = config
         self.artifacts = artifacts
+        self.stain = config.vision.stain
         width = config.embed_dim
         n_factors = artifacts.factors.components.shape[1]
         self.omics = build_omics_encoder(config.omics, OmicsContext.of(artifacts))
@@ -160,17 +162,23 @@ class HiBio(Inference):
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
         """Load a checkpoint's three files; where a backbone's weights came from is not asked.
 
+        They are compared with their checksums first (about 1 s for 1 GB).
+
         Raises:
-            ConfigError: a file is missing or does not fit the others.
+            ConfigError: a file is missing, was changed or does not fit the others, or the
+                settings name code that nobody here allowed (see ``encoders.base.refuse_code``).
         """
         directory = Path(directory)
-        for name in ("config.yaml", "artifacts.h5", "model.safetensors"):
+        for name in MODEL_FILES:
             if not (directory / name).is_file():
                 raise ConfigError(
                     f"{directory}: no {name}, so this is not a HiBio checkpoint; give the folder "
                     "that `hibio train` printed (it ends in /checkpoint)"
                 )
+        verify_files(directory, MODEL_FILES)
         config = load_section(ModelConfig, directory / "config.yaml", "model")
+        for encoder in (config.vision.name, config.omics.name):
+            refuse_code(encoder, directory / "config.yaml")
         vision = dataclasses.replace(config.vision, weights=None, pretrained=False)
         config = dataclasses.replace(config, vision=vision)
         artifacts = read_artifacts(directory / "artifacts.h5")
@@ -186,6 +194,11 @@ class HiBio(Inference):
                 "checkpoint is torn: use its .previous sibling or train again"
             ) from error
         return model.eval()
+
+    def empty_copy(self) -> HiBio:
+        """A model of the same settings and artifacts, to load a state dict into."""
+        vision = dataclasses.replace(self.config.vision, weights=None, pretrained=False)
+        return HiBio(dataclasses.replace(self.config, vision=vision), self.artifacts)
 
     def fold_in(
         self, bridge: Sequence[Path], genes: Collection[str] | None = None
@@ -221,7 +234,8 @@ class HiBio(Inference):
             ConfigError: the towers differ in a setting that shapes their weights.
         """
         own, other = (
-            dataclasses.replace(c.config.omics, init_from=None, dropout=0.0) for c in (self, source)
+            dataclasses.replace(c.config.omics, init_from=None, dropout=0.0, checkpoint=False)
+            for c in (self, source)
         )
         if own != other:
             differ = [

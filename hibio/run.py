@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from hibio.artifacts import Artifacts
+from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
 from hibio.bank import build_bank, write_bank
+from hibio.checkpoint_files import BANK, DamagedError, add_checksum, verify_file
 from hibio.config import ConfigError, dump_config
 from hibio.data.dataset import SlideDataset
 from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
@@ -19,10 +21,21 @@ from hibio.jobs import Job, expand, refuse_seen, split_of, start_of
 from hibio.model import HiBio, ModelConfig
 from hibio.provenance import write_provenance
 from hibio.run_config import MAIN_VARIANT, DataConfig, RunConfig
-from hibio.training.checkpoint import NAME, find_checkpoint, refuse_other_settings
-from hibio.training.engine import TorchEngine
+from hibio.training.checkpoint import (
+    NAME,
+    find_checkpoint,
+    load_newest,
+    refuse_other_settings,
+)
+from hibio.training.engine import build_engine
+from hibio.training.engine.base import choose_device
 from hibio.training.objective import Objective
+from hibio.training.parameter_use import parameter_use
+from hibio.training.plan import Plan, own_micro_batches
+from hibio.training.process_group import ProcessGroup, start_processes
 from hibio.training.region_state import RegionState
+from hibio.training.step_module import StepModule
+from hibio.training.stopping import stops_at_once
 from hibio.training.trainer import Trainer
 
 __all__ = [
@@ -33,8 +46,12 @@ __all__ = [
     "build",
     "expand",
     "finish",
+    "fitted",
     "train_all",
+    "train_job",
 ]
+
+FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
 
 
 @functools.lru_cache(maxsize=2)
@@ -43,76 +60,146 @@ def _fitted(
     genes: GenesConfig,
     pathways: PathwaysConfig,
     start: Path | None,
+    threads: int,
 ) -> Artifacts:
     """Artifacts of one fold, shared by its variants and seeds."""
     source = None if start is None else HiBio.from_checkpoint(start).artifacts
-    return fit_artifacts(paths, genes, pathways, start=source)
+    return fit_artifacts(paths, genes, pathways, start=source, threads=threads)
+
+
+def fitted(job: Job, group: ProcessGroup | None = None) -> Artifacts:
+    """What a job fits on its training slides before the first step; shared by alike jobs.
+
+    Args:
+        job: what is trained.
+        group: the processes; the first one fits, and the others read what it wrote.
+    """
+    paths = tuple(entry.path for entry in split_of(job.config, job.fold).train)
+    threads = job.config.threads or min(torch.get_num_threads(), FIT_THREADS)
+    wanted = (paths, job.config.genes, job.config.pathways, start_of(job), threads)
+    if group is None or group.size == 1:
+        return _fitted(*wanted)
+    told = job.folder / "artifacts-of-the-first-process.h5"
+    fit = group.on_first(lambda: _fitted(*wanted))
+    group.on_first(lambda: _tell(told, fit))
+    artifacts = read_artifacts(told) if fit is None else fit
+    group.wait()
+    group.on_first(told.unlink)
+    return artifacts
+
+
+def _tell(path: Path, artifacts: Artifacts | None) -> None:
+    """Write artifacts for the other processes."""
+    assert artifacts is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_artifacts(path, artifacts)
 
 
 def build(job: Job, *, resume: bool = False) -> Trainer:
-    """Join the parts of one job.
+    """Join the parts of one job; every process of a run calls it.
 
     Args:
         job: what to train.
         resume: continue from its checkpoint where there is one.
     """
     config = job.config
+    group = start_processes(config.device, single=config.optim.uses_deepspeed)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     split = split_of(config, job.fold)
-    train = split.train
-    checkpoint = find_checkpoint(job.folder) if resume else None
+    saved = load_newest(job.folder) if resume else None
     start = start_of(job)
-    if checkpoint is not None:
-        artifacts = HiBio.from_checkpoint(checkpoint).artifacts
-    else:
-        paths = tuple(entry.path for entry in train)
-        artifacts = _fitted(paths, config.genes, config.pathways, start)
+    artifacts = fitted(job, group) if saved is None else saved.artifacts
     refuse_seen(artifacts, split, start)
+    image = config.model.vision.image_input(config.data.image)
     dataset = SlideDataset(
-        train, artifacts, config.data.image, config.data.cache_slides, config.data.shuffle_pairs
+        split.train, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
     )
     config = dataclasses.replace(config, model=_sized(config, dataset))
-    if checkpoint is not None:
-        refuse_other_settings(checkpoint, config)
-    torch.manual_seed(job.seed)
-    model = HiBio(config.model, artifacts)
-    if start is not None and checkpoint is None:
-        model.start_omics_from(HiBio.from_checkpoint(start))
+    if saved is not None:
+        refuse_other_settings(saved.path, config)
+    model = _new_model(config.model, artifacts, job.seed, start if saved is None else None)
+    objective = Objective(
+        model.to(choose_device(config.device, group)), config.objective, config.regions.levels
+    )
+    plan = Plan(
+        config.stages,
+        config.sampler,
+        dataset,
+        RegionState(config.regions, dataset),
+        objective,
+        job.seed,
+        group,
+        prefetch=config.data.prefetch,
+        pin=model.device.type == "cuda",
+    )
+    objective.check(config.stages)
+    module = StepModule(model, objective)
     trainer = Trainer(
         model=model,
-        engine=TorchEngine(model, config.optim, config.device),
-        objective=Objective(model, config.objective, config.regions.levels),
-        dataset=dataset,
-        regions=RegionState(config.regions, dataset),
-        stages=config.stages,
-        sampler=config.sampler,
+        engine=build_engine(
+            module,
+            config.optim,
+            config.device,
+            group,
+            n_micro=own_micro_batches(config.sampler.batches_per_step, group),
+            mixed_stages=plan.mixed_stages(),
+            used=lambda: parameter_use(module, plan),
+        ),
+        plan=plan,
         folder=job.folder,
         write_config=lambda path: dump_config(config, path),
-        seed=job.seed,
         checkpoint_every=config.checkpoint_every,
     )
-    if resume:
-        trainer.resume()
+    if saved is not None:
+        trainer.resume(saved)
     return trainer
 
 
+def _new_model(config: ModelConfig, artifacts: Artifacts, seed: int, start: Path | None) -> HiBio:
+    """Random weights of a seed; the omics tower of a checkpoint where one is given."""
+    torch.manual_seed(seed)
+    model = HiBio(config, artifacts)
+    if start is not None:
+        model.start_omics_from(HiBio.from_checkpoint(start))
+    return model
+
+
 def finish(job: Job, trainer: Trainer) -> Path:
-    """After training: write the reference bank into the checkpoint; returns the checkpoint."""
-    checkpoint = job.folder / NAME
+    """After training: write the reference bank into the checkpoint; returns the checkpoint.
+
+    Every process calls it; the first one writes.
+    """
     if job.config.bank:
-        entries = trainer.dataset.entries
-        dataset = SlideDataset(entries, trainer.model.artifacts, job.config.data.image)
-        bank = build_bank(trainer.model, dataset)
-        if bank is not None:
-            write_bank(checkpoint / "bank.h5", bank)
-    return checkpoint
+        model = trainer.whole_model()
+        trainer.group.on_first(lambda: _write_bank(job, model, trainer.dataset))
+    return job.folder / NAME
+
+
+def _write_bank(job: Job, model: HiBio, slides: SlideDataset) -> None:
+    image = job.config.model.vision.image_input(job.config.data.image)
+    bank = build_bank(model, SlideDataset(slides.entries, model.artifacts, image))
+    if bank is not None:
+        path = job.folder / NAME / BANK
+        write_bank(path, bank)
+        add_checksum(path)
 
 
 def _lacks_bank(job: Job) -> bool:
     """Whether a finished job was stopped before its reference bank was written."""
     paired = any(entry.has_image for entry in split_of(job.config, job.fold).train)
     wanted = job.config.bank and job.config.data.image is not None and paired
-    return wanted and not (job.folder / NAME / "bank.h5").is_file()
+    return wanted and not _has_bank(job.folder / NAME)
+
+
+def _has_bank(checkpoint: Path) -> bool:
+    """Whether the bank is there and whole; a damaged one is told, and written anew."""
+    try:
+        verify_file(checkpoint / BANK)
+    except DamagedError as error:
+        if (checkpoint / BANK).is_file():
+            warnings.warn(f"{error.problem}; it is written anew", stacklevel=2)
+        return False
+    return (checkpoint / BANK).is_file()
 
 
 def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
@@ -128,6 +215,24 @@ def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
     return dataclasses.replace(config.model, vision=vision)
 
 
+def train_job(job: Job, *, resume: bool = False) -> Path:
+    """Train one job to its end and write its bank; returns the checkpoint.
+
+    Args:
+        job: what to train.
+        resume: continue from its checkpoint where there is one.
+
+    Raises:
+        InterruptedError: stopped by a signal; everything is saved.
+    """
+    trainer = build(job, resume=resume)
+    if not trainer.fit() or trainer.interrupted:
+        raise InterruptedError(
+            f"stopped at step {trainer.step} of {trainer.n_steps()} of {job.name}; saved"
+        )
+    return finish(job, trainer)
+
+
 def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
     """Train every job of a run that is not finished yet; returns the checkpoints.
 
@@ -140,34 +245,56 @@ def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
             and it is on.
         InterruptedError: stopped by a signal; everything is saved.
     """
+    with stops_at_once(lambda: f"stopped; {_go_on(config)}"):
+        return _train_all(config, resume)
+
+
+def _go_on(config: RunConfig) -> str:
+    """How to continue a run that was stopped."""
+    if not (config.out / "config.yaml").is_file():
+        return "nothing was trained yet, so run the same command again"
+    return (
+        f"whatever was saved stays. Continue with: hibio train --config "
+        f"{config.out / 'config.yaml'} --resume {config.out}"
+    )
+
+
+def _train_all(config: RunConfig, resume: bool) -> list[Path]:
     if resume and not config.out.is_dir():
         raise ConfigError(
             f"{config.out}: no such folder, so there is nothing to resume; give the run's folder "
             "(its 'out'), or leave --resume out to begin"
         )
     jobs = expand(config)
+    single = any(job.config.optim.uses_deepspeed for job in jobs)
+    group = start_processes(config.device, single=single)
     started = [job for job in jobs if find_checkpoint(job.folder) is not None]
     if started and not resume:
         raise ConfigError(
             f"{config.out} already holds {len(started)} checkpoint(s), e.g. {started[0].name}; "
             f"continue with --resume {config.out}, or choose another folder with --set out=DIR"
         )
-    config.out.mkdir(parents=True, exist_ok=True)
-    dump_config(config, config.out / "config.yaml")
-    write_provenance(config.out / "provenance.json")
+    group.wait()  # all have looked before one writes
+    group.on_first(lambda: _write_settings(config))
     checkpoints = []
     for number, job in enumerate(jobs, start=1):
-        if not job.finished:
-            print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
-            trainer = build(job, resume=resume)
-            if not trainer.fit():
-                raise InterruptedError(
-                    f"stopped at step {trainer.step} of {trainer.n_steps()} of {job.name}; saved. "
-                    f"Continue with: hibio train --config {config.out / 'config.yaml'} "
-                    f"--resume {config.out}"
-                )
-            finish(job, trainer)
+        finished = job.finished
+        group.wait()
+        if not finished:
+            if group.is_first:
+                print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+            try:
+                train_job(job, resume=resume)
+            except InterruptedError as stopped:
+                raise InterruptedError(f"{stopped}; {_go_on(config)}") from stopped
         elif _lacks_bank(job):
             finish(job, build(job, resume=True))
         checkpoints.append(job.folder / NAME)
     return checkpoints
+
+
+def _write_settings(config: RunConfig) -> None:
+    """What was asked for, and on what machine, into the run's folder."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    dump_config(config, config.out / "config.yaml")
+    write_provenance(config.out / "provenance.json")

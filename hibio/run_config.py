@@ -26,12 +26,23 @@ class DataConfig:
         image: stored feature key, ``patches`` (timm tower), or null for counts only.
         shuffle_pairs: the control that gives every spot another spot's image.
         cache_slides: prepared slides kept in memory.
+        train_patients: train on so many patients only, for learning curves: the first ones by
+            name that are not held out, so that a larger number contains a smaller; null for all.
+        prefetch: batches read ahead in another thread; 0 reads each when it is its turn.
     """
 
     stores: Path
     image: str | None = "handcrafted"
     shuffle_pairs: bool = False
     cache_slides: int = 64
+    train_patients: int | None = None
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch is {self.prefetch}, 0 or more batches are needed")
+        if self.train_patients is not None and self.train_patients < 1:
+            raise ValueError(f"train_patients is {self.train_patients}, at least 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,9 @@ class RunConfig:
         genes, pathways, sampler, regions, model, objective, optim: see their classes.
         stages: the curriculum.
         device: auto | cpu | cuda.
-        threads: CPU threads of torch; null leaves its default. 1 does not suffer from other work.
+        threads: CPU threads of torch and of the fit before the first step, where each of them
+            holds one slide; null leaves torch's default (in the fit at most 8). 1 does not suffer
+            from other work.
         checkpoint_every: epochs between checkpoints.
         bank: write the reference bank at the end.
         variant: name of this job's variant (filled in by :func:`expand`).
@@ -81,5 +94,6 @@ class RunConfig:
             raise ValueError("folds and seeds need at least one entry each")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+        self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")

@@ -11,14 +11,18 @@ import numpy as np
 
 from hibio.data.slide import PreparedSlide
 from hibio.keys import level_name
+from hibio.leiden import leiden_regions
 from hibio.model import SlideEmbedding
 from hibio.regions import (
     RegionTree,
     fit_region_tree,
     grid_regions,
+    n_regions_for,
     region_levels,
     shuffled_regions,
 )
+
+KINDS = ("tree", "grid", "shuffled", "leiden")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class RegionsConfig:
 
     Attributes:
         diameters_um: equivalent diameter of each level, fine to coarse.
-        kind: tree | grid | shuffled (the last two are controls).
+        kind: tree | grid | shuffled | leiden (all but the first are controls).
     """
 
     diameters_um: tuple[float, ...] = (300.0, 600.0, 1200.0)
@@ -36,8 +40,8 @@ class RegionsConfig:
     def __post_init__(self) -> None:
         if not self.diameters_um or list(self.diameters_um) != sorted(self.diameters_um):
             raise ValueError("diameters_um must rise from fine to coarse, e.g. [300, 600, 1200]")
-        if self.kind not in ("tree", "grid", "shuffled"):
-            raise ValueError(f"kind is tree, grid or shuffled, not {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -75,6 +79,10 @@ def slide_regions(
     """Region of each spot at each level, (L, S)."""
     if config.kind == "grid":
         return np.stack([grid_regions(slide.xy_um, d) for d in config.diameters_um])
+    if config.kind == "leiden":
+        feature, xy_um, graph = fused_features(slide, embedding), slide.xy_um, slide.graph
+        sizes = [n_regions_for(d, xy_um, graph) for d in config.diameters_um]
+        return np.stack([leiden_regions(feature, graph, size) for size in sizes])
     tree = slide_tree(slide, embedding)
     levels = region_levels(tree, slide.xy_um, slide.graph, config.diameters_um)
     if config.kind == "shuffled":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _MATRIX = "filtered_feature_bc_matrix"
+_CELL_MATRIX = "filtered_feature_cell_matrix"
 _TEXTS = (".csv", ".tsv", ".txt")
 _LEGACY = ("pixel_x", "pixel_y")  # columns of a legacy ST spot table
 _HEAD = 4096
@@ -42,6 +43,8 @@ def _file(counts: Path, spots: Path | None) -> str | None:
         return "hest" if _is_hest(counts.parent.parent) and counts.parent.name == "st" else "h5ad"
     if name.endswith(".loom"):
         return "loom"
+    if name.endswith(f"{_CELL_MATRIX}.h5"):
+        return "visium_hd_cells"
     if name.endswith(".h5"):
         return _space_ranger(counts.parent)
     if not name.endswith(_TEXTS) or not counts.is_file():
@@ -80,6 +83,14 @@ def _is_hd(folder: Path) -> bool:
     return _is_visium(folder) and _space_ranger(folder) == "visium_hd"
 
 
+def _is_hd_cells(folder: Path) -> bool:
+    places = (folder, folder / "segmented_outputs", folder / "outs" / "segmented_outputs")
+    return any(
+        any(place.glob(f"{_CELL_MATRIX}*")) and any(place.glob("*cell_segmentations.geojson*"))
+        for place in places
+    )
+
+
 def _is_visium(folder: Path) -> bool:
     names = (f"*{_MATRIX}", f"*{_MATRIX}.h5", f"outs/{_MATRIX}", f"outs/{_MATRIX}.h5")
     return any(any(folder.glob(name)) for name in (*names, "matrix.mtx*"))
@@ -101,6 +112,7 @@ def _is_zarr(folder: Path) -> bool:
 _FOLDERS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
     ("hest", _is_hest),
     ("visium_hd", _is_hd),
+    ("visium_hd_cells", _is_hd_cells),
     ("xenium", _is_xenium),
     ("cosmx", _is_cosmx),
     ("visium", _is_visium),

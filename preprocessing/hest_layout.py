@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -15,6 +14,7 @@ from preprocessing.errors import DataError
 from preprocessing.hest_files import METADATA, OWN, PATCHES, ST
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
+from preprocessing.store.hdf5_write import hdf5_writer
 
 _BLOCK = 256  # patches in memory at once
 _PX, _UM = 224, 112.0  # what HEST-1k cuts
@@ -105,7 +105,7 @@ def _write_counts(store: SlideStore, path: Path) -> None:
 def _write_patches(store: SlideStore, path: Path) -> None:
     count, px = store.n_spots, int(store.attrs["patch_px"])
     side = float(store.attrs["patch_um"]) / store.mpp
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, hdf5_writer(temporary) as (file, _):
         images = file.create_dataset("img", (count, px, px, 3), np.uint8, chunks=(1, px, px, 3))
         for first in range(0, count, _BLOCK):
             rows = np.arange(first, min(count, first + _BLOCK))

@@ -1,7 +1,6 @@
 """One row of the manifest: its columns, what each format asks of them, and their parsing."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -10,17 +9,18 @@ from pathlib import Path
 from preprocessing.errors import DataError
 from preprocessing.format_detection import detect_format
 from preprocessing.modality import MODALITIES, PROTEIN, RNA
+from preprocessing.plain_names import require_folder_part, require_plain_name
 
 IMAGE_ONLY = "image"  # a slide without counts
 VISIUM_HD = "visium_hd"
 HEST = "hest"
-CELL_FORMATS = ("h5ad", "loom", "csv", "xenium", "cosmx", "spatialdata")
+HD_CELLS = "visium_hd_cells"
+CELL_FORMATS = ("h5ad", "loom", "csv", "xenium", "cosmx", "spatialdata", HD_CELLS)
 FORMATS = ("visium", VISIUM_HD, "legacy_st", HEST, *CELL_FORMATS, IMAGE_ONLY)
 BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
 REQUIRED = ("slide_id", "patient_id", "counts")
 PATH_COLUMNS = ("counts", "image", "spots", "labels")
 _NUMBERS = ("mpp", "image_scale", "pitch_um", "bin_um")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class SlideRow:
     Attributes:
         slide_id: plain name [A-Za-z0-9._-]; names the store file.
         patient_id: splits are made by patient.
-        counts: Space Ranger folder or matrix (visium, visium_hd), output folder (xenium, cosmx),
-            zarr folder (spatialdata), root of HEST-1k or its st/<id>.h5ad (hest), or one file
-            (legacy_st, h5ad, loom, csv); None (image).
+        counts: Space Ranger folder or matrix (visium, visium_hd, visium_hd_cells), output folder
+            (xenium, cosmx), zarr folder (spatialdata), root of HEST-1k or its st/<id>.h5ad (hest),
+            or one file (legacy_st, h5ad, loom, csv); None (image).
         format: one of `FORMATS` (empty in the manifest: by `detect_format`); "csv" is any table of
             cells x genes, "image" a slide without counts: its spots are a square grid of windows
             over the tissue.
@@ -50,7 +50,8 @@ class SlideRow:
         organism: free text, such as "human".
         technology: free text, such as "Visium".
         modality: "rna" (counts, integers) or "protein" (intensities from 0 on).
-        outcome: free text, such as "0" or "1"; "" unknown; the same on all slides of a patient.
+        outcome: a class such as "1", or a survival time "34.5;1" (time;event); "" unknown; the
+            same on all slides of a patient.
         bin_um: edge of the bins to read in um (visium_hd: one of `BINS_UM`; None: 8).
     """
 
@@ -192,18 +193,13 @@ def _text(name: str, text: str, base: Path) -> str:
 
 
 def _plain_name(name: str, text: str, base: Path) -> str:
-    if not _PLAIN_NAME.fullmatch(text):
-        raise ValueError(
-            f"{name} {text!r} is not a plain name; use letters, digits, '.', '_', '-' only "
-            "(at most 128, not beginning with '.' or '-')"
-        )
-    return text
+    return require_plain_name(name, text)
 
 
-def _filled(name: str, text: str, base: Path) -> str:
+def _patient(name: str, text: str, base: Path) -> str:
     if not text:
         raise ValueError(f"{name} is empty; every slide needs one")
-    return text
+    return require_folder_part(name, text)
 
 
 def _path(name: str, text: str, base: Path) -> Path | None:
@@ -242,7 +238,7 @@ def _number(name: str, text: str, base: Path) -> float | None:
 
 _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
     "slide_id": _plain_name,
-    "patient_id": _filled,
+    "patient_id": _patient,
     "format": _format,
     "modality": _modality,
     **dict.fromkeys(PATH_COLUMNS, _path),

@@ -28,16 +28,25 @@ class PatchConfig:
     Attributes:
         patch_um: edge in micrometres; 112 um takes in a Visium spot (55 um) and its surroundings.
         patch_px: edge in pixels; 224 px of 112 um are 0.5 um per pixel (20x).
+        context_um: edge of a second, wider patch of the same spot with as many pixels, e.g. 448;
+            None: no such patches.
     """
 
     patch_um: float = 112.0
     patch_px: int = 224
+    context_um: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.patch_um) and self.patch_um > 0):
             raise DataError(f"patch_um is {self.patch_um}; expected micrometres above 0, e.g. 112")
         if self.patch_px < 1:
             raise DataError(f"patch_px is {self.patch_px}; expected at least 1 pixel, e.g. 224")
+        wide = self.context_um
+        if wide is not None and not (math.isfinite(wide) and wide > self.patch_um):
+            raise DataError(
+                f"context_um is {wide}, patch_um {self.patch_um:g}; the context must be wider than "
+                "the patch (e.g. four times), or leave it out"
+            )
 
 
 @dataclass(frozen=True)

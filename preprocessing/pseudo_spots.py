@@ -69,6 +69,25 @@ def pseudo_spots(table: SpotTable, pitch_um: float) -> SpotTable:
     )
 
 
+def beyond_picture(table: SpotTable, pitch_um: float, size_px0: tuple[int, int]) -> np.ndarray:
+    """Pseudo-spots whose centre lies outside the picture although their cells lie in it.
+
+    A square at the right or lower edge may reach up to its whole pitch beyond it, its centre up to
+    half a pitch. Most of such a patch would be white padding. Centres farther out are none of
+    these: then the coordinates belong to another picture.
+
+    Args:
+        table: B pseudo-spots.
+        pitch_um: edge of a square in um.
+        size_px0: (width, height) of the picture, level-0 pixels.
+
+    Returns:
+        (B,) bool.
+    """
+    over = np.maximum(table.xy_px0 - np.asarray(size_px0), -table.xy_px0).max(axis=1)
+    return np.asarray((over > 0) & (over * table.mpp <= pitch_um / 2 * (1 + 1e-9)))
+
+
 def _labels(labels: pd.DataFrame, code: np.ndarray, cells: np.ndarray) -> pd.DataFrame:
     """Labels of the pseudo-spots, (B, columns): texts and their shares, means, and "cells"."""
     columns: dict[str, np.ndarray] = {}

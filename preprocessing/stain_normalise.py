@@ -74,12 +74,16 @@ def normalise_stain(patches: NDArray[np.uint8], source: Stain, target: Stain) ->
     Returns:
         uint8 of the same shape. What neither stain explains (ink, pigment) is lost.
     """
-    density = optical_density(patches.reshape(-1, 3))
-    amounts = _amounts(density, source.vectors_23) * (target.strength_2 / source.strength_2)
-    light = WHITE * 10.0 ** (-amounts @ target.vectors_23)
-    return np.rint(np.clip(light, 0, WHITE)).astype(np.uint8).reshape(patches.shape)
+    amounts = _amounts(optical_density(patches.reshape(-1, 3)), source.vectors_23)
+    back = -np.log(10.0) * (target.strength_2 / source.strength_2)[:, None] * target.vectors_23
+    light = WHITE * np.exp(amounts @ back.astype(np.float32))
+    colours: NDArray[np.uint8] = np.rint(light).astype(np.uint8)  # amounts are not below 0
+    return colours.reshape(patches.shape)
 
 
-def _amounts(density_N3: NDArray[np.float32], vectors_23: NDArray[np.float64]) -> np.ndarray:
+def _amounts(
+    density_N3: NDArray[np.float32], vectors_23: NDArray[np.float64]
+) -> NDArray[np.float32]:
     """Amount of each stain in each pixel by least squares, not below 0; (N, 2)."""
-    return np.asarray(np.maximum(density_N3 @ np.linalg.pinv(vectors_23), 0.0))
+    unmixed = density_N3 @ np.linalg.pinv(vectors_23).astype(np.float32)
+    return np.asarray(np.maximum(unmixed, 0.0))

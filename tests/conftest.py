@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pathways import load_pathways
 from preprocessing.patches import PatchConfig
@@ -12,6 +13,9 @@ from preprocessing.run import prepare, stores_in
 from preprocessing.simulate import SimulateConfig, simulate_cohort
 
 N_SLIDES, N_SPOTS, N_GENES = 3, 70, 400
+
+settings.register_profile("hibio", deadline=None)  # a busy machine is no defect
+settings.load_profile("hibio")
 
 
 @pytest.fixture(scope="session")

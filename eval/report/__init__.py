@@ -11,6 +11,7 @@ from eval.glossary import HIBIO
 from eval.report.facts import config_section, run_section
 from eval.report.headline import HeadlineRow, headline_section
 from eval.report.markup import Html
+from eval.report.models import models_section
 from eval.report.page import figures_section, page
 from eval.report.tasks import metric_names, task_section
 from preprocessing.atomic import atomic_path
@@ -25,7 +26,8 @@ PREFERRED: dict[str, tuple[str, ...]] = {
     "regions": ("ari/matched",),
     "annotation": ("omics/balanced_accuracy", "balanced_accuracy"),
     "imputation": ("pearson/hidden_genes",),
-    "outcome": ("auroc",),
+    "outcome": ("auroc", "c_index"),
+    "hest_bench": ("pearson/published",),
     "pathway_query": ("pearson/default/median", "spearman", "pearson"),
 }
 
@@ -58,6 +60,8 @@ def write_report(
     sections.append(("figures", "Figures", figures_section(figures)))
     for index, (task, result) in enumerate(tasks.items()):
         sections.append((f"task-{index}", f"Task: {task}", task_section(task, result)))
+    if (results.get("data") or {}).get("models"):
+        sections.append(("models", "Models", models_section(results)))
     sections.append(("config", "Config", config_section(results)))
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(page(title, sections), encoding="utf-8")
@@ -70,7 +74,7 @@ def default_headline(results: Mapping[str, Any]) -> list[HeadlineRow]:
     for task, result in (results.get("tasks") or {}).items():
         models = result.get("models") or {}
         own = list(models.get(HIBIO) or {}) or metric_names(models)
-        wanted = [m for part in PREFERRED.get(task, ()) for m in own if part in m]
+        wanted = [m for part in PREFERRED.get(task.split("/")[0], ()) for m in own if part in m]
         if own:
             rows.append(HeadlineRow(task, task, (wanted or own)[0]))
     return rows

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.glossary import HIBIO, kind_of, lower_is_better
+from eval.headline_interval import headline_interval
 from eval.report.markup import (
     MISSING,
     Html,
@@ -30,6 +31,8 @@ from eval.report.markup import (
 
 MIN_FOLDS = 3
 NOTE = (
+    "Interval: 95 % percentile bootstrap of this checkpoint's mean over what is named in brackets "
+    "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. "
     "Best baseline: the one with the best mean on these same test values, controls included, "
     "oracles and transductive read-outs not. Difference: this checkpoint minus that baseline on "
     "the same fold, seed and slide, averaged within a fold, ± the standard error over folds (over "
@@ -146,7 +149,15 @@ def best_model(
 
 def headline_section(results: Mapping[str, Any], rows: Sequence[HeadlineRow]) -> Html:
     """The table and how to read it; a row without results is shown with dashes."""
-    names = ("question", HIBIO, "best baseline", "its value", "difference", "better in")
+    names = (
+        "question",
+        HIBIO,
+        "95 % interval",
+        "best baseline",
+        "its value",
+        "difference",
+        "better in",
+    )
     head = [heading_row((*names, "chance", "verdict"))]
     body = [_headline_cells(results, row) for row in rows]
     warnings = [tag("li", text(line)) for row in rows for line in control_warnings(results, row)]
@@ -190,6 +201,7 @@ def _headline_cells(results: Mapping[str, Any], row: HeadlineRow) -> Html:
         "tr",
         _question(row, lower),
         tag("td", text(mean_and_spread(mine))),
+        tag("td", text(_interval(results, row))),
         tag("td", text(best or MISSING), class_="words"),
         tag("td", text(mean_and_spread(entries[best]) if best else MISSING)),
         tag("td", text(_difference(outcome))),
@@ -197,6 +209,16 @@ def _headline_cells(results: Mapping[str, Any], row: HeadlineRow) -> Html:
         tag("td", text(chance_of(entries.values()))),
         tag("td", text(_verdict(mine, best, outcome)), class_="words"),
     )
+
+
+def _interval(results: Mapping[str, Any], row: HeadlineRow) -> str:
+    """Interval of this checkpoint's mean, with what it was drawn over."""
+    models = results.get("tasks", {}).get(row.task, {}).get("models", {})
+    own = models.get(HIBIO) or {}
+    found = headline_interval(own, row.metric) if row.metric in own else None
+    if found is None:
+        return MISSING
+    return f"{number(found.low)} to {number(found.high)} ({found.over})"
 
 
 def _is_own(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Annotation by a linear probe on frozen embeddings, test patients unseen (METHOD section 6.4).
 
 Metrics ``omics/balanced_accuracy``, ``omics/macro_f1``, ``omics/macro_auroc`` and the same with
-``image``; one value per test patient and label column. Where nothing is held out (fold ``none``,
+``image``; one value per test patient and label column; ``omics/few_shot@5`` and so on with five
+labelled spots a class (`eval.tasks.few_shot`). Where nothing is held out (fold ``none``,
 a model trained without labels on the very slides) the probe is held out instead: every slide is
 cut into spatial blocks with a buffer, one value per slide, label column and block.
 Shapes: S labelled spots, D dimensions, C classes.
@@ -18,6 +19,7 @@ from eval.metrics import balanced_accuracy, macro_auroc, macro_f1
 from eval.readouts import group_folds, zscore
 from eval.results import ResultTable, TaskResult
 from eval.spatial_blocks import BlocksConfig, BlockSplit, block_splits
+from eval.tasks.few_shot import METRIC, FewShotConfig, few_shot_scores
 
 MODALITIES = ("omics", "image")
 
@@ -35,6 +37,7 @@ class AnnotationConfig:
         max_iter: of the logistic regression.
         tolerance: at which it stops.
         blocks: how a slide is cut when no slide is held out.
+        few_shot: curves over the number of labelled spots; only where patients are held out.
     """
 
     columns: tuple[str, ...] = ()
@@ -45,6 +48,7 @@ class AnnotationConfig:
     max_iter: int = 300
     tolerance: float = 1e-3
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ def _over_patients(table: ResultTable, fold: Fold, config: AnnotationConfig) -> 
                 train = _labelled(model, modality, fold.train, column)
                 test = _labelled(model, modality, fold.test, column)
                 if train is not None and test is not None and len(set(train.y)) > 1:
-                    _add(table, fold, Case(model.name, modality, column), (train, test), config)
+                    case = Case(model.name, modality, column)
+                    _add(table, fold, case, (train, test), config)
+                    _add_few_shot(table, fold, case, (train, test), config.few_shot)
 
 
 def _over_blocks(table: ResultTable, fold: Fold, config: AnnotationConfig) -> None:
@@ -229,6 +235,30 @@ def _add(
             of = f"{name.replace('_', ' ')} per {tested}"
             key = fold.key(unit or f"{patient}:{case.column}")
             table.add(case.model, f"{case.modality}/{name}", key, value, of, chance)
+
+
+def _add_few_shot(
+    table: ResultTable,
+    fold: Fold,
+    case: Case,
+    data: tuple[Labelled, Labelled],
+    config: FewShotConfig,
+) -> None:
+    """Curves over the number of labelled training spots a class."""
+    train, test = data
+    rare = [str(c) for c in np.unique(train.y) if (train.y == c).sum() < max(config.k, default=0)]
+    if rare:
+        table.note(
+            f"fold {fold.name}, {case.column}: fewer than {max(config.k)} training spots of "
+            f"{rare}; few-shot curves take all of them"
+        )
+    test = test.only(np.isin(test.y, np.unique(train.y)))
+    unit = "balanced accuracy per test patient and draw of the labelled spots"
+    sides = (train.x, train.y), (test.x, test.y, test.patient)
+    for one in few_shot_scores(*sides, fold.seed, config):
+        key = fold.key(f"{one.patient}:{case.column}:draw{one.draw}")
+        metric = f"{case.modality}/{METRIC}@{one.k}"
+        table.add(case.model, metric, key, one.value, unit, one.chance)
 
 
 def _thinned(train: Labelled, fold: Fold, config: AnnotationConfig, table: ResultTable) -> Labelled:

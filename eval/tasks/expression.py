@@ -2,8 +2,9 @@
 
 Metrics: ``pearson/top50_hvg`` is ridge with its penalty from inner folds; ``pearson_hest`` uses the
 fixed HEST penalty, ``pearson_bleep`` the mean of 50 training spots, ``pearson_both`` ridge on [raw
-features, embedding], ``pearson_combined`` the z-scored mean of the last two. One value per test
-slide (mean over genes); ``..._pooled`` is over all test spots of the fold.
+features, embedding], ``pearson_combined`` the z-scored mean of the last two. A model that predicts
+expression itself is scored on that under ``pearson``; ridge on its embedding is ``pearson_ridge``.
+One value per test slide (mean over genes); ``..._pooled`` is over all test spots of the fold.
 Shapes: S spots, T target genes.
 """
 
@@ -33,6 +34,7 @@ class ExpressionConfig:
         ridge: PCA and ridge.
         bleep_k: training spots in the retrieval mean.
         raw: name of the model whose features stand beside the embedding in ``both``.
+        only: models that are scored; the others may only stand beside them. Empty: all.
     """
 
     n_genes: tuple[int, ...] = (50, 200)
@@ -40,13 +42,18 @@ class ExpressionConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     bleep_k: int = 50
     raw: str = "raw_features"
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Log expression of the target genes: training spots stacked, test spots by slide."""
+    """Log expression of the target genes: training spots stacked, test spots by slide.
+
+    ``genes`` (T,) are their indices in the vocabulary.
+    """
 
     name: str
+    genes: np.ndarray
     train: np.ndarray
     test: list[np.ndarray]
 
@@ -58,11 +65,19 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
         table.note(f"fold {fold.name}: no training or no test slide with an image; not run")
         return table.result()
     probes = {m.name: ImageProbe.of(fold, m) for m in fold.models if m.image is not None}
+    direct = [m for m in fold.models if m.prediction is not None]
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
         for name, probe in probes.items():
+            if config.only and name not in config.only:
+                continue
             for suffix, parts in _predictions(probe, targets, probes.get(config.raw), config):
-                _add(table, fold, (name, suffix, targets), parts)
+                own = fold.model(name).prediction is not None and not suffix
+                _add(table, fold, (name, "_ridge" if own else suffix, targets), parts)
+        for model in direct:
+            if not config.only or model.name in config.only:
+                rows = model.predicted(fold.paired_test, targets.genes)
+                _add(table, fold, (model.name, "", targets), [stack(rows)])
     if config.raw not in probes:
         table.note(f"no model {config.raw!r}: the read-outs 'both' and 'combined' are left out")
     return table.result(fold.models)
@@ -83,7 +98,7 @@ def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> It
                     f"{name}: {constant} genes are constant on test slide {slide.slide_id} "
                     f"(fold {fold.name}) and left out there"
                 )
-        yield Targets(name, stack(train)[:, :n], [values[:, :n] for values in test])
+        yield Targets(name, order[:n], stack(train)[:, :n], [values[:, :n] for values in test])
 
 
 def _predictions(

@@ -6,7 +6,7 @@ the spots (`eval.attention_pool`). Encoder and read-out are fitted on training p
 probabilities of all folds of a seed are pooled into one AUROC, with a bootstrap interval over
 patients (``auroc_low``, ``auroc_high``); every patient's probability is kept. ``pseudobulk`` (mean
 expression) and ``cohort_facts`` (number of spots, depth) are rows that no model is needed for.
-Survival times (C-index) are out of scope: an outcome is a class.
+Outcomes ``TIME;EVENT`` are survival times: see `eval.tasks.survival` (C-index).
 
 Shapes: P patients, D dimensions, C classes.
 """
@@ -29,6 +29,8 @@ from eval.patients import (
     pseudobulk,
 )
 from eval.results import ResultTable, TaskResult
+from eval.survival import is_survival
+from eval.tasks.survival import SurvivalConfig, add_survival
 
 MODALITIES = ("omics", "image")
 FEW = 10
@@ -49,6 +51,7 @@ class OutcomeConfig:
         attention: the attention pool.
         level: coverage of the interval.
         draws: of the bootstrap.
+        survival: of outcomes that are survival times.
     """
 
     min_train: int = 2
@@ -56,6 +59,7 @@ class OutcomeConfig:
     attention: AttentionPoolConfig = field(default_factory=AttentionPoolConfig)
     level: float = 0.95
     draws: int = 2000
+    survival: SurvivalConfig = field(default_factory=SurvivalConfig)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,9 @@ def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
     """
     table = ResultTable("outcome")
     outcomes = patient_outcomes([s for fold in folds for s in (*fold.train, *fold.test)])
+    if is_survival(outcomes):
+        add_survival(table, folds, outcomes, config.survival)
+        return table.result([model for fold in folds for model in fold.models])
     classes = sorted(set(outcomes.values()))
     if len(classes) < 2:
         table.note(

@@ -1,8 +1,10 @@
 """Cross-modal retrieval within slides (METHOD section 6.2).
 
 Metrics ``image_to_omics/recall@10%`` and so on, per test slide; ``.../pooled_recall@10%`` over all
-test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive). A model whose two
-sides share no space is bridged by ridge from its image features to the omics spot vector.
+test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive);
+``.../soft_recall@10`` also counts spots of nearly the same expression (`eval.tasks.soft_recall`). A
+model whose two sides share no space is bridged by ridge from its image features to the omics spot
+vector.
 Shapes: N spots, D dimensions.
 """
 
@@ -35,7 +37,9 @@ from eval.readouts import RidgeConfig, centre
 from eval.results import ResultTable, TaskResult
 from eval.tasks.identity import identity_accuracy
 from eval.tasks.image_probe import ImageProbe, split_rows
+from eval.tasks.soft_recall import soft_recall
 from eval.tasks.transductive import csls, sinkhorn
+from eval.variable_genes import expression, variable_genes
 
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 
@@ -49,6 +53,8 @@ class RetrievalConfig:
             is an easier item, so it is reported beside the same average over random spots.
         k: list lengths.
         fractions: list lengths as shares of the pool.
+        soft_share: share of a slide's spots whose expression is nearly the query's own.
+        soft_genes: variable genes in which that is measured.
         csls_k: neighbourhood of CSLS.
         temperature: of Sinkhorn.
         steps: of Sinkhorn.
@@ -61,6 +67,8 @@ class RetrievalConfig:
     item: str = "spot"
     k: tuple[int, ...] = (1, 5, 10)
     fractions: tuple[float, ...] = (0.01, 0.05, 0.1)
+    soft_share: float = 0.05
+    soft_genes: int = 500
     csls_k: int = 10
     temperature: float = 0.1
     steps: int = 30
@@ -92,6 +100,9 @@ def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
         return table.result()
     table.note(f"item: {config.item}; pool: one test slide; embeddings centred per slide")
     table.note("ties count at their expectation; csls and sinkhorn rows are transductive")
+    if config.item != "spot":
+        table.note("soft recall is of single spots; it is left out for niches")
+    profiles = _profiles(fold, config)
     for model in fold.models:
         _add_identity(table, fold, model, config)
         pairs = _pairs(fold, model, config)
@@ -101,6 +112,8 @@ def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
             shown = _averaged(pairs, graph)
             for index, slide in enumerate(slides):
                 _add_slide(table, fold, slide, (shown, index, suffix), config)
+                if config.item == "spot":
+                    _add_soft(table, fold.key(slide.slide_id), (shown, index), profiles, config)
             pooled = (stack(shown.image), stack(shown.omics))
             for direction, (query, item) in zip(DIRECTIONS, _both_ways(*pooled), strict=True):
                 prefix = f"{direction}/pooled_"
@@ -200,6 +213,32 @@ def _add_slide(
         for direction, matrix in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
             where = (pairs.name, f"{direction}/", f"{suffix}_{kind}", key)
             _add_ranks(table, where, ranks(matrix), config)
+
+
+def _profiles(fold: Fold, config: RetrievalConfig) -> list[np.ndarray]:
+    """Expression (N, V) of each test slide on genes that vary on the training slides."""
+    genes = variable_genes(fold.train or fold.test, config.soft_genes)
+    return [np.asarray(expression(slide)[:, genes].toarray()) for slide in fold.paired_test]
+
+
+def _add_soft(
+    table: ResultTable,
+    key: str,
+    shown: tuple[Pairs, int],
+    profiles: list[np.ndarray],
+    config: RetrievalConfig,
+) -> None:
+    """Soft recall of one slide; lists longer than the slide are left out."""
+    pairs, index = shown
+    k = [length for length in config.k if length <= len(profiles[index])]
+    if not k:
+        return
+    sides = _both_ways(pairs.image[index], pairs.omics[index])
+    for direction, (query, item) in zip(DIRECTIONS, sides, strict=True):
+        found, chance = soft_recall(query, item, profiles[index], k, config.soft_share)
+        unit = f"share of retrieved items within the {100 * config.soft_share:g} % most alike"
+        for length, value in zip(k, found, strict=True):
+            table.add(pairs.name, f"{direction}/soft_recall@{length}", key, value, unit, chance)
 
 
 def _add_ranks(

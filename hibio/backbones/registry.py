@@ -1,6 +1,8 @@
 """What is known of each patch encoder: architecture, input, normalisation, pooling and licence.
 
-Everything is data; nothing here imports timm. Sources: the model cards and hub configurations.
+Everything is data; nothing here imports timm. Sources: the model cards and hub configurations;
+licences were compared with them in November 2026, or, where the card cannot be read without an
+account, with the lists of other projects (``second_hand``).
 ``init_values`` only switches the layer scale on, its values come with the weights.
 """
 
@@ -22,6 +24,7 @@ _OPTIMUS_MEAN: Triple = (0.707223, 0.578729, 0.703617)
 _OPTIMUS_STD: Triple = (0.211883, 0.230117, 0.177517)
 _NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 _OWKIN = "Owkin non-commercial"
+_GIGAPATH = "Apache-2.0, research only"  # the card names the licence, its access form the limit
 #: Arguments whose values are classes; they are named here and looked up when the model is built.
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 
@@ -44,6 +47,7 @@ class Backbone:
         hub: ``ORG/NAME`` on the Hugging Face hub; "" for none.
         gated: the licence has to be accepted on the hub before the weights can be had.
         licence: of the weights.
+        second_hand: the licence was read in other projects' lists, not on the model card.
         layout: see :data:`Layout`.
         refusal: why this encoder cannot be run here and what to do instead; "" when it can.
     """
@@ -61,6 +65,7 @@ class Backbone:
     hub: str = ""
     gated: bool = True
     licence: str = _NON_COMMERCIAL
+    second_hand: bool = False
     layout: Layout = "timm"
     refusal: str = ""
 
@@ -72,6 +77,7 @@ _TABLE = (
         {"init_values": 1e-5, "dynamic_img_size": True},
         1024,
         hub="MahmoodLab/UNI",
+        second_hand=True,
     ),
     Backbone(
         "uni2-h",
@@ -90,6 +96,7 @@ _TABLE = (
         },
         1536,
         hub="MahmoodLab/UNI2-h",
+        second_hand=True,
     ),
     Backbone(
         "conch",
@@ -128,6 +135,7 @@ _TABLE = (
         std=_OPTIMUS_STD,
         hub="bioptimus/H-optimus-0",
         licence="Apache-2.0",
+        second_hand=True,
     ),
     Backbone(
         "h-optimus-1",
@@ -137,6 +145,7 @@ _TABLE = (
         mean=_OPTIMUS_MEAN,
         std=_OPTIMUS_STD,
         hub="bioptimus/H-optimus-1",
+        second_hand=True,
     ),
     Backbone(
         "h0-mini",
@@ -146,6 +155,7 @@ _TABLE = (
         mean=_OPTIMUS_MEAN,
         std=_OPTIMUS_STD,
         hub="bioptimus/H0-mini",
+        second_hand=True,
     ),
     Backbone(
         "gigapath",
@@ -153,7 +163,7 @@ _TABLE = (
         {"img_size": 224, "patch_size": 16, "mlp_ratio": 5.33334, "init_values": 1e-5},
         1536,
         hub="prov-gigapath/prov-gigapath",
-        licence="Apache-2.0",
+        licence=_GIGAPATH,
     ),
     Backbone(
         "phikon",
@@ -201,7 +211,7 @@ def registry_table() -> str:
             "/".join(f"{mpp:g}" for mpp in backbone.mpp),
             "own package" if backbone.refusal else backbone.pooling,
             f"{backbone.hub}{' (gated)' if backbone.gated else ''}",
-            backbone.licence,
+            f"{backbone.licence}{' *' if backbone.second_hand else ''}",
         )
         for backbone in _TABLE
     ]
@@ -210,5 +220,6 @@ def registry_table() -> str:
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         for row in (heads, *rows)
     ]
+    lines.append("* as other projects list it; the model card decides")
     lines.append("or any timm name (resnet50), or hf-hub:ORG/NAME; --weights FILE reads local ones")
     return "\n".join(line.rstrip() for line in lines)

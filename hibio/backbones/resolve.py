@@ -16,6 +16,15 @@ from hibio.torchvision_ops import ensure_torchvision
 
 _HUB = ("hf-hub:", "hf_hub:")
 _INTERPOLATIONS = ("bicubic", "bilinear")
+#: Arguments of timm.create_model that name files or places; its loader may unpickle what is there.
+_LOADING = {
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+}
 
 
 def resolve_backbone(name: str) -> Backbone:
@@ -93,10 +102,23 @@ def hub_backbone(hub: str, config: Path) -> Backbone:
             "timm name as --encoder and its weights in timm's names as --weights FILE"
         ) from error
     arguments = dict(described.get("model_args") or {})
+    _refuse_loading(hub, str(architecture), arguments)
     arguments.pop("num_classes", None)
     if "global_pool" in described:
         arguments.setdefault("global_pool", described["global_pool"])
     return _derived(hub.replace("/", "--"), str(architecture), data, arguments, hub)
+
+
+def _refuse_loading(hub: str, architecture: str, arguments: Mapping[str, Any]) -> None:
+    """A model's description gives sizes; it must not make timm read other files or places."""
+    loads = sorted(_LOADING & arguments.keys())
+    if not re.fullmatch(r"[\w.]+", architecture):
+        loads.append(f"architecture {architecture!r}")
+    if loads:
+        raise ConfigError(
+            f"hf-hub:{hub}: its config.json has {', '.join(loads)}, which would load something "
+            "else; give the architecture's timm name as --encoder and its weights as --weights FILE"
+        )
 
 
 def _derived(

@@ -13,6 +13,8 @@ from hibio.batch import SlideBatch
 from hibio.config import ConfigError
 from hibio.data.counts import ArrayCounts, PanelMap
 from hibio.data.slide import PreparedSlide, expression_slide, standardise_columns
+from hibio.data.slide_image import colour_statistics
+from preprocessing.slide_stain import StainMethod, stain_normaliser
 
 
 def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial") -> PreparedSlide:
@@ -61,18 +63,39 @@ def _check_values(values: np.ndarray, modality: str) -> None:
         raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
 
 
-def image_batch(image: np.ndarray, artifacts: Artifacts) -> SlideBatch:
-    """A batch with image input only: features (S, F) or uint8 patches (S, h, w, 3) of one slide."""
+def image_batch(
+    image: np.ndarray,
+    artifacts: Artifacts,
+    context: np.ndarray | None = None,
+    stain: StainMethod = "none",
+) -> SlideBatch:
+    """A batch with image input only.
+
+    Args:
+        image: features (S, F), or uint8 patches (S, h, w, 3), of one slide.
+        artifacts: of the model.
+        context: the wider patches of the same spots, uint8 (S, h, w, 3), for a model that reads
+            them.
+        stain: bring the patches to one stain, as measured on those given.
+
+    Raises:
+        ConfigError: context or stain with features.
+        DataError: too few stained pixels to measure the stain.
+    """
     n_spots = len(image)
     k = artifacts.settings["genes"]["keyword_genes"]
     vector = torch.zeros(n_spots, artifacts.factors.components.shape[1])
     visual: dict[str, torch.Tensor] = {}
     if image.ndim == 4:
-        pixels = image.reshape(-1, 3).astype(np.float32) / 255.0
-        stain = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
-        visual["patches_SCHW"] = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 3, 1)))
-        visual["stain_S6"] = torch.from_numpy(np.tile(stain, (n_spots, 1)))
+        normaliser = stain_normaliser(stain, image)
+        patches = normaliser(image)
+        visual["patches_SCHW"] = _channels_first(patches)
+        visual["stain_S6"] = torch.from_numpy(np.tile(colour_statistics(patches), (n_spots, 1)))
+        if context is not None:
+            visual["context_SCHW"] = _channels_first(normaliser(context))
     else:
+        if context is not None or stain != "none":
+            raise ConfigError("context and stain are for patches (S, h, w, 3), not for features")
         visual["features_SF"] = torch.from_numpy(standardise_columns(image))
     return SlideBatch(
         gene_SK=torch.full((n_spots, k), artifacts.n_genes),
@@ -87,5 +110,10 @@ def image_batch(image: np.ndarray, artifacts: Artifacts) -> SlideBatch:
         core_S=torch.ones(n_spots, dtype=torch.bool),
         region_of_spot_LS=torch.zeros(1, n_spots, dtype=torch.long),
         slide_ids=("image",),
+        stain=stain,
         **visual,
     )
+
+
+def _channels_first(patches: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(patches, 3, 1)))

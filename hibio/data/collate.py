@@ -10,6 +10,7 @@ import torch
 from hibio.batch import SlideBatch
 from hibio.data.slide import PreparedSlide
 from hibio.data.views import Views, view_arrays
+from preprocessing.slide_stain import StainMethod
 
 
 def with_halo(neighbour_SN: np.ndarray, core: np.ndarray, hops: int) -> np.ndarray:
@@ -66,10 +67,20 @@ def slide_part(
     if slide.features_SF is not None:
         part["features_SF"] = slide.features_SF[spots]
     if slide.use_patches:
-        part["patches_SCHW"] = np.moveaxis(slide.patches(spots), 3, 1)
+        part["patches_SCHW"] = _of_core(slide.patches(core), len(spots))
+        if slide.use_context:
+            part["context_SCHW"] = _of_core(slide.context(core), len(spots))
     if slide.stain_6 is not None:
         part["stain_S6"] = np.broadcast_to(slide.stain_6, (len(spots), 6))
     return part
+
+
+def _of_core(patches_SHWC: np.ndarray, n_spots: int) -> np.ndarray:
+    """Patches of the core spots (S, C, H, W), then zeros for the halo, which no tower looks at."""
+    core_SCHW = np.moveaxis(patches_SHWC, 3, 1)
+    whole = np.zeros((n_spots, *core_SCHW.shape[1:]), dtype=core_SCHW.dtype)
+    whole[: len(core_SCHW)] = core_SCHW
+    return whole
 
 
 def collate(
@@ -101,12 +112,14 @@ def collate(
         offset_region = offset_region + regions.max(axis=1, keepdims=True, initial=-1) + 1
         offset_spot += n_spots
         arrays.append(part)
-    names = set.intersection(*(set(part) for part in arrays))
+    shared = set.intersection(*(set(part) for part in arrays))
     joined = {
         name: np.concatenate(
             [part[name] for part in arrays], axis=1 if name == "region_of_spot_LS" else 0
         )
-        for name in sorted(names)
+        for name in sorted(shared)
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in joined.items()}
-    return SlideBatch(**tensors, slide_ids=tuple(slide.slide_id for slide, _, _ in parts))
+    stains: list[StainMethod] = [slide.stain for slide, _, _ in parts if slide.use_patches]
+    names = tuple(slide.slide_id for slide, _, _ in parts)
+    return SlideBatch(**tensors, slide_ids=names, stain=stains[0] if stains else "none")

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
+from hibio.data.lost_store import reading
 from preprocessing.store import SlideStore
 
 CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
@@ -123,7 +124,7 @@ class StoreCounts:
 
     def rows(self, spots: slice | np.ndarray) -> sparse.csr_matrix:
         """See :class:`CountSource`."""
-        with SlideStore(self.path) as store:
+        with reading(self.path), SlideStore(self.path) as store:
             return self.panel.align(store.counts(spots))
 
 

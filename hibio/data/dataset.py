@@ -10,8 +10,10 @@ import numpy as np
 
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
+from hibio.data.lost_store import reading
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry
+from hibio.image_input import ImageInput
 
 
 class SlideDataset:
@@ -20,17 +22,20 @@ class SlideDataset:
     Args:
         entries: the slides, in order.
         artifacts: fitted on training slides.
-        image: stored feature key, ``patches``, or None (see :func:`prepare_slide`).
+        image: how an image is read; a stored feature key or ``patches`` as they are; None: not
+            (see :func:`prepare_slide`).
         cache: slides kept in memory.
         shuffle_pairs: give every spot the image of another spot of its slide (the control that
             shows what is learned from pairing; METHOD section 6).
+
+    Asking for a slide whose store has vanished or is damaged is a `DataError` that names it.
     """
 
     def __init__(
         self,
         entries: Sequence[SlideEntry],
         artifacts: Artifacts,
-        image: str | None,
+        image: ImageInput | str | None,
         cache: int = 64,
         shuffle_pairs: bool = False,
     ) -> None:
@@ -48,7 +53,9 @@ class SlideDataset:
         if index in self._slides:
             self._slides.move_to_end(index)
             return self._slides[index]
-        slide = prepare_slide(self.entries[index].path, self.artifacts, self.image)
+        entry = self.entries[index]
+        with reading(entry.path, entry.slide_id):
+            slide = prepare_slide(entry.path, self.artifacts, self.image)
         if self.shuffle_pairs:
             slide = shuffled_pairs(slide, seed=index)
         self._slides[index] = slide

@@ -6,9 +6,10 @@ Legend: S spots, V spot-vector length, N neighbours, F image features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,22 @@ from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
 from hibio.data.counts import CountSource, PanelMap, StoreCounts
 from hibio.data.expression import SlideExpression, read_expression
+from hibio.data.lost_store import reading
+from hibio.data.slide_image import check_widths, image_fields, standardise_columns
+from hibio.image_input import PATCHES, ImageInput
 from preprocessing.coexpression import standardise
 from preprocessing.graphs import KNNGraph, SpotGraph
+from preprocessing.slide_stain import StainMethod, StainNormaliser
 from preprocessing.store import SlideStore
 
-#: Value of ``image`` that reads patches from the store (for a timm tower).
-PATCHES = "patches"
+__all__ = [
+    "PATCHES",
+    "PreparedSlide",
+    "expression_slide",
+    "prepare_slide",
+    "random_neighbours",
+    "standardise_columns",
+]
 
 
 @dataclass(frozen=True)
@@ -34,9 +45,13 @@ class PreparedSlide:
         vector_mean_V: slide mean that was taken off the raw spot vectors.
         vector_scale_V: slide scale they were multiplied by.
         spot_group_S: label-free group of each spot, which names its gene graph.
+        stain_6: mean and sd of R, G, B of its patches as they are read.
         genes_matched: vocabulary genes that this slide measured (folded-in ones too).
         genes_folded_in: how many of these were folded in after training.
         genes_dropped: genes of this slide outside the vocabulary (not used).
+        use_context: whether the wider patches of its spots are read too.
+        stain: what its patches are brought to one stain with.
+        normaliser: does it, with what was measured on this slide alone.
     """
 
     slide_id: str
@@ -58,6 +73,9 @@ class PreparedSlide:
     genes_folded_in: int
     genes_dropped: int
     has_counts: bool = True
+    use_context: bool = False
+    stain: StainMethod = "none"
+    normaliser: StainNormaliser | None = None
 
     @property
     def n_spots(self) -> int:
@@ -70,28 +88,41 @@ class PreparedSlide:
         return self.features_SF is not None or self.use_patches
 
     def patches(self, spots: np.ndarray) -> np.ndarray:
-        """Patches of ``spots``, uint8 (n, px, px, 3)."""
+        """Patches of ``spots``, uint8 (n, px, px, 3), in the stain that was asked for."""
+        return self._pictures(lambda store: store.patches(spots))
+
+    def context(self, spots: np.ndarray) -> np.ndarray:
+        """Wider patches of ``spots``, uint8 (n, px, px, 3), in the same stain."""
+        return self._pictures(lambda store: store.context(spots))
+
+    def _pictures(self, read: Callable[[SlideStore], np.ndarray]) -> np.ndarray:
         if self.path is None or not self.use_patches:
             raise ConfigError(f"slide {self.slide_id!r} has no patches to read")
-        with SlideStore(self.path) as store:
-            return store.patches(spots)
+        with reading(self.path, self.slide_id), SlideStore(self.path) as store:
+            pictures = read(store)
+        return pictures if self.normaliser is None else self.normaliser(pictures)
 
 
 def prepare_slide(
-    path: Path, artifacts: Artifacts, image: str | None, hidden: Collection[str] = ()
+    path: Path,
+    artifacts: Artifacts,
+    image: ImageInput | str | None,
+    hidden: Collection[str] = (),
 ) -> PreparedSlide:
     """Read one store and compute what the towers read from it.
 
     Args:
         path: the store.
         artifacts: fitted on training slides.
-        image: a stored feature key ("handcrafted"), ``patches``, or None for counts only.
+        image: what the vision tower reads (``model.config.vision.image_input(key)``); a stored
+            feature key ("handcrafted") or ``patches`` as they are; None for counts only.
         hidden: genes to treat as not measured; their counts take no part in anything.
 
     Raises:
-        ConfigError: the store has an image but not these features, shares too few genes, or holds
-            another modality than the model was trained on.
+        ConfigError: the store has an image but not these features or no context, shares too few
+            genes, or holds another modality than the model was trained on.
     """
+    image = ImageInput(image) if isinstance(image, str) else image
     with SlideStore(path) as store:
         if store.has_counts and store.modality != artifacts.modality:
             raise ConfigError(
@@ -99,9 +130,10 @@ def prepare_slide(
                 f"{artifacts.modality}; use slides of one modality"
             )
         panel = PanelMap.between(store.gene_names, artifacts.genes, hidden, artifacts.n_folded_in)
-        features, stain = _image_inputs(store, image)
-        if features is not None or stain is not None:
-            _check_patch_width(store, artifacts.settings["patch_um"])
+        known: dict[str, Any] = {"path": path}
+        if image is not None and store.has_image:
+            check_widths(store, image, artifacts.settings)
+            known |= image_fields(store, image)
         slide = expression_slide(
             StoreCounts(path, panel, store.n_spots),
             store.xy_um,
@@ -112,10 +144,7 @@ def prepare_slide(
             measured=panel.measured,
             folded_in=panel.folded_in,
         )
-        use_patches = image == PATCHES and store.has_image
-    return dataclasses.replace(
-        slide, path=path, features_SF=features, use_patches=use_patches, stain_6=stain
-    )
+    return dataclasses.replace(slide, **known)
 
 
 def expression_slide(
@@ -197,40 +226,3 @@ def random_neighbours(xy_um: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray
     chosen = (np.arange(n_spots)[:, None] + step) % n_spots
     distance = np.linalg.norm(xy_um[chosen] - xy_um[:, None], axis=2)
     return chosen, distance.astype(np.float32)
-
-
-def standardise_columns(values: np.ndarray) -> np.ndarray:
-    """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
-    values = np.asarray(values, dtype=np.float64)
-    sd = values.std(axis=0)
-    centred = values - values.mean(axis=0)
-    return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
-
-
-def _check_patch_width(store: SlideStore, trained_um: float | None) -> None:
-    """An image is embedded at the physical patch width that the model was trained on."""
-    own_um = float(store.attrs["patch_um"])
-    if trained_um is not None and abs(own_um - trained_um) > 0.01 * trained_um:
-        raise ConfigError(
-            f"store {store.path}: patches are {own_um:g} um wide, the model was trained on "
-            f"{trained_um:g} um; prepare again with --patch-um {trained_um:g}"
-        )
-
-
-def _image_inputs(
-    store: SlideStore, image: str | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Standardised features (S, F), or the stain statistics that patches need."""
-    if image is None or not store.has_image:
-        return None, None
-    if image == PATCHES:
-        sample = np.linspace(0, store.n_spots - 1, min(store.n_spots, 64)).astype(int)
-        pixels = store.patches(np.unique(sample)).reshape(-1, 3).astype(np.float32) / 255.0
-        return None, np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
-    if image not in store.feature_names:
-        raise ConfigError(
-            f"store {store.path}: no features {image!r} (it has: "
-            f"{', '.join(store.feature_names) or 'none'}); prepare again, or set data.image to "
-            f"one of these or to {PATCHES!r}"
-        )
-    return standardise_columns(store.features(image)), None

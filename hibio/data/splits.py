@@ -8,19 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hibio.config import ConfigError
-from preprocessing.store import SlideStore
-
-
-@dataclass(frozen=True)
-class SlideEntry:
-    """One store as the splits see it; ``has_counts`` is False for an image alone."""
-
-    path: Path
-    slide_id: str
-    patient_id: str
-    has_image: bool
-    n_spots: int
-    has_counts: bool = True
+from hibio.data.slide_index import SlideEntry, indexed_entries
+from preprocessing.plain_names import require_folder_part
 
 
 @dataclass(frozen=True)
@@ -33,24 +22,12 @@ class Split:
 
 
 def read_entries(paths: Sequence[Path]) -> tuple[SlideEntry, ...]:
-    """Id, patient and size of each store, without loading it.
+    """Id, patient and size of each store, opened only where the folder's index does not know it.
 
     Raises:
         ConfigError: no store, or two stores with one slide id.
     """
-    entries = []
-    for path in paths:
-        with SlideStore(path) as store:
-            entries.append(
-                SlideEntry(
-                    path,
-                    store.slide_id,
-                    store.patient_id,
-                    store.has_image,
-                    store.n_spots,
-                    store.has_counts,
-                )
-            )
+    entries = indexed_entries(paths)
     if not entries:
         raise ConfigError("no store found; run `hibio prepare MANIFEST --out DIR` first")
     _check_patients(entries)
@@ -96,6 +73,7 @@ def _check_patients(entries: Sequence[SlideEntry]) -> None:
     """A patient id names folds and folders, so it may not look like either."""
     for entry in entries:
         patient = entry.patient_id
+        require_folder_part(f"{entry.path}: patient id", patient)
         if patient in ("none", "each") or set(patient) & set("+/\\"):
             raise ConfigError(
                 f"{entry.path}: patient id {patient!r} cannot name a fold ('none', 'each', '+', "
@@ -130,6 +108,27 @@ def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:
     if not train:
         raise ConfigError(f"fold {fold!r} leaves no patient to train on; hold out fewer")
     return Split(fold, train, test)
+
+
+def limited(split: Split, n_patients: int) -> Split:
+    """The split with fewer training patients, for learning curves.
+
+    Args:
+        split: all of them.
+        n_patients: how many stay: the first by name, so that more of them contain fewer.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    patients = sorted({entry.patient_id for entry in split.train})
+    if n_patients > len(patients):
+        raise ConfigError(
+            f"data.train_patients is {n_patients}, but fold {split.name} leaves {len(patients)} "
+            "patients to train on; ask for fewer, or hold out fewer"
+        )
+    kept = set(patients[:n_patients])
+    train = tuple(entry for entry in split.train if entry.patient_id in kept)
+    return Split(split.name, train, split.test)
 
 
 def expand_folds(entries: Sequence[SlideEntry], folds: Sequence[str]) -> list[str]:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config import ConfigError
+
+#: Environment variable: packages and modules whose encoders a checkpoint may name.
+PLUGINS_VARIABLE = "HIBIO_PLUGINS"
 
 
 class SpotEncoder(Protocol):
@@ -58,6 +64,31 @@ class OmicsContext:
         )
 
 
+def refuse_code(name: str, source: Path) -> None:
+    """Refuse an encoder of a checkpoint that would import a module which nobody here asked for.
+
+    Allowed are encoders that ship with HiBio, modules that this program has imported already, and
+    those that the environment variable ``HIBIO_PLUGINS`` lists (packages or modules, with commas).
+
+    Args:
+        name: ``model.vision.name`` or ``model.omics.name`` of the checkpoint.
+        source: its ``config.yaml``, for the message.
+
+    Raises:
+        ConfigError: it is ``package.module:Class`` and the module is none of these.
+    """
+    if ":" not in name:
+        return
+    module = name.partition(":")[0]
+    allowed = [one.strip() for one in os.environ.get(PLUGINS_VARIABLE, "").split(",")]
+    listed = any(one and (module == one or module.startswith(f"{one}.")) for one in allowed)
+    if not listed and module not in sys.modules:
+        raise ConfigError(
+            f"{source}: this checkpoint wants to run code, the encoder {name!r}; if you trust it, "
+            f"set {PLUGINS_VARIABLE}={module}, or import {module} first"
+        )
+
+
 def resolve_encoder(name: str, table: Mapping[str, Any], kind: str) -> Any:
     """The encoder class called ``name``: an entry of ``table``, or ``package.module:Class``.
 
@@ -71,9 +102,12 @@ def resolve_encoder(name: str, table: Mapping[str, Any], kind: str) -> Any:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"{kind} encoder {name!r} cannot be imported: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ConfigError(f"{kind} encoder {name!r} is no torch.nn.Module class; name one")
+        return found
     near = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(

@@ -8,61 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hibio.batch import SlideBatch
 from hibio.encoders.base import OmicsContext, resolve_encoder
 from hibio.encoders.gene_pairs import GeneGraphs
 from hibio.encoders.graph_layers import HierarchyLayer
 from hibio.encoders.mlp import MlpOmicsEncoder, mlp, neighbour_mean
+from hibio.encoders.omics_config import OmicsConfig
 from hibio.encoders.scratch import Scratch
 
 PART_NUMBERS = {"cpu": 6_400_000, "gpu": 400_000_000}  # held at a time, of one part of the spots
 PART_TENSORS = 8  # of the size of a part's gene tokens: in, normed, query, key, value, hidden
-
-
-@dataclass(frozen=True)
-class OmicsConfig:
-    """The omics tower.
-
-    Attributes:
-        name: graph_hierarchy | mlp (baseline) | package.module:Class.
-        variant: of graph_hierarchy: hibio (METHOD section 3) | heist (the layer arithmetic of the
-            published v2 model, for comparison; it reads a whole slide at once).
-        width: d.
-        layers: L.
-        heads: attention heads; divides width.
-        dropout: everywhere.
-        identity: what tells genes apart: factors (vocabulary-free) | table (learned, bound to the
-            vocabulary) | none.
-        skip: the spot vector enters the spot token (METHOD section 3).
-        gene_graph: co-expression as attention bias.
-        spatial_graph: attention over the spatial neighbours.
-        cross: messages between genes and spots.
-        init_from: a checkpoint, omics-only or multimodal, whose omics tower is the start.
-    """
-
-    name: str = "graph_hierarchy"
-    variant: Literal["hibio", "heist"] = "hibio"
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    dropout: float = 0.1
-    identity: Literal["factors", "table", "none"] = "factors"
-    skip: bool = True
-    gene_graph: bool = True
-    spatial_graph: bool = True
-    cross: bool = True
-    init_from: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
 @dataclass(frozen=True)
@@ -129,16 +91,17 @@ class GraphHierarchyEncoder(nn.Module):
     def forward(self, batch: SlideBatch) -> Tensor:
         """Spot embeddings (S, D).
 
-        Without gradients only what the core spots depend on is computed: layer by layer the halo
-        shrinks, and rows of halo spots are not brought up to date.
+        In evaluation mode without gradients only what the core spots depend on is computed: layer
+        by layer the halo shrinks, and rows of halo spots are not brought up to date. In training
+        mode the same dropout is drawn with and without gradients.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.training:
             return self.encode(batch)[0]
         return self.norm_spot(self._run_in_parts(batch, None, self._needed(batch))[0])
 
     def encode(self, batch: SlideBatch, mask: OmicsMask | None = None) -> tuple[Tensor, Tensor]:
         """Spot (S, D) and gene (S, K, D) embeddings, of the masked view when ``mask`` is given."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.training:
             spot_SD, gene_SKD = self._run(batch, mask)
         else:
             every = [batch.n_spots] * (len(self.layers) + 1)
@@ -151,10 +114,14 @@ class GraphHierarchyEncoder(nn.Module):
         gene_SKD = self._gene_tokens(batch.gene_SK, batch.value_SK, mask)
         spot_SD = self._spot_tokens(batch, mask)
         edge_SKK = self.pair_weights(batch.gene_SK, batch.spot_group_S)
+        near = (batch.neighbour_SN, batch.distance_um_SN)
+        again = self.config.checkpoint and torch.is_grad_enabled()
         for layer in self.layers:
-            spot_SD, gene_SKD = layer(
-                spot_SD, gene_SKD, present_SK, edge_SKK, batch.neighbour_SN, batch.distance_um_SN
-            )
+            inputs = (spot_SD, gene_SKD, present_SK, edge_SKK, *near)
+            if again:
+                spot_SD, gene_SKD = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                spot_SD, gene_SKD = layer(*inputs)
         return spot_SD, gene_SKD
 
     def _run_in_parts(

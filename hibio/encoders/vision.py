@@ -14,7 +14,9 @@ from hibio.batch import SlideBatch
 from hibio.config import ConfigError
 from hibio.encoders.base import resolve_encoder
 from hibio.encoders.mlp import mlp, neighbour_mean
+from hibio.image_input import ImageInput
 from hibio.torchvision_ops import ensure_torchvision
+from preprocessing.slide_stain import StainMethod
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,12 @@ class VisionConfig:
         weights: local weights file (safetensors, or a plain state dict) instead.
         tune: all | none (frozen backbone) of the timm tower.
         standardise: slide (per-slide stain mean and sd) | pretrained (the model's own constants).
+        stain: none | macenko | reinhard: the patches of every slide are brought to one stain when
+            they are read; measured on the slide alone.
         context: none | neighbours (the features tower also reads the mean of the spatial
-            neighbours' features; the retrieved item is then a niche on both sides, METHOD 6).
+            neighbours' features; the retrieved item is then a niche on both sides, METHOD 6) |
+            patch (the timm tower also encodes the wider patch of the spot, from stores prepared
+            with a context, and puts both side by side).
         feature_dim: F, filled in from the stores.
     """
 
@@ -45,8 +51,20 @@ class VisionConfig:
     weights: Path | None = None
     tune: Literal["all", "none"] = "all"
     standardise: Literal["slide", "pretrained"] = "slide"
-    context: Literal["none", "neighbours"] = "none"
+    stain: StainMethod = "none"
+    context: Literal["none", "neighbours", "patch"] = "none"
     feature_dim: int | None = None
+
+    def image_input(self, key: str | None) -> ImageInput | None:
+        """How a slide is to be read for this tower; None: without its image.
+
+        Args:
+            key: ``data.image`` of the run.
+
+        Raises:
+            ConfigError: context or stain of stored features.
+        """
+        return None if key is None else ImageInput(key, self.context == "patch", self.stain)
 
 
 class FeatureTower(nn.Module):
@@ -60,6 +78,11 @@ class FeatureTower(nn.Module):
         super().__init__()
         if config.feature_dim is None:
             raise ConfigError("model.vision.feature_dim is missing; build the model from stores")
+        if config.context == "patch" or config.stain != "none":
+            raise ConfigError(
+                "model.vision.context: patch and model.vision.stain change patches; the features "
+                "tower reads none: set model.vision.name to timm, or use hibio features"
+            )
         self.embed_dim = config.width
         self.context = config.context
         n_inputs = config.feature_dim * (1 if config.context == "none" else 2)
@@ -86,7 +109,8 @@ class TimmTower(nn.Module):
     """A timm model without its classifier, on uint8 patches.
 
     Args:
-        config: ``timm_name``, ``pretrained``, ``weights``, ``tune`` and ``standardise`` are used.
+        config: ``timm_name``, ``pretrained``, ``weights``, ``tune``, ``standardise``, ``stain`` and
+            ``context`` are used.
     """
 
     backbone: Any
@@ -95,6 +119,11 @@ class TimmTower(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        if config.context == "neighbours":
+            raise ConfigError(
+                "model.vision.context: neighbours is for stored features; the timm tower reads "
+                "patch (a wider patch of each spot), or none"
+            )
         ensure_torchvision()
         import timm
 
@@ -111,8 +140,9 @@ class TimmTower(nn.Module):
         self.frozen = config.tune == "none"
         if self.frozen:
             self.backbone.requires_grad_(False)
-        self.standardise = config.standardise
-        self.embed_dim = int(self.backbone.head_hidden_size)
+        self.standardise, self.stain = config.standardise, config.stain
+        self.context = config.context == "patch"
+        self.embed_dim = int(self.backbone.head_hidden_size) * (2 if self.context else 1)
         data = timm.data.resolve_model_data_config(self.backbone)
         self.register_buffer("mean_C", torch.tensor(data["mean"]), persistent=False)
         self.register_buffer("sd_C", torch.tensor(data["std"]), persistent=False)
@@ -127,18 +157,48 @@ class TimmTower(nn.Module):
         return self
 
     def forward(self, batch: SlideBatch) -> Tensor:
-        """Embeddings (S, embed_dim)."""
+        """Embeddings (S, embed_dim); those of the spot and of its context side by side.
+
+        A spot's embedding depends on its own patches alone, so halo spots get zeros.
+        """
         if batch.patches_SCHW is None:
             raise ConfigError("the timm tower got a batch without patches; set data.image: patches")
-        image = batch.patches_SCHW.float() / 255.0
+        if batch.stain != self.stain:
+            raise ConfigError(
+                f"the timm tower was built for model.vision.stain: {self.stain}, and got patches "
+                f"of stain {batch.stain}; read slides with model.config.vision.image_input(key)"
+            )
+        core_S = batch.core_S
+        stain_S6 = None if batch.stain_S6 is None else batch.stain_S6[core_S]
+        patches = [batch.patches_SCHW[core_S]]
+        if self.context:
+            patches.append(self._context_of(batch)[core_S])
+        image = torch.cat([self._prepared(one, stain_S6) for one in patches])
+        embedded = self.backbone(image).chunk(len(patches))  # one batch, one batch norm
+        core_SD = torch.cat(embedded, dim=1)
+        return core_SD.new_zeros(batch.n_spots, self.embed_dim).index_put((core_S,), core_SD)
+
+    @staticmethod
+    def _context_of(batch: SlideBatch) -> Tensor:
+        """The wider patches of the spots."""
+        if batch.context_SCHW is None:
+            raise ConfigError(
+                "the timm tower got a batch without context patches, which model.vision.context: "
+                "patch reads; read slides with model.config.vision.image_input(key)"
+            )
+        return batch.context_SCHW
+
+    def _prepared(self, patches_SCHW: Tensor, stain_S6: Tensor | None) -> Tensor:
+        """Patches at the backbone's size, standardised; (S, C, H, W) float32."""
+        image = patches_SCHW.float() / 255.0
         if self.size is not None and image.shape[-1] != self.size:
             image = nn.functional.interpolate(
                 image, size=(self.size, self.size), mode="bilinear", antialias=True
             )
         mean, sd = self.mean_C.expand(len(image), 3), self.sd_C.expand(len(image), 3)
-        if self.standardise == "slide" and batch.stain_S6 is not None:
-            mean, sd = batch.stain_S6[:, :3], batch.stain_S6[:, 3:].clamp(min=1e-3)
-        return self.backbone((image - mean[..., None, None]) / sd[..., None, None])
+        if self.standardise == "slide" and stain_S6 is not None:
+            mean, sd = stain_S6[:, :3], stain_S6[:, 3:].clamp(min=1e-3)
+        return (image - mean[..., None, None]) / sd[..., None, None]
 
 
 def load_weights(backbone: nn.Module, path: Path, name: str) -> None:

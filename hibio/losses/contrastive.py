@@ -1,41 +1,62 @@
 """Spot level: symmetric InfoNCE between patch and profile (METHOD section 5, stage 1).
 
-Legend: N pairs, S spots, D embedding width, V spot-vector length.
+Legend: N pairs, S spots, D embedding width, V spot-vector length, n x m a tile of N x N.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from hibio.losses.logit_tiles import CHUNK_ROWS, TilePairs, logit_sums
 from hibio.losses.similarity import cosine_logits, full_precision
 
 Negatives = Literal["all", "same_slide", "mixed"]
+
+ALL = slice(None)
+
+
+class ExcludedPairs(Protocol):
+    """Pairs that are no negatives, asked for a tile at a time."""
+
+    @property
+    def n_spots(self) -> int:
+        """N: pairs run over N x N."""
+        ...
+
+    def rows(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """(n, m) bool, True takes (image i, omics j) out of the negatives of both directions."""
+        ...
 
 
 def info_nce(
     image_ND: Tensor,
     omics_ND: Tensor,
     temperature: Tensor | float,
-    exclude_NN: Tensor | None = None,
+    exclude: ExcludedPairs | None = None,
     group_N: Tensor | None = None,
     negatives: Negatives = "all",
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """Symmetric InfoNCE with identity targets: row i of one tower belongs to row i of the other.
+
+    No N x N matrix is ever held: see `hibio.losses.logit_tiles`.
 
     Args:
         image_ND: (N, D) image embeddings; normalised here.
         omics_ND: (N, D) omics embeddings; normalised here.
         temperature: positive number or one-element tensor, typically 0.07.
-        exclude_NN: (N, N) bool, True takes the pair (image i, omics j) out of the negatives of
-            both directions; the diagonal always stays.
+        exclude: pairs to leave out, such as `NearDuplicates`; the diagonal always stays.
         group_N: (N,) slide of every pair, needed for ``same_slide`` and ``mixed``.
         negatives: ``all`` rows, only those of the ``same_slide``, or the mean of both losses.
+        chunk_rows: rows and columns of a tile; memory grows with its square.
 
     Returns:
-        Scalar, mean of image -> omics and omics -> image; 0 when N is 0.
+        Scalar, mean of image -> omics and omics -> image; 0 (with a graph) when N is 0.
 
     Raises:
         ValueError: shapes that do not fit, a missing ``group_N`` or an unknown ``negatives``.
@@ -46,58 +67,58 @@ def info_nce(
             "row by row"
         )
     n = image_ND.shape[0]
-    if exclude_NN is not None and exclude_NN.shape != (n, n):
-        raise ValueError(f"exclude_NN is {tuple(exclude_NN.shape)}, expected {(n, n)}")
-    logits_NN = cosine_logits(image_ND, omics_ND, temperature)
-    losses = [
-        _cross_entropy(logits_NN, allowed_NN)
-        for allowed_NN in _candidates(logits_NN, exclude_NN, group_N, negatives)
-    ]
-    return torch.stack(losses).mean()
+    if exclude is not None and exclude.n_spots != n:
+        raise ValueError(f"exclude is of {exclude.n_spots} spots, expected one for each of {n}")
+    _check_negatives(negatives, group_N, n)
+    if n == 0:
+        return (image_ND * 0).sum() + (omics_ND * 0).sum()
+    pairs = _Candidates(torch.arange(n, device=image_ND.device), exclude, group_N, negatives)
+    sums = logit_sums(image_ND, omics_ND, temperature, pairs, chunk_rows)
+    return ((sums.row_KN + sums.column_KM) / 2 - sums.own_N).mean()
 
 
-def _candidates(
-    logits_NN: Tensor, exclude_NN: Tensor | None, group_N: Tensor | None, negatives: str
-) -> list[Tensor]:
-    """One (N, N) mask of allowed pairs for every kind of negatives that is asked for."""
-    if negatives not in ("all", "same_slide", "mixed"):
+def _check_negatives(negatives: str, group_N: Tensor | None, n: int) -> None:
+    if negatives not in get_args(Negatives):
         raise ValueError(f"negatives is {negatives!r}, expected one of: all, same_slide, mixed")
-    allowed_NN = torch.ones_like(logits_NN, dtype=torch.bool)
-    if exclude_NN is not None:
-        allowed_NN = ~exclude_NN.bool()
-    masks = [allowed_NN] if negatives in ("all", "mixed") else []
-    if negatives in ("same_slide", "mixed"):
-        if group_N is None or group_N.shape != logits_NN.shape[:1]:
-            found = "none" if group_N is None else f"{tuple(group_N.shape)}"
-            raise ValueError(
-                f"negatives={negatives!r} needs group_N of shape {tuple(logits_NN.shape[:1])} "
-                f"(slide of each pair), found {found}"
-            )
-        masks.append(allowed_NN & (group_N[:, None] == group_N[None, :]))
-    diagonal_NN = torch.eye(len(logits_NN), dtype=torch.bool, device=logits_NN.device)
-    return [mask | diagonal_NN for mask in masks]
+    if negatives != "all" and (group_N is None or group_N.shape != (n,)):
+        found = "none" if group_N is None else f"{tuple(group_N.shape)}"
+        raise ValueError(
+            f"negatives={negatives!r} needs group_N of shape {(n,)} (slide of each pair), found "
+            f"{found}"
+        )
 
 
-def _cross_entropy(logits_NN: Tensor, allowed_NN: Tensor) -> Tensor:
-    """Mean over both directions of -log softmax at the diagonal, over the allowed pairs only."""
-    masked_NN = logits_NN.masked_fill(~allowed_NN, float("-inf"))
-    forward_N = masked_NN.logsumexp(dim=1)
-    backward_N = masked_NN.logsumexp(dim=0)
-    per_pair_N = (forward_N + backward_N) / 2 - logits_NN.diagonal()
-    return per_pair_N.sum() / max(len(logits_NN), 1)
+@dataclass(frozen=True)
+class _Candidates:
+    """Who is compared with whom: the pair itself, and the negatives of each kind asked for."""
+
+    target_N: Tensor
+    exclude: ExcludedPairs | None
+    group_N: Tensor | None
+    negatives: str
+
+    def tile(self, rows: slice, columns: slice) -> TilePairs:
+        """See `hibio.losses.logit_tiles.Pairs`."""
+        everyone: Tensor | None = None
+        if self.exclude is not None:
+            everyone = ~self.exclude.rows(rows.start, rows.stop, columns)
+            everyone |= self._own(rows, columns)
+        masks = [everyone] if self.negatives in ("all", "mixed") else []
+        if self.negatives in ("same_slide", "mixed"):
+            assert self.group_N is not None
+            same = self.group_N[rows, None] == self.group_N[None, columns]
+            masks.append(same if everyone is None else same & everyone)
+        return TilePairs(tuple(masks))
+
+    def _own(self, rows: slice, columns: slice) -> Tensor:
+        return self.target_N[rows, None] == self.target_N[None, columns]
 
 
-@torch.no_grad()
-def near_duplicates(
-    vector_SV: Tensor,
-    xy_um_S2: Tensor,
-    slide_of_spot_S: Tensor,
-    radius_um: float,
-    threshold: float,
-) -> Tensor:
-    """Pairs of spots too alike to be negatives: close by on one slide with near-identical profiles.
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Pairs of spots too alike to be negatives: close by on one slide with near-equal profiles.
 
-    Args:
+    Attributes:
         vector_SV: (S, V) profiles; rows are compared by Pearson correlation (a constant row
             correlates with nothing).
         xy_um_S2: (S, 2) centres in micrometres.
@@ -105,27 +126,64 @@ def near_duplicates(
         radius_um: pairs closer than this, typically 150 um.
         threshold: and correlated above this, typically 0.9.
 
-    Returns:
-        (S, S) bool, symmetric, the diagonal False: ``exclude_NN`` of `info_nce`.
-
     Raises:
         ValueError: shapes that do not fit, or a radius that is negative.
     """
-    n = len(vector_SV)
-    if vector_SV.ndim != 2 or xy_um_S2.shape != (n, 2) or slide_of_spot_S.shape != (n,):
-        raise ValueError(
-            f"vector is {tuple(vector_SV.shape)}, xy {tuple(xy_um_S2.shape)}, slide "
-            f"{tuple(slide_of_spot_S.shape)}; expected (S, V), (S, 2) and (S,)"
-        )
-    if radius_um < 0:
-        raise ValueError(f"radius_um is {radius_um}, expected 0 or more micrometres")
-    vector = full_precision(vector_SV)
-    centred = vector - vector.mean(dim=1, keepdim=True)
-    flat = centred.norm(dim=1) <= 1e-5 * vector.norm(dim=1)  # rounding of a constant row
-    centred = torch.where(flat[:, None], torch.zeros_like(centred), centred)
-    correlation_SS = cosine_logits(centred, centred, 1.0)
-    xy = full_precision(xy_um_S2)
-    distance_SS = torch.cdist(xy, xy, compute_mode="donot_use_mm_for_euclid_dist")
-    same_SS = slide_of_spot_S[:, None] == slide_of_spot_S[None, :]
-    near_SS = same_SS & (distance_SS < radius_um) & (correlation_SS > threshold)
-    return near_SS.fill_diagonal_(False)
+
+    vector_SV: Tensor
+    xy_um_S2: Tensor
+    slide_of_spot_S: Tensor
+    radius_um: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        vector, xy, slide = self.vector_SV, self.xy_um_S2, self.slide_of_spot_S
+        n = len(vector)
+        if vector.ndim != 2 or xy.shape != (n, 2) or slide.shape != (n,):
+            raise ValueError(
+                f"vector is {tuple(vector.shape)}, xy {tuple(xy.shape)}, slide "
+                f"{tuple(slide.shape)}; expected (S, V), (S, 2) and (S,)"
+            )
+        if not self.radius_um >= 0:
+            raise ValueError(f"radius_um is {self.radius_um}, expected 0 or more micrometres")
+
+    @property
+    def n_spots(self) -> int:
+        """S."""
+        return len(self.vector_SV)
+
+    @torch.no_grad()
+    def rows(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """The pairs of spots start..stop with the spots of ``columns``.
+
+        Returns:
+            (stop - start, m) bool; a spot is never its own duplicate.
+        """
+        return self.near(start, stop, columns) & self.alike(start, stop, columns)
+
+    @torch.no_grad()
+    def near(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """(stop - start, m) bool, other spots of one slide within the radius."""
+        rows = slice(start, stop)
+        xy, slide = self._xy_S2, self.slide_of_spot_S
+        distance = torch.cdist(xy[rows], xy[columns], compute_mode="donot_use_mm_for_euclid_dist")
+        found = (distance < self.radius_um) & (slide[rows, None] == slide[None, columns])
+        own = torch.arange(self.n_spots, device=slide.device)
+        return found & (own[rows, None] != own[None, columns])
+
+    @torch.no_grad()
+    def alike(self, start: int, stop: int, columns: slice = ALL) -> Tensor:
+        """(stop - start, m) bool, spots anywhere that correlate above the threshold."""
+        centred = self._centred_SV
+        return cosine_logits(centred[start:stop], centred[columns], 1.0) > self.threshold
+
+    @cached_property
+    def _xy_S2(self) -> Tensor:
+        return full_precision(self.xy_um_S2)
+
+    @cached_property
+    def _centred_SV(self) -> Tensor:
+        vector = full_precision(self.vector_SV.detach())
+        centred = vector - vector.mean(dim=1, keepdim=True)
+        flat = centred.norm(dim=1) <= 1e-5 * vector.norm(dim=1)  # rounding of a constant row
+        return torch.where(flat[:, None], torch.zeros_like(centred), centred)

@@ -1,17 +1,19 @@
 """Spatially-aware contrast of two views of the omics branch (METHOD section 3.1).
 
-Legend: S spots, D embedding width, V spot-vector length.
+Legend: S spots, D embedding width, V spot-vector length, n x m a tile of S x S.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from hibio.losses.contrastive import near_duplicates
-from hibio.losses.similarity import cosine_logits, mean_of_rows
+from hibio.losses.contrastive import ALL, NearDuplicates
+from hibio.losses.logit_tiles import CHUNK_ROWS, TilePairs, logit_sums, tiles
+from hibio.losses.similarity import mean_of_rows
 
 
 def spatial_contrast(
@@ -25,14 +27,16 @@ def spatial_contrast(
     radius_um: float = 150.0,
     correlation: float = 0.5,
     label_S: Tensor | None = None,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """Multi-positive InfoNCE between two views of the same spots, with space in micrometres.
 
     For spot i of one view the candidates are the spots j of the other. Positive: i itself, and the
-    spots that `spatial_pairs` calls positive. Negative: spots far away or on another slide. What
+    spots that `SpatialPairs` calls positive. Negative: spots far away or on another slide. What
     is near without being alike is neither. The loss of a row is the mean over its positives of
     -log softmax over all its positives and negatives (so with p positives its least value is
-    ln p), and a row without a negative is left out.
+    ln p), and a row without a negative is left out. No S x S matrix is ever held: see
+    `hibio.losses.logit_tiles`.
 
     Args:
         view_a_SD: (S, D) embeddings of one view; normalised here.
@@ -43,7 +47,8 @@ def spatial_contrast(
         temperature: positive number or one-element tensor, typically 0.1.
         radius_um: near is closer than this.
         correlation: alike is a Pearson correlation of profiles above this.
-        label_S: (S,) integer labels, -1 unlabelled; see `spatial_pairs`.
+        label_S: (S,) integer labels, -1 unlabelled; see `SpatialPairs`.
+        chunk_rows: rows and columns of a tile; memory grows with its square.
 
     Returns:
         Scalar, mean of both directions; 0 (with a graph) when no row has a negative.
@@ -60,40 +65,23 @@ def spatial_contrast(
         raise ValueError(
             f"{len(view_a_SD)} embeddings and {len(profile_SV)} profiles; expected one a spot"
         )
-    positive_SS, negative_SS = spatial_pairs(
-        xy_um_S2,
-        slide_of_spot_S,
-        profile_SV,
-        radius_um=radius_um,
-        correlation=correlation,
-        label_S=label_S,
-    )
-    logits_SS = cosine_logits(view_a_SD, view_b_SD, temperature)
-    forward = _multi_positive(logits_SS, positive_SS, negative_SS)
-    return (forward + _multi_positive(logits_SS.T, positive_SS, negative_SS)) / 2
+    pairs = SpatialPairs(xy_um_S2, slide_of_spot_S, profile_SV, radius_um, correlation, label_S)
+    if len(view_a_SD) == 0:
+        return (view_a_SD * 0).sum() + (view_b_SD * 0).sum()
+    candidates = _Candidates(pairs)
+    positive_2S, negative_2S = candidates.counts(len(profile_SV), chunk_rows)
+    sums = logit_sums(view_a_SD, view_b_SD, temperature, candidates, chunk_rows)
+    forward_S = sums.row_KN[0] - sums.own_N / positive_2S[0]
+    backward_S = sums.column_KM[0] - sums.own_M / positive_2S[1]
+    forward = mean_of_rows(forward_S, negative_2S[0] > 0)
+    return (forward + mean_of_rows(backward_S, negative_2S[1] > 0)) / 2
 
 
-def _multi_positive(logits_SS: Tensor, positive_SS: Tensor, negative_SS: Tensor) -> Tensor:
-    """Mean over rows that have a negative of the mean over positives of -log softmax."""
-    candidate_SS = positive_SS | negative_SS
-    total_S = logits_SS.masked_fill(~candidate_SS, float("-inf")).logsumexp(dim=1)
-    own_S = (logits_SS * positive_SS).sum(dim=1) / positive_SS.sum(dim=1)
-    return mean_of_rows(total_S - own_S, negative_SS.any(dim=1))
-
-
-@torch.no_grad()
-def spatial_pairs(
-    xy_um_S2: Tensor,
-    slide_of_spot_S: Tensor,
-    profile_SV: Tensor,
-    *,
-    radius_um: float = 150.0,
-    correlation: float = 0.5,
-    label_S: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class SpatialPairs:
     """Which pairs of spots attract and which repel; the rest (near, but not alike) do neither.
 
-    Args:
+    Attributes:
         xy_um_S2: (S, 2) centres in micrometres.
         slide_of_spot_S: (S,) slide of each spot.
         profile_SV: (S, V) profiles (a constant row correlates with nothing).
@@ -102,23 +90,85 @@ def spatial_pairs(
         label_S: (S,) integer labels: a positive pair must then share its label as well, and an
             unlabelled spot (-1) shares it with nobody but itself. Never needed.
 
-    Returns:
-        Positive and negative pairs, (S, S) bool, symmetric, never both; the diagonal is positive.
-
     Raises:
         ValueError: shapes that do not fit, or a setting outside its range.
     """
-    if not radius_um >= 0:
-        raise ValueError(f"radius_um is {radius_um}, expected 0 or more micrometres; try 150")
-    if not -1 <= correlation <= 1:
-        raise ValueError(f"correlation is {correlation}, expected -1 to 1; try 0.5")
-    n_spots = len(profile_SV)
-    if label_S is not None and label_S.shape != (n_spots,):
-        raise ValueError(f"label is {tuple(label_S.shape)}, expected ({n_spots},): one a spot")
-    near_SS = near_duplicates(profile_SV, xy_um_S2, slide_of_spot_S, radius_um, -math.inf)
-    alike_SS = near_duplicates(profile_SV, xy_um_S2, slide_of_spot_S, radius_um, correlation)
-    if label_S is not None:
-        alike_SS &= (label_S[:, None] == label_S[None, :]) & (label_S >= 0)[:, None]
-    near_SS, alike_SS = near_SS | near_SS.T, alike_SS | alike_SS.T  # rounding may differ
-    own_SS = torch.eye(n_spots, dtype=torch.bool, device=profile_SV.device)
-    return alike_SS | own_SS, ~(near_SS | own_SS)
+
+    xy_um_S2: Tensor
+    slide_of_spot_S: Tensor
+    profile_SV: Tensor
+    radius_um: float = 150.0
+    correlation: float = 0.5
+    label_S: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.radius_um >= 0:
+            raise ValueError(
+                f"radius_um is {self.radius_um}, expected 0 or more micrometres; try 150"
+            )
+        if not -1 <= self.correlation <= 1:
+            raise ValueError(f"correlation is {self.correlation}, expected -1 to 1; try 0.5")
+        n_spots, label_S = len(self.profile_SV), self.label_S
+        if label_S is not None and label_S.shape != (n_spots,):
+            raise ValueError(f"label is {tuple(label_S.shape)}, expected ({n_spots},): one a spot")
+        _ = self._close  # its shapes are checked where it is made
+
+    @cached_property
+    def _close(self) -> NearDuplicates:
+        return NearDuplicates(
+            self.profile_SV, self.xy_um_S2, self.slide_of_spot_S, self.radius_um, self.correlation
+        )
+
+    @torch.no_grad()
+    def rows(self, start: int, stop: int, columns: slice = ALL) -> tuple[Tensor, Tensor]:
+        """Positive and negative pairs of spots start..stop with the spots of ``columns``.
+
+        Returns:
+            Two (stop - start, m) bool, never both; a spot and itself are positive.
+        """
+        rows = slice(start, stop)
+        near = self._close.near(start, stop, columns)
+        alike = near & self._close.alike(start, stop, columns)
+        if self.label_S is not None:
+            label_S = self.label_S
+            alike &= (label_S[rows, None] == label_S[None, columns]) & (label_S[rows, None] >= 0)
+        number = torch.arange(self._close.n_spots, device=near.device)
+        own = number[rows, None] == number[None, columns]
+        return alike | own, ~(near | own)
+
+
+class _Candidates:
+    """Positives and negatives are compared; the positives are what is looked for."""
+
+    target_N: Tensor | None = None
+
+    def __init__(self, pairs: SpatialPairs) -> None:
+        self.pairs = pairs
+        self._last: tuple[tuple[slice, slice], TilePairs] | None = None
+
+    def tile(self, rows: slice, columns: slice) -> TilePairs:
+        """See `hibio.losses.logit_tiles.Pairs`; the last one is kept, it may be the only one."""
+        if self._last is None or self._last[0] != (rows, columns):
+            positive, negative = self.pairs.rows(rows.start, rows.stop, columns)
+            self._last = (rows, columns), TilePairs((positive | negative,), positive)
+        return self._last[1]
+
+    def counts(self, n_spots: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
+        """How many positives and negatives each row and each column has, (2, S) int64 each."""
+        device = self.pairs.profile_SV.device
+        positive_2S = torch.zeros(2, n_spots, dtype=torch.int64, device=device)
+        candidate_2S = torch.zeros_like(positive_2S)
+        for rows, columns in tiles(n_spots, n_spots, chunk_rows):
+            tile = self.tile(rows, columns)
+            assert tile.positive is not None
+            _count(tile.positive, rows, columns, positive_2S)
+            for candidate in tile.candidates:
+                assert candidate is not None
+                _count(candidate, rows, columns, candidate_2S)
+        return positive_2S, candidate_2S - positive_2S
+
+
+def _count(mask: Tensor, rows: slice, columns: slice, count_2S: Tensor) -> None:
+    """Add the pairs of one tile to those of its rows and of its columns."""
+    count_2S[0, rows] += mask.sum(dim=1)
+    count_2S[1, columns] += mask.sum(dim=0)

@@ -1,26 +1,73 @@
-"""Checkpoint directories: written beside the last good one, then renamed over it."""
+"""Checkpoint directories: written beside the last good one, renamed, the one before is kept.
+
+A run folder holds ``checkpoint`` (the newest) and ``checkpoint.previous`` (the one before it), each
+with the checksums of its files. A kill at any moment leaves at least one of them whole; a damaged
+``checkpoint`` is set aside as ``checkpoint.damaged`` on resume, and the one before is used.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from hibio.artifacts import write_artifacts
+from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
+from hibio.checkpoint_files import (
+    ARTIFACTS,
+    BANK,
+    CONFIG,
+    MODEL_FILES,
+    TRAINER,
+    WEIGHTS,
+    DamagedError,
+    read_checksums,
+    verify_file,
+    verify_files,
+    write_checksums,
+)
 from hibio.config import ConfigError, load_config, to_dict
 from hibio.model import HiBio
+from hibio.training.engine.config import LAYOUT
+from preprocessing.atomic import remove_abandoned
 
 NAME = "checkpoint"
 PREVIOUS = "checkpoint.previous"
+DAMAGED = "checkpoint.damaged"
 TEMPORARY = "checkpoint.tmp"
+LEAVING = "checkpoint.old"  # what was .previous, on its way out
+
+#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
+#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
+STATE_VERSION = 1
 
 #: Sections of a run's configuration that a resumed job must share with its checkpoint.
 SETTLED = ("genes", "pathways", "sampler", "regions", "model", "objective", "optim", "stages")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A checkpoint read once, for a run that goes on.
+
+    Attributes:
+        path: its folder.
+        artifacts: what was fitted.
+        weights: state dict of the model, on the CPU.
+        trainer: what :meth:`Trainer.save` gave.
+    """
+
+    path: Path
+    artifacts: Artifacts
+    weights: dict[str, Tensor]
+    trainer: dict[str, Any]
 
 
 def save_checkpoint(
@@ -29,42 +76,166 @@ def save_checkpoint(
     write_config: Callable[[Path], None],
     trainer_state: dict[str, Any] | None = None,
 ) -> Path:
-    """Write ``folder/checkpoint``; the one before survives until the new one is whole.
+    """Write ``folder/checkpoint``; what was there becomes ``checkpoint.previous``.
 
     Args:
         folder: run folder.
         model: weights and artifacts.
         write_config: writes the resolved configuration to the path it is given.
         trainer_state: tensors and plain values only, see :func:`load_trainer_state`.
+
+    Raises:
+        ConfigError: it cannot be written (a full disk); the checkpoints that were there stay.
     """
     temporary = folder / TEMPORARY
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_config(temporary / "config.yaml")
-    write_artifacts(temporary / "artifacts.h5", model.artifacts)
-    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(state, temporary / "model.safetensors")
-    if trainer_state is not None:
-        torch.save(trainer_state, temporary / "trainer.pt")
-    for path in temporary.iterdir():
-        _fsync(path)
-    _fsync(temporary)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    try:
+        for name in (TEMPORARY, LEAVING):  # of a save that was killed
+            shutil.rmtree(folder / name, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_config(temporary / CONFIG)
+        write_artifacts(temporary / ARTIFACTS, model.artifacts)
+        save_file(weights, temporary / WEIGHTS)
+        if trainer_state is not None:
+            state = {"schema_version": STATE_VERSION, **trainer_state}
+            torch.save(state, temporary / TRAINER)
+        write_checksums(temporary)
+        for path in [*sorted(temporary.rglob("*")), temporary]:
+            _fsync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ConfigError(_not_written(folder, error)) from error
+    _swap(folder)
+    return folder / NAME
+
+
+def _swap(folder: Path) -> None:
+    """Give the new checkpoint its name; at every moment a whole one has a name that is looked for.
+
+    When there is no ``checkpoint`` (a kill between the renames, or a damaged one set aside), then
+    ``.previous`` is the only good one, and it stays until the new one has its name.
+    """
     target, previous = folder / NAME, folder / PREVIOUS
-    if target.exists():  # else .previous may be the only good one: a kill between the two renames
-        shutil.rmtree(previous, ignore_errors=True)
+    if target.exists():
+        if previous.exists():
+            previous.rename(folder / LEAVING)
         target.rename(previous)
-    temporary.rename(target)
+    (folder / TEMPORARY).rename(target)
     _fsync(folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    return target
+    shutil.rmtree(folder / LEAVING, ignore_errors=True)
+
+
+def _not_written(folder: Path, error: Exception) -> str:
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    kept = find_checkpoint(folder)
+    good = "there is no earlier one" if kept is None else f"{kept.name} is whole, as it was"
+    return (
+        f"{folder}: the checkpoint could not be written ({error}); {good}. "
+        f"{free / 2**20:,.0f} MiB are free on this disk: make room or check your quota, then resume"
+    )
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, or None."""
+    """The newest checkpoint of a run folder by name, or None; its bytes are not looked at."""
     for name in (NAME, PREVIOUS):
-        if (folder / name / "model.safetensors").is_file():
+        if (folder / name / WEIGHTS).is_file():
             return folder / name
     return None
+
+
+def whole_checkpoint(folder: Path) -> tuple[Path | None, str | None]:
+    """The newest checkpoint of a run folder whose every file has its checksum; nothing is changed.
+
+    Returns:
+        The checkpoint, None where there is none at all; and what is wrong with a newer one.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole; or one is of a newer HiBio.
+    """
+    problems: list[str] = []
+    for name in (NAME, PREVIOUS):
+        if not (folder / name).is_dir():
+            continue
+        problem = _problem(folder / name)
+        if problem is None:
+            return folder / name, problems[0] if problems else None
+        problems.append(problem)
+    if problems:
+        raise ConfigError(
+            f"no checkpoint is whole in {folder} ({'; '.join(problems)}); bring one back from a "
+            "backup, or remove them to begin anew, and check the disk"
+        )
+    return None, None
+
+
+def recover_checkpoint(folder: Path) -> Path | None:
+    """:func:`whole_checkpoint` for a run that goes on; several processes may call it at once.
+
+    A damaged ``checkpoint`` becomes ``checkpoint.damaged``, with a warning that names the file.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole; or one is of a newer HiBio.
+    """
+    for place in (folder, folder / NAME):
+        remove_abandoned(place)  # files that a killed process was writing
+    checkpoint, problem = whole_checkpoint(folder)
+    if problem is not None and _set_aside(folder / NAME):
+        warnings.warn(
+            f"{problem}. Going on from {checkpoint}, the checkpoint before it; the damaged one is "
+            f"now {DAMAGED}: remove it, and check the disk if this comes again",
+            stacklevel=2,
+        )
+    return checkpoint
+
+
+def _problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None when they are whole."""
+    missing = [name for name in MODEL_FILES if not (checkpoint / name).is_file()]
+    if missing:
+        return f"{checkpoint / missing[0]}: missing"
+    try:  # the bank can be written anew, so a damaged one condemns nothing
+        verify_files(checkpoint, (read_checksums(checkpoint) or {}).keys() - {BANK})
+    except DamagedError as error:
+        return error.problem
+    return None
+
+
+def _set_aside(checkpoint: Path) -> bool:
+    """Rename a damaged checkpoint; False when another process was faster."""
+    damaged = checkpoint.with_name(DAMAGED)
+    shutil.rmtree(damaged, ignore_errors=True)
+    try:
+        checkpoint.rename(damaged)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def load_newest(folder: Path) -> SavedRun | None:
+    """Read the newest whole checkpoint of a run folder, see :func:`recover_checkpoint`.
+
+    Raises:
+        ConfigError: there are checkpoints and none is whole, or it is of another schema.
+    """
+    checkpoint = recover_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    try:
+        weights = load_file(checkpoint / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{checkpoint / WEIGHTS}: cannot be read ({error}); use the .previous sibling, or "
+            "remove the checkpoint and train again"
+        ) from error
+    trainer = load_trainer_state(checkpoint)
+    if trainer["schema_version"] < STATE_VERSION:
+        raise ConfigError(
+            f"{checkpoint}: of a run that an older HiBio began, whose batches were drawn in "
+            "another way, so it cannot be trained on to the same end. It embeds and evaluates as "
+            "it is; train again in another folder (--set out=DIR), or resume with the version "
+            "that began it (provenance.json of the run)"
+        )
+    return SavedRun(checkpoint, read_artifacts(checkpoint / ARTIFACTS), weights, trainer)
 
 
 def refuse_other_settings(checkpoint: Path, config: Any) -> None:
@@ -78,6 +249,8 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
         ConfigError: a section that decides results has changed.
     """
     saved, now = to_dict(load_config(type(config), checkpoint / "config.yaml")), to_dict(config)
+    for name in LAYOUT:  # where the work is done, not what is computed
+        saved["optim"].pop(name), now["optim"].pop(name)
     changed = [name for name in SETTLED if saved[name] != now[name]]
     if changed:
         raise ConfigError(
@@ -87,22 +260,29 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
 
 
 def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
-    """State of the trainer, without unpickling code.
+    """State of the trainer, compared with its checksum, without unpickling code.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        ConfigError: there is none, it is damaged, or of a newer HiBio.
     """
-    path = checkpoint / "trainer.pt"
+    path = checkpoint / TRAINER
     if not path.is_file():
-        raise ConfigError(f"{checkpoint}: no trainer.pt, so this run cannot be resumed")
+        raise ConfigError(f"{checkpoint}: no {TRAINER}, so this run cannot be resumed")
+    verify_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        version = int(state.get("schema_version", 0))
     except Exception as error:
         raise ConfigError(
             f"{path}: damaged ({type(error).__name__}), so this run cannot be resumed; use the "
             ".previous sibling, or remove the checkpoint and train again"
         ) from error
-    return dict(state)
+    if version > STATE_VERSION:
+        raise ConfigError(
+            f"{path}: trainer state {version}, this HiBio reads up to {STATE_VERSION}; update "
+            "HiBio, or resume with the version that wrote it"
+        )
+    return {**state, "schema_version": version}
 
 
 def _fsync(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hibio.training_log import read_log
+from preprocessing.atomic import atomic_path
 
 
 class RunLog:
@@ -14,7 +15,8 @@ class RunLog:
 
     Args:
         folder: run folder; ``log.jsonl`` and ``tensorboard/`` are written into it.
-        after_step: records at or after this step are dropped first (a resumed run repeats them).
+        after_step: records at or after this step are dropped first (a resumed run repeats them),
+            and a torn last line; the log is replaced as a whole, so a kill leaves one or the other.
     """
 
     def __init__(self, folder: Path, after_step: int = 0) -> None:
@@ -23,9 +25,9 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         kept = [record for record in read_log(path) if record["step"] < after_step]
-        with path.open("w") as file:
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -1,10 +1,15 @@
-"""From a batch to a LossOutput: which parts of the model a stage's terms need, and no more."""
+"""From micro-batches to a LossOutput: what a stage's terms need of the model, and no more.
+
+In two parts: ``outputs`` runs the model on one micro-batch, ``terms`` computes the loss from the
+rows of all micro-batches of a step, wherever they were computed. Everything that compares spots, or
+divides by their number, stands in ``terms``.
+
+Legend: S core spots, K keyword genes, Q query genes, R regions, M pathways, D shared width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hibio import keys
-from hibio.batch import LevelEmbeddings, LevelPair, LossOutput, SlideBatch
+from hibio.batch import LevelPair, LossOutput, SlideBatch
 from hibio.config import ConfigError
 from hibio.data.views import Views
 from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.omics import OmicsMask, relative_values
-from hibio.losses.contrastive import info_nce, near_duplicates
 from hibio.losses.decorrelation import decorrelation
 from hibio.losses.expression import expression_mse
 from hibio.losses.masked import masked_mse, profile_mse
@@ -26,54 +30,14 @@ from hibio.losses.pathway import pathway_kl
 from hibio.losses.region import region_info_nce, spot_to_region
 from hibio.losses.spatial import spatial_contrast
 from hibio.model import HiBio
-from hibio.omics_views import (
-    dropped_view,
-    mean_value,
-    padded_factors,
-    thinned_view,
-    with_queries,
-)
+from hibio.omics_views import dropped_view, mean_value, padded_factors, thinned_view, with_queries
+from hibio.training.masking import draw_mask
+from hibio.training.objective_config import ObjectiveConfig
+from hibio.training.spot_term import spot_contrast
 from hibio.training.stages import StageConfig
+from hibio.training.step_outputs import MICRO_OF_SPOT, SUM, MicroBatch, Rows
 
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Settings of the loss terms.
-
-    Attributes:
-        negatives: same_slide | all | mixed (METHOD section 5, slide shortcut).
-        duplicate_um: pairs of one slide closer than this ...
-        duplicate_correlation: ... whose spot vectors correlate above this are no negatives.
-        mask_genes: share of keyword genes hidden in the masked view.
-        mask_spots: share of whole spots hidden.
-        query_genes: genes outside its keywords that the masked view of a spot is asked about
-            (most are 0), so that the decoder learns absence too; imputation needs it.
-        contrast_um: radius of the spatial contrast (METHOD 3.1) ...
-        contrast_correlation: ... within which spots whose spot vectors correlate above this are
-            positives.
-        drop_genes: share of keyword genes that each view of the spatial contrast lacks.
-        keep_counts: share of its counts that the second view keeps.
-        anchors_per_step: pathways encoded anew in a step; the others come from the cache.
-    """
-
-    negatives: Literal["same_slide", "all", "mixed"] = "same_slide"
-    duplicate_um: float = 150.0
-    duplicate_correlation: float = 0.95
-    mask_genes: float = 0.2
-    mask_spots: float = 0.15
-    query_genes: int = 0
-    contrast_um: float = 150.0
-    contrast_correlation: float = 0.5
-    drop_genes: float = 0.2
-    keep_counts: float = 0.7
-    anchors_per_step: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("mask_genes", "mask_spots", "drop_genes", "keep_counts"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        if self.query_genes < 0:
-            raise ValueError(f"query_genes is {self.query_genes}, 0 or more is needed")
+__all__ = ["Objective", "ObjectiveConfig", "draw_mask"]
 
 
 class Objective:
@@ -121,116 +85,52 @@ class Objective:
 
     def __call__(self, batch: SlideBatch, stage: StageConfig) -> LossOutput:
         """The stage's terms on one batch; random draws come from torch's global generator."""
-        terms: dict[str, Tensor] = {}
-        active = stage.active
+        return self.terms(self.outputs(MicroBatch.of(batch), stage), stage)
+
+    # ------------------------------------------------------------------ of one micro-batch
+    def outputs(self, micro: MicroBatch, stage: StageConfig) -> Rows:
+        """Everything that the stage's terms read of one micro-batch.
+
+        The names depend on the stage alone: a batch without images has zeros for embeddings, and
+        ``has_image`` says so.
+        """
+        batch, active = micro.batch, stage.active
+        rows = micro.identity_rows()
         if stage.needs_embeddings:
-            levels = self.levels if stage.needs_regions else ()
-            pairs = self.model(batch, levels)
-            terms |= self._spot_terms(batch, pairs, active)
-            terms |= self._region_terms(batch, pairs, active)
+            rows |= self._embeddings(batch, stage)
         if stage.needs_mask:
-            terms |= self._masked_terms(batch)
+            rows |= self._masked_sums(batch)
         if stage.needs_thinned:
-            terms[keys.TERM_SPATIAL] = self._spatial_term(batch)
-        used = {name: value for name, value in terms.items() if name in active}
-        return combine(used, active, n=int(batch.core_S.sum()))
+            rows |= self._two_views(batch)
+        if stage.needs_thinned or (keys.TERM_SPOT in active and self.config.duplicate_um > 0):
+            rows["vector"] = batch.vector_SV[batch.core_S]
+            rows["xy_um"] = batch.xy_um_S2[batch.core_S]
+        return rows
 
-    def _spot_terms(
-        self, batch: SlideBatch, pairs: LevelEmbeddings, active: dict[str, float]
-    ) -> dict[str, Tensor]:
-        image_SD, omics_SD = pairs[keys.SPOT].image, pairs[keys.SPOT].omics
-        core = batch.core_S
-        terms: dict[str, Tensor] = {}
-        if keys.TERM_SPOT in active and image_SD is not None:
-            terms[keys.TERM_SPOT] = info_nce(
-                image_SD,
-                omics_SD,
-                self.model.temperature,
-                exclude_NN=self._duplicates(batch),
-                group_N=pairs[keys.SPOT].group,
-                negatives=self.config.negatives,
-            )
-        if keys.TERM_EXPRESSION in active and image_SD is not None:
-            assert batch.expression_SH is not None
-            predicted = self.model.expression(image_SD)
-            terms[keys.TERM_EXPRESSION] = expression_mse(predicted, batch.expression_SH[core])
+    def _embeddings(self, batch: SlideBatch, stage: StageConfig) -> Rows:
+        core, active = batch.core_S, stage.active
+        omics_SD = F.normalize(self.model.project_omics(batch)[core], dim=1)
+        rows = {"omics": omics_SD}
         if keys.TERM_PATHWAY in active:
-            terms[keys.TERM_PATHWAY] = self._pathway_term(batch, image_SD, omics_SD)
-        if keys.TERM_DECORRELATION in active:
-            terms[keys.TERM_DECORRELATION] = decorrelation(omics_SD * omics_SD.shape[1] ** 0.5)
-        return terms
+            assert batch.target_SM is not None
+            rows["target"] = batch.target_SM[core]
+        if not (stage.needs_image or keys.TERM_PATHWAY in active) or self.model.vision is None:
+            return rows
+        seen = batch.has_image
+        image_SD = torch.zeros_like(omics_SD)
+        if seen:
+            image_SD = F.normalize(self.model.project_image(batch)[core], dim=1)
+        rows["image"] = image_SD
+        rows["has_image"] = torch.full_like(core[core], seen)
+        if keys.TERM_EXPRESSION in active:
+            assert batch.expression_SH is not None
+            target_SH = batch.expression_SH[core] if seen else batch.expression_SH[:0]
+            predicted_SH = self.model.expression(image_SD[: len(target_SH)])
+            mean = expression_mse(predicted_SH, target_SH)
+            rows[SUM + keys.TERM_EXPRESSION] = _sum_row(mean, target_SH.numel())
+        return rows
 
-    def _duplicates(self, batch: SlideBatch) -> Tensor | None:
-        if self.config.duplicate_um <= 0:
-            return None
-        core = batch.core_S
-        return near_duplicates(
-            batch.vector_SV[core],
-            batch.xy_um_S2[core],
-            batch.slide_of_spot_S[core],
-            self.config.duplicate_um,
-            self.config.duplicate_correlation,
-        )
-
-    def _pathway_term(self, batch: SlideBatch, image_SD: Tensor | None, omics_SD: Tensor) -> Tensor:
-        assert batch.target_SM is not None
-        target_SM = batch.target_SM[batch.core_S]
-        anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(target_SM))
-        temperature = self.model.anchor_temperature
-        term = pathway_kl(omics_SD, anchor_MD, target_SM, temperature)
-        if image_SD is None:
-            return term
-        return (term + pathway_kl(image_SD, anchor_MD, target_SM, temperature)) / 2
-
-    def _fresh_anchors(self, target_SM: Tensor) -> Tensor | None:
-        """Pathways to encode in this step: half the most wanted ones, the rest drawn at random."""
-        n_sets, wanted = target_SM.shape[1], self.config.anchors_per_step
-        if n_sets <= wanted:
-            return None
-        order = target_SM.sum(dim=0).argsort(descending=True)
-        named, others = order[: wanted // 2], order[wanted // 2 :]
-        draw = torch.randperm(len(others), device=others.device)[: wanted - len(named)]
-        return torch.cat([named, others[draw]])
-
-    def _region_terms(
-        self, batch: SlideBatch, pairs: LevelEmbeddings, active: dict[str, float]
-    ) -> dict[str, Tensor]:
-        levels = [name for name in self.levels if name in pairs]
-        terms: dict[str, Tensor] = {}
-        if not levels or pairs[keys.SPOT].image is None:
-            return terms
-        if keys.TERM_REGION in active:
-            between = [self._between_towers(pairs[name]) for name in levels]
-            terms[keys.TERM_REGION] = torch.stack(between).mean()
-        if keys.TERM_MEMBER in active:
-            region_LS = batch.region_of_spot_LS[:, batch.core_S]
-            member = [
-                self._to_own_region(pairs[keys.SPOT], pairs[name], region_S)
-                for name, region_S in zip(levels, region_LS, strict=True)
-            ]
-            terms[keys.TERM_MEMBER] = torch.stack(member).mean()
-        return terms
-
-    def _between_towers(self, region: LevelPair) -> Tensor:
-        assert region.image is not None
-        return region_info_nce(
-            region.image,
-            region.omics,
-            self.model.temperature,
-            region.group,
-            self.config.negatives,
-        )
-
-    def _to_own_region(self, spot: LevelPair, region: LevelPair, region_S: Tensor) -> Tensor:
-        """Spots of one tower against regions of the other, the mean of both ways."""
-        assert spot.image is not None
-        assert region.image is not None
-        row_S = torch.unique(region_S, return_inverse=True)[1]
-        temperature = self.model.temperature
-        one = spot_to_region(spot.image, region.omics, row_S, temperature)
-        return (one + spot_to_region(spot.omics, region.image, row_S, temperature)) / 2
-
-    def _masked_terms(self, batch: SlideBatch) -> dict[str, Tensor]:
+    def _masked_sums(self, batch: SlideBatch) -> Rows:
         n_genes = self.model.artifacts.n_genes
         present_SK = batch.gene_SK < n_genes
         mask = draw_mask(present_SK, self.config.mask_genes, self.config.mask_spots)
@@ -246,38 +146,136 @@ class Objective:
         core = batch.core_S
         hidden_SK = mask.gene_SK & core[:, None]
         around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+        n_values = core.sum() * around_SV.shape[1]
+        means = {
+            keys.TERM_MASKED: (masked_mse(view.value_SK, target_SK, hidden_SK), hidden_SK.sum()),
+            keys.TERM_PROFILE: (profile_mse(view.own_SV, batch.vector_SV, core), n_values),
+            keys.TERM_NEIGHBOUR: (profile_mse(view.around_SV, around_SV, core), n_values),
+        }
+        return {SUM + term: _sum_row(mean, count) for term, (mean, count) in means.items()}
+
+    def _two_views(self, batch: SlideBatch) -> Rows:
+        """Two views, each without a share of its genes, the second also thinned."""
+        n_genes, share = self.model.artifacts.n_genes, self.config.drop_genes
+        first_SD, second_SD = (
+            self.model.project_omics(dropped_view(view, self._factors, n_genes, share))
+            for view in (batch, thinned_view(batch))
+        )
+        core = batch.core_S
         return {
-            keys.TERM_MASKED: masked_mse(view.value_SK, target_SK, hidden_SK),
-            keys.TERM_PROFILE: profile_mse(view.own_SV, batch.vector_SV, core),
-            keys.TERM_NEIGHBOUR: profile_mse(view.around_SV, around_SV, core),
+            "view_a": F.normalize(first_SD[core], dim=1),
+            "view_b": F.normalize(second_SD[core], dim=1),
         }
 
-    def _spatial_term(self, batch: SlideBatch) -> Tensor:
-        """Contrast of two views, each without a share of its genes, the second also thinned."""
-        n_genes = self.model.artifacts.n_genes
-        core = batch.core_S
-        embedded = [
-            self.model.project_omics(dropped_view(view, self._factors, n_genes, share))[core]
-            for view, share in (
-                (batch, self.config.drop_genes),
-                (thinned_view(batch), self.config.drop_genes),
-            )
-        ]
-        first_SD, second_SD = (F.normalize(rows, dim=1) for rows in embedded)
+    # ------------------------------------------------------------------ of the whole step
+    def terms(self, rows: Rows, stage: StageConfig) -> LossOutput:
+        """The stage's terms on the rows of all micro-batches of a step.
+
+        Reductions are over all rows, negatives come from all rows, and a slide or a region in
+        several micro-batches is one.
+        """
+        active = stage.active
+        terms: dict[str, Tensor] = {}
+        if keys.TERM_PATHWAY in active:
+            terms[keys.TERM_PATHWAY] = self._pathway_term(rows)
+        if keys.TERM_DECORRELATION in active:
+            width = rows["omics"].shape[1]
+            terms[keys.TERM_DECORRELATION] = decorrelation(rows["omics"] * width**0.5)
+        if stage.needs_image:
+            paired = _with_image(rows)
+            if keys.TERM_SPOT in active and len(paired["slide"]):
+                terms[keys.TERM_SPOT] = spot_contrast(paired, self.config, self.model.temperature)
+            if stage.needs_regions and len(paired["slide"]):
+                terms |= self._region_terms(paired, active)
+        if stage.needs_thinned:
+            terms[keys.TERM_SPATIAL] = self._spatial_term(rows)
+        for name in rows:
+            term = name.removeprefix(SUM)
+            if term != name and term in active:
+                terms[term] = rows[name][:, 0].sum() / rows[name][:, 1].sum().clamp(min=1.0)
+        return combine(terms, active, n=len(rows[MICRO_OF_SPOT]))
+
+    def _pathway_term(self, rows: Rows) -> Tensor:
+        target_SM = rows["target"]
+        anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(target_SM))
+        temperature = self.model.anchor_temperature
+        term = pathway_kl(rows["omics"], anchor_MD, target_SM, temperature)
+        if "image" not in rows or not bool(rows["has_image"].any()):
+            return term
+        paired = _with_image(rows)
+        other = pathway_kl(paired["image"], anchor_MD, paired["target"], temperature)
+        return (term + other) / 2
+
+    def _fresh_anchors(self, target_SM: Tensor) -> Tensor | None:
+        """Pathways to encode in this step: half the most wanted ones, the rest drawn at random."""
+        n_sets, wanted = target_SM.shape[1], self.config.anchors_per_step
+        if n_sets <= wanted:
+            return None
+        order = target_SM.sum(dim=0).argsort(descending=True)
+        named, others = order[: wanted // 2], order[wanted // 2 :]
+        draw = torch.randperm(len(others), device=others.device)[: wanted - len(named)]
+        return torch.cat([named, others[draw]])
+
+    def _region_terms(self, paired: Rows, active: dict[str, float]) -> dict[str, Tensor]:
+        between, member = [], []
+        for level in range(min(len(self.levels), paired["region"].shape[1])):
+            region, index_S = self._regions(paired, level)
+            if keys.TERM_REGION in active:
+                between.append(self._between_towers(region))
+            if keys.TERM_MEMBER in active:
+                member.append(self._to_own_region(paired, region, index_S))
+        parts = {keys.TERM_REGION: between, keys.TERM_MEMBER: member}
+        return {term: torch.stack(values).mean() for term, values in parts.items() if values}
+
+    def _regions(self, paired: Rows, level: int) -> tuple[LevelPair, Tensor]:
+        """Regions of a level pooled over their spots in all micro-batches; row of each spot."""
+        ids, index_S = torch.unique(paired["region"][:, level], return_inverse=True)
+        n_regions = len(ids)
+        group_R = index_S.new_zeros(n_regions).scatter_(0, index_S, paired["slide"])
+        image_RD, omics_RD = (
+            self.model.pooled(paired[tower], index_S, n_regions) for tower in ("image", "omics")
+        )
+        return LevelPair(image_RD, omics_RD, group_R), index_S
+
+    def _between_towers(self, region: LevelPair) -> Tensor:
+        assert region.image is not None
+        return region_info_nce(
+            region.image,
+            region.omics,
+            self.model.temperature,
+            region.group,
+            self.config.negatives,
+        )
+
+    def _to_own_region(self, paired: Rows, region: LevelPair, index_S: Tensor) -> Tensor:
+        """Spots of one tower against regions of the other, the mean of both ways."""
+        assert region.image is not None
+        temperature = self.model.temperature
+        one = spot_to_region(paired["image"], region.omics, index_S, temperature)
+        return (one + spot_to_region(paired["omics"], region.image, index_S, temperature)) / 2
+
+    def _spatial_term(self, rows: Rows) -> Tensor:
         return spatial_contrast(
-            first_SD,
-            second_SD,
-            batch.xy_um_S2[core],
-            batch.slide_of_spot_S[core],
-            batch.vector_SV[core],
+            rows["view_a"],
+            rows["view_b"],
+            rows["xy_um"],
+            rows["slide"],
+            rows["vector"],
             self.model.temperature,
             radius_um=self.config.contrast_um,
             correlation=self.config.contrast_correlation,
         )
 
 
-def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
-    """Hide a share of the keyword genes, and all genes of a share of the spots."""
-    spot_S = torch.rand(len(present_SK), device=present_SK.device) < spots
-    gene_SK = torch.rand(present_SK.shape, device=present_SK.device) < genes
-    return OmicsMask((gene_SK | spot_S[:, None]) & present_SK, spot_S)
+def _with_image(rows: Rows) -> Rows:
+    """Rows of the spots that have an image."""
+    seen_S = rows["has_image"]
+    if bool(seen_S.all()):
+        return rows
+    return {name: value[seen_S] for name, value in rows.items() if len(value) == len(seen_S)}
+
+
+def _sum_row(mean: Tensor, count: Tensor | int) -> Tensor:
+    """(1, 2): the sum behind a mean, and its count."""
+    number = torch.as_tensor(count, dtype=mean.dtype, device=mean.device)
+    return torch.stack([mean * number, number])[None]

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import signal
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from hibio.config import ConfigError
-from hibio.data.collate import collate
 from hibio.data.dataset import SlideDataset
-from hibio.data.sampler import RegionSampler, SamplerConfig, Share
 from hibio.model import HiBio
-from hibio.training.checkpoint import find_checkpoint, load_trainer_state, save_checkpoint
-from hibio.training.engine import NotFiniteError, TorchEngine
+from hibio.training.checkpoint import (
+    SavedRun,
+    load_newest,
+    save_checkpoint,
+)
+from hibio.training.engine import Engine, NotFiniteError
+from hibio.training.grad_cache import take_step
 from hibio.training.log import RunLog
-from hibio.training.objective import Objective
-from hibio.training.region_state import RegionState
-from hibio.training.stages import StageConfig, stage_lr
+from hibio.training.not_finite import write_not_finite
+from hibio.training.plan import Plan, StepInput
+from hibio.training.stages import stage_lr
+from hibio.training.step_module import PREFIX
+from hibio.training.stopping import on_stop
 
 
 class Trainer:
-    """Runs the stages on one split.
+    """Runs the stages on one split; every process of a run has one and does the same.
 
     Args:
         model: in training.
-        engine: optimiser and precision.
-        objective: terms of a stage on a batch.
-        dataset: training slides.
-        regions: their region trees.
-        stages: the curriculum.
-        sampler: batch composition.
+        engine: of the model and its objective; holds optimiser, precision and processes.
+        plan: what every step trains on.
         folder: run folder; the checkpoint and the log go there.
         write_config: writes the resolved configuration.
-        seed: of every random draw.
         checkpoint_every: epochs between checkpoints.
     """
 
@@ -48,37 +44,35 @@ class Trainer:
         self,
         *,
         model: HiBio,
-        engine: TorchEngine,
-        objective: Objective,
-        dataset: SlideDataset,
-        regions: RegionState,
-        stages: Sequence[StageConfig],
-        sampler: SamplerConfig,
+        engine: Engine,
+        plan: Plan,
         folder: Path,
         write_config: Callable[[Path], None],
-        seed: int,
         checkpoint_every: int,
     ) -> None:
         # parts
         self.model = model
         self.engine = engine
-        self.objective = objective
-        self.dataset = dataset
-        self.regions = regions
+        self.group = engine.group
+        self.plan = plan
+        self.regions = plan.regions
         # plan
-        self.stages = tuple(stages)
-        objective.check(self.stages)
-        self.sampler = sampler
+        self.stages = plan.stages
+        plan.objective.check(self.stages)
         self.folder = folder
         self.write_config = write_config
-        self.seed = seed
         self.checkpoint_every = checkpoint_every
-        # position: the next batch to train on
+        # position: the next step to take
         self.step = 0
         self.stage = 0
         self.epoch = 0
         self.batch = 0
         self._interrupted = False
+
+    @property
+    def dataset(self) -> SlideDataset:
+        """Training slides."""
+        return self.plan.dataset
 
     # ------------------------------------------------------------------ the loop
     def fit(self, until_step: int | None = None) -> bool:
@@ -89,76 +83,72 @@ class Trainer:
         """
         self._interrupted = False
         self.model.train()
-        log = RunLog(self.folder, after_step=self.step)
-        bar = tqdm(total=self.n_steps(), initial=self.step, desc=self.folder.name, disable=None)
+        first = self.group.is_first
+        n_steps = self.n_steps()
+        log = RunLog(self.folder, after_step=self.step) if first else None
+        bar = tqdm(
+            total=n_steps,
+            initial=self.step,
+            desc=self.folder.name,
+            disable=None if first else True,
+        )
         try:
             with self._signals():
                 finished = self._run(log, bar, until_step)
+                self.save()
+                self._interrupted = self.group.any(self._interrupted)
         finally:
-            log.close()
+            if log is not None:
+                log.close()
             bar.close()
-        self.save()
         return finished
 
-    def _run(self, log: RunLog, bar: tqdm, until_step: int | None) -> bool:
+    def _run(self, log: RunLog | None, bar: tqdm, until_step: int | None) -> bool:
         while self.stage < len(self.stages):
-            for batch in self._epoch_batches():
-                log.write(self._train_step(batch))
-                bar.update()
-                if self._interrupted or self.step == until_step:
-                    return self._position_done()
+            self.engine.begin_stage(self.stage)
+            with closing(self._epoch_steps()) as steps:
+                started = time.perf_counter()
+                for step in steps:
+                    record = self._train_step(step, time.perf_counter() - started)
+                    record["seconds"] = time.perf_counter() - started
+                    if log is not None:
+                        log.write(record)
+                    bar.update()
+                    self._interrupted = self.group.any(self._interrupted)
+                    if self._interrupted or self.step == until_step:
+                        return self._position_done()
+                    started = time.perf_counter()
             self._end_epoch()
         return True
 
-    def _epoch_batches(self) -> Iterator[list[Share]]:
-        """Batches of the current epoch from the current position on; regions are kept current."""
+    def _epoch_steps(self) -> Generator[StepInput, None, None]:
+        """Steps of the current epoch from the current position on; regions are kept current."""
         stage = self.stages[self.stage]
-        slides = self._slides(stage)
-        first = self.batch == 0
-        if (
-            first
-            and self.epoch > 0
-            and stage.rebuild_every
-            and self.epoch % stage.rebuild_every == 0
-        ):
-            self.regions.rebuild(self.model, slides)
-        sampler = self._sampler(stage)
-        local = self.regions.sampling(slides)
-        batches = sampler.epoch(self.epoch, {i: local[s] for i, s in enumerate(slides)})
-        for batch in batches[self.batch :]:
-            yield [(slides[i], core) for i, core in batch]
+        due = stage.rebuild_every and self.epoch > 0 and self.epoch % stage.rebuild_every == 0
+        if due and self.batch == 0:
+            self.regions.rebuild(self.whole_model(), self.plan.slides(stage), self.group)
+        return self.plan.epoch(stage, self.epoch, self.batch, self.step)
 
-    def _train_step(self, shares: list[Share]) -> dict[str, Any]:
-        started = time.perf_counter()
+    def _train_step(self, step: StepInput, seconds_reading: float) -> dict[str, Any]:
         stage = self.stages[self.stage]
-        torch.manual_seed(self._step_seed())
-        parts = [(self.dataset[i], self.regions.current(i), core) for i, core in shares]
-        views = self.objective.views(stage, np.random.default_rng(self._step_seed()))
-        batch = collate(parts, self.sampler.halo, views).to(self.engine.device)
-        with self.engine.precision():
-            loss = self.objective(batch, stage)
-        done = self.epoch * self._sampler(stage).n_batches() + self.batch
-        lr = stage_lr(stage, done, stage.epochs * self._sampler(stage).n_batches())
+        per_epoch = self.plan.steps(stage)
+        done = self.epoch * per_epoch + self.batch
+        lr = stage_lr(stage, done, stage.epochs * per_epoch)
         try:
-            norm = self.engine.step(loss.total, lr)
+            result = take_step(self.engine, stage, step.micros, step.seed, lr)
         except NotFiniteError as error:
-            terms = {name: float(value) for name, value in loss.terms.items()}
-            raise NotFiniteError(
-                f"{error} (step {self.step}, stage {stage.name!r}, slides "
-                f"{', '.join(batch.slide_ids)}, terms {terms}); the last checkpoint is good: "
-                "lower the stage's lr, or check these slides with `hibio check`"
-            ) from error
+            raise self._not_finite(error, lr, error.terms, step) from error
         record = {
             "step": self.step,
             "stage": stage.name,
             "epoch": self.epoch,
-            "total": float(loss.total.detach()),
-            "terms": {name: float(value) for name, value in loss.terms.items()},
-            "n": loss.n,
+            "total": float(result.loss.total),
+            "terms": {name: float(value) for name, value in result.loss.terms.items()},
+            "n": result.loss.n,
             "lr": lr,
-            "gradient_norm": norm,
-            "temperature": float(self.model.temperature.detach()),
-            "seconds": time.perf_counter() - started,
+            "gradient_norm": result.gradient_norm,
+            "temperature": result.temperature,
+            "seconds_reading": seconds_reading,
         }
         self.step += 1
         self.batch += 1
@@ -176,39 +166,36 @@ class Trainer:
     def _position_done(self) -> bool:
         """Whether the step just taken was the last of all."""
         stage = self.stages[self.stage]
-        if self.batch == self._sampler(stage).n_batches():
+        if self.batch == self.plan.steps(stage):
             self.batch, self.epoch = 0, self.epoch + 1
         if self.epoch == stage.epochs:
             self.stage, self.epoch = self.stage + 1, 0
         return self.stage == len(self.stages)
 
-    # ------------------------------------------------------------------ plan
     def n_steps(self) -> int:
         """Steps of the whole curriculum."""
-        return sum(stage.epochs * self._sampler(stage).n_batches() for stage in self.stages)
-
-    def _slides(self, stage: StageConfig) -> list[int]:
-        entries = self.dataset.entries
-        slides = [i for i, e in enumerate(entries) if e.has_image or not stage.needs_image]
-        if not slides:
-            raise ConfigError(
-                f"stage {stage.name!r} needs images, and no training slide has one; remove the "
-                "stage, or hold out another patient"
-            )
-        return slides
-
-    def _sampler(self, stage: StageConfig) -> RegionSampler:
-        sizes = [self.dataset.entries[i].n_spots for i in self._slides(stage)]
-        return RegionSampler(
-            self.sampler, sizes, seed=zlib.crc32(f"{self.seed}/{stage.name}".encode())
-        )
-
-    def _step_seed(self) -> int:
-        return int(np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0])
+        return self.plan.n_steps()
 
     # ------------------------------------------------------------------ state
-    def save(self) -> Path:
-        """Write the checkpoint."""
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked the last :meth:`fit` to stop."""
+        return self._interrupted
+
+    def whole_model(self) -> HiBio:
+        """The model in training, or a copy where its parameters lie somewhere else.
+
+        All processes call it.
+        """
+        if self.engine.holds_whole_model:
+            return self.model
+        model = self.model.empty_copy()
+        weights = self.engine.weights()
+        model.load_state_dict({name.removeprefix(PREFIX): one for name, one in weights.items()})
+        return model.to(self.engine.device).train(self.model.training)
+
+    def save(self) -> None:
+        """Write the checkpoint; a signal waits until it is whole. All processes call it."""
         state = {
             "step": self.step,
             "stage": self.stage,
@@ -218,36 +205,70 @@ class Trainer:
             "optimizer": self.engine.state(),
             "regions": self.regions.state(),
         }
-        return save_checkpoint(self.folder, self.model, self.write_config, state)
+        model = self.whole_model()
+        with self._signals():
+            self.group.on_first(
+                lambda: save_checkpoint(self.folder, model, self.write_config, state)
+            )
 
-    def resume(self) -> bool:
-        """Continue from the run folder's checkpoint; False when there is none."""
-        checkpoint = find_checkpoint(self.folder)
-        if checkpoint is None:
+    def resume(self, saved: SavedRun | None = None) -> bool:
+        """Continue from the run folder's newest whole checkpoint; False when there is none.
+
+        Args:
+            saved: that checkpoint, where it was read already.
+
+        Raises:
+            ConfigError: no checkpoint is whole, or its weights do not fit this model.
+        """
+        saved = saved or load_newest(self.folder)
+        if saved is None:
             return False
-        state = load_trainer_state(checkpoint)
-        saved = HiBio.from_checkpoint(checkpoint)
-        self.model.load_state_dict(saved.state_dict())
-        self.engine.load_state(state["optimizer"])
-        self.regions.load_state(state["regions"])
+        try:
+            weights = {PREFIX + name: value for name, value in saved.weights.items()}
+            self.engine.load(weights, saved.trainer["optimizer"])
+        except RuntimeError as error:
+            raise ConfigError(f"{saved.path}: its weights do not fit ({error})") from error
+        self.regions.load_state(saved.trainer["regions"])
         for name in ("step", "stage", "epoch", "batch"):
-            setattr(self, name, state[name])
+            setattr(self, name, saved.trainer[name])
         return True
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _not_finite(
+        self,
+        error: NotFiniteError,
+        lr: float,
+        terms: Mapping[str, float],
+        step: StepInput,
+    ) -> NotFiniteError:
+        """Keep what the step was made of; gives the error that names the file and the slides."""
+        stage = self.stages[self.stage].name
+        path, slides = write_not_finite(
+            self.folder,
+            reason=str(error),
+            position={
+                "step": self.step,
+                "stage": stage,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "lr": lr,
+                "seed": self.plan.seed,
+                "step_seed": self.plan.step_seed(self.step, 0),
+            },
+            terms=terms,
+            shares=[(self.dataset.entries[i].slide_id, core) for i, core in step.shares],
+            batches=[micro.batch for micro in step.micros],
+            rank=self.group.rank,
+        )
+        return NotFiniteError(
+            f"{error} (step {self.step}, stage {stage!r}, slides {', '.join(slides)}, terms "
+            f"{dict(terms)}); the spots and seeds are in {path}. The last checkpoint is good: "
+            "check these slides with `hibio check` and prepare them again, then resume; or train "
+            "anew with a lower lr of the stage"
+        )
+
+    def _ask_to_stop(self) -> None:
+        self._interrupted = True
+
+    def _signals(self) -> AbstractContextManager[None]:
         """Ctrl-C and SIGTERM: finish the step, save, stop; a second Ctrl-C stops at once."""
-
-        def stop(number: int, frame: object) -> None:
-            self._interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        try:
-            old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the caller's signals are its own
-            old = {}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        return on_stop(self._ask_to_stop)

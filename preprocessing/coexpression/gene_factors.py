@@ -6,14 +6,16 @@ Shapes: S spots, G genes, r factors, B columns of the search block.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from preprocessing.coexpression.slide_blocks import TfidfBlocks, check_genes, read_blocks
+from preprocessing.coexpression.slide_blocks import TfidfBlocks, check_genes, map_blocks
 from preprocessing.errors import DataError
 
 _OVERSAMPLE = 10  # extra search columns, which make the wanted ones converge
@@ -83,6 +85,14 @@ class _Moments:
     square: NDArray[np.float64]
     within: NDArray[np.float64]
 
+    def __add__(self, other: _Moments) -> _Moments:
+        return _Moments(
+            self.n_spots + other.n_spots,
+            self.total + other.total,
+            self.square + other.square,
+            self.within + other.within,
+        )
+
 
 def fit_gene_factors(
     blocks: TfidfBlocks,
@@ -100,7 +110,8 @@ def fit_gene_factors(
     Reads the slides n_iter + 1 times; memory grows with G x (r + 11) x n_iter, not with spots.
 
     Args:
-        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide;
+            `ParallelBlocks` are worked on by several threads, to the same last bit.
         n_genes: G.
         rank: r, components kept.
         drop_first: compute r + 1 and leave the first out (it follows depth, not biology).
@@ -160,24 +171,30 @@ def _search(
 def _gram_product(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> tuple[int, Any]:
     """Number of spots and X' X basis, (G, B), summed over slides."""
     n_spots, product = 0, np.zeros_like(basis)
-    for block in read_blocks(blocks, basis.shape[0]):
-        product += block.T @ (block @ basis)
-        n_spots += block.shape[0]
+    parts = map_blocks(
+        blocks, basis.shape[0], lambda block: (block.shape[0], block.T @ (block @ basis))
+    )
+    for size, part in parts:
+        product += part
+        n_spots += size
     return n_spots, product
 
 
 def _project_moments(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> _Moments:
-    width = basis.shape[1]
-    n_spots, total = 0, np.zeros(width)
-    square, within = np.zeros((width, width)), np.zeros((width, width))
-    for block in read_blocks(blocks, basis.shape[0]):
-        projected = block @ basis
-        centred = projected - projected.mean(axis=0)
-        n_spots += block.shape[0]
-        total += projected.sum(axis=0)
-        square += projected.T @ projected
-        within += centred.T @ centred
-    return _Moments(n_spots, total, square, within)
+    """The moments of all slides, added up in their order."""
+    parts = map_blocks(blocks, basis.shape[0], lambda block: _slide_moments(block @ basis))
+    return reduce(operator.add, parts)
+
+
+def _slide_moments(projected: NDArray[np.float64]) -> _Moments:
+    """Moments of one slide's projections (S, B)."""
+    centred = projected - projected.mean(axis=0)
+    return _Moments(
+        len(projected),
+        projected.sum(axis=0),
+        projected.T @ projected,
+        centred.T @ centred,
+    )
 
 
 def _ritz(basis: NDArray[np.float64], moments: _Moments, wanted: int, first: int) -> GeneFactors:

@@ -6,6 +6,7 @@ Shapes: S spots, G genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,48 @@ from scipy import sparse
 from preprocessing.errors import DataError
 
 TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
+R = TypeVar("R")
+
+
+@runtime_checkable
+class ParallelBlocks(Protocol):
+    """Blocks that can be reduced where they are read, by several threads at a time."""
+
+    def __call__(self) -> Iterable[sparse.csr_matrix]:
+        """A fresh iterator over (S, G) TF-IDF CSR, one per slide."""
+        ...
+
+    def map(self, function: Callable[[sparse.csr_matrix], R]) -> Iterator[R]:
+        """The function's value for every slide, in the order of the slides."""
+        ...
+
+
+def map_blocks(
+    blocks: TfidfBlocks, n_genes: int, function: Callable[[sparse.csr_matrix], R]
+) -> Iterator[R]:
+    """A function of every slide, in their order, with their shapes checked.
+
+    Args:
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR; `ParallelBlocks` are
+            worked on by several threads, with the same result to the last bit.
+        n_genes: G.
+        function: of one block.
+
+    Yields:
+        One value per slide.
+
+    Raises:
+        DataError: see `read_blocks`.
+    """
+    if not isinstance(blocks, ParallelBlocks):
+        yield from map(function, read_blocks(blocks, n_genes))
+        return
+    empty = True
+    for value in blocks.map(lambda block: function(_checked(block, n_genes))):
+        empty = False
+        yield value
+    if empty:
+        raise _no_slide()
 
 
 def read_blocks(blocks: TfidfBlocks, n_genes: int) -> Iterator[sparse.csr_matrix]:
@@ -36,16 +79,24 @@ def read_blocks(blocks: TfidfBlocks, n_genes: int) -> Iterator[sparse.csr_matrix
         )
     empty = True
     for block in blocks():
-        check_genes(block, n_genes)
-        if block.shape[0] == 0:
-            raise DataError("a slide has no spots; drop empty slides before fitting.")
+        yield _checked(block, n_genes)
         empty = False
-        yield block
     if empty:
-        raise DataError(
-            "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "
-            "returns a fresh iterator on every call."
-        )
+        raise _no_slide()
+
+
+def _checked(block: sparse.csr_matrix, n_genes: int) -> sparse.csr_matrix:
+    check_genes(block, n_genes)
+    if block.shape[0] == 0:
+        raise DataError("a slide has no spots; drop empty slides before fitting.")
+    return block
+
+
+def _no_slide() -> DataError:
+    return DataError(
+        "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "
+        "returns a fresh iterator on every call."
+    )
 
 
 def check_genes(block: sparse.csr_matrix, n_genes: int) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from preprocessing.discovery.cells import CELL_LAYOUTS
-from preprocessing.discovery.folders import WHOLE_LAYOUTS, plain_name, slide_images
+from preprocessing.discovery.folders import WHOLE_LAYOUTS, slide_images
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
 from preprocessing.manifest_row import BINS_UM
+from preprocessing.plain_names import folder_part, plain_name
 from preprocessing.readers.text_table import read_table, require_columns
 
 ST_PITCH_UM = 200.0  # 1,000-spot arrays: neighbouring array positions
@@ -146,7 +147,7 @@ def _her2st(folder: Path) -> list[SlideRow]:
         rows.append(
             replace(
                 row,
-                patient_id=known.get("patient") or row.patient_id,
+                patient_id=folder_part(known.get("patient") or row.patient_id),
                 image=image,
                 image_scale=float(scale) if image is not None and scale else None,
                 labels=_first(folder / "pathologist_labels", f"{slide}_labeled_coordinates.tsv*"),

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocessing.discovery.folders import plain_name
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
+from preprocessing.plain_names import plain_name
 from preprocessing.readers import h5ad, loom
 from preprocessing.readers.cosmx import KEYS, find_cosmx_files, mpp_of_frame
 from preprocessing.readers.wide_table import read_header

@@ -1,6 +1,5 @@
 """Folders that are one data set, as manifest rows: HEST-1k, Visium HD, SpatialData, slides."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,14 @@ from preprocessing.hest_files import (
     read_metadata,
 )
 from preprocessing.manifest import IMAGE_ONLY, SlideRow
+from preprocessing.manifest_row import HD_CELLS
+from preprocessing.plain_names import folder_part, plain_name
+from preprocessing.readers.hd_cells import SEGMENTED, find_cell_files
 from preprocessing.readers.spatialdata import is_spatialdata
 from preprocessing.readers.visium_hd import DEFAULT_BIN_UM, bin_folders
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide")
 _SCALED = ("tissue_hires_image.png", "tissue_lowres_image.png")
-
-
-def plain_name(name: str) -> str:
-    """Turn any name into one that a slide may have."""
-    return (re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-") or "slide")[:128]
 
 
 def hest_samples(folder: Path) -> list[SlideRow]:
@@ -44,7 +41,7 @@ def _hest_row(st: Path) -> SlideRow:
     slide = plain_name(st.stem)
     row = SlideRow(
         slide_id=slide,
-        patient_id=patient_of(known, slide),
+        patient_id=folder_part(patient_of(known, slide)),
         counts=st,
         format="hest",
         image=image_file(st),
@@ -83,6 +80,27 @@ def visium_hd(folder: Path) -> list[SlideRow]:
     ]
 
 
+def visium_hd_cells(folder: Path) -> list[SlideRow]:
+    """Segmented cells of Space Ranger 4 whose sample has no bins beside them."""
+    try:
+        files = find_cell_files(folder)
+    except DataError:
+        return []
+    pictures = (files.matrix.parent / "spatial" / name for name in _SCALED)
+    parts = folder.resolve().parts
+    name = plain_name(next((p for p in reversed(parts) if p not in ("outs", SEGMENTED)), "slide"))
+    return [
+        SlideRow(
+            slide_id=name,
+            patient_id=name,
+            counts=folder,
+            format=HD_CELLS,
+            image=next((p for p in pictures if p.is_file()), None),
+            technology="Visium HD",
+        )
+    ]
+
+
 def spatialdata(folder: Path) -> list[SlideRow]:
     """A SpatialData zarr folder with a table."""
     if not is_spatialdata(folder):
@@ -103,5 +121,6 @@ def slide_images(folder: Path, used: set[Path]) -> Iterator[SlideRow]:
 WHOLE_LAYOUTS: tuple[Callable[[Path], list[SlideRow]], ...] = (
     hest_samples,
     visium_hd,
+    visium_hd_cells,
     spatialdata,
 )

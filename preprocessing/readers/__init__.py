@@ -9,6 +9,7 @@ from preprocessing.readers import (
     cell_csv,
     cosmx,
     h5ad,
+    hd_cells,
     hest,
     legacy_st,
     loom,
@@ -20,6 +21,7 @@ from preprocessing.readers import (
 from preprocessing.readers.cell_csv import read_csv_cells
 from preprocessing.readers.cosmx import read_cosmx
 from preprocessing.readers.h5ad import read_h5ad
+from preprocessing.readers.hd_cells import read_hd_cells
 from preprocessing.readers.hest import read_hest
 from preprocessing.readers.legacy_st import read_legacy_st
 from preprocessing.readers.loom import read_loom
@@ -36,6 +38,7 @@ __all__ = [
     "read_cosmx",
     "read_csv_cells",
     "read_h5ad",
+    "read_hd_cells",
     "read_hest",
     "read_legacy_st",
     "read_loom",
@@ -60,6 +63,7 @@ READERS: dict[str, Callable[[SlideRow, float | None], SpotTable]] = {
     "xenium": read_xenium,
     "spatialdata": read_spatialdata,
     "cosmx": read_cosmx,
+    "visium_hd_cells": read_hd_cells,
 }
 
 _SOURCES: dict[str, Callable[[SlideRow], dict[str, Path]]] = {
@@ -73,6 +77,7 @@ _SOURCES: dict[str, Callable[[SlideRow], dict[str, Path]]] = {
     "xenium": xenium.source_files,
     "spatialdata": spatialdata.source_files,
     "cosmx": cosmx.source_files,
+    "visium_hd_cells": hd_cells.source_files,
 }
 
 

@@ -14,9 +14,11 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from preprocessing.errors import DataError
+from preprocessing.hdf5_bounds import require_sound_sizes
 
 _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
 _PEEK = 20_000
+_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 _MASKED = ("nullable-integer", "nullable-boolean", "nullable-string-array")
 
 Node = Any  # h5py.Group or h5py.Dataset
@@ -31,7 +33,8 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
         what: what is expected, such as "an AnnData file (.h5ad)".
 
     Raises:
-        DataError: missing, not HDF5, truncated, or damaged inside.
+        DataError: missing, not HDF5, truncated, damaged inside, or a dataset claims far more than
+            the file can hold.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; expected {what}")
@@ -39,6 +42,7 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
         raise DataError(f"{path} is not an HDF5 file; expected {what}")
     try:
         with h5py.File(path, "r") as file:
+            require_sound_sizes(path, file)
             yield file
     except DataError:
         raise
@@ -47,7 +51,7 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
             f"{path} asks for more memory than there is ({error}); use a larger machine, or write "
             "the file again if it is damaged"
         ) from error
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         raise DataError(
             f"{path} is truncated or damaged ({error}); expected {what}; download or write it again"
         ) from error
@@ -162,6 +166,8 @@ def _group_column(group: h5py.Group) -> np.ndarray | None:
 
 def _decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
     """Categories of the codes as texts; code -1 is missing."""
+    if codes.dtype.kind not in "iu":
+        raise DataError(f"category codes of type {codes.dtype}; expected whole numbers")
     names = np.array([*map(str, categories.tolist()), ""], dtype=object)
     if codes.size and (codes.min() < -1 or codes.max() >= len(categories)):
         raise DataError(f"category codes {codes.min()}..{codes.max()} of {len(categories)} names")

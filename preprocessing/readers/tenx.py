@@ -1,7 +1,9 @@
 """10x Genomics matrices: filtered_feature_bc_matrix as .h5 or as a Matrix Market folder."""
 
+import math
 import zlib
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -10,12 +12,19 @@ from scipy.io import mmread
 from scipy.sparse import csc_matrix, csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.hdf5_bounds import require_sound_sizes
 from preprocessing.modality import PROTEIN, RNA
 from preprocessing.readers.features import wanted_features
 from preprocessing.readers.text_table import open_text
+from preprocessing.readers.unpacked import most_bytes, open_unpacked
 from preprocessing.spot_table import checked_counts
 
 _BLOCK = 8_000_000  # counts of an .h5 file that are in memory at once, beside the result
+_COLUMNS = 3  # of a table of features that are used: id, name, type
+_HEADER_LINES = 10_000  # comments in front of the size of a Matrix Market file
+_ENTRY_BYTES = 6  # "1 1 1" and the end of the line
+_VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
+_AGAIN = "download it again"
 _GENES = "Gene Expression"  # what a features table without types holds
 
 
@@ -63,6 +72,7 @@ def _read_h5(path: Path, modality: str) -> TenxMatrix:
         raise DataError(f"{path} is not an HDF5 file; expected filtered_feature_bc_matrix.h5")
     try:
         with h5py.File(path, "r") as file:
+            require_sound_sizes(path, file)
             return _h5_matrix(path, file["matrix"], modality)
     except DataError:
         raise
@@ -138,8 +148,12 @@ def _read_mex(
     matrix_path = mex_file(folder, "matrix.mtx")
     barcodes = _columns(mex_file(folder, "barcodes.tsv"))
     features = _columns(mex_file(folder, "features.tsv", "genes.tsv"))
+    _check_entries(matrix_path)
     try:
-        matrix = csc_matrix(mmread(matrix_path))
+        with open_unpacked(matrix_path) as content:
+            matrix = csc_matrix(mmread(content))
+    except DataError:
+        raise
     except (ValueError, OverflowError, TypeError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{matrix_path} is not a complete Matrix Market file ({error}); download it again"
@@ -148,6 +162,19 @@ def _read_mex(
     second = np.array([f[1] if len(f) > 1 else f[0] for f in features], dtype=object)
     kind = np.array([f[2] if len(f) > 2 else _GENES for f in features], dtype=object)
     return matrix, np.array([b[0] for b in barcodes], dtype=object), first, second, kind
+
+
+def _check_entries(path: Path) -> None:
+    """Refuse a Matrix Market file that claims more entries than it can hold."""
+    with open_text(path) as text:
+        lines = (line for line in islice(text, _HEADER_LINES) if not line.startswith("%"))
+        size = next(lines, "").split()
+    if not all(number.isdecimal() for number in size):
+        return  # `mmread` says what is wrong with it
+    dense = len(size) == 2
+    entries = math.prod(int(number) for number in (size if dense else size[2:]))
+    if entries * (_VALUE_BYTES if dense else _ENTRY_BYTES) > most_bytes(path):
+        raise DataError(f"{path} claims {entries:,} entries, more than it can hold; {_AGAIN}")
 
 
 def mex_file(folder: Path, *names: str) -> Path:
@@ -177,5 +204,5 @@ def mex_files(folder: Path) -> dict[str, Path]:
 
 def _columns(path: Path) -> list[list[str]]:
     with open_text(path) as text:
-        rows = [line.rstrip("\r\n").split("\t") for line in text if line.strip()]
-    return rows
+        lines = (line.rstrip("\r\n") for line in text if line.strip())
+        return [line.split("\t", _COLUMNS)[:_COLUMNS] for line in lines]

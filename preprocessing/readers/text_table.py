@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.readers.unpacked import open_unpacked
 
-_GZIP_MAGIC = b"\x1f\x8b"
+MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
 
 
 @contextmanager
@@ -23,19 +24,14 @@ def open_text(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 text file, gzipped or not (told by its first bytes, not by its name).
 
     Raises:
-        DataError: the file is missing, is not text, or its gzip stream is damaged.
+        DataError: the file is missing, is not text, or its gzip stream is damaged or unpacks
+            beyond the bounds of `preprocessing.readers.unpacked`.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist or is not a file; correct the path")
-    with path.open("rb") as raw:
-        packed = raw.read(2) == _GZIP_MAGIC
-        raw.seek(0)
+    with open_unpacked(path) as content:
         try:
-            if packed:
-                with gzip.open(raw, "rt", encoding="utf-8-sig") as text:
-                    yield text
-            else:
-                yield io.TextIOWrapper(raw, encoding="utf-8-sig")
+            yield io.TextIOWrapper(content, encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text ({error}); give a text table") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -57,10 +53,17 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
         (rows, columns) of str, stripped; empty cells are "".
 
     Raises:
-        DataError: not a table.
+        DataError: not a table, or one of more than `MOST_COLUMNS` columns.
     """
     with open_text(path) as text:
         first = text.readline()
+        marks = max(first.count(","), first.count("\t"))
+        if marks >= MOST_COLUMNS:  # some ms a column, so that one long line would take minutes
+            raise DataError(
+                f"{path}: the first line has {marks + 1:,} cells; expected a table of at most "
+                f"{MOST_COLUMNS:,} columns (line ends that were lost, or a table of counts, look "
+                "like this)"
+            )
         rest = text.read()
     sample = first if "\t" in first or "," in first else rest.split("\n", 1)[0]
     separator = "\t" if "\t" in sample else ","

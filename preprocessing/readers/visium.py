@@ -210,7 +210,9 @@ def read_scale_factors(path: Path) -> dict[str, float]:
     try:
         with open_text(path) as text:
             content = json.load(text)
-    except ValueError as error:
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); copy it again from Space Ranger") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a JSON object of scale factors")

@@ -5,6 +5,7 @@ Shapes: R rows, C columns of numbers.
 
 import csv
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from preprocessing.readers.labels import MISSING
 from preprocessing.readers.text_table import open_text
 
 _BLOCK = 4_000_000  # cells of the table in memory at once
+_FIRST = 16  # rows of the first block
 _PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
 
 
@@ -101,9 +103,9 @@ def read_typed(path: Path, texts: tuple[str, ...] = ()) -> pd.DataFrame:
     """
     header = read_header(path)
     names = list(header.names)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(f"{path}: column {twice[0]!r} occurs twice; give each its own name")
+        raise DataError(f"{path}: column {min(twice)!r} occurs twice; give each its own name")
     missing = {name: ["", *MISSING] for name in names if name not in texts}
     options = {
         "names": names,
@@ -155,10 +157,14 @@ def _frames(header: Header, options: dict[str, object]) -> Iterator[pd.DataFrame
                 skipinitialspace=True,
                 **options,  # type: ignore[call-overload]
             )
-            yield from [read] if isinstance(read, pd.DataFrame) else read
-        except pd.errors.EmptyDataError:
+            if isinstance(read, pd.DataFrame):
+                yield read
+                return
+            yield read.get_chunk(_FIRST)  # what is no table of numbers is refused soon
+            yield from read
+        except (pd.errors.EmptyDataError, StopIteration):
             return
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, DataError):
             raise
         except _PARSE_ERRORS as error:
             raise DataError(

@@ -13,11 +13,13 @@ from preprocessing.gene_ids import GeneMapConfig
 from preprocessing.gene_ids.table import read_gene_table
 from preprocessing.manifest import SlideRow, scan_manifest
 from preprocessing.patches import PatchConfig
+from preprocessing.plain_names import require_plain_name
 from preprocessing.quality import QualityConfig
 from preprocessing.run.cluster import prepare_on_cluster
 from preprocessing.run.preparation import Images, SlideTask
 from preprocessing.run.result import SlideResult, Status, attempt_slide
 from preprocessing.run.workers import interruptible, prepare_in_processes
+from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
 
 __all__ = ["PrepareReport", "SlideResult", "Status", "prepare", "stores_in"]
@@ -59,6 +61,7 @@ def prepare(
     genes: GeneMapConfig | None = None,
     scheduler: str | None = None,
     minutes: float = DEFAULT_MINUTES,
+    backend: str = "auto",
 ) -> PrepareReport:
     """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
 
@@ -70,7 +73,7 @@ def prepare(
         manifest: CSV file, or rows.
         out: folder of the stores; made when missing.
         root: folder that relative paths of the manifest start from; None: the manifest's own.
-        patch: size of the patches; None: 112 um, 224 px.
+        patch: size of the patches, and of their context; None: 112 um, 224 px, no context.
         workers: processes beside this one; a damaged file that crashes or hangs a library then
             costs its slide only. 0 works in this process, without that protection (the command
             line uses 1).
@@ -79,6 +82,7 @@ def prepare(
         genes: table by which genes are named anew; None keeps the names of the sources.
         scheduler: address of a Dask scheduler, whose workers are used in place of ``workers``.
         minutes: after which a slide is given up; in processes only (``workers`` 1 or more).
+        backend: what decodes the images; see `preprocessing.slides.open_slide`.
 
     Returns:
         One result a slide. Slides with missing or bad files are "failed" there.
@@ -87,26 +91,35 @@ def prepare(
         DataError: the manifest as a whole cannot be used, or an argument is out of range.
     """
     _check(workers, minutes, images, genes)
+    require_backend(backend)
     out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
     rows = _rows(manifest, root)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [
-        SlideTask(row, out / f"{row.slide_id}.h5", patch, images, quality, genes) for row in rows
+        SlideTask(row, out / f"{row.slide_id}.h5", patch, images, quality, genes, backend)
+        for row in rows
     ]
     remove_abandoned(out)
-    results: dict[str, SlideResult] = {}
     try:
-        with (
-            interruptible(),
-            closing(_results(tasks, min(workers, len(tasks)), scheduler, 60 * minutes)) as found,
-            tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None) as bar,
-        ):
-            for result in found:
-                results[result.slide_id] = result
-                bar.update()
+        with interruptible():
+            results = _told(
+                _results(tasks, min(workers, len(tasks)), scheduler, 60 * minutes), rows
+            )
     finally:
         remove_abandoned(out)
-    return PrepareReport(tuple(results[row.slide_id] for row in rows))
+    return PrepareReport(results)
+
+
+def _told(
+    found: Generator[SlideResult, None, None], rows: Sequence[SlideRow]
+) -> tuple[SlideResult, ...]:
+    """Every slide's result in the order of the manifest; a bar tells how many are done."""
+    results: dict[str, SlideResult] = {}
+    with closing(found), tqdm(total=len(rows), desc="prepare", unit="slide", disable=None) as bar:
+        for result in found:
+            results[result.slide_id] = result
+            bar.update()
+    return tuple(results[row.slide_id] for row in rows)
 
 
 def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:
@@ -139,6 +152,8 @@ def stores_in(folder: str | Path) -> list[Path]:
 def _rows(manifest: str | Path | Sequence[SlideRow], root: str | Path | None) -> list[SlideRow]:
     if not isinstance(manifest, str | Path):
         rows = list(manifest)
+        for row in rows:
+            require_plain_name("slide_id", row.slide_id)
         if len({row.slide_id for row in rows}) < len(rows):
             raise DataError("two manifest rows have the same slide_id; ids must be unique")
         return rows

@@ -13,7 +13,9 @@ from preprocessing.errors import DataError
 from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import SlideRow, missing_files
+from preprocessing.manifest_row import CELL_FORMATS
 from preprocessing.patches import PatchConfig, iter_patches
+from preprocessing.pseudo_spots import beyond_picture
 from preprocessing.quality import QualityConfig, drop_mask, drop_reasons
 from preprocessing.readers import read_slide_spots, read_spots, source_files
 from preprocessing.slides import Slide, open_slide
@@ -28,6 +30,7 @@ _RECIPE = 2  # raise it when the same sources would give another store
 _FEATURE_PX = 64
 _CONTEXT = 3.0
 _BATCH = 64
+_BEYOND = "centre beyond the edge of the picture"
 _PATH_FIELDS = ("counts", "image", "spots", "labels")
 
 
@@ -38,10 +41,11 @@ class SlideTask:
     Attributes:
         row: the manifest row.
         store: the file to write.
-        patch: size of the patches.
+        patch: size of the patches, and whether there is a context.
         images: "jpeg" or "raw".
         quality: limits for leaving out spots.
         genes: how genes are named anew; None keeps the names of the source.
+        backend: what decodes the image; see `preprocessing.slides.open_slide`.
     """
 
     row: SlideRow
@@ -50,6 +54,7 @@ class SlideTask:
     images: Images = "jpeg"
     quality: QualityConfig = field(default_factory=QualityConfig)
     genes: GeneMapConfig | None = None
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def prepare_slide(task: SlideTask) -> Prepared:
         return Prepared(True, known, "same sources and settings")
     if task.row.image is None:
         return _write(task, None, _named(task, read_spots(task.row)), hashes, settings)
-    with open_row_slide(task.row) as (slide, notes):
+    with open_row_slide(task.row, task.backend) as (slide, notes):
         table = read_slide_spots(task.row, slide, task.patch.patch_um)
         table = _named(task, replace(table, notes=table.notes + notes))
         return _write(task, slide, table, hashes, settings)
@@ -102,17 +107,22 @@ def _hash(role: str, path: Path) -> str:
 
 
 @contextmanager
-def open_row_slide(row: SlideRow) -> Iterator[tuple[Slide, tuple[str, ...]]]:
+def open_row_slide(row: SlideRow, backend: str = "auto") -> Iterator[tuple[Slide, tuple[str, ...]]]:
     """Open the image of a row; a background painted black is read as white, which is noted."""
     if row.image is None:
         raise DataError(f"slide {row.slide_id} has no image; fill the manifest column image")
-    with direct_tiles(open_slide(row.image)) as slide:
+    with _opened(row.image, False, backend) as slide:
         black = has_black_background(slide)
         if not black:
             yield slide, ()
             return
-    with direct_tiles(open_slide(row.image, black_is_background=True), True) as slide:
+    with _opened(row.image, True, backend) as slide:
         yield slide, ("black background read as white",)
+
+
+def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:
+    slide = open_slide(path, black_is_background, backend)
+    return direct_tiles(slide, black_is_background) if backend == "auto" else slide
 
 
 def _settings(task: SlideTask) -> dict[str, Any]:
@@ -120,12 +130,13 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(task.row).items() if k not in _PATH_FIELDS}
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
-    return {
+    backend = {} if task.backend == "auto" else {"backend": task.backend}
+    return backend | {
         "recipe": _RECIPE,
         "genes": named,
         "row": fields,
         "image_name": "" if task.row.image is None else task.row.image.name,
-        "patch": asdict(task.patch),
+        "patch": {k: v for k, v in asdict(task.patch).items() if v is not None},
         "images": task.images,
         "quality": asdict(task.quality),
     }
@@ -150,18 +161,21 @@ def _write(
     hashes: dict[str, str],
     settings: dict[str, Any],
 ) -> Prepared:
+    table, beyond = (table, 0) if slide is None else _inside(task.row, slide, table)
     fraction = None if slide is None else _tissue(slide, table, task.patch)
     reasons = drop_reasons(table, fraction, task.quality)
     kept = np.flatnonzero(~drop_mask(table, fraction, task.quality))
     order = kept[hilbert_order(table.xy_um[kept])]
     table = table.take(order)
-    dropped = {reason: int(mask.sum()) for reason, mask in reasons.items() if mask.any()}
+    dropped = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
+    dropped = {reason: number for reason, number in dropped.items() if number}
     write_store(
         task.store,
         table,
         task.row,
         patches=None if slide is None else _patches(slide, table, task.patch),
         patch=task.patch,
+        context=None if slide is None else _context(slide, table, task.patch),
         features={} if slide is None else {HANDCRAFTED: _handcrafted(slide, table, task.patch)},
         tissue_fraction=None if fraction is None else fraction[order],
         source_sha256=hashes,
@@ -172,6 +186,15 @@ def _write(
     )
     left_out = ", ".join(f"{n} spots left out: {reason}" for reason, n in dropped.items())
     return Prepared(False, table.n_spots, left_out)
+
+
+def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
+    """The table without pseudo-spots centred beyond the picture's edge, and their number."""
+    if row.format not in CELL_FORMATS or row.pitch_um is None:
+        return table, 0
+    width, height = slide.level_dimensions[0]
+    beyond = beyond_picture(table, row.pitch_um, (width, height))
+    return table.take(~beyond), int(beyond.sum())
 
 
 def _tissue(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
@@ -186,6 +209,15 @@ def _patches(
 ) -> Iterator[tuple[int, np.ndarray]]:
     names = [str(name) for name in table.barcodes]
     return iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
+
+
+def _context(
+    slide: Slide, table: SpotTable, patch: PatchConfig
+) -> Iterator[tuple[int, np.ndarray]] | None:
+    """The wider patches of the same spots, if they are asked for."""
+    if patch.context_um is None:
+        return None
+    return _patches(slide, table, PatchConfig(patch.context_um, patch.patch_px))
 
 
 def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:

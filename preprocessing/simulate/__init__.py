@@ -42,6 +42,7 @@ from preprocessing.simulate.layout import (
     Lattice,
     draw_domains,
     draw_lattice,
+    scatter,
 )
 from preprocessing.simulate.outcome import RAISE, Outcomes, draw_outcomes
 from preprocessing.simulate.programmes import (
@@ -202,6 +203,8 @@ def _tissue(
 ) -> tuple[Domains, NDArray[np.float64]]:
     rng = random_stream(cohort.config.seed, stream, slide)
     domains = draw_domains(rng, lattice)
+    moved = random_stream(cohort.config.seed, f"scatter_{stream}", slide)
+    domains = scatter(moved, domains, 1 - cohort.config.contiguity)
     return domains, draw_activity(rng, cohort.programmes, lattice, domains)
 
 

@@ -29,6 +29,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "patient_effect": (0.0, 2.0),
     "stain_shift": (0.0, 0.5),
     "outcome_effect": (0.0, 0.4),
+    "contiguity": (0.0, 1.0),
+    "overlap": (0.0, 0.9),
 }
 
 
@@ -58,6 +60,10 @@ class SimulateConfig:
         stain_shift: Log standard deviation of the stain strengths between slides.
         outcome_effect: Share of the tissue that the niche behind the outcome takes in patients with
             outcome 1; a quarter of it in the others. At 0 the outcome is independent of the tissue.
+        contiguity: Share of spots that have the tissue domain of their place; the others exchange
+            theirs at random, so that every domain keeps its size. At 0 regions mean nothing.
+        overlap: Share of its genes that a programme also takes from the next one; such genes follow
+            both, while the gene sets given name them in one only.
     """
 
     n_slides: int = 8
@@ -78,6 +84,8 @@ class SimulateConfig:
     patient_effect: float = 0.2
     stain_shift: float = 0.12
     outcome_effect: float = 0.0
+    contiguity: float = 1.0
+    overlap: float = 0.0
 
     def __post_init__(self) -> None:
         problems = [problem for f in fields(self) if (problem := self._problem(f.name, f.type))]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import tifffile
@@ -15,6 +14,7 @@ from scipy import sparse
 
 from preprocessing.atomic import atomic_path
 from preprocessing.simulate.layout import Lattice
+from preprocessing.store.hdf5_write import hdf5_writer
 
 _TILE = 256
 _SMALLEST_LEVEL_PX = 400
@@ -92,7 +92,7 @@ def write_matrix(
     counts = counts.tocsr()
     counts.sort_indices()
     n_genes = len(gene_ids)
-    with atomic_path(path) as part, h5py.File(part, "w") as file:
+    with atomic_path(path) as part, hdf5_writer(part) as (file, _):
         matrix = file.create_group("matrix")
         arrays: dict[str, Any] = {
             "barcodes": barcode.astype("S"),

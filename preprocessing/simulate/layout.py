@@ -157,6 +157,15 @@ def draw_domains(rng: np.random.Generator, lattice: Lattice) -> Domains:
     return Domains(coarse=coarse[at], fine=2 * coarse[at] + side[at])
 
 
+def scatter(rng: np.random.Generator, domains: Domains, share: float) -> Domains:
+    """The domains after a random share of the spots exchanged theirs among themselves."""
+    n_spots = len(domains.fine)
+    moved = rng.permutation(n_spots)[: round(share * n_spots)]
+    source = np.arange(n_spots)
+    source[moved] = rng.permutation(moved)
+    return Domains(coarse=domains.coarse[source], fine=domains.fine[source])
+
+
 def _bands(rng: np.random.Generator, tissue: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(H, W) layered domain of each cell: bands of about ``_BAND_UM`` across a random axis."""
     angle = rng.uniform(0, 2 * np.pi)

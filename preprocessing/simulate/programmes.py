@@ -91,13 +91,29 @@ def plant_programmes(programmes: Mapping[str, Sequence[str]], config: SimulateCo
     keep = _genes_per_programme(chosen, room)
     panel = {gene for genes in chosen.values() for gene in genes[:keep]}
     planted = {name: tuple(g for g in genes if g in panel) for name, genes in chosen.items()}
+    left_out = {name: len(chosen[name]) - len(genes) for name, genes in planted.items()}
     return Programmes(
-        genes=planted,
-        left_out={name: len(chosen[name]) - len(genes) for name, genes in planted.items()},
+        genes=_overlapping(planted, config),
+        left_out=left_out,
         too_small=tuple(sorted(set(unique) - set(usable))),
         domain_effect=_domain_effect(rng, len(chosen)),
         loading=_field_loading(rng, len(chosen)),
     )
+
+
+def _overlapping(
+    planted: Mapping[str, tuple[str, ...]], config: SimulateConfig
+) -> dict[str, tuple[str, ...]]:
+    """Every programme with some genes of the next one behind its own (``config.overlap``)."""
+    rng = random_stream(config.seed, "overlap")
+    names = list(planted)
+    shared = {}
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        own, next_ones = planted[name], planted[following]
+        wanted = min(round(config.overlap * len(own)), len(next_ones))
+        taken = [next_ones[i] for i in np.sort(rng.permutation(len(next_ones))[:wanted])]
+        shared[name] = tuple(dict.fromkeys([*own, *taken]))
+    return shared
 
 
 def _genes_per_programme(chosen: Mapping[str, tuple[str, ...]], room: int) -> int:

@@ -25,7 +25,15 @@ from preprocessing.slides.pixels import (
 )
 from preprocessing.slides.plain import JPEG, PlainPicture, PlainTiff, eight_bit_page
 
-__all__ = ["BACKENDS", "BLACK", "OpenSlideSlide", "Pixels", "Slide", "open_slide"]
+__all__ = [
+    "BACKENDS",
+    "BLACK",
+    "OpenSlideSlide",
+    "Pixels",
+    "Slide",
+    "open_slide",
+    "require_backend",
+]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,21 +45,27 @@ def open_slide(path: Path | str, black_is_background: bool = False, backend: str
     Args:
         path: the image file.
         black_is_background: show black pixels as white; see `tissue.has_black_background`.
-        backend: what decodes the pixels: "auto" (what HiBio brings), "pyvips" or "cucim" (to be
-            installed); see `BACKENDS`. All give the same levels, and the same pixels.
+        backend: what decodes the pixels: "auto" (whatever of HiBio's own readers fits the file),
+            "openslide" (OpenSlide alone), "pyvips" or "cucim" (to be installed); see `BACKENDS`.
+            All give the same levels, and the same pixels.
 
     Raises:
         DataError: no such file, not an image, damaged, not 8-bit, too large to decode, or the back
             end is unknown, not installed or does not read this file.
     """
     path = Path(path)
-    if backend not in BACKENDS:
-        near = get_close_matches(backend, BACKENDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(BACKENDS)}"
-        raise DataError(f"slide back end {backend!r} is unknown ({hint})")
+    require_backend(backend)
     if not path.is_file():
         raise DataError(f"{path}: there is no such image file; check the path and --root")
     return BACKENDS[backend](path, black_is_background)
+
+
+def require_backend(name: str) -> None:
+    """Raise DataError where a slide back end is unknown; names the nearest or all of them."""
+    if name not in BACKENDS:
+        near = get_close_matches(name, BACKENDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(BACKENDS)}"
+        raise DataError(f"slide back end {name!r} is unknown ({hint})")
 
 
 class OpenSlideSlide(Slide):
@@ -100,6 +114,12 @@ def _automatic(path: Path, black_is_background: bool) -> Slide:
     )
 
 
+def _openslide(path: Path, black_is_background: bool) -> Slide:
+    if openslide.OpenSlide.detect_format(path) is None:
+        raise DataError(f"{path}: OpenSlide does not read it; use the slide back end 'auto'")
+    return OpenSlideSlide(path, black_is_background)
+
+
 def _pyvips(path: Path, black_is_background: bool) -> Slide:
     from preprocessing.slides.vips import VipsSlide
 
@@ -114,6 +134,7 @@ def _cucim(path: Path, black_is_background: bool) -> Slide:
 
 BACKENDS: dict[str, Callable[[Path, bool], Slide]] = {
     "auto": _automatic,
+    "openslide": _openslide,
     "pyvips": _pyvips,
     "cucim": _cucim,
 }

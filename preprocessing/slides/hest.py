@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from preprocessing.errors import DataError
+from preprocessing.hdf5_bounds import require_sound_sizes
 from preprocessing.slides.pixels import Pixels, Slide, damage_named, mean_mpp, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -33,6 +34,7 @@ class HestPatches(Slide):
             self._file = h5py.File(path, "r")
         try:
             with damage_named(path):
+                require_sound_sizes(path, self._file)
                 self._read_header()
         except BaseException:
             self._file.close()

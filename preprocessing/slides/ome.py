@@ -55,6 +55,7 @@ class OmeTiff(PlainSlide):
                 pages = _pages(self.path, root, level)
                 share = CACHE_BYTES // len(series.levels)
                 levels.append(TiffSegments(self.path, pages, share))
+                levels[-1].touch()
                 sizes.append(levels[-1].size)
         self._levels = levels
         self.level_dimensions = tuple(sizes)

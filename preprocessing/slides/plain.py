@@ -27,8 +27,9 @@ JPEG = b"\xff\xd8\xff"
 class PlainPicture(PlainSlide):
     """A JPEG or PNG; a level is decoded as a whole when it is first read.
 
-    A JPEG has levels 2, 4 and 8 for free, since its decoder scales down. The dpi of these formats
-    says nothing about the specimen, so mpp is None.
+    The coarsest is decoded when the file is opened, which needs all of its bytes: a picture that
+    is cut off is refused then. A JPEG has levels 2, 4 and 8 for free, since its decoder scales
+    down. The dpi of these formats says nothing about the specimen, so mpp is None.
     """
 
     def _open(self) -> tuple[int, int]:
@@ -50,16 +51,21 @@ class PlainPicture(PlainSlide):
             )
         if is_jpeg and min(size) >= 64:
             self.level_downsamples = (1.0, 2.0, 4.0, 8.0)
+        self._decoded(len(self.level_downsamples) - 1)
         return size
 
-    def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
+    def _decoded(self, level: int) -> Pixels:
+        """All pixels of a level, (h, w, 3)."""
         if level not in self._levels:
             with self._plugin(self.path) as image:
                 if level:  # it takes the strongest reduction that is not smaller than asked for
-                    image.draft(None, tuple(n >> level for n in self.level_dimensions[0]))
+                    image.draft(None, tuple(n >> level for n in image.size))
                 clear = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
                 self._levels[level] = to_rgb(np.asarray(image.convert("RGBA" if clear else "RGB")))
-        target[:] = self._levels[level][y : y + target.shape[0], x : x + target.shape[1]]
+        return self._levels[level]
+
+    def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
+        target[:] = self._decoded(level)[y : y + target.shape[0], x : x + target.shape[1]]
 
     def close(self) -> None:
         """Release the decoded pixels."""
@@ -80,6 +86,7 @@ class PlainTiff(PlainSlide):
             self._map = tifffile.memmap(self.path, page=0, mode="r").reshape(height, width, -1)
         else:
             self._segments = TiffSegments(self.path, [self._page], CACHE_BYTES)
+            self._segments.touch()
         return width, height
 
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:

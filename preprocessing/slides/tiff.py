@@ -1,6 +1,7 @@
 """Tiles and strips of one picture in a TIFF, decoded when they are first read."""
 
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,15 @@ import numpy as np
 from preprocessing.slides.pixels import Pixels, check_size, to_rgb
 
 PLANAR = 2  # PlanarConfiguration: samples in planes
+
+
+def require_inside(offsets: Sequence[int], counts: Sequence[int], end: int) -> None:
+    """Raise EOFError where a tile or strip lies behind the ``end`` of its file, in bytes."""
+    for index, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
+        if count and offset + count > end:
+            raise EOFError(
+                f"tile or strip {index} ends at byte {offset + count:,}, the file at {end:,}"
+            )
 
 
 class TiffSegments:
@@ -42,7 +52,7 @@ class TiffSegments:
         check_size(path, self.step)
         self._per_row = math.ceil(self.size[0] / self.step[1])
         planes = page.samplesperpixel if page.planarconfig == PLANAR else 1
-        per_plane = self._per_row * math.ceil(self.size[1] / self.step[0])
+        self._per_plane = per_plane = self._per_row * math.ceil(self.size[1] / self.step[0])
         for one in pages:
             for plane in range(planes):
                 where = slice(plane * per_plane, (plane + 1) * per_plane)
@@ -57,6 +67,23 @@ class TiffSegments:
         kept = max(1, cache_bytes // (3 * self.step[0] * self.step[1]))
         self.segment = lru_cache(maxsize=kept)(self._decode)
         self._file = path.open("rb")
+
+    def touch(self) -> None:
+        """See that the file holds every tile or strip, and decode the fullest and the last.
+
+        Raises:
+            EOFError: some are missing, or lie behind the end of the file.
+            Exception: whatever the decoder raises of damaged bytes.
+        """
+        end = os.fstat(self._file.fileno()).st_size
+        for _, offsets, counts, _ in self._parts:
+            if not len(offsets) == len(counts) == self._per_plane:
+                raise EOFError(f"{len(counts)} of {self._per_plane} tiles or strips are there")
+            require_inside(offsets, counts, end)
+        counts = self._parts[0][2]
+        filled = [index for index, count in enumerate(counts) if count]
+        for index in {max(filled, key=counts.__getitem__), filled[-1]} if filled else ():
+            self.segment(index)
 
     def paint(self, target: Pixels, x: int, y: int) -> None:
         """Fill ``target`` (h, w, 3), which lies inside the picture, from its pixel (x, y) on."""

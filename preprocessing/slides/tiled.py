@@ -14,7 +14,7 @@ import tifffile
 
 from preprocessing.errors import DataError
 from preprocessing.slides.pixels import Pixels, PlainSlide, Slide, damage_named
-from preprocessing.slides.tiff import TiffSegments
+from preprocessing.slides.tiff import TiffSegments, require_inside
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles, over all levels
 _VENDORS = ("aperio", "generic-tiff")
@@ -89,6 +89,8 @@ def _check_tiles(slide: Slide, pages: list[Any]) -> None:
                 f"{slide.path}: {page.imagewidth} x {page.imagelength} pixels are {_tiles(page)} "
                 f"tiles, but it has {len(page.databytecounts)}; copy or export it again"
             )
+        with damage_named(slide.path):
+            require_inside(page.dataoffsets, page.databytecounts, slide.path.stat().st_size)
 
 
 def _decoded(slide: Slide, pages: list[Any], black_is_background: bool) -> Slide | None:

@@ -3,23 +3,22 @@
 Every dataset carries the SHA-256 of its type, shape and values as the attribute "sha256". One more
 over all of these, the attributes and the names seals the store: "content_sha256" of the file. It
 does not change with the compression or the place of the bytes, so two stores of the same content
-have the same. Feature sets come later; they have their own checksum, and no part in the seal.
+have the same. Feature sets may come later: each has its own checksum, and no part in the seal.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 
+from preprocessing.hdf5_bounds import datasets
 from preprocessing.store import layout
 
 SEAL = "content_sha256"
 _OWN = "sha256"
 _PIECE_BYTES = 1 << 24
-_MOST = 1100  # bytes that deflate makes of one, at most 1032
 
 
 def seal(file: h5py.File) -> str:
@@ -66,23 +65,13 @@ def broken(file: h5py.File) -> list[str] | None:
     return found
 
 
-def oversized(file: h5py.File) -> list[str]:
-    """Names of the datasets that claim more values than their bytes in the file can hold."""
+def unsealed_features(file: h5py.File) -> list[str]:
+    """Names of the feature sets without a checksum: an older version, or another program."""
     return [
         name
         for name, data in datasets(file)
-        if data.size * data.dtype.itemsize > _MOST * data.id.get_storage_size() + _PIECE_BYTES
+        if name.startswith(f"{layout.FEATURES}/") and _OWN not in data.attrs
     ]
-
-
-def datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield name and dataset, by name."""
-    names: list[str] = []
-    file.visit(names.append)
-    for name in sorted(names):
-        item = file[name]
-        if isinstance(item, h5py.Dataset):
-            yield name, item
 
 
 def _intact(data: h5py.Dataset) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
 from preprocessing.store import layout
+from preprocessing.store.checksum import seal_dataset
+from preprocessing.store.hdf5_write import hdf5_writer
 from preprocessing.store.read import SlideStore
 
 #: Not the name of a feature set: a configuration means the patches themselves by it.
@@ -67,11 +69,13 @@ def _exchange(path: Path, name: str, values: np.ndarray, origin: str) -> None:
     before = _state(path)
     with atomic_path(path) as temporary:
         shutil.copyfile(path, temporary)
-        with h5py.File(temporary, "r+") as file:
+        with hdf5_writer(temporary, change=True) as (file, _):
             if f"{layout.FEATURES}/{name}" in file:
                 del file[f"{layout.FEATURES}/{name}"]
             layout.write_features(file, name, np.asarray(values))
-            file[f"{layout.FEATURES}/{name}"].attrs[_ATTRIBUTE] = origin
+            data = file[f"{layout.FEATURES}/{name}"]
+            data.attrs[_ATTRIBUTE] = origin
+            seal_dataset(data)
         if _state(path) != before:
             raise _StoreChangedError
 

@@ -6,6 +6,7 @@ keeps in memory what HDF5 still writes, lets it close in peace, and then the err
 """
 
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,13 @@ class Sink(io.RawIOBase):
         error: the first refusal of the system (or a Ctrl-C in the middle of a write), or None.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Make the file."""
+    def __init__(self, path: Path, *, change: bool = False) -> None:
+        """Make the file; ``change``: open the one that is there."""
         super().__init__()
         self.error: BaseException | None = None
-        self._file = path.open("w+b", buffering=0)
+        self._file = path.open("r+b" if change else "w+b", buffering=0)
         self._at = 0
-        self._size = 0
+        self._size = path.stat().st_size
         self._kept: list[tuple[int, bytes]] = []  # (place, bytes) in order of writing
 
     def check(self) -> None:
@@ -110,24 +111,37 @@ class Sink(io.RawIOBase):
 
 
 @contextmanager
-def hdf5_writer(path: Path) -> Iterator[tuple[h5py.File, Sink]]:
-    """Make an HDF5 file.
+def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File, Sink]]:
+    """Make an HDF5 file, or change one.
 
     Args:
-        path: where; an old file of this name is overwritten.
+        path: where; an old file of this name is overwritten, unless it is to be changed.
+        change: open the file that is there and keep what is in it.
 
     Yields:
         The open file, and what it is written through: call its ``check`` between large writes.
 
     Raises:
-        OSError: the disk is full, or a limit is reached; the file is of no use then.
+        OSError: the disk is full, or a limit is reached (says how much is free, and where); the
+            file is of no use then.
     """
-    with Sink(path) as sink:
+    options = {"alignment_threshold": _LARGE, "alignment_interval": _PAGE}
+    with Sink(path, change=change) as sink:
         try:
-            with h5py.File(sink, "w", alignment_threshold=_LARGE, alignment_interval=_PAGE) as file:
+            with h5py.File(sink, "r+" if change else "w", **options) as file:
                 yield file, sink
         except (OSError, RuntimeError, ValueError) as error:
-            if sink.error is not None and error is not sink.error:
-                raise sink.error from error
+            if sink.error is not None:
+                raise _told(sink.error, path.parent) from error
             raise
-        sink.check()
+        if sink.error is not None:
+            raise _told(sink.error, path.parent)
+
+
+def _told(error: BaseException, folder: Path) -> BaseException:
+    """A refusal of the system with its place and remedy; anything else as it is."""
+    if not isinstance(error, OSError) or error.filename is not None:
+        return error
+    free = shutil.disk_usage(folder).free / 2**20
+    text = f"{error.strerror or error}; {free:,.0f} MiB are free: make room and run again"
+    return OSError(error.errno, text, str(folder))

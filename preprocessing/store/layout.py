@@ -13,14 +13,19 @@ import numpy as np
 from PIL import Image
 
 from preprocessing.errors import DataError
+from preprocessing.plain_names import require_plain_name
 
 SCHEMA_VERSION = 1
 COUNTS = "counts"
 GENE_ID, GENE_NAME = "genes/id", "genes/name"
 BARCODE, XY_PX0, XY_UM = "spots/barcode", "spots/xy_px0", "spots/xy_um"
 TISSUE_FRACTION, LABELS = "spots/tissue_fraction", "spots/label"
-PATCHES, PATCH_BYTES = "patches", "patches/bytes"
-PATCH_START, PATCH_SIZE = "patches/start", "patches/size"
+PATCHES, CONTEXT = "patches", "context"  # groups of pictures: of a spot, and of its surroundings
+BYTES, START, SIZE = "bytes", "start", "size"  # in each of these groups
+ABSENT = {  # what to tell who asks for a group that is not there
+    PATCHES: "patches (counts only); give an image in the manifest and prepare the slide again",
+    CONTEXT: "context patches; prepare the slide again with --context-um UM",
+}
 FEATURES, THUMBNAIL = "features", "thumbnail"
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
 JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
@@ -55,8 +60,7 @@ def write_features(file: h5py.File, name: str, values: np.ndarray) -> None:
     Raises:
         DataError: the name is no plain name, or a value is not finite.
     """
-    if not name or name.startswith(".") or "/" in name:
-        raise DataError(f"feature name {name!r} is not a plain name; leave out '/' and leading '.'")
+    require_plain_name("feature name", name)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise DataError(
             f"features {name!r} of shape {values.shape} must be (spots, features), all finite"

@@ -1,6 +1,7 @@
 """Encoded patches of a slide store: those that lie side by side are read in one piece.
 
-Raw patches are gathered from the file mapped into memory, without HDF5.
+Raw patches are gathered from the file mapped into memory, without HDF5. A store may hold two groups
+of them, of the spots and of their context, which are stored and read alike.
 """
 
 from typing import NamedTuple
@@ -19,21 +20,23 @@ class PatchPlaces(NamedTuple):
         size: (S,) bytes of each.
         mapped: uint8 (S, px, px, 3), raw patches in the order of the file; None where they are
             encoded, or not in one piece.
+        group: where they lie in the file: `layout.PATCHES` or `layout.CONTEXT`.
     """
 
     start: np.ndarray
     size: np.ndarray
     mapped: np.ndarray | None
+    group: str
 
 
-def patch_places(file: h5py.File) -> PatchPlaces:
-    """Read where each patch lies in the bytes."""
-    start, size = file[layout.PATCH_START][:], file[layout.PATCH_SIZE][:]
-    return PatchPlaces(start, size, _mapped(file, start, size))
+def patch_places(file: h5py.File, group: str = layout.PATCHES) -> PatchPlaces:
+    """Read where each patch of a group lies in its bytes."""
+    start, size = file[group][layout.START][:], file[group][layout.SIZE][:]
+    return PatchPlaces(start, size, _mapped(file, group, start, size), group)
 
 
-def _mapped(file: h5py.File, start: np.ndarray, size: np.ndarray) -> np.ndarray | None:
-    data, px = file[layout.PATCH_BYTES], int(file.attrs["patch_px"])
+def _mapped(file: h5py.File, group: str, start: np.ndarray, size: np.ndarray) -> np.ndarray | None:
+    data, px = file[group][layout.BYTES], int(file.attrs["patch_px"])
     one = px * px * 3
     begin = data.id.get_offset()  # None: in chunks, as JPEG is
     if file.attrs["patch_encoding"] != "raw" or begin is None or file.driver != "sec2":
@@ -85,7 +88,7 @@ def patch_bytes(
     order = np.argsort(start, kind="stable")
     begin, end = start[order], (start + size)[order]
     cuts = np.flatnonzero(begin[1:] > np.maximum.accumulate(end)[:-1]) + 1
-    data, result = file[layout.PATCH_BYTES], []
+    data, result = file[places.group][layout.BYTES], []
     for run in np.split(np.arange(len(order)), cuts):
         if len(run) == 0:
             continue

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.file_hash import file_sha256
 from preprocessing.modality import RNA
+from preprocessing.plain_names import require_plain_name
 from preprocessing.store import layout
 from preprocessing.store.counts import Rows, read_count_rows, read_counts
 from preprocessing.store.patches import PatchPlaces, patch_places, read_patches
@@ -34,7 +35,8 @@ class SlideStore:
         """Open a store.
 
         Raises:
-            DataError: missing, truncated, not a store, or of another schema version.
+            DataError: missing, truncated, not a store, of another schema version, or its slide_id
+                is no plain name (files are named by it).
         """
         self.path = Path(path)
         self._file = self._open()
@@ -49,7 +51,7 @@ class SlideStore:
             raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
         self._sha256: str | None = None
         self._indptr: np.ndarray | None = None
-        self._patch_place: PatchPlaces | None = None
+        self._patch_places: dict[str, PatchPlaces] = {}
 
     def _open(self) -> h5py.File:
         if not self.path.is_file():
@@ -76,6 +78,7 @@ class SlideStore:
         missing = [name for name in layout.REQUIRED if name not in self._file]
         if missing:
             raise DataError(f"{self.path} lacks {', '.join(missing)}; {_AGAIN}")
+        require_plain_name(f"{self.path}: slide_id", str(self.attrs.get("slide_id", "")))
 
     def __enter__(self) -> Self:
         """Return the open store."""
@@ -93,7 +96,7 @@ class SlideStore:
     def close(self) -> None:
         """Close the file; the store cannot be read any more."""
         self._file.close()
-        self._patch_place = None
+        self._patch_places = {}
 
     @property
     def slide_id(self) -> str:
@@ -200,7 +203,17 @@ class SlideStore:
     @property
     def n_patches(self) -> int:
         """Number of patches: S, or 0 without image."""
-        return int(self._file[layout.PATCH_START].shape[0]) if self.has_image else 0
+        return len(self._places(layout.PATCHES).start) if self.has_image else 0
+
+    @property
+    def n_context(self) -> int:
+        """Number of context patches: S, or 0 without them."""
+        return len(self._places(layout.CONTEXT).start) if layout.CONTEXT in self._file else 0
+
+    @property
+    def context_um(self) -> float | None:
+        """Edge of the context patches in micrometres; None in a store without them."""
+        return float(self.attrs["context_um"]) if layout.CONTEXT in self._file else None
 
     def patches(self, indices: np.ndarray | list[int] | None = None) -> np.ndarray:
         """Read image patches.
@@ -214,7 +227,14 @@ class SlideStore:
         Raises:
             DataError: no image, a number outside 0..S-1, or damaged bytes.
         """
-        places = self._places()
+        return self._pictures(layout.PATCHES, indices)
+
+    def context(self, indices: np.ndarray | list[int] | None = None) -> np.ndarray:
+        """Read the context patches: the same spots, pixels and rules, `context_um` wide."""
+        return self._pictures(layout.CONTEXT, indices)
+
+    def _pictures(self, group: str, indices: np.ndarray | list[int] | None) -> np.ndarray:
+        places = self._places(group)
         spots = len(places.start)
         index = np.arange(spots) if indices is None else np.asarray(indices, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= spots):
@@ -223,19 +243,18 @@ class SlideStore:
         try:
             return read_patches(self._file, places, index)
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: {error}; {_AGAIN}") from error
+            raise DataError(f"{self.path}: {group}: {error}; {_AGAIN}") from error
 
-    def _places(self) -> PatchPlaces:
-        if self._patch_place is not None:
-            return self._patch_place
-        if not self.has_image:
-            remedy = "give an image in the manifest and prepare the slide again"
-            raise DataError(f"{self.path} has no patches (counts only); {remedy}")
+    def _places(self, group: str) -> PatchPlaces:
+        if group in self._patch_places:
+            return self._patch_places[group]
+        if group not in self._file:
+            raise DataError(f"{self.path} has no {layout.ABSENT[group]}")
         try:
-            self._patch_place = patch_places(self._file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: damaged patches ({error}); {_AGAIN}") from error
-        return self._patch_place
+            self._patch_places[group] = patch_places(self._file, group)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{self.path}: damaged {group} ({error}); {_AGAIN}") from error
+        return self._patch_places[group]
 
     @property
     def feature_names(self) -> list[str]:

@@ -9,9 +9,10 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding
+from preprocessing.hdf5_bounds import oversized
 from preprocessing.modality import PROTEIN
 from preprocessing.spot_table import repeated_names
-from preprocessing.store.checksum import broken, oversized
+from preprocessing.store.checksum import broken, unsealed_features
 from preprocessing.store.read import SlideStore
 
 MIN_GENES = 300
@@ -19,6 +20,7 @@ MIN_PROTEINS = 10
 MIN_DEPTH = 200
 _AGAIN = "delete the store and run `hibio prepare` again"
 _SAMPLE = 4
+_HARMLESS_BYTES = 1 << 24  # what a dataset may claim beyond its bytes
 _XY_TOLERANCE_UM = 0.5
 
 Problem = tuple[str, str, str]  # level, message, fix
@@ -83,7 +85,7 @@ def _run(check: Callable[[SlideStore], list[Problem]], store: SlideStore) -> lis
 
 def _check_sizes(store: SlideStore) -> list[Problem]:
     with h5py.File(store.path, "r") as file:
-        absurd = oversized(file)
+        absurd = oversized(file, _HARMLESS_BYTES)
     if absurd:
         return [("FAIL", f"{', '.join(absurd)}: claims more values than the file can hold", _AGAIN)]
     return []
@@ -125,13 +127,16 @@ def _check_shapes(store: SlideStore) -> list[Problem]:
 
 def _check_content(store: SlideStore) -> list[Problem]:
     with h5py.File(store.path, "r") as file:
-        differing = broken(file)
+        differing, unsealed = broken(file), unsealed_features(file)
     if differing is None:
         text = "no checksum of the content (written by an older version)"
         return [("WARN", text, "run `hibio prepare` again to have one")]
     if differing:
         text = f"{', '.join(differing)}: not what was written (damaged disk or copy, or edited)"
         return [("FAIL", text, _AGAIN)]
+    if unsealed:
+        text = f"{', '.join(unsealed)}: no checksum (added by an older version)"
+        return [("WARN", text, "compute these features again to have one")]
     return []
 
 
@@ -197,6 +202,11 @@ def _check_patches(store: SlideStore) -> list[Problem]:
     if count != store.n_spots:
         return [("FAIL", f"{count} patches for {store.n_spots} spots", _AGAIN)]
     sample = np.unique(np.linspace(0, store.n_spots - 1, _SAMPLE).astype(np.int64))
+    if store.context_um is not None:
+        if store.n_context != store.n_spots:
+            text = f"{store.n_context} context patches for {store.n_spots} spots"
+            return [("FAIL", text, _AGAIN)]
+        store.context(sample)  # raises where they cannot be decoded
     patches = store.patches(sample)
     if (patches.reshape(len(sample), -1).std(axis=1) == 0).all():
         return [("WARN", "the sampled patches are of one colour", "look at the slide and the mask")]

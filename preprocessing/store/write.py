@@ -45,6 +45,7 @@ def write_store(
     *,
     patches: Iterable[tuple[int, np.ndarray]] | None,
     patch: PatchConfig,
+    context: Iterable[tuple[int, np.ndarray]] | None = None,
     features: Mapping[str, np.ndarray] | None = None,
     tissue_fraction: np.ndarray | None = None,
     source_sha256: Mapping[str, str] | None = None,
@@ -61,7 +62,8 @@ def write_store(
         row: ids and free text of the slide.
         patches: (spot index, uint8 (px, px, 3)) of every spot once, in any order; None without
             image. May be a generator: one patch is held at a time.
-        patch: size of the patches.
+        patch: size of the patches, and width of the context if there is one.
+        context: the same of the spots' surroundings, ``patch.context_um`` wide; None without.
         features: name -> (S, F); written as float16 where the range allows.
         tissue_fraction: (S,) part of each patch that is tissue; None without image.
         source_sha256: role -> SHA-256 of each source file.
@@ -71,7 +73,8 @@ def write_store(
         dropped: reason -> number of spots left out.
 
     Raises:
-        DataError: patches are missing or of another size, features of another length.
+        DataError: patches are missing or of another size, features of another length, or a context
+            where there should be none, or none where there should be one.
     """
     if encoding not in layout.ENCODERS:
         raise DataError(f"encoding {encoding!r} is unknown; choose {' or '.join(layout.ENCODERS)}")
@@ -82,19 +85,16 @@ def write_store(
         "notes": list(table.notes),
     }
     _without_nul(row, table)
+    _check_context(patch, patches is not None, context is not None)
     with atomic_path(Path(path)) as temporary, hdf5_writer(temporary) as (file, sink):
         file.attrs.update(_attrs(table, row, patch, encoding, patches is not None))
         file.attrs.update({k: json.dumps(v, sort_keys=True) for k, v in documents.items()})
         _write_spots(file, table, tissue_fraction)
-        for name, values in (features or {}).items():
-            if len(values) != table.n_spots:
-                raise DataError(
-                    f"features {name!r} have {len(values)} rows, the slide {table.n_spots} spots"
-                )
-            layout.write_features(file, name, np.asarray(values))
-        if patches is not None:
-            checked = _until_full(patches, sink)
-            _write_patches(file, checked, table.n_spots, patch.patch_px, encoding)
+        _write_features(file, features or {}, table.n_spots)
+        for group, pictures in ((layout.PATCHES, patches), (layout.CONTEXT, context)):
+            if pictures is not None:
+                checked = _until_full(pictures, sink)
+                _write_patches(file, group, checked, table.n_spots, patch.patch_px, encoding)
         if picture is not None:
             _write_picture(file, picture)
         seal(file)
@@ -120,10 +120,21 @@ def _without_nul(row: SlideRow, table: SpotTable) -> None:
             raise DataError(f"{what}: {bad[0][:80]!r} holds a NUL character; take it out")
 
 
+def _check_context(patch: PatchConfig, patches: bool, context: bool) -> None:
+    """Refuse context patches without patches or width, and a width without them."""
+    if context != (patches and patch.context_um is not None):
+        found = "they are" if context else "none are"
+        raise DataError(
+            f"context patches: context_um is {patch.context_um} and {found} given; give both, "
+            "with patches of the spots, or neither"
+        )
+
+
 def _attrs(
     table: SpotTable, row: SlideRow, patch: PatchConfig, encoding: str, has_image: bool
 ) -> dict[str, Any]:
-    return {
+    wide = {"context_um": patch.context_um} if has_image and patch.context_um is not None else {}
+    return wide | {
         "schema_version": layout.SCHEMA_VERSION,
         "slide_id": row.slide_id,
         "patient_id": row.patient_id,
@@ -157,6 +168,13 @@ def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray 
         layout.write_label(file, position, str(column), table.labels[column].to_numpy())
 
 
+def _write_features(file: h5py.File, features: Mapping[str, np.ndarray], spots: int) -> None:
+    for name, values in features.items():
+        if len(values) != spots:
+            raise DataError(f"features {name!r} have {len(values)} rows, the slide {spots} spots")
+        layout.write_features(file, name, np.asarray(values))
+
+
 def _until_full(
     patches: Iterable[tuple[int, np.ndarray]], sink: Sink
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -168,25 +186,26 @@ def _until_full(
 
 def _write_patches(
     file: h5py.File,
+    group: str,
     patches: Iterable[tuple[int, np.ndarray]],
     spots: int,
     px: int,
     encoding: str,
 ) -> None:
-    """Write all patches one behind the other; ``start`` and ``size`` (S,) say where each lies."""
+    """Write a group of patches one behind the other; ``start``, ``size`` (S,): where each lies."""
     encode = layout.ENCODERS[encoding]
     start = np.full(spots, -1, dtype=np.int64)
     size = np.zeros(spots, dtype=np.int64)
-    data = _patch_dataset(file, spots * px * px * 3 if encoding == "raw" else None)
+    data = _patch_dataset(file, group, spots * px * px * 3 if encoding == "raw" else None)
     end = 0
     buffer, digest = bytearray(), bytes_digest()
     for index, patch in patches:
         if patch.shape != (px, px, 3) or patch.dtype != np.uint8:
             raise DataError(
-                f"patch of spot {index} is {patch.dtype} {patch.shape}; expected uint8 {px, px, 3}"
+                f"{group}: spot {index} has {patch.dtype} {patch.shape}; expected uint8 {px, px, 3}"
             )
         if start[index] >= 0:
-            raise DataError(f"spot {index} got two patches; expected one each")
+            raise DataError(f"{group}: spot {index} got two patches; expected one each")
         encoded = encode(patch)
         start[index], size[index] = end, len(encoded)
         end += len(encoded)
@@ -198,20 +217,18 @@ def _write_patches(
     _append(data, end - len(buffer), buffer)
     seal_dataset(data, digest.hexdigest())
     if (start < 0).any():
-        raise DataError(
-            f"{int((start < 0).sum())} of {spots} spots got no patch; expected one each"
-        )
-    layout.write_array(file, layout.PATCH_START, start)
-    layout.write_array(file, layout.PATCH_SIZE, size)
+        missing = f"{int((start < 0).sum())} of {spots} spots"
+        raise DataError(f"{group}: {missing} got no patch; expected one each")
+    layout.write_array(file, f"{group}/{layout.START}", start)
+    layout.write_array(file, f"{group}/{layout.SIZE}", size)
 
 
-def _patch_dataset(file: h5py.File, size: int | None) -> h5py.Dataset:
+def _patch_dataset(file: h5py.File, group: str, size: int | None) -> h5py.Dataset:
     """The bytes: in one piece where their number is known, since that is read fastest."""
+    name = f"{group}/{layout.BYTES}"
     if size is not None:
-        return file.create_dataset(layout.PATCH_BYTES, (size,), np.uint8)
-    return file.create_dataset(
-        layout.PATCH_BYTES, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,)
-    )
+        return file.create_dataset(name, (size,), np.uint8)
+    return file.create_dataset(name, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
 
 
 def _append(data: h5py.Dataset, start: int, buffer: bytearray) -> None:

@@ -177,7 +177,10 @@ class TfidfReweighter:
         table = checked_counts(counts, self.n_genes)
         raw = self.weighted(table, self.idf)
         weights = self.tf.finish(raw, raw)
-        length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
+        square = sparse.csr_matrix(
+            (np.square(weights.data), weights.indices, weights.indptr), shape=weights.shape
+        )
+        length = np.sqrt(spot_depth(square))
         entry_length = entries(weights, length)
         np.divide(weights.data, entry_length, out=weights.data, where=entry_length > 0)
         return weights.astype(np.float32)

@@ -123,3 +123,9 @@ def test_task_table_suggests_the_nearest_name():
     assert expected | {"pathway_query", "imputation", "outcome"} <= set(TASKS)
     with pytest.raises(ValueError, match="did you mean 'retrieval'"):
         find_task("retreival")
+
+
+def test_models_that_only_stand_beside_get_no_values(toy_fold, result):
+    found = run(toy_fold, replace(CONFIG, only=("hibio",))).models
+    assert set(found) == {"hibio", "mean", "neighbour_oracle"}
+    assert found["hibio"] == result.models["hibio"]  # raw features still stand beside it

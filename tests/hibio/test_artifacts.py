@@ -12,6 +12,14 @@ from hibio.config import ConfigError
 from preprocessing.coexpression import spot_vectors
 from preprocessing.store import SlideStore
 from tests.hibio.toy import dense
+from tests.preprocessing.full_disk import on_a_full_disk
+
+WRITE = """
+from pathlib import Path
+from hibio.artifacts import read_artifacts, write_artifacts
+artifacts = read_artifacts(Path(sys.argv[1]))
+attempt(lambda: write_artifacts(Path(sys.argv[2]), artifacts))
+"""
 
 
 def assert_same(left, right) -> None:
@@ -107,7 +115,7 @@ def test_another_schema_names_both_versions(toy_artifacts, tmp_path):
     write_artifacts(path, toy_artifacts)
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(ConfigError, match="schema 99, this HiBio reads 2"):
+    with pytest.raises(ConfigError, match="schema 99, this HiBio reads up to 2; update HiBio"):
         read_artifacts(path)
 
 
@@ -155,3 +163,13 @@ def test_set_inputs_are_a_spot_of_typical_length(toy_artifacts):
         shown = toy_artifacts.genes[gene[row][value[row] > 0]]
         assert set(shown) <= members
         assert len(shown) == min(16, len(members))
+
+
+def test_a_full_disk_is_an_error_and_no_crash(toy_artifacts, tmp_path):
+    write_artifacts(tmp_path / "artifacts.h5", toy_artifacts)
+    old = tmp_path / "out" / "artifacts.h5"
+    old.parent.mkdir()
+    old.write_text("what was there")
+    told = on_a_full_disk(WRITE, tmp_path / "artifacts.h5", old, limit=9_000)
+    assert "MiB are free: make room and run again" in told
+    assert [path.read_text() for path in old.parent.iterdir()] == ["what was there"]

@@ -15,6 +15,14 @@ from hibio.encoders.vision import VisionConfig
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
 from tests.hibio.toy import make_model, make_slide
+from tests.preprocessing.full_disk import on_a_full_disk
+
+WRITE = """
+from pathlib import Path
+from hibio.bank import read_bank, write_bank
+bank = read_bank(Path(sys.argv[1]))
+attempt(lambda: write_bank(Path(sys.argv[2]), bank))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +106,11 @@ def test_a_bank_that_cannot_be_read_names_the_remedy(bank, tmp_path, damage):
             del file["tfidf/indptr"]
     with pytest.raises(ConfigError, match=r"bank\.h5: no reference bank can be read .*bank: true"):
         read_bank(path)
+
+
+def test_a_full_disk_is_an_error_and_no_crash(bank, tmp_path):
+    write_bank(tmp_path / "bank.h5", bank)
+    (tmp_path / "out").mkdir()
+    told = on_a_full_disk(WRITE, tmp_path / "bank.h5", tmp_path / "out" / "bank.h5", limit=9_000)
+    assert "MiB are free: make room and run again" in told
+    assert list((tmp_path / "out").iterdir()) == []

@@ -28,7 +28,7 @@ def make_batch(n_spots: int = 3, **changes) -> SlideBatch:
     return SlideBatch(**{**fields, **changes})
 
 
-TENSORS = [f.name for f in dataclasses.fields(SlideBatch) if f.name != "slide_ids"]
+TENSORS = [f.name for f in dataclasses.fields(SlideBatch) if f.name not in ("slide_ids", "stain")]
 WIDTH = {"region_of_spot_LS": (2, 4), "core_S": (4,), "slide_of_spot_S": (4,), "spot_group_S": (4,)}
 
 

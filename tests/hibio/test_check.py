@@ -3,8 +3,9 @@
 import pytest
 
 from hibio.check import check_any, check_checkpoint
+from hibio.checkpoint_files import CHECKSUMS
 from hibio.run import build, expand, train_all
-from hibio.training.checkpoint import NAME
+from hibio.training.checkpoint import DAMAGED, NAME, PREVIOUS
 from hibio.training.stages import StageConfig
 from tests.hibio.toy import SPOT, run_config
 
@@ -23,8 +24,9 @@ def levels(path) -> list[str]:
 
 def test_a_whole_checkpoint_passes(checkpoint):
     findings = check_checkpoint(checkpoint)
-    assert [finding.level for finding in findings] == ["PASS"] * 3
+    assert [finding.level for finding in findings] == ["PASS"] * 4
     text = " ".join(finding.message for finding in findings)
+    assert "5 files are what was saved" in text
     assert "400 genes, 24 pathways" in text
     assert "training is finished" in text
     assert "reference bank of 140 spots" in text
@@ -40,9 +42,9 @@ def test_an_unfinished_run_and_a_missing_bank_are_warnings_with_a_fix(toy_stores
     (job,) = expand(run_config(toy_stores, tmp_path))
     build(job).fit(until_step=1)
     findings = check_checkpoint(job.folder / NAME)
-    assert [finding.level for finding in findings] == ["PASS", "WARN", "WARN"]
-    assert "--resume" in findings[1].fix
-    assert "no reference bank" in findings[2].message
+    assert [finding.level for finding in findings] == ["PASS", "PASS", "WARN", "WARN"]
+    assert "--resume" in findings[2].fix
+    assert "no reference bank" in findings[3].message
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "artifacts.h5", "model.safetensors"])
@@ -56,14 +58,40 @@ def test_a_torn_checkpoint_fails_with_the_fix(checkpoint, name):
 
 
 @pytest.mark.parametrize("name", ["trainer.pt", "bank.h5"])
-def test_a_torn_part_that_embedding_does_not_need_is_a_warning(checkpoint, name):
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_torn_part_that_embedding_does_not_need(checkpoint, name, listed):
+    """It fails the check by its checksum; without checksums, reading it is a warning."""
     path = checkpoint / name
     path.write_bytes(path.read_bytes()[:50])
+    if not listed:
+        (checkpoint / CHECKSUMS).unlink()
     findings = check_any(checkpoint)
-    assert sorted(finding.level for finding in findings) == ["PASS", "PASS", "WARN"]
-    (warning,) = [finding for finding in findings if finding.level == "WARN"]
-    assert name in warning.message
-    assert warning.fix
+    expected = ["FAIL", "PASS", "PASS", "WARN"] if listed else ["PASS", "PASS", "WARN", "WARN"]
+    assert sorted(finding.level for finding in findings) == expected
+    told = [finding for finding in findings if name in finding.message + finding.subject]
+    assert len(told) == (2 if listed else 1)
+    assert all(finding.fix for finding in told)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "artifacts.h5", "model.safetensors", "trainer.pt"])
+def test_one_flipped_bit_fails_the_check(checkpoint, name):
+    path = checkpoint / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "FAIL" in [finding.level for finding in check_any(checkpoint.parents[3])]
+
+
+def test_in_a_run_folder_the_one_before_and_a_damaged_one_are_told(toy_stores, tmp_path):
+    (job,) = expand(run_config(toy_stores, tmp_path, checkpoint_every=1, bank=False))
+    build(job).fit()
+    newest, previous = job.folder / NAME, job.folder / PREVIOUS
+    assert [f.subject for f in check_any(tmp_path)] == [str(newest)] * 4 + [str(previous)]
+    (previous / "trainer.pt").write_bytes(b"")
+    found = check_any(tmp_path)[-1]
+    assert (found.level, found.subject) == ("FAIL", str(previous / "trainer.pt"))
+    newest.rename(job.folder / DAMAGED)
+    assert next("WARN" in f.level and "set aside" in f.message for f in check_any(tmp_path))
 
 
 def test_anything_else_is_left_to_the_check_of_data(toy_stores, tmp_path):

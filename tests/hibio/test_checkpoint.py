@@ -1,6 +1,5 @@
-"""Checkpoints: whole at any kill, the newest is found, nothing is unpickled."""
+"""Checkpoints: whole at any kill, the newest is found, states of other versions."""
 
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,18 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hibio.checkpoint_files import CHECKSUMS, DamagedError, verify_files, write_checksums
 from hibio.config import ConfigError
 from hibio.training import checkpoint as module
 from hibio.training.checkpoint import (
     NAME,
     PREVIOUS,
+    STATE_VERSION,
     TEMPORARY,
     find_checkpoint,
     load_trainer_state,
     save_checkpoint,
+    whole_checkpoint,
 )
 
-FILES = ["artifacts.h5", "config.yaml", "model.safetensors", "trainer.pt"]
+FILES = ["artifacts.h5", "checksums.json", "config.yaml", "model.safetensors", "trainer.pt"]
 
 
 class Killed(BaseException):
@@ -32,7 +34,7 @@ class Guillotine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.at, self.count = at, 0
-        for name in ("save_file", "write_artifacts", "_fsync"):
+        for name in ("save_file", "write_artifacts", "write_checksums", "_fsync"):
             monkeypatch.setattr(module, name, self.guard(getattr(module, name)))
         monkeypatch.setattr(module.torch, "save", self.guard(torch.save))
         monkeypatch.setattr(module.shutil, "rmtree", self.guard(self.half_removed))
@@ -73,9 +75,11 @@ def save(folder: Path, version: int) -> Path:
 
 
 def version_of(folder: Path) -> int:
-    """The version found, after checking that all four files are of it."""
-    found = find_checkpoint(folder)
+    """The version found, after checking that every file is whole and of it."""
+    found, problem = whole_checkpoint(folder)
     assert found is not None, sorted(p.name for p in folder.iterdir())
+    assert problem is None
+    assert found == find_checkpoint(folder)
     version = load_trainer_state(found)["step"]
     assert load_file(found / "model.safetensors")["w"].tolist() == [version] * 3
     assert (found / "config.yaml").read_text() == f"v: {version}\n"
@@ -94,14 +98,19 @@ def killed_save(folder: Path, version: int, at: int) -> bool:
     return False
 
 
-def test_a_save_leaves_one_whole_checkpoint(tmp_path):
+def test_a_save_leaves_a_whole_checkpoint_and_the_one_before(tmp_path):
     assert find_checkpoint(tmp_path) is None
+    assert whole_checkpoint(tmp_path) == (None, None)
     for version in (1, 2, 3):
         target = save(tmp_path, version)
         assert target == tmp_path / NAME == find_checkpoint(tmp_path)
         assert version_of(tmp_path) == version
-        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+        folders = sorted(path.name for path in tmp_path.iterdir())
+        assert folders == ([NAME] if version == 1 else [NAME, PREVIOUS])
         assert sorted(path.name for path in target.iterdir()) == FILES
+        if version > 1:
+            assert load_trainer_state(tmp_path / PREVIOUS)["step"] == version - 1
+            verify_files(tmp_path / PREVIOUS)
 
 
 def test_a_kill_at_any_point_leaves_a_whole_checkpoint(tmp_path):
@@ -109,16 +118,19 @@ def test_a_kill_at_any_point_leaves_a_whole_checkpoint(tmp_path):
     seen = []
     for at in range(1, 100):
         folder = tmp_path / str(at)
+        save(folder, 0)
         save(folder, 1)
         killed = killed_save(folder, 2, at)
         seen.append(version_of(folder))
         assert seen[-1] in (1, 2)
         save(folder, 3)
         assert version_of(folder) == 3
-        assert [path.name for path in folder.iterdir()] == [NAME]
+        assert sorted(path.name for path in folder.iterdir()) == [NAME, PREVIOUS]
+        assert load_trainer_state(folder / PREVIOUS)["step"] == seen[-1]
+        verify_files(folder / PREVIOUS)
         if not killed:
             break
-    assert len(seen) > 10  # as many points at least
+    assert len(seen) > 15  # as many points at least
     assert seen == sorted(seen)  # old up to the rename, new from there on
     assert set(seen) == {1, 2}
 
@@ -160,19 +172,21 @@ def test_a_truncated_trainer_state_is_refused(tmp_path, share):
     path = save(tmp_path, 1) / "trainer.pt"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DamagedError, match=r"trainer\.pt: not what was saved .*\.previous"):
+        load_trainer_state(tmp_path / NAME)
+    (tmp_path / NAME / CHECKSUMS).unlink()
     with pytest.raises(ConfigError, match=r"trainer\.pt: damaged .*\.previous"):
         load_trainer_state(tmp_path / NAME)
 
 
-class _Evil:
-    def __reduce__(self):
-        return os.mkdir, ("unpickled",)
-
-
-def test_a_trainer_state_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_trainer_state_of_the_first_version_is_read_and_a_newer_one_refused(tmp_path):
     target = save(tmp_path, 1)
-    torch.save({"step": _Evil()}, target / "trainer.pt")
-    with pytest.raises(ConfigError, match="damaged"):
+    state = torch.load(target / "trainer.pt", weights_only=True)
+    assert state["schema_version"] == STATE_VERSION
+    torch.save({"step": 7}, target / "trainer.pt")  # as the first versions wrote it
+    write_checksums(target)
+    assert load_trainer_state(target) == {"step": 7, "schema_version": 0}
+    torch.save({"step": 7, "schema_version": STATE_VERSION + 1}, target / "trainer.pt")
+    write_checksums(target)
+    with pytest.raises(ConfigError, match=r"trainer state 2, .* reads up to 1; update HiBio"):
         load_trainer_state(target)
-    assert not (tmp_path / "unpickled").exists()

@@ -29,7 +29,7 @@ def test_help_of_every_pathways_action(run, action):
 
 def test_the_general_help_names_every_command(run):
     told = run("--help")[1]
-    assert all(f"\n    {name} " in told for name in SUBCOMMANDS)
+    assert all(f"\n    {name}" in told for name in SUBCOMMANDS)
     assert set(SUBCOMMANDS) >= {
         *("demo", "simulate", "prepare", "check", "pathways"),
         *("train", "embed", "query", "eval", "doctor"),

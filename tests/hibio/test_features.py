@@ -237,7 +237,8 @@ def options(**changes) -> argparse.Namespace:
         "batch": 32,
         "device": "cpu",
         "workers": 1,
-        "context": False,
+        "scale": "spot",
+        "stain": "none",
         "list": False,
     }
     return argparse.Namespace(**{**settings, **changes})

@@ -1,5 +1,7 @@
 """Fitting: vocabulary rules, no leak from held-out slides, every selector, variant and control."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -11,7 +13,8 @@ from hibio.data.fitting import (
     fit_artifacts,
 )
 from hibio.data.slide import prepare_slide
-from hibio.data.training_slides import CountBlocks, fit_vocabulary
+from hibio.data.training_slides import CountBlocks, TfidfStream, fit_vocabulary
+from preprocessing.errors import DataError
 from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
@@ -230,3 +233,36 @@ def test_proteins_are_fitted_without_depth_and_without_pathways(paths, tmp_path,
     assert slide.expression.rows(np.arange(5)).target_SM.shape == (5, 0)
     with pytest.raises(ConfigError, match=r"modality rna, the model was trained on protein"):
         prepare_slide(paths[0], artifacts, None)
+
+
+@pytest.mark.parametrize("change", [{}, {"graph_groups": 2, "selector": "svg"}, {"tfidf": "bm25"}])
+def test_several_threads_fit_the_same_to_the_last_bit(paths, change):
+    genes = GenesConfig(**{**vars(GENES), **change})
+    alone = fit_artifacts(paths, genes, PATHWAYS)
+    for threads in (2, 5):
+        assert_same(fit_artifacts(paths, genes, PATHWAYS, threads=threads), alone)
+
+
+def test_at_once_is_slide_by_slide(paths, toy_artifacts, tmp_path):
+    """What is fitted on two slides is what one matrix of all their spots gives."""
+    counts = CountBlocks(paths[:2], toy_artifacts.genes, threads=2)
+    stack = sparse.vstack(list(counts))
+    at_once = TfidfReweighter().fit(stack)
+    assert np.array_equal(at_once.idf, toy_artifacts.tfidf.idf)  # whole numbers: to the last bit
+    both = sparse.vstack(list(TfidfStream(counts, toy_artifacts.tfidf)())).toarray()
+    _, singular, turned = np.linalg.svd(both.astype(np.float64), full_matrices=False)
+    found = toy_artifacts.factors
+    rank = found.rank
+    np.testing.assert_allclose(found.singular_values, singular[1 : rank + 1], rtol=2e-3)
+    cosine = np.linalg.svd(turned[1 : rank + 1] @ found.components)[1]
+    assert cosine[: rank // 2].min() > 0.999  # the leading half of the space is the same
+
+
+def test_a_store_that_vanishes_is_named_with_a_remedy(paths, toy_artifacts, tmp_path):
+    for path in paths[:2]:
+        shutil.copy(path, tmp_path)
+    copies = stores_in(tmp_path)
+    counts = CountBlocks(copies, toy_artifacts.genes, threads=2)
+    copies[1].unlink()
+    with pytest.raises(DataError, match=r"slide 'sim002' cannot be read from .*--resume"):
+        list(counts)

@@ -1,12 +1,35 @@
-"""InfoNCE and near-duplicate pairs: double-loop oracles, closed forms, invariances, errors."""
+"""InfoNCE and near-duplicate pairs: double-loop oracles, closed forms, invariances, errors.
+
+What is computed in tiles is compared with dense matrices in test_losses_tiles.py.
+"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from hibio.losses import info_nce, near_duplicates
+from hibio.losses import NearDuplicates, info_nce
+
+
+@dataclass(frozen=True)
+class Given:
+    """Excluded pairs from a whole mask."""
+
+    mask: torch.Tensor
+
+    @property
+    def n_spots(self) -> int:
+        return len(self.mask)
+
+    def rows(self, start, stop, columns=slice(None)):
+        return self.mask[start:stop, columns]
+
+
+def near_duplicates(*arguments) -> torch.Tensor:
+    pairs = NearDuplicates(*arguments)
+    return pairs.rows(0, pairs.n_spots)
 
 
 def pairs(n: int = 9, width: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +61,9 @@ GROUP = torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 1])
 def test_against_a_double_loop():
     image, omics = pairs()
     exclude = torch.rand(9, 9, generator=torch.Generator().manual_seed(1)) < 0.4  # not symmetric
-    everything = info_nce(image, omics, 0.2, exclude, GROUP, "all").item()
-    same = info_nce(image, omics, 0.2, exclude, GROUP, "same_slide").item()
-    mixed = info_nce(image, omics, 0.2, exclude, GROUP, "mixed").item()
+    everything = info_nce(image, omics, 0.2, Given(exclude), GROUP, "all").item()
+    same = info_nce(image, omics, 0.2, Given(exclude), GROUP, "same_slide").item()
+    mixed = info_nce(image, omics, 0.2, Given(exclude), GROUP, "mixed").item()
     assert everything == pytest.approx(slow_info_nce(image, omics, 0.2, exclude), rel=1e-9)
     assert same == pytest.approx(slow_info_nce(image, omics, 0.2, exclude, GROUP), rel=1e-9)
     assert mixed == pytest.approx((everything + same) / 2, rel=1e-12)
@@ -70,7 +93,7 @@ def test_alone_in_its_slide_or_all_excluded_costs_nothing():
     image, omics = pairs()
     alone = torch.arange(9)
     assert info_nce(image, omics, 0.1, group_N=alone, negatives="same_slide").item() == 0
-    assert info_nce(image, omics, 0.1, torch.ones(9, 9, dtype=torch.bool)).item() == 0
+    assert info_nce(image, omics, 0.1, Given(torch.ones(9, 9, dtype=torch.bool))).item() == 0
 
 
 def test_excluding_removes_a_negative_and_never_the_diagonal():
@@ -78,25 +101,27 @@ def test_excluding_removes_a_negative_and_never_the_diagonal():
     none = torch.zeros(9, 9, dtype=torch.bool)
     diagonal = torch.eye(9, dtype=torch.bool)
     plain = info_nce(image, omics, 0.1)
-    torch.testing.assert_close(info_nce(image, omics, 0.1, none), plain)
-    torch.testing.assert_close(info_nce(image, omics, 0.1, diagonal), plain)
+    torch.testing.assert_close(info_nce(image, omics, 0.1, Given(none)), plain)
+    torch.testing.assert_close(info_nce(image, omics, 0.1, Given(diagonal)), plain)
     one = none.clone()
     one[2, 5] = True
-    assert info_nce(image, omics, 0.1, one) < plain
+    assert info_nce(image, omics, 0.1, Given(one)) < plain
 
 
 def test_invariance_to_order_scale_and_side():
     image, omics = pairs()
     exclude = torch.rand(9, 9, generator=torch.Generator().manual_seed(2)) < 0.3
-    loss = info_nce(image, omics, 0.1, exclude, GROUP, "mixed")
+    loss = info_nce(image, omics, 0.1, Given(exclude), GROUP, "mixed")
     order = torch.randperm(9, generator=torch.Generator().manual_seed(4))
     turned = info_nce(
-        image[order], omics[order], 0.1, exclude[order][:, order], GROUP[order], "mixed"
+        image[order], omics[order], 0.1, Given(exclude[order][:, order]), GROUP[order], "mixed"
     )
     torch.testing.assert_close(turned, loss)
     scale = torch.linspace(0.1, 30, 9, dtype=torch.float64)[:, None]
-    torch.testing.assert_close(info_nce(image * scale, omics, 0.1, exclude, GROUP, "mixed"), loss)
-    torch.testing.assert_close(info_nce(omics, image, 0.1, exclude.T, GROUP, "mixed"), loss)
+    torch.testing.assert_close(
+        info_nce(image * scale, omics, 0.1, Given(exclude), GROUP, "mixed"), loss
+    )
+    torch.testing.assert_close(info_nce(omics, image, 0.1, Given(exclude.T), GROUP, "mixed"), loss)
 
 
 def test_gradient():
@@ -105,7 +130,8 @@ def test_gradient():
     exclude = torch.eye(5, dtype=torch.bool).roll(1, 0)
     group = torch.tensor([0, 0, 0, 1, 1])
     assert torch.autograd.gradcheck(
-        lambda a, b, t: info_nce(a, b, t, exclude, group, "mixed"), (image, omics, temperature)
+        lambda a, b, t: info_nce(a, b, t, Given(exclude), group, "mixed"),
+        (image, omics, temperature),
     )
 
 
@@ -126,9 +152,10 @@ def test_half_precision_keeps_the_loss_in_float32():
         ({"temperature": 0.0}, "expected more than 0"),
         ({"temperature": float("nan")}, "expected more than 0"),
         ({"temperature": torch.ones(2)}, "one number"),
-        ({"exclude_NN": torch.ones(4, 3)}, "exclude_NN"),
+        ({"exclude": Given(torch.ones(3, 3))}, "exclude is of 3 spots"),
         ({"negatives": "same_slide"}, "needs group_N"),
         ({"negatives": "mixed", "group_N": torch.ones(3)}, "needs group_N"),
+        ({"chunk_rows": 0}, "chunk_rows is 0"),
         ({"negatives": "hard"}, "all, same_slide, mixed"),
         ({"image_ND": torch.ones(4), "omics_ND": torch.ones(4)}, "expected"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hibio.losses import spatial_contrast, spatial_pairs
+from hibio.losses import SpatialPairs, spatial_contrast
 
 N = 24
 
@@ -23,6 +23,11 @@ def cloud(seed: int = 0, n: int = N) -> dict[str, torch.Tensor]:
         "slide_of_spot_S": torch.tensor(rng.integers(0, 2, n)),
         "profile_SV": torch.tensor(profile),
     }
+
+
+def spatial_pairs(**arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = SpatialPairs(**arguments)
+    return pairs.rows(0, len(pairs.profile_SV))
 
 
 def where(spots: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hibio import HiBio, SlideBatch
+from hibio.checkpoint_files import write_checksums
 from hibio.config import ConfigError, dump_config, to_dict
 from hibio.encoders.vision import VisionConfig
 from hibio.training.checkpoint import save_checkpoint
@@ -174,6 +175,7 @@ def test_weights_of_another_model_are_refused(checkpoint):
     state = load_file(path)
     state["own_head.weight"] = torch.zeros(3, 3)
     save_file(state, path)
+    write_checksums(checkpoint)
     with pytest.raises(ConfigError, match=r"does not fit config\.yaml"):
         HiBio.from_checkpoint(checkpoint)
 
@@ -182,6 +184,7 @@ def test_an_unknown_key_in_a_checkpoint_is_told(checkpoint, model):
     settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
     settings["model"]["embed_dims"] = 4
     (checkpoint / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_checksums(checkpoint)
     with pytest.raises(ConfigError, match=r"config\.yaml.*model\.embed_dims"):
         HiBio.from_checkpoint(checkpoint)
     assert "embed_dim" in to_dict(model.config)

@@ -1,6 +1,7 @@
 """The objective: only what a stage asks for, gradients where they belong, signal in the pairs."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hibio.encoders.mlp import neighbour_mean
 from hibio.encoders.omics import relative_values
 from hibio.encoders.vision import VisionConfig
 from hibio.losses.contrastive import info_nce
+from hibio.losses.soft_targets import soft_info_nce
 from hibio.training import objective as module
 from hibio.training.engine import OptimConfig, TorchEngine
 from hibio.training.objective import Objective, ObjectiveConfig, draw_mask
@@ -62,7 +64,7 @@ def total(*args, **kwargs) -> float:
 
 
 PARTS = {
-    keys.TERM_SPOT: "info_nce",
+    keys.TERM_SPOT: "spot_contrast",
     keys.TERM_PATHWAY: "pathway_kl",
     keys.TERM_REGION: "region_info_nce",
     keys.TERM_MEMBER: "spot_to_region",
@@ -157,6 +159,24 @@ def test_the_spot_term_is_info_nce_with_the_negatives_asked_for(model, batch):
         assert values[negatives] == pytest.approx(float(expected), rel=1e-5)
     assert values["same_slide"] < values["all"]  # fewer candidates
     assert values["mixed"] == pytest.approx((values["same_slide"] + values["all"]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", ["same_slide", "all", "mixed"])
+def test_soft_targets_take_the_place_of_identity_ones(model, batch, negatives):
+    with torch.no_grad():
+        pair = model(batch)["spot"]
+        soft = partial(soft_info_nce, pair.image, pair.omics, model.temperature, 0.3)
+        both = {
+            "all": [soft()],
+            "same_slide": [soft(pair.group)],
+            "mixed": [soft(), soft(pair.group)],
+        }
+        expected = float(torch.stack(both[negatives]).mean())
+    changes = {"targets": "soft", "target_temperature": 0.3, "negatives": negatives}
+    config = dataclasses.replace(PLAIN, **changes)
+    assert total(model, batch, {keys.TERM_SPOT: 1.0}, config) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="target_temperature is 0"):
+        dataclasses.replace(config, target_temperature=0.0)
 
 
 def test_near_duplicates_are_no_negatives(model, batch):

@@ -113,6 +113,15 @@ def test_the_split_and_the_artifacts_are_of_the_fold(toy_stores, tmp_path):
     assert [entry.slide_id for entry in trainer.dataset.entries] == ["sim001", "sim003"]
 
 
+def test_fewer_training_patients_leave_the_test_slides_alone(toy_stores, tmp_path):
+    config = quick(toy_stores, tmp_path, data=DataConfig(toy_stores, train_patients=1))
+    split = split_of(config, "patient02")
+    assert [entry.slide_id for entry in split.train] == ["sim001"]
+    assert [entry.slide_id for entry in split.test] == ["sim002"]
+    with pytest.raises(ValueError, match="train_patients is 0"):
+        DataConfig(toy_stores, train_patients=0)
+
+
 # ------------------------------------------------------------------ training it
 @pytest.fixture(scope="module")
 def done(toy_stores, tmp_path_factory):
@@ -132,6 +141,7 @@ def test_a_run_leaves_checkpoints_banks_its_settings_and_what_ran(done, toy_stor
         assert names == [
             "artifacts.h5",
             "bank.h5",
+            "checksums.json",
             "config.yaml",
             "model.safetensors",
             "trainer.pt",

@@ -1,4 +1,4 @@
-"""Regions of prepared slides: what is fused, the three kinds, how trees follow the training."""
+"""Regions of prepared slides: what is fused, the four kinds, how trees follow the training."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ from hibio.data.splits import read_entries
 from hibio.model import SlideEmbedding
 from hibio.regions import match_labels
 from hibio.slide_regions import RegionsConfig, fused_features, slide_regions
+from hibio.training import region_state as module
 from hibio.training.region_state import RegionState
 from preprocessing.run import stores_in
 from tests.hibio.toy import LEVELS, REGIONS, make_model, make_slide
@@ -55,7 +56,7 @@ def test_a_slide_without_counts_has_regions_from_its_image(slide, embedding):
     assert slide_regions(blank, image_only, REGIONS).shape == (3, 70)
 
 
-@pytest.mark.parametrize("kind", ["tree", "grid", "shuffled"])
+@pytest.mark.parametrize("kind", ["tree", "grid", "shuffled", "leiden"])
 def test_every_kind_has_a_label_for_every_spot_at_every_level(slide, kind):
     levels = slide_regions(slide, None, RegionsConfig(LEVELS, kind))
     assert levels.shape == (3, 70)
@@ -76,10 +77,10 @@ def test_shuffled_regions_keep_the_sizes_and_the_nesting_of_the_tree(slide):
 
 
 @pytest.mark.parametrize(
-    ("diameters", "kind"), [((), "tree"), ((600.0, 300.0), "tree"), ((300.0,), "leiden")]
+    ("diameters", "kind"), [((), "tree"), ((600.0, 300.0), "tree"), ((300.0,), "louvain")]
 )
 def test_settings_out_of_range(diameters, kind):
-    with pytest.raises(ValueError, match=r"diameters_um must rise|tree, grid or shuffled"):
+    with pytest.raises(ValueError, match=r"diameters_um must rise|tree, grid, shuffled, leiden"):
         RegionsConfig(diameters, kind)
 
 
@@ -94,13 +95,39 @@ def state(toy_stores, toy_artifacts) -> RegionState:
     return RegionState(REGIONS, SlideDataset(entries, toy_artifacts, "handcrafted"))
 
 
-def test_a_tree_is_built_once_and_batches_are_of_the_middle_level(state):
+def test_a_tree_is_built_when_asked_for_and_batches_are_of_the_middle_level(state, monkeypatch):
+    built = []
+
+    def counted(slide, embedding, config):
+        built.append(slide.slide_id)
+        return slide_regions(slide, embedding, config)
+
+    monkeypatch.setattr(module, "slide_regions", counted)
     first = state.current(1)
-    assert state.current(1) is first
-    assert list(state.history) == [1]
-    sampling = state.sampling([0, 1])
-    np.testing.assert_array_equal(sampling[1], first[1])
-    assert set(sampling) == {0, 1}
+    np.testing.assert_array_equal(state.sampling(1), first[1])
+    assert built == ["sim002"]
+    assert first.dtype == np.int64
+    state.first_trees = 1
+    state.current(0)
+    np.testing.assert_array_equal(state.current(1), first)  # built again, the same
+    assert built == ["sim002", "sim001", "sim002"]
+    assert state.state() == {}  # nothing that cannot be built again
+
+
+def test_only_the_first_slides_keep_all_their_rebuilds(state, toy_artifacts):
+    model = make_model(toy_artifacts)
+    state.history_slides = 1
+    for _ in range(2):
+        state.rebuild(model, [0, 1])
+    saved = state.state()
+    assert [len(saved[name]) for name in ("sim001", "sim002")] == [3, 1]
+    for slide, name in enumerate(("sim001", "sim002")):
+        assert saved[name].dtype == torch.int16
+        np.testing.assert_array_equal(state.current(slide), saved[name][-1].numpy())
+
+
+def test_many_regions_need_wider_numbers():
+    assert module._small(np.array([[0, 40_000]])).tolist() == [[0, 40_000]]
 
 
 def test_a_rebuild_is_the_tree_of_the_embeddings_with_names_kept(state, toy_artifacts, slide):
@@ -112,7 +139,7 @@ def test_a_rebuild_is_the_tree_of_the_embeddings_with_names_kept(state, toy_arti
     for level, now, new in zip(before, after, fresh, strict=True):
         np.testing.assert_array_equal(now, match_labels(level, new))
     assert np.mean(before == after) > np.mean(before == fresh)
-    assert len(state.history[0]) == 2
+    assert len(state.rebuilt[0]) == 2
 
 
 def test_state_round_trip(state, toy_artifacts):
@@ -120,10 +147,11 @@ def test_state_round_trip(state, toy_artifacts):
     state.current(1)
     state.rebuild(model, [0])
     saved = state.state()
-    assert set(saved) == {"sim001", "sim002"}
+    assert set(saved) == {"sim001"}
     assert saved["sim001"].shape == (2, 3, 70)
     other = RegionState(REGIONS, state.dataset)
     other.load_state(saved)
     for name, value in other.state().items():
         assert torch.equal(value, saved[name])
-    np.testing.assert_array_equal(other.current(0), state.current(0))
+    for slide in (0, 1):
+        np.testing.assert_array_equal(other.current(slide), state.current(slide))

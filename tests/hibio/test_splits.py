@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hibio.config import ConfigError
-from hibio.data.splits import SlideEntry, expand_folds, read_entries, split_by_patient
+from hibio.data.splits import (
+    SlideEntry,
+    expand_folds,
+    limited,
+    read_entries,
+    split_by_patient,
+)
 from preprocessing.run import stores_in
 
 
@@ -71,3 +77,13 @@ def test_one_slide_id_in_two_stores(toy_stores, tmp_path):
         (tmp_path / name).write_bytes((toy_stores / "sim001.h5").read_bytes())
     with pytest.raises(ConfigError, match=r"'sim001' is in .*a\.h5 and in .*b\.h5"):
         read_entries(stores_in(tmp_path))
+
+
+def test_fewer_training_patients_are_the_first_by_name_and_nested():
+    split = split_by_patient(COHORT, "B")
+    kept = [limited(split, n) for n in (1, 2, 3)]
+    assert [{e.patient_id for e in one.train} for one in kept] == [{"A"}, {"A", "C"}, {*"ACD"}]
+    assert all(one.test == split.test for one in kept)
+    assert kept[2] == split
+    with pytest.raises(ConfigError, match=r"train_patients is 4, but fold B leaves 3"):
+        limited(split, 4)

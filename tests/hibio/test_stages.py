@@ -161,6 +161,6 @@ def test_state_round_trip_goes_on_to_the_bit():
 
 
 def test_cpu_runs_stay_in_full_precision():
-    _, one = engine(amp=True)
+    _, one = engine(precision="auto")
     with one.precision():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

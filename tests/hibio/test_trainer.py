@@ -39,7 +39,7 @@ def everything(trainer: Trainer) -> dict:
         "optimizer": trainer.engine.state(),
         "regions": trainer.regions.state(),
         "position": [trainer.step, trainer.stage, trainer.epoch, trainer.batch],
-        "log": [{k: v for k, v in record.items() if k != "seconds"} for record in log],
+        "log": [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in log],
     }
 
 

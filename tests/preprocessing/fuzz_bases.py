@@ -12,6 +12,7 @@ from preprocessing import prepare
 from preprocessing.manifest import COLUMNS
 from preprocessing.patches import PatchConfig
 from tests.preprocessing import cell_sources
+from tests.preprocessing.hd_cell_sources import segmented_folder
 from tests.preprocessing.sources import legacy_slide, tissue_image, visium_folder
 
 PATCH = PatchConfig(100.0, 16)
@@ -80,6 +81,11 @@ def _cosmx(folder: Path) -> None:
     manifest(folder, {"counts": "C", "format": "cosmx", "mpp": "0.12"})
 
 
+def _hd_cells(folder: Path) -> None:
+    segmented_folder(folder / "segmented_outputs")
+    manifest(folder, {"counts": "segmented_outputs", "format": "visium_hd_cells"})
+
+
 def _image(folder: Path, name: str) -> None:
     manifest(folder, {"format": "image", "image": name, "mpp": "1"})
 
@@ -133,6 +139,7 @@ BASES: dict[str, Callable[[Path], None]] = {
     "xenium h5": _xenium,
     "xenium mex": lambda folder: _xenium(folder, h5=False),
     "cosmx": _cosmx,
+    "hd cells h5": _hd_cells,
     "tiled jpeg": _pyramid,
     "tiled deflate": lambda folder: _pyramid(folder, "deflate"),
     "ome-tiff": _ome,

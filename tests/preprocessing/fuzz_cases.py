@@ -65,7 +65,7 @@ def draw_cases(count: int, seed: int = 0) -> list[Case]:
 
 def _special(base: str) -> list[str]:
     fits = {"h5": HDF5_DAMAGE, "h5ad": HDF5_DAMAGE, "loom": HDF5_DAMAGE, "store": HDF5_DAMAGE}
-    text = ("legacy_st", "visium mex", "csv", "xenium mex", "cosmx", "visium h5")
+    text = ("legacy_st", "visium mex", "csv", "xenium mex", "cosmx", "visium h5", "hd cells h5")
     picture = ("jpeg", "png", "tiled jpeg", "tiled deflate", "ome-tiff", "strips")
     found = list(fits.get(base.split()[-1], ()))
     found += list(TEXT_DAMAGE) if base in text else []
@@ -237,7 +237,7 @@ _TOKENS = ["", "nan", "inf", "-1", "1e308", "1.5", "-0", "=cmd()", "é" * 9, "\0
 
 def _text(change: Callable[[list[str], np.random.Generator], list[str]]) -> Damage:
     def damage(folder: Path, rng: np.random.Generator) -> None:
-        path = _pick(folder, rng, ".csv", ".tsv", ".gz", ".mtx", ".json")
+        path = _pick(folder, rng, ".csv", ".tsv", ".gz", ".mtx", ".json", ".geojson")
         data = path.read_bytes()
         packed = data[:2] == b"\x1f\x8b"
         lines = (gzip.decompress(data) if packed else data).decode("latin-1").split("\n")

@@ -10,6 +10,7 @@ from preprocessing.discovery import draft_manifest
 from preprocessing.format_detection import detect_format
 from preprocessing.manifest import write_manifest
 from preprocessing.manifest_row import FORMATS
+from preprocessing.readers.hd_cells import MATRIX
 from tests.preprocessing.cell_sources import (
     cosmx_folder,
     csv_pair,
@@ -18,6 +19,7 @@ from tests.preprocessing.cell_sources import (
     write_loom,
     xenium_folder,
 )
+from tests.preprocessing.hd_cell_sources import segmented_folder
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA, legacy_slide, visium_folder
 from tests.preprocessing.test_readers_visium_hd import hd_sample, write_bins
 
@@ -34,6 +36,8 @@ def test_every_format(tmp_path: Path) -> None:
     visium_folder(tmp_path / "mex", h5=False)
     hd_sample(tmp_path / "hd", (8,))
     write_bins(tmp_path / "bins", 8)
+    segmented_folder(tmp_path / "cells" / "outs" / "segmented_outputs")
+    segmented_folder(tmp_path / "hd" / "outs" / "segmented_outputs")
     (tmp_path / "hest" / "metadata").mkdir(parents=True)
     st = write_h5ad(tmp_path / "hest" / "st", toy_anndata())
     zarr = zarr_folder(tmp_path / "s.zarr")
@@ -48,6 +52,9 @@ def test_every_format(tmp_path: Path) -> None:
         tmp_path / "mex" / "filtered_feature_bc_matrix": "visium",
         tmp_path / "hd": "visium_hd",
         tmp_path / "bins": "visium_hd",
+        tmp_path / "cells": "visium_hd_cells",
+        tmp_path / "hd" / "outs" / "segmented_outputs": "visium_hd_cells",
+        tmp_path / "cells" / "outs" / "segmented_outputs" / f"{MATRIX}.h5": "visium_hd_cells",
         tmp_path / "bins" / "filtered_feature_bc_matrix.h5": "visium_hd",
         st: "hest",
         tmp_path / "hest": "hest",

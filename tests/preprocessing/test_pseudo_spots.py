@@ -4,16 +4,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.sparse import csr_matrix
 
-from preprocessing import DataError, SpotTable
+from preprocessing import DataError, SlideStore, SpotTable, prepare
 from preprocessing.manifest import SlideRow
-from preprocessing.pseudo_spots import pseudo_spots
+from preprocessing.patches import PatchConfig
+from preprocessing.pseudo_spots import beyond_picture, pseudo_spots
 from preprocessing.readers import read_spots
 from tests.preprocessing.cell_sources import (
     cell_row,
@@ -145,6 +148,63 @@ def test_other_tables_of_cells_too(tmp_path: Path) -> None:
         cells, spots = read_spots(row), read_spots(replace(row, pitch_um=150.0))
         assert spots.n_spots < cells.n_spots
         np.testing.assert_array_equal(spots.counts.sum(axis=0), cells.counts.sum(axis=0))
+
+
+# ------------------------------------------------------------------ the edge of the picture
+inside = st.lists(
+    st.tuples(st.floats(0, 300), st.floats(0, 200)), min_size=2, max_size=30, unique=True
+).map(lambda values: np.array(values, dtype=float))
+
+
+@settings(max_examples=60, deadline=None)
+@given(inside, st.floats(5, 90))
+def test_cells_in_the_picture_give_centres_in_it_or_half_a_pitch_beyond(
+    xy: np.ndarray, pitch: float
+) -> None:
+    """The picture has 600 x 400 px of 0.5 um; every square beyond it is found, and no other."""
+    table = cells_table(np.concatenate([xy, [[0.0, 0.0], [300.0, 200.0]]]))
+    found = pseudo_spots(table, pitch)
+    beyond = beyond_picture(found, pitch, (600, 400))
+    for (x, y), told in zip(found.xy_px0.tolist(), beyond, strict=True):
+        assert told == (not (0 <= x <= 600 and 0 <= y <= 400))
+
+
+def test_centres_far_beyond_the_picture_are_an_error_of_the_coordinates() -> None:
+    xy = np.array([(5.0, 5.0), (29.0, 5.0), (31.0, 5.0), (36.0, 5.0), (-4.0, 5.0), (5.0, 27.0)])
+    table = replace(cells_table(xy), xy_px0=xy * 2)
+    beyond = beyond_picture(table, 10.0, (60, 40))
+    assert beyond.tolist() == [False, False, True, False, True, False]
+
+
+def edge_row(folder: Path, width: int) -> SlideRow:
+    """40 cells on stained tissue of 400 x 400 px at 1 um, the last column 2 um from its edge."""
+    xy = np.array([(x, y) for y in range(50, 400, 100) for x in [*range(5, 360, 40), 398]], float)
+    picture = np.full((400, width, 3), (190, 110, 170), dtype=np.uint8)
+    picture += np.random.default_rng(0).integers(0, 40, picture.shape).astype(np.uint8)
+    Image.fromarray(picture).save(folder / "he.png")
+    cells = anndata.AnnData(X=np.full((len(xy), 3), 2.0, dtype=np.float32))
+    cells.obsm["spatial"] = xy
+    cells.write_h5ad(folder / "cells.h5ad")
+    image, counts = folder / "he.png", folder / "cells.h5ad"
+    return SlideRow("c1", "P", counts, "h5ad", image=image, mpp=1.0, pitch_um=90.0)
+
+
+def test_pseudo_spots_beyond_the_edge_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Columns of 90 um: the fifth begins at 360 of 400 um, its centre lies at 405."""
+    report = prepare([edge_row(tmp_path, 400)], tmp_path / "out", patch=PatchConfig(90.0, 16))
+    (result,) = report.rows
+    assert (result.status, result.n_spots) == ("done", 4 * 4), str(report)
+    assert "4 spots left out: centre beyond the edge of the picture" in result.reason
+    with SlideStore(tmp_path / "out" / "c1.h5") as store:
+        assert store.attrs["dropped"] == {"centre beyond the edge of the picture": 4}
+        assert store.xy_px0[:, 0].max() == 315.0
+        assert store.labels()["cells"].sum() == 36
+
+
+def test_a_picture_that_is_much_too_small_still_fails(tmp_path: Path) -> None:
+    (result,) = prepare([edge_row(tmp_path, 200)], tmp_path / "out").rows
+    assert result.status == "failed"
+    assert "lie outside the picture" in result.reason
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)

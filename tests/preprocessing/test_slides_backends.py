@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from preprocessing import SlideStore, prepare
 from preprocessing.errors import DataError
-from preprocessing.patches import read_patch
-from preprocessing.slides import BACKENDS, open_slide
+from preprocessing.manifest import SlideRow
+from preprocessing.patches import PatchConfig, read_patch
+from preprocessing.slides import BACKENDS, OpenSlideSlide, open_slide
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 from tests.preprocessing.test_slides import REGIONS, noise, write_tiff
 from tests.preprocessing.test_slides_ome import write_ome
 
-OTHERS = [name for name in BACKENDS if name != "auto"]
+OTHERS = [name for name in BACKENDS if name not in ("auto", "openslide")]
 
 
 def installed(name: str) -> str:
@@ -90,12 +92,45 @@ def test_what_is_missing_is_named(
 def test_unknown_back_end(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'vips' is unknown \(did you mean 'pyvips'"):
         open_slide(made("tiles", tmp_path), backend="vips")
-    with pytest.raises(DataError, match="choose auto, pyvips, cucim"):
+    with pytest.raises(DataError, match="choose auto, openslide, pyvips, cucim"):
         open_slide(made("tiles", tmp_path), backend="xyz")
 
 
-@pytest.mark.parametrize("backend", OTHERS)
+def test_openslide_alone_gives_equal_pixels(tmp_path: Path) -> None:
+    path = made("tiles", tmp_path)
+    assert_same(path, "openslide")
+    with open_slide(path, backend="openslide") as slide:
+        assert isinstance(slide, OpenSlideSlide)
+
+
+@pytest.mark.parametrize("backend", ["openslide", *OTHERS])
+def test_prepare_with_a_back_end(backend: str, tmp_path: Path) -> None:
+    if backend != "openslide":
+        installed(backend)
+    pixels = np.full((300, 300, 3), 255, dtype=np.uint8)
+    pixels[40:-40, 40:-40] = (180, 90, 160) + noise(220, 220, 3) // 8
+    image = write_tiff(tmp_path / "a.tif", pixels, tile=(64, 64), compression="deflate")
+    rows = [SlideRow("s", "p", None, "image", image=image, mpp=1.0)]
+    patch = PatchConfig(50.0, 32)
+    for name in ("auto", backend):
+        report = prepare(rows, tmp_path / name, patch=patch, backend=name)
+        assert not report.failed, str(report)
+    stores = [SlideStore(tmp_path / name / "s.h5") for name in ("auto", backend)]
+    np.testing.assert_array_equal(*(store.patches() for store in stores))
+    assert "backend" not in stores[0].attrs["settings"]
+    assert stores[1].attrs["settings"]["backend"] == backend
+    for store in stores:
+        store.close()
+    assert prepare(rows, tmp_path / "auto", patch=patch).rows[0].status == "skipped"
+    assert prepare(rows, tmp_path / "auto", patch=patch, backend=backend).rows[0].status == "done"
+    with pytest.raises(DataError, match="back end 'xyz' is unknown"):
+        prepare(rows, tmp_path / "none", patch=patch, backend="xyz")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("backend", ["openslide", *OTHERS])
 def test_files_it_does_not_read(backend: str, tmp_path: Path) -> None:
-    installed(backend)
+    if backend != "openslide":
+        installed(backend)
     with pytest.raises(DataError, match=r"a\.png.*use the slide back end 'auto'"):
         open_slide(made("png", tmp_path), backend=backend)

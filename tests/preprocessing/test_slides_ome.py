@@ -121,19 +121,28 @@ def test_refused(tmp_path: Path) -> None:
             open_slide(tmp_path / name)
 
 
-def read_all(path: Path) -> None:
-    with open_slide(path) as slide:
-        for level, size in enumerate(slide.level_dimensions):
-            slide.read_region((0, 0), level, size)
-
-
-def test_cut_off_files_are_named(tmp_path: Path) -> None:
-    path = write_ome(tmp_path / "a.tif", noise(HEIGHT, WIDTH, 3), compression="deflate")
+@pytest.mark.parametrize("compression", ["deflate", "jpeg", None])
+def test_cut_off_files_are_refused_when_opened(tmp_path: Path, compression: str | None) -> None:
+    path = write_ome(tmp_path / "a.tif", noise(HEIGHT, WIDTH, 3), compression=compression)
+    open_slide(path).close()
     whole = path.read_bytes()
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.3, 0.6, 0.9, 0.999):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(DataError, match=r"a\.tif: "):
-            read_all(path)
+            open_slide(path)
+
+
+def test_damaged_tiles_are_refused_when_opened(tmp_path: Path) -> None:
+    """The last and the fullest are decoded; the file is as long as it was."""
+    path = write_ome(tmp_path / "a.tif", noise(HEIGHT, WIDTH, 3), compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        at, count = page.dataoffsets[-1], page.databytecounts[-1]
+    data = bytearray(path.read_bytes())
+    data[at : at + count] = bytes(count)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read .*damaged"):
+        open_slide(path)
 
 
 def test_planar_tiff_without_ome(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from preprocessing.store import SlideStore, file_sha256, verify_store
 from preprocessing.store import features as store_features
 from preprocessing.store import layout as store_layout
 from preprocessing.store.features import add_features, feature_origin
+from tests.preprocessing.full_disk import on_a_full_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIGIN = {"encoder": "a", "weights_sha256": "0" * 64, "mean": [0.1, 0.2, 0.3], "input_px": 224}
@@ -74,6 +75,11 @@ def test_an_open_reader_keeps_what_it_opened(store):
         ("patches", lambda v: v, "means the patches themselves"),
         ("a/b", lambda v: v, "not a plain name"),
         (".a", lambda v: v, "not a plain name"),
+        ("..", lambda v: v, "not a plain name"),
+        ("a\\b", lambda v: v, "not a plain name"),
+        ("a\0", lambda v: v, "not a plain name"),
+        ("", lambda v: v, "not a plain name"),
+        ("x" * 129, lambda v: v, "not a plain name"),
         ("a", lambda v: v[:-1], "rows of features for"),
         ("a", lambda v: v * np.inf, "all finite"),
         ("a", lambda v: v[:, 0], "must be"),
@@ -103,6 +109,49 @@ def test_an_error_while_writing_leaves_the_old_store(store, monkeypatch):
         add_features(store, "a", features)
     assert file_sha256(store) == before
     assert [path.name for path in store.parent.iterdir()] == ["sim001.h5"]
+
+
+ADD = """
+import numpy as np
+from preprocessing.store import SlideStore
+from preprocessing.store.features import add_features
+path = sys.argv[1]
+with SlideStore(path) as store:
+    spots = store.n_spots
+attempt(lambda: add_features(path, "a", np.ones((spots, 4096))))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("more", [-50, 3_000, 200_000], ids=["copying", "opening", "writing"])
+def test_a_full_disk_is_an_error_and_no_crash(store, more):
+    """HDF5 alone would kill the process; the store stays as it was."""
+    before, size = file_sha256(store), store.stat().st_size
+    told = on_a_full_disk(ADD, store, limit=size + more)
+    assert "File too large" in told
+    if more > 0:
+        assert "MiB are free: make room and run again" in told
+        assert str(store.parent) in told
+    assert file_sha256(store) == before
+    assert [path.name for path in store.parent.iterdir()] == ["sim001.h5"]
+
+
+def test_added_features_have_a_checksum_that_check_compares(store):
+    def found():
+        return {(f.level, f.message) for f in verify_store(store) if "features" in f.message}
+
+    add_features(store, "a", values(store))
+    assert found() == set()
+    with h5py.File(store, "r+") as file:
+        file["features/a"][3, 2] += 1
+    ((level, message),) = found()
+    assert (level, message.split(":")[0]) == ("FAIL", "features/a")
+    add_features(store, "a", values(store))
+    assert found() == set()
+    with h5py.File(store, "r+") as file:
+        del file["features/a"].attrs["sha256"]
+    ((level, message),) = found()
+    assert (level, message.split(" (")[0]) == ("WARN", "features/a: no checksum")
 
 
 def test_features_that_another_run_adds_meanwhile_are_not_lost(store, monkeypatch):

@@ -1,0 +1,125 @@
+"""The head of HEST-Bench, to the letter, and what HiBio puts beside it.
+
+Published (Jaume et al. 2024, section 5, and the repository's ``README`` of 2026-04-03): features
+standardised and reduced by PCA, both fitted on the training spots; ridge by LSQR, no intercept,
+alpha = 100 / (dimensions x genes), at most 1,000 iterations; Pearson of each gene over all test
+spots of the fold, mean over genes; mean and population standard deviation over folds. The paper's
+table A13 leaves the PCA out; that variant is not run.
+Shapes: S training and Q test spots, F features, C components, G genes.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import ConstantInputWarning, pearsonr
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from eval.fold import FoldError
+from eval.ridge import RidgeConfig, ridge_fit_predict
+
+
+@dataclass(frozen=True)
+class HestProtocol:
+    """The published settings.
+
+    Args:
+        n_components: of the PCA; fewer where there are fewer features or training spots.
+        penalty: alpha is this over (components x genes).
+        max_iter: of LSQR, whose tolerance is scikit-learn's default.
+        seed: of PCA and ridge.
+    """
+
+    n_components: int = 256
+    penalty: float = 100.0
+    max_iter: int = 1000
+    seed: int = 1
+
+    def alpha(self, n_components: int, n_genes: int) -> float:
+        """The published penalty."""
+        return self.penalty / (n_components * n_genes)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Training (S, C) and test (Q, C) features after scaling and PCA, float32."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+
+def reduce_features(train_x: np.ndarray, test_x: np.ndarray, protocol: HestProtocol) -> Reduced:
+    """Scale and rotate; nothing is fitted on test spots.
+
+    Args:
+        train_x: (S, F).
+        test_x: (Q, F).
+        protocol: settings.
+
+    Raises:
+        FoldError: features of another width, not finite, or fewer than two training spots.
+    """
+    train_x, test_x = np.asarray(train_x, np.float32), np.asarray(test_x, np.float32)
+    if train_x.ndim != 2 or test_x.ndim != 2 or train_x.shape[1] != test_x.shape[1]:
+        raise FoldError(f"features {train_x.shape} and {test_x.shape}; the widths must be equal")
+    if len(train_x) < 2 or not len(test_x):
+        raise FoldError(f"{len(train_x)} training and {len(test_x)} test spots; too few")
+    if not (np.isfinite(train_x).all() and np.isfinite(test_x).all()):
+        raise FoldError("features are not finite; compute the embeddings again")
+    size = min(protocol.n_components, *train_x.shape)
+    pca = PCA(n_components=size, random_state=protocol.seed)
+    pipeline = Pipeline([("scale", StandardScaler()), ("pca", pca)])
+    train = pipeline.fit_transform(train_x)
+    return Reduced(train.astype(np.float32), pipeline.transform(test_x).astype(np.float32))
+
+
+def published_predictions(
+    features: Reduced, train_y: np.ndarray, protocol: HestProtocol
+) -> np.ndarray:
+    """Predictions (Q, G) of the published head from targets (S, G)."""
+    ridge = Ridge(
+        alpha=protocol.alpha(features.train.shape[1], train_y.shape[1]),
+        solver="lsqr",
+        fit_intercept=False,
+        max_iter=protocol.max_iter,
+        random_state=protocol.seed,
+    )
+    found = np.asarray(ridge.fit(features.train, train_y).predict(features.test))
+    return found.reshape(len(features.test), train_y.shape[1])  # one gene comes back as a row
+
+
+def nested_predictions(
+    features: Reduced, train_y: np.ndarray, groups: np.ndarray, units: np.ndarray
+) -> np.ndarray:
+    """Predictions (Q, G) of the same features with the penalty chosen by inner folds.
+
+    Args:
+        features: after PCA, which saw all training spots but no target.
+        train_y: (S, G).
+        groups: (S,) never split over inner folds: patients, else samples, else spatial blocks.
+        units: (S,) samples, within which the inner correlation is taken.
+    """
+    config = RidgeConfig(n_components=features.train.shape[1])
+    train, test = features.train.astype(np.float64), features.test.astype(np.float64)
+    return ridge_fit_predict(train, train_y, test, "cv", groups, units, config)
+
+
+def published_pearson(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pearson r (G,) of each gene as published: NaN where either side is constant.
+
+    Args:
+        prediction: (Q, G).
+        truth: (Q, G).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # the NaN is what is asked for
+        pairs = zip(truth.T, prediction.T, strict=True)
+        return np.array([pearsonr(own, found)[0] for own, found in pairs])
+
+
+def constant_genes(truth: np.ndarray) -> int:
+    """Genes of (Q, G) that do not vary over these spots, so that they have no correlation."""
+    return int((np.ptp(truth, axis=0) == 0).sum())

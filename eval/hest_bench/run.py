@@ -1,0 +1,274 @@
+"""``hibio hest-bench``: every encoder on every task and fold, with the leakage audit first."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.fingerprint import fold_print
+from eval.hest_bench.audit import Finding, audit_task, corpus_of, patients_of
+from eval.hest_bench.embeddings import (
+    ComputedEmbeddings,
+    Embeddings,
+    StoredEmbeddings,
+    task_embeddings,
+)
+from eval.hest_bench.encoders import HANDCRAFTED, checkpoint_encoder, device_of, make_encoder
+from eval.hest_bench.gene_choice import choose_genes
+from eval.hest_bench.layout import BenchSplit, BenchTask, read_tasks
+from eval.hest_bench.protocol import HestProtocol
+from eval.hest_bench.samples import SampleFacts, read_facts, read_targets
+from eval.hest_bench.scores import FoldData, FoldScores, score_fold
+from eval.hest_bench.table import add_scores, published_summary, write_tables
+from eval.report import write_report
+from eval.results import ResultTable, write_results
+from hibio.provenance import provenance
+from preprocessing.errors import DataError
+
+
+@dataclass(frozen=True)
+class HestBenchConfig:
+    """What is measured.
+
+    Args:
+        encoders: handcrafted, handcrafted_patch, frozen backbones, or names of given embeddings.
+        checkpoint: a HiBio checkpoint whose image tower is measured too.
+        tasks: names; all when empty.
+        weights: local weights of the backbone.
+        embeddings: folder of embeddings that are there already; those of ``encoders`` are read
+            from it instead of being computed.
+        metadata: metadata table of HEST-1k, for patients.
+        stores: stores that the checkpoint was trained on; None: where its configuration says.
+        strict: refuse to measure where the audit finds a leak.
+        device: auto | cpu | cuda.
+        batch: patches of one pass of a backbone.
+        protocol: the published settings.
+    """
+
+    encoders: tuple[str, ...] = ()
+    checkpoint: Path | None = None
+    tasks: tuple[str, ...] = ()
+    weights: Path | None = None
+    embeddings: Path | None = None
+    metadata: Path | None = None
+    stores: Path | None = None
+    strict: bool = False
+    device: str = "auto"
+    batch: int = 64
+    protocol: HestProtocol = field(default_factory=HestProtocol)
+
+
+def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -> str:
+    """Measure encoders by the published protocol, and write results.json, results.md, report.html.
+
+    Args:
+        folder: the benchmark: one folder a task, or one task.
+        out: where the results and the embeddings go.
+        config: what is measured.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        DataError: the folder does not fit together, or a leak with ``strict``.
+        ConfigError: an encoder or checkpoint cannot be used.
+    """
+    config = config or HestBenchConfig()
+    started = time.perf_counter()
+    tasks = read_tasks(folder, config.tasks)
+    checkpoint = None
+    if config.checkpoint is not None:
+        checkpoint = load_checkpoint(one_checkpoint(config.checkpoint))
+    facts = {task.name: _facts(task) for task in tasks}
+    patients = {task.name: patients_of(task, folder, config.metadata) for task in tasks}
+    findings = _audit(tasks, facts, patients, checkpoint, config)
+    if config.strict:
+        _refuse_leaks(findings)
+    sources = _sources(config, checkpoint, out)
+    results, scores, chosen = [], {}, {}
+    for task in tasks:
+        chosen[task.name] = _chosen_genes(task, facts[task.name])
+        folds = _folds(task, facts[task.name], patients[task.name], chosen[task.name])
+        table = ResultTable(f"hest_bench/{task.name}")
+        for source in sources:
+            found = _measure(source, task, facts[task.name], folds, config.protocol)
+            scores[task.name, source.name] = found
+            add_scores(table, task, source.name, found, config.protocol.seed)
+        results.append(table.result())
+    data = {
+        **_facts_of_run(folder, tasks, facts, patients),
+        "published": published_summary(tasks, scores),
+        "audit": [dataclasses.asdict(finding) for finding in findings],
+        "genes_of_training_samples": chosen,
+        "wall_time_s": time.perf_counter() - started,
+    }
+    body = write_results(out / "results.json", config, data, results)
+    write_report(out / "report.html", body, title="HEST-Bench")
+    return write_tables(out / "results.md", tasks, [s.name for s in sources], scores, findings)
+
+
+def _refuse_leaks(findings: Sequence[Finding]) -> None:
+    leaks = [finding for finding in findings if finding.kind == "leak"]
+    if leaks:
+        raise DataError(
+            f"{len(leaks)} leaks (first: {leaks[0].text}); remove them from the splits, or measure "
+            "without --strict: they stay in the results"
+        )
+
+
+def _facts_of_run(
+    folder: Path,
+    tasks: Sequence[BenchTask],
+    facts: Mapping[str, Mapping[str, SampleFacts]],
+    patients: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = {patient for own in patients.values() for patient in own.values()}
+    return {
+        **provenance(),
+        "folder": folder.resolve().name,
+        "n_slides": sum(len(task.samples) for task in tasks),
+        "n_spots": sum(len(f.barcodes) for own in facts.values() for f in own.values()),
+        "n_patients": len(names) or "not known",
+        "fingerprint": _fingerprint(tasks, facts),
+    }
+
+
+def _fingerprint(
+    tasks: Sequence[BenchTask], facts: Mapping[str, Mapping[str, SampleFacts]]
+) -> dict[str, Any]:
+    """Counts of every sample, training samples and genes of every fold (`eval.fingerprint`)."""
+    slides, folds = {}, {}
+    for task in tasks:
+        for name, own in facts[task.name].items():
+            content = hashlib.sha256(own.spot_keys.tobytes() + own.patch_keys.tobytes())
+            slides[f"{task.name}/{name}"] = content.hexdigest()
+        for split in task.splits:
+            train = [sample.sample_id for sample in split.train]
+            folds[f"{task.name}/{split.name}"] = fold_print(train, task.genes)
+    return {"slides": slides, "folds": folds}
+
+
+def _facts(task: BenchTask) -> dict[str, SampleFacts]:
+    bar = tqdm(task.samples, desc=f"{task.name}: read", unit="sample", disable=None)
+    return {sample.sample_id: read_facts(sample) for sample in bar}
+
+
+def _audit(
+    tasks: Sequence[BenchTask],
+    facts: Mapping[str, Mapping[str, SampleFacts]],
+    patients: Mapping[str, Mapping[str, str]],
+    checkpoint: Checkpoint | None,
+    config: HestBenchConfig,
+) -> list[Finding]:
+    """Findings of every task, each printed."""
+    corpora, findings = [], []
+    if checkpoint is not None:
+        artifacts = checkpoint.model.artifacts
+        slides = (*artifacts.train_slides, *artifacts.settings["pretrain_slides"])
+        stores = config.stores or Path(checkpoint.settings["data"]["stores"])
+        there = stores if config.stores or stores.is_dir() else None
+        corpus, unread = corpus_of(checkpoint.variant, slides, there)
+        corpora.append(corpus)
+        if unread:
+            text = (
+                f"{len(unread)} of the {len(corpus.slides)} slides that {corpus.name} was trained "
+                "on were compared by id only; give their stores with --stores"
+            )
+            findings.append(Finding("unchecked", "pretraining", "all tasks", "", text))
+    if config.encoders:
+        text = f"what {', '.join(config.encoders)} was pretrained on is not known here"
+        known = all(name.startswith(HANDCRAFTED) for name in config.encoders)
+        if not known:
+            findings.append(Finding("unchecked", "pretraining", "all tasks", "", text))
+    for task in tasks:
+        findings += audit_task(task, facts[task.name], patients[task.name], corpora)
+    print("\n".join(["leakage audit:", *(f"  {finding}" for finding in findings)]))
+    if not findings:
+        print("  nothing found")
+    return findings
+
+
+def _sources(config: HestBenchConfig, checkpoint: Checkpoint | None, out: Path) -> list[Embeddings]:
+    """Where the embeddings of every row come from."""
+    names = config.encoders or (() if checkpoint is not None else (HANDCRAFTED,))
+    kept, device = out / "embeddings", device_of(config.device)
+    sources: list[Embeddings] = []
+    if config.embeddings is not None:
+        sources += [StoredEmbeddings(config.embeddings, name) for name in names]
+    else:
+        encoders = [make_encoder(n, config.weights, device, config.batch) for n in names]
+        sources += [ComputedEmbeddings(kept, encoder) for encoder in encoders]
+    if checkpoint is not None:
+        tower = checkpoint_encoder(checkpoint, config.weights, device, config.batch)
+        sources.append(ComputedEmbeddings(kept, tower))
+    listed = [source.name for source in sources]
+    if len(set(listed)) < len(listed):
+        raise DataError(f"two encoders share a name ({', '.join(listed)}); give each once")
+    return sources
+
+
+def _chosen_genes(task: BenchTask, facts: Mapping[str, SampleFacts]) -> dict[str, tuple[str, ...]]:
+    """Genes chosen on the training samples of each fold, as many as the published list has."""
+    every = [facts[sample.sample_id].sums for sample in task.samples]
+    return {
+        split.name: choose_genes(
+            [facts[s.sample_id].sums for s in split.train], every, len(task.genes)
+        )
+        for split in task.splits
+    }
+
+
+def _folds(
+    task: BenchTask,
+    facts: Mapping[str, SampleFacts],
+    patients: Mapping[str, str],
+    chosen: Mapping[str, Sequence[str]],
+) -> list[FoldData]:
+    """Targets of every fold; each sample is read once."""
+    genes = list(dict.fromkeys([*task.genes, *(g for own in chosen.values() for g in own)]))
+    column = {gene: i for i, gene in enumerate(genes)}
+    values = {
+        s.sample_id: read_targets(s, facts[s.sample_id].barcodes, genes) for s in task.samples
+    }
+
+    def part(split: BenchSplit, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        index = [column[gene] for gene in wanted]
+        return {s.sample_id: values[s.sample_id][:, index] for s in (*split.train, *split.test)}
+
+    names = [sample.sample_id for sample in task.samples]
+    return [
+        FoldData(
+            split,
+            part(split, task.genes),
+            part(split, chosen[split.name]),
+            {name: patients.get(name, name) for name in names},
+            {name: facts[name].xy for name in names},
+        )
+        for split in task.splits
+    ]
+
+
+def _measure(
+    source: Embeddings,
+    task: BenchTask,
+    facts: Mapping[str, SampleFacts],
+    folds: Sequence[FoldData],
+    protocol: HestProtocol,
+) -> list[FoldScores]:
+    """Scores of one encoder on every fold of a task."""
+    barcodes = {name: own.barcodes for name, own in facts.items()}
+    embeddings = task_embeddings(source, task, barcodes)
+    bar = tqdm(folds, desc=f"{task.name}: {source.name}", unit="fold", disable=None)
+    with threadpool_limits(1):
+        return [score_fold(embeddings, fold, protocol) for fold in bar]

@@ -1,0 +1,148 @@
+"""STAGATE-like: an attention autoencoder on the spatial graph of one slide, for its domains.
+
+Source: Dong and Zhang, Deciphering spatial domains from spatially resolved transcriptomics with an
+adaptive graph attention auto-encoder, Nature Communications 2022 (STAGATE); GraphST (Long et al.,
+Nature Communications 2023) is of the same family.
+
+Same: fitted on every slide alone, without labels; encoder with attention over a spot and its
+spatial neighbours (sigmoid scores, softmax), a latent of 30, a decoder with the transposed weights
+and the same attention; mean squared error of log expression of variable genes.
+Differs: genes are chosen on the training slides; fewer genes, a narrower hidden layer and fewer
+epochs, for a CPU; expression is z-scored per slide; neighbours are the k nearest instead of those
+within a radius; no pruning of edges between pre-clusters; no contrast with corrupted graphs
+(GraphST).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import elu, mse_loss
+
+from eval.fold import Cost, Representation, SlideData
+from eval.peers.expression_input import dense_expression, target_genes
+from eval.peers.peer import Features, TrainingData
+from eval.peers.training import TrainingConfig, device, fit
+from eval.readouts import zscore
+
+
+@dataclass(frozen=True)
+class Stagate:
+    """Graph attention autoencoder of a slide.
+
+    Args:
+        n_genes: variable genes of the training slides that are reconstructed.
+        hidden: width between expression and latent.
+        latent: of the embedding.
+        neighbours: that a spot attends to, beside itself.
+        epochs: steps, each on the whole slide.
+        lr: of the training loop.
+        weight_decay: of the training loop.
+    """
+
+    n_genes: int = 1000
+    hidden: int = 128
+    latent: int = 30
+    neighbours: int = 6
+    epochs: int = 200
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    name: str = "stagate"
+    source: str = "STAGATE, Dong and Zhang 2022"
+    needs_image: bool = False
+    seeded: bool = True
+    per_slide: bool = True
+
+    def fit(self, data: TrainingData, seed: int) -> "FittedStagate":
+        """Choose the genes; the autoencoders are trained slide by slide."""
+        return FittedStagate(self, target_genes(data.slides, self.n_genes), seed)
+
+
+@dataclass(frozen=True)
+class FittedStagate:
+    """The genes (H,) of all autoencoders, and their seed."""
+
+    settings: Stagate
+    genes: np.ndarray
+    seed: int
+
+    def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
+        """One autoencoder a slide; its latent is the omics embedding of that slide.
+
+        Args:
+            slides: each is trained on alone.
+            features: not read.
+        """
+        omics, size, seconds = {}, 0, 0.0
+        for slide in slides:
+            omics[slide.slide_id], size, own = self._embedded(slide)
+            seconds += own
+        note = "an autoencoder a slide (transductive, no labels); its space is the slide's own"
+        return Representation(
+            self.settings.name,
+            omics=omics,
+            notes=(note,),
+            aligned=False,
+            cost=Cost(self.settings.source, size, seconds),
+        )
+
+    def _embedded(self, slide: SlideData) -> tuple[np.ndarray, int, float]:
+        """Latent (S, latent), number of parameters and seconds."""
+        config = self.settings
+        values = zscore(dense_expression(slide, self.genes)).astype(np.float32)
+        own = np.arange(slide.n_spots)[:, None]
+        near = np.hstack([own, slide.neighbours[:, : config.neighbours]])
+        value_SH, near_Sk = (torch.from_numpy(v).to(device()) for v in (values, near))
+
+        def loss(module: nn.Module, items: Tensor) -> Tensor:
+            return mse_loss(module(value_SH, near_Sk)[1], value_SH)
+
+        whole = max(slide.n_spots, 2)
+        training = TrainingConfig(config.epochs, whole, config.lr, config.weight_decay)
+        module, size, seconds = fit(
+            lambda: GraphAutoencoder(len(self.genes), config.hidden, config.latent),
+            loss,
+            slide.n_spots,
+            training,
+            self.seed,
+        )
+        with torch.inference_mode():
+            latent = module(value_SH, near_Sk)[0].cpu().numpy()
+        return latent, size, seconds
+
+
+class GraphAutoencoder(nn.Module):
+    """Expression to latent and back with tied weights; attention in the first and last layer."""
+
+    def __init__(self, n_genes: int, hidden: int, latent: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(nn.init.xavier_normal_(torch.empty(n_genes, hidden)))
+        self.second = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden, latent)))
+        self.score_self = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden, 1)))
+        self.score_near = nn.Parameter(nn.init.xavier_normal_(torch.empty(hidden, 1)))
+
+    def forward(self, value_SH: Tensor, near_Sk: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent (S, latent) and reconstruction (S, H).
+
+        Args:
+            value_SH: expression.
+            near_Sk: each spot's own row, then its neighbours, padded with -1.
+        """
+        projected_SW = value_SH @ self.first
+        weight_Sk = self.attention(projected_SW, near_Sk)
+        hidden_SW = elu(_mixed(projected_SW, near_Sk, weight_Sk))
+        latent_SL = hidden_SW @ self.second
+        back_SW = elu(_mixed(latent_SL @ self.second.T, near_Sk, weight_Sk))
+        return latent_SL, back_SW @ self.first.T
+
+    def attention(self, projected_SW: Tensor, near_Sk: Tensor) -> Tensor:
+        """Weights (S, k) over a spot and its neighbours; absent ones get 0, the others sum to 1."""
+        near_S = (projected_SW @ self.score_near)[:, 0]
+        score_Sk = torch.sigmoid(projected_SW @ self.score_self + near_S[near_Sk.clamp(min=0)])
+        return score_Sk.masked_fill(near_Sk < 0, float("-inf")).softmax(dim=1)
+
+
+def _mixed(rows_SW: Tensor, near_Sk: Tensor, weight_Sk: Tensor) -> Tensor:
+    return torch.einsum("sk,skw->sw", weight_Sk, rows_SW[near_Sk.clamp(min=0)])

@@ -1,0 +1,185 @@
+"""Two towers into one space, and how every contrastive peer is fitted and used.
+
+A peer says what each tower reads of a slide, how the towers are built and what the loss is; the
+rest is here, so that contrastive peers differ in nothing but their method.
+
+Shapes: N training spots, S spots of one slide, D shared dimensions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eval.fold import Cost, Representation, SlideData
+from eval.peers.peer import Features, TrainingData, pictured
+from eval.peers.training import TrainingConfig, device, fit
+from hibio.losses import info_nce
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+ImageInput: TypeAlias = Callable[[SlideData, np.ndarray], tuple[np.ndarray, ...]]
+OmicsInput: TypeAlias = Callable[[SlideData], tuple[np.ndarray, ...]]
+MIN_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Settings that all contrastive peers share; the defaults suit a few thousand spots.
+
+    Args:
+        dim: D of the shared space.
+        input_dropout: share of the inputs of a head that is zeroed in training.
+        dropout: in the heads.
+        temperature: where the learned temperature starts.
+    """
+
+    dim: int = 64
+    input_dropout: float = 0.5
+    dropout: float = 0.3
+    temperature: float = 0.07
+
+
+class ProjectionHead(nn.Module):
+    """Dropout, linear, a residual block of GELU and linear, layer normalisation."""
+
+    def __init__(self, n_inputs: int, config: TowerConfig) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Dropout(config.input_dropout), nn.Linear(n_inputs, config.dim)
+        )
+        self.refine = nn.Sequential(
+            nn.GELU(), nn.Linear(config.dim, config.dim), nn.Dropout(config.dropout)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, input_NF: Tensor) -> Tensor:
+        """(N, F) to (N, D)."""
+        projected_ND = self.project(input_NF)
+        normed_ND: Tensor = self.norm(projected_ND + self.refine(projected_ND))
+        return normed_ND
+
+
+class Towers(nn.Module):
+    """An image tower, an omics tower and a temperature."""
+
+    def __init__(self, image: nn.Module, omics: nn.Module, config: TowerConfig) -> None:
+        super().__init__()
+        self.image, self.omics = image, omics
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learned temperature, never below `MIN_TEMPERATURE`."""
+        return self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
+
+
+Loss: TypeAlias = Callable[[Towers, Inputs, Inputs], Tensor]
+
+
+def identity_loss(towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+    """Symmetric InfoNCE: a spot's image belongs to its own profile and to no other."""
+    return info_nce(towers.image(*image), towers.omics(*omics), towers.temperature)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One contrastive method.
+
+    Args:
+        name: row name in the results.
+        source: paper.
+        image_input: of a slide and its features, arrays with one row a spot.
+        omics_input: of a slide, arrays with one row a spot.
+        build: makes the towers.
+        loss: of a batch.
+        training: of the loop.
+        notes: printed with the results.
+    """
+
+    name: str
+    source: str
+    image_input: ImageInput
+    omics_input: OmicsInput
+    build: Callable[[], Towers]
+    loss: Loss
+    training: TrainingConfig
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FittedTowers:
+    """Two trained towers; ``cost`` is that of their fit."""
+
+    method: Alignment
+    towers: Towers
+    cost: Cost
+
+    def embed_image(self, slides: Sequence[SlideData], features: Features) -> dict[str, np.ndarray]:
+        """slide_id -> (S, D) of the slides that have image features."""
+        method = self.method
+        return {
+            s.slide_id: _applied(self.towers.image, method.image_input(s, features[s.slide_id]))
+            for s in pictured(slides, features)
+        }
+
+    def embed_omics(self, slides: Sequence[SlideData]) -> dict[str, np.ndarray]:
+        """slide_id -> (S, D) of all slides."""
+        inputs = self.method.omics_input
+        return {s.slide_id: _applied(self.towers.omics, inputs(s)) for s in slides}
+
+    def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
+        """Both sides in one space."""
+        return Representation(
+            self.method.name,
+            image=self.embed_image(slides, features) or None,
+            omics=self.embed_omics(slides),
+            notes=self.method.notes,
+            cost=self.cost,
+        )
+
+
+def align(method: Alignment, data: TrainingData, seed: int) -> FittedTowers:
+    """Train the towers of a method on the training slides with an image.
+
+    Args:
+        method: what to train.
+        data: training slides.
+        seed: of weights and order.
+
+    Raises:
+        FoldError: no training slide has image features.
+    """
+    slides = data.paired(method.name)
+    image = _stacked([method.image_input(s, data.features[s.slide_id]) for s in slides])
+    omics = _stacked([method.omics_input(s) for s in slides])
+
+    def loss(module: nn.Module, items: Tensor) -> Tensor:
+        assert isinstance(module, Towers)
+        return method.loss(module, _rows(image, items), _rows(omics, items))
+
+    towers, size, seconds = fit(method.build, loss, len(image[0]), method.training, seed)
+    assert isinstance(towers, Towers)
+    return FittedTowers(method, towers, Cost(method.source, size, seconds))
+
+
+def _stacked(parts: Sequence[tuple[np.ndarray, ...]]) -> Inputs:
+    """Rows of all slides below each other, on the device of training."""
+    columns = zip(*parts, strict=True)
+    return tuple(torch.from_numpy(np.concatenate(column)).to(device()) for column in columns)
+
+
+def _rows(inputs: Inputs, items: Tensor) -> Inputs:
+    return tuple(value[items] for value in inputs)
+
+
+def _applied(tower: nn.Module, inputs: tuple[np.ndarray, ...], block: int = 4096) -> np.ndarray:
+    """A tower on the spots of one slide, (S, D) float32, some thousand spots at a time."""
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(inputs[0]), block):
+            rows = [torch.from_numpy(v[start : start + block]).to(device()) for v in inputs]
+            parts.append(tower(*rows).cpu().numpy())
+    return np.concatenate(parts)

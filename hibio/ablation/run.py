@@ -1,0 +1,158 @@
+"""Running a grid: train and measure what is not done yet, then join the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.embed import load_checkpoint
+from eval.results import TaskResult
+from hibio.ablation.cohorts import make_cohort
+from hibio.ablation.config import BASELINES, GridConfig
+from hibio.ablation.measure import Ruler, make_ruler, measure, measure_baselines
+from hibio.ablation.plan import GridJob, plan
+from hibio.ablation.report import write_tables
+from hibio.ablation.scores import is_done, state, write_scores
+from hibio.config import ConfigError, dump_config
+from hibio.provenance import write_provenance
+from hibio.run import fitted, train_job
+from hibio.training.checkpoint import NAME as CHECKPOINT
+from hibio.training.checkpoint import find_checkpoint
+from hibio.training_log import read_log
+
+
+class Bench:
+    """Runs jobs one after another and keeps the ruler of the fold that they share.
+
+    Args:
+        tasks: names of the evaluation tasks.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = tuple(tasks)
+        self._key: tuple[str, str] | None = None
+        self._ruler: Ruler | None = None
+
+    def ruler(self, job: GridJob) -> Ruler:
+        """What the job's fold is measured with, made when the fold changes."""
+        key = (job.cell.name, job.job.fold)
+        if self._ruler is None or self._key != key:
+            self._ruler, self._key = make_ruler(job, self.tasks), key
+        return self._ruler
+
+    def run(self, job: GridJob) -> Path:
+        """Train (or continue) and measure one job; returns its scores.
+
+        Raises:
+            InterruptedError: stopped by a signal; the training is saved.
+        """
+        if job.row == BASELINES:
+            results, seconds = measure_baselines(self.ruler(job), self.tasks)
+            return write_scores(job, {"measure_s": seconds}, results)
+        train_s = self._train(job)
+        checkpoint = load_checkpoint(job.folder / CHECKPOINT)
+        results, seconds = measure(self.ruler(job), checkpoint, self.tasks)
+        _refuse_nothing(job, results)
+        facts = {
+            "n_parameters": sum(p.numel() for p in checkpoint.model.parameters()),
+            "train_s": train_s,
+            "measure_s": seconds,
+        }
+        return write_scores(job, facts, results)
+
+    def _train(self, job: GridJob) -> float:
+        """Seconds of the training: of this process, and of the steps that were done before it.
+
+        What is fitted on the training slides before the first step is shared by the rows of a
+        fold, so it is not counted: the row that came first would look slow.
+        """
+        before = sum(record["seconds"] for record in read_log(job.folder / "log.jsonl"))
+        if job.job.finished:
+            return before
+        if find_checkpoint(job.folder) is None:
+            fitted(job.job)
+        started = time.perf_counter()
+        train_job(job.job, resume=True)
+        return before + time.perf_counter() - started
+
+
+def _refuse_nothing(job: GridJob, results: Sequence[TaskResult]) -> None:
+    """A row without a single value is a mistake in the grid, not a result."""
+    if not any(result.models for result in results):
+        notes = "; ".join(note for result in results for note in result.notes)
+        raise ConfigError(f"{job.name}: no task gave a value ({notes}); choose other tasks")
+
+
+def part_of(jobs: Sequence[GridJob], index: int | None, parts: int | None) -> list[GridJob]:
+    """The jobs that this process runs.
+
+    Args:
+        jobs: all of them.
+        index: from 1: of a job, or of a part when ``parts`` is given; None for all.
+        parts: into how many runs of neighbouring jobs the list is cut (neighbours share what is
+            fitted on a fold).
+
+    Raises:
+        ConfigError: an index outside the list, or parts without an index.
+    """
+    if index is None:
+        if parts is not None:
+            raise ConfigError("--parts needs --index: which of the parts to run, from 1")
+        return list(jobs)
+    n_parts = len(jobs) if parts is None else parts
+    if not 1 <= n_parts <= len(jobs):
+        raise ConfigError(f"--parts {n_parts}: the grid has {len(jobs)} jobs; give 1 to that many")
+    if not 1 <= index <= n_parts:
+        raise ConfigError(f"--index {index}: the numbers go from 1 to {n_parts}; see --list")
+    bounds = [round(part * len(jobs) / n_parts) for part in range(n_parts + 1)]
+    return list(jobs[bounds[index - 1] : bounds[index]])
+
+
+def listing(grid: GridConfig, jobs: Sequence[GridJob]) -> str:
+    """A line a job: number, cell, row, fold, seed, state."""
+    tasks = list(grid.tasks)
+    width = max(len(job.name) for job in jobs)
+    return "\n".join(f"{j.number:>5}  {j.name:<{width}}  {state(j, tasks)}" for j in jobs)
+
+
+def run_grid(
+    grid: GridConfig,
+    data: Path | None = None,
+    *,
+    index: int | None = None,
+    parts: int | None = None,
+    report_only: bool = False,
+) -> Path | None:
+    """Run a grid, or a part of it; what is done already is kept.
+
+    Args:
+        grid: the ablation.
+        data: folder of stores.
+        index: run only this job (or part), from 1; the table is then left to ``report_only``.
+        parts: see `part_of`.
+        report_only: run nothing, join what is done.
+
+    Returns:
+        The report, or None where only a part was run.
+
+    Raises:
+        ConfigError: see `plan`; or nothing is done yet and ``report_only`` is on.
+        InterruptedError: stopped by a signal; everything is saved.
+    """
+    jobs = plan(grid, data)
+    chosen = [] if report_only else part_of(jobs, index, parts)
+    grid.out.mkdir(parents=True, exist_ok=True)
+    if index is None and not report_only:
+        dump_config(grid, grid.out / "grid.yaml")
+        write_provenance(grid.out / "provenance.json")
+    bench = Bench(list(grid.tasks))
+    for job in chosen:
+        if job.cell.cohort is not None:
+            make_cohort(job.cell.cohort)
+        if not is_done(job, bench.tasks):
+            print(f"[{job.number}/{len(jobs)}] {job.name}", flush=True)
+            bench.run(job)
+    if index is not None and not report_only:
+        return None
+    return write_tables(grid, jobs)

@@ -1,0 +1,227 @@
+"""Which spots every step trains on, read and seeded: the same plan whatever the layout.
+
+A step's global batch is N micro-batches of the sampler (``sampler.batches_per_step``), numbered
+0..N-1. Of W processes, process r takes the numbers r, r + W, ... Every draw is seeded by (seed,
+step, number), never by the process, so that who computes what makes no difference.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from hibio import keys
+from hibio.config import ConfigError
+from hibio.data.dataset import SlideDataset
+from hibio.data.mixture import slide_weights
+from hibio.data.sampler import RegionSampler, SamplerConfig, Share
+from hibio.training.objective import Objective
+from hibio.training.prefetch import read_ahead
+from hibio.training.process_group import ProcessGroup
+from hibio.training.region_state import RegionState
+from hibio.training.stages import StageConfig
+from hibio.training.step_outputs import MicroBatch, read_micro_batch
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What this process gets of one step: its micro-batches, and the spots they were made of.
+
+    Attributes:
+        micros: own micro-batches, on the CPU.
+        shares: (slide, core spots) of each of their parts.
+        seed: of the draws for the whole step.
+    """
+
+    micros: list[MicroBatch]
+    shares: list[Share]
+    seed: int
+
+
+class Plan:
+    """The steps of a run.
+
+    Args:
+        stages: the curriculum.
+        sampler: batch composition.
+        dataset: training slides.
+        regions: their region trees.
+        objective: names the views that its terms need.
+        seed: of every random draw.
+        group: the processes.
+        prefetch: micro-batches read ahead.
+        pin: put them into page-locked memory (for a GPU).
+
+    Raises:
+        ConfigError: N is no multiple of the number of processes, or larger than an epoch.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[StageConfig],
+        sampler: SamplerConfig,
+        dataset: SlideDataset,
+        regions: RegionState,
+        objective: Objective,
+        seed: int,
+        group: ProcessGroup,
+        *,
+        prefetch: int = 2,
+        pin: bool = False,
+    ) -> None:
+        self.stages = tuple(stages)
+        self.config = sampler
+        self.dataset = dataset
+        self.regions = regions
+        self.objective = objective
+        self.seed = seed
+        self.group = group
+        self.prefetch = prefetch
+        self.pin = pin
+        self._samplers: dict[str, RegionSampler] = {}
+        own_micro_batches(sampler.batches_per_step, group)
+
+    # ------------------------------------------------------------------ numbers
+    def n_steps(self) -> int:
+        """Steps of the whole curriculum."""
+        return sum(stage.epochs * self.steps(stage) for stage in self.stages)
+
+    def steps(self, stage: StageConfig) -> int:
+        """Steps of an epoch; batches that are left over are others in every epoch.
+
+        Raises:
+            ConfigError: an epoch has fewer batches than a step needs.
+        """
+        n_batches, n = self.sampler(stage).n_batches(), self.config.batches_per_step
+        if n_batches < n:
+            raise ConfigError(
+                f"stage {stage.name!r}: an epoch has {n_batches} batches, and sampler."
+                f"batches_per_step is {n}; set it to at most {n_batches}, or lower "
+                "sampler.batch_spots"
+            )
+        return n_batches // n
+
+    def step_seed(self, step: int, index: int) -> int:
+        """Seed of micro-batch ``index`` of a step; index N is the step as a whole."""
+        return int(np.random.SeedSequence([self.seed, step, index]).generate_state(1)[0])
+
+    # ------------------------------------------------------------------ slides
+    def slides(self, stage: StageConfig) -> list[int]:
+        """Numbers of the slides that a stage trains on.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        entries = self.dataset.entries
+        slides = [i for i, e in enumerate(entries) if e.has_image or not stage.needs_image]
+        if not slides:
+            raise ConfigError(
+                f"stage {stage.name!r} needs images, and no training slide has one; remove the "
+                "stage, or hold out another patient"
+            )
+        return slides
+
+    def mixed_stages(self) -> list[str]:
+        """Stages that read images where there are any, of slides with and without."""
+        kinds = {entry.has_image for entry in self.dataset.entries}
+        return [
+            stage.name
+            for stage in self.stages
+            if len(kinds) == 2 and keys.TERM_PATHWAY in stage.active and not stage.needs_image
+        ]
+
+    def sampler(self, stage: StageConfig) -> RegionSampler:
+        """The sampler of a stage's slides."""
+        if stage.name not in self._samplers:
+            slides, entries = self.slides(stage), self.dataset.entries
+            weight = slide_weights(self.config.weights, entries)
+            self._samplers[stage.name] = RegionSampler(
+                self.config,
+                [entries[i].n_spots for i in slides],
+                seed=zlib.crc32(f"{self.seed}/{stage.name}".encode()),
+                weights=[weight[i] for i in slides],
+            )
+        return self._samplers[stage.name]
+
+    # ------------------------------------------------------------------ reading
+    def epoch(
+        self, stage: StageConfig, epoch: int, first: int, step: int
+    ) -> Generator[StepInput, None, None]:
+        """The steps of an epoch, read ahead in another thread.
+
+        Args:
+            stage: of the curriculum.
+            epoch: of the stage.
+            first: the first step of the epoch that is wanted.
+            step: its number in the whole run.
+        """
+        slides, n = self.slides(stage), self.config.batches_per_step
+
+        def regions_of(place: int) -> np.ndarray:
+            with self._naming([slides[place]]):
+                return self.regions.sampling(slides[place])
+
+        batches = self.sampler(stage).epoch(epoch, regions_of)
+        own = range(self.group.rank, n, self.group.size)
+        wanted = [(one, index) for one in range(first, self.steps(stage)) for index in own]
+
+        def read(place: tuple[int, int]) -> tuple[MicroBatch, list[Share]]:
+            one, index = place
+            shares = [(slides[i], core) for i, core in batches[one * n + index]]
+            return self._read(stage, shares, step + one - first, index), shares
+
+        micros: list[MicroBatch] = []
+        shares: list[Share] = []
+        with closing(read_ahead(wanted, read, self.prefetch)) as read_in:
+            for (one, _), (micro, parts) in zip(wanted, read_in, strict=True):
+                micros.append(micro)
+                shares += parts
+                if len(micros) == len(own):
+                    yield StepInput(micros, shares, self.step_seed(step + one - first, n))
+                    micros, shares = [], []
+
+    def _read(
+        self, stage: StageConfig, shares: Sequence[Share], step: int, index: int
+    ) -> MicroBatch:
+        """One micro-batch."""
+        seed = self.step_seed(step, index)
+        with self._naming([i for i, _ in shares]):
+            micro = read_micro_batch(
+                [i for i, _ in shares],
+                [(self.dataset[i], self.regions.current(i), core) for i, core in shares],
+                self.config.halo,
+                self.objective.views(stage, np.random.default_rng(seed)),
+                index=index,
+                seed=seed,
+            )
+        return micro.pinned() if self.pin else micro
+
+    @contextmanager
+    def _naming(self, slides: Sequence[int]) -> Iterator[None]:
+        """An error in the block names the slides that were read."""
+        try:
+            yield
+        except Exception as error:
+            names = ", ".join(self.dataset.entries[i].slide_id for i in slides)
+            raise ConfigError(f"reading slides {names} failed: {error}") from error
+
+
+def own_micro_batches(batches_per_step: int, group: ProcessGroup) -> int:
+    """Micro-batches of a process in a step, A = N / W.
+
+    Raises:
+        ConfigError: N is no multiple of W.
+    """
+    if batches_per_step % group.size:
+        below = batches_per_step // group.size * group.size
+        valid = [str(n) for n in (below, below + group.size) if n]
+        raise ConfigError(
+            f"sampler.batches_per_step is {batches_per_step}, which {group.size} processes cannot "
+            f"share evenly; set it to a multiple of {group.size}, for example "
+            f"{' or '.join(valid)}, or start another number of processes"
+        )
+    return batches_per_step // group.size

@@ -1,0 +1,173 @@
+"""What micro-batches give to the loss: rows of core spots that can be joined and gathered.
+
+The loss of a step is a function of the union of its micro-batches, so everything in it is made of
+rows: one for each core spot, or one for each micro-batch (the sums of terms that are plain means
+over spots). Slides and regions carry keys that mean the same in every micro-batch, so that the
+parts of a slide, or of a region, find each other wherever they were computed.
+
+Legend: S core spots, B slides of a micro-batch, L region levels, D shared width, V spot-vector
+length, M pathways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibio.batch import SlideBatch
+from hibio.data.collate import collate
+from hibio.data.slide import PreparedSlide
+from hibio.data.views import Views
+from hibio.losses.gather import gather_rows, has_processes, row_counts
+
+#: Name -> rows. Of a spot: ``slide`` (S,) and ``region`` (S, L) keys, ``image`` and ``omics``
+#: (S, D) unit embeddings, ``has_image`` (S,), ``vector`` (S, V), ``xy_um`` (S, 2), ``target``
+#: (S, M), ``view_a`` and ``view_b`` (S, D). Of a micro-batch: ``sum/<term>`` (1, 2), sum and count.
+#: ``micro_of_spot`` (S,) and ``micro`` (1,) are its number in the step.
+Rows = dict[str, Tensor]
+
+DIFFERENTIABLE = ("image", "omics", "view_a", "view_b")
+SUM = "sum/"
+MICRO, MICRO_OF_SPOT = "micro", "micro_of_spot"
+LABELS = 2**32  # region labels of one slide are below this
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One batch of the sampler, on its way to the model.
+
+    Attributes:
+        batch: the spots with their halo.
+        slide_key_B: number of each slide of the batch in the data set.
+        first_region_LB: what was added to a slide's own region labels in this batch.
+        index: number among the micro-batches of the step, 0..N-1.
+        seed: of every random draw made for it.
+    """
+
+    batch: SlideBatch
+    slide_key_B: Tensor
+    first_region_LB: Tensor
+    index: int = 0
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, batch: SlideBatch) -> MicroBatch:
+        """A batch alone: its slides are numbered as they come; draws go on as they are."""
+        n_levels, n_slides = len(batch.region_of_spot_LS), len(batch.slide_ids)
+        device = batch.slide_of_spot_S.device
+        keys_B = torch.arange(n_slides, device=device)
+        return cls(batch, keys_B, keys_B.new_zeros(n_levels, n_slides))
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same with every tensor on ``device``."""
+        return dataclasses.replace(
+            self,
+            batch=self.batch.to(device),
+            slide_key_B=self.slide_key_B.to(device),
+            first_region_LB=self.first_region_LB.to(device),
+        )
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory, from which a GPU copies without waiting."""
+        fields: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in dataclasses.fields(self.batch)
+            if isinstance(value := getattr(self.batch, field.name), Tensor)
+        }
+        return dataclasses.replace(self, batch=dataclasses.replace(self.batch, **fields))
+
+    def identity_rows(self) -> Rows:
+        """``slide``, ``region`` and the micro-batch's number, for its core spots."""
+        core = self.batch.core_S
+        place_S = self.batch.slide_of_spot_S[core]
+        slide_S = self.slide_key_B[place_S]
+        label_LS = self.batch.region_of_spot_LS[:, core] - self.first_region_LB[:, place_S]
+        number = torch.tensor([self.index], device=slide_S.device)
+        return {
+            "slide": slide_S,
+            "region": (slide_S * LABELS + label_LS).T.contiguous(),
+            MICRO_OF_SPOT: number.expand(len(slide_S)),
+            MICRO: number,
+        }
+
+
+def read_micro_batch(
+    slides: Sequence[int],
+    parts: Sequence[tuple[PreparedSlide, np.ndarray, np.ndarray]],
+    hops: int,
+    views: Views | None,
+    *,
+    index: int,
+    seed: int,
+) -> MicroBatch:
+    """Read and join the parts of a micro-batch.
+
+    Args:
+        slides: number of each part's slide in the data set.
+        parts: (slide, regions (L, S), core spots) of each, see :func:`hibio.data.collate.collate`.
+        hops: halo depth.
+        views: what the terms need beside the spots themselves.
+        index: number of the micro-batch in its step.
+        seed: of its draws on the way through the model.
+    """
+    n_labels = [regions.max(axis=1, initial=-1) + 1 for _, regions, _ in parts]
+    first_LB = np.cumsum([np.zeros_like(n_labels[0]), *n_labels[:-1]], axis=0).T
+    return MicroBatch(
+        collate(parts, hops, views),
+        torch.tensor(list(slides)),
+        torch.from_numpy(np.ascontiguousarray(first_LB, dtype=np.int64)),
+        index,
+        seed,
+    )
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Rows of several micro-batches, one after the other."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def leaves(rows: Rows) -> Rows:
+    """The same values, cut off from the model; what is differentiable asks for a gradient."""
+    return {
+        name: value.detach().requires_grad_() if _has_gradient(name) else value.detach()
+        for name, value in rows.items()
+    }
+
+
+def gradient_names(rows: Rows) -> list[str]:
+    """The rows through which a loss reaches the model."""
+    return [name for name in rows if _has_gradient(name)]
+
+
+def _has_gradient(name: str) -> bool:
+    return name in DIFFERENTIABLE or name.startswith(SUM)
+
+
+def gather(rows: Rows) -> Rows:
+    """The rows of all processes, in the order of the micro-batches; see `hibio.losses.gather`."""
+    if not has_processes():
+        return rows
+    device = rows[MICRO].device
+    counts = {
+        False: row_counts(len(rows[MICRO_OF_SPOT]), device),
+        True: row_counts(len(rows[MICRO]), device),
+    }
+    whole = {
+        name: gather_rows(rows[name].contiguous(), counts[_of_micro_batch(name)])
+        for name in sorted(rows)
+    }
+    order = {
+        False: whole[MICRO_OF_SPOT].argsort(stable=True),
+        True: whole[MICRO].argsort(stable=True),
+    }
+    return {name: value[order[_of_micro_batch(name)]] for name, value in whole.items()}
+
+
+def _of_micro_batch(name: str) -> bool:
+    return name == MICRO or name.startswith(SUM)

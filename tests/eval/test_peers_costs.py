@@ -1,0 +1,90 @@
+"""Parameters and wall time of every fitted model stand in results, Markdown and report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from eval.costs import checkpoint_cost, cost_table
+from eval.fold import Cost, Fold, Representation
+from eval.glossary import describe_model, kind_of
+from eval.markdown import write_markdown
+from eval.peers import PEERS
+from eval.report import write_report
+from eval.report.models import models_section
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The parts of a checkpoint that are read."""
+
+    path: Path
+    variant: str
+    model: nn.Module
+
+
+def trained(folder: Path, steps: list[float] | None) -> Trained:
+    (folder / "checkpoint").mkdir(parents=True)
+    if steps is not None:
+        lines = [json.dumps({"step": i, "seconds": s}) for i, s in enumerate(steps)]
+        (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return Trained(folder / "checkpoint", "hibio", nn.Linear(4, 2))
+
+
+def fold(seed: int, seconds: float) -> Fold:
+    peer = Representation("triplex", cost=Cost("TRIPLEX", 100 + seed, seconds))
+    own = Representation("stagate", cost=Cost("STAGATE", 7, 1.0))
+    bare = Representation("coordinates")
+    return Fold("A", seed, np.array(["G"]), (), (), (bare, peer), per_slide=(own,))
+
+
+def test_costs_are_joined_over_folds_and_seeds(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / "0", [1.0, 2.5]), trained(tmp_path / "1", None)]
+    rows = cost_table(runs, [fold(0, 2.0), fold(1, 4.0)])  # type: ignore[arg-type]
+    assert [row["model"] for row in rows] == ["hibio", "triplex", "stagate"]
+    assert rows[0] == {
+        "model": "hibio",
+        "source": "this run",
+        "n_parameters": 10,
+        "fits": 2,
+        "seconds": 3.5,
+    }
+    assert rows[1]["seconds"] == pytest.approx(3.0)
+    assert rows[1]["n_parameters"] == 101
+    assert checkpoint_cost(runs[1]).seconds is None  # type: ignore[arg-type]
+
+
+def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
+    rows = [
+        {"model": "hibio", "source": "this run", "n_parameters": 9, "fits": 1, "seconds": None},
+        {"model": "a<b", "source": "X & Y", "n_parameters": 12345, "fits": 3, "seconds": 61.0},
+    ]
+    results = {"data": {"models": rows}, "tasks": {}, "config": {}}
+    page = write_report(tmp_path / "r.html", results).read_text()
+    for words in ("<h2>Models</h2>", "a&lt;b", "X &amp; Y", "12,345", "1 min 1 s", 'class="self"'):
+        assert words in page
+    text = write_markdown(tmp_path / "r.md", results).read_text()
+    assert "| hibio | this run | 9 | 1 | – |" in text
+    assert "| a<b | X & Y | 12,345 | 3 | 61.0 |" in text
+    assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
+    assert "No cost of a model" in models_section({"data": {}})
+
+
+def test_every_peer_is_described_and_is_a_baseline() -> None:
+    for name in PEERS:
+        assert describe_model(name), name
+        assert kind_of(name).name == "baseline"
+    assert "plain contrastive" not in describe_model("omiclip")
+    assert describe_model("mlp_regression").startswith("predicts expression")
+
+
+def test_the_document_lists_every_peer_and_its_source() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "baselines.md").read_text()
+    for name, peer in PEERS.items():
+        assert f"| `{name}` |" in document
+        assert peer.source.partition(",")[0] in document
