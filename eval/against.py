@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> str:
         raise ConfigError("--against needs two runs; give another one, or --checkpoint")
     paths = [*given, *others]
     labels = labels_of(paths)
+    _refuse_unused(given, others, options)
     for path in paths:
         if _results_folder(path) is None:
             find_checkpoints(path)  # before hours of measuring the others
@@ -152,6 +153,24 @@ def labels_of(paths: Sequence[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return ["/".join(p) for p in parts]
+
+
+def _refuse_unused(
+    given: Sequence[Path], others: Sequence[Path], options: argparse.Namespace
+) -> None:
+    """What would not be read, and a results file that would be written over."""
+    folders = [_results_folder(path) for path in others]
+    if not given and None not in folders and (options.tasks or options.peers != "none"):
+        raise ConfigError(
+            "--tasks and --peers say what is measured, but every run has its results.json already; "
+            "leave them out (--metrics chooses what is compared)"
+        )
+    out = options.out.resolve()
+    if given and any(folder is not None and folder.resolve() == out for folder in folders):
+        raise ConfigError(
+            f"{options.out} holds the results of a run of --against, which those of --checkpoint "
+            "would take the place of; give another --out"
+        )
 
 
 def _results_folder(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from eval.baselines import baselines, random_sets
+from eval.baselines import baselines, random_sets, raw_features
 from eval.embed import Checkpoint, load_checkpoint
 from eval.fold import Fold, Representation, SlideData
 from eval.hidden_genes import hide, with_representations
@@ -24,6 +24,7 @@ from hibio.slide_regions import slide_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
+EXPRESSION = "expression"  # the task that puts the stored image features beside an embedding
 IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
 
 
@@ -102,8 +103,7 @@ def assemble(
     random = None
     if with_baselines:
         features = stored_features(every, group.main.image)
-        held_out = test if train else ()
-        models += baselines(fitted_on, held_out, artifacts.factors, features)
+        models += baselines(fitted_on, test if train else (), artifacts.factors, features)
         if artifacts.database is not None:
             idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
             random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
@@ -127,7 +127,19 @@ def assemble(
         random_sets=random,
         factors=artifacts.factors,
         hidden=hidden,
+        raw_features=None if with_baselines else _beside(group, every, (*train, *test), tasks),
     )
+
+
+def _beside(
+    group: JobGroup,
+    entries: Sequence[SlideEntry],
+    slides: Sequence[SlideData],
+    tasks: Collection[str],
+) -> Representation | None:
+    """Stored image features for read-outs of expression, where no baseline brings them."""
+    features = stored_features(entries, group.main.image) if EXPRESSION in tasks else None
+    return None if features is None else raw_features(slides, features)
 
 
 def _split_entries(

@@ -18,6 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from hibio import keys
+from hibio.checkpoint_files import ARTIFACTS, WEIGHTS, find_checkpoint
 from hibio.config import ConfigError
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
@@ -62,7 +63,7 @@ class Checkpoint:
     def sha256(self) -> str:
         """Hash of the weights and the artifacts."""
         digest = hashlib.sha256()
-        for name in ("model.safetensors", "artifacts.h5"):
+        for name in (WEIGHTS, ARTIFACTS):
             digest.update((self.path / name).read_bytes())
         return digest.hexdigest()
 
@@ -88,14 +89,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoints(path: Path) -> list[Path]:
-    """The checkpoint folders at or below ``path``, sorted.
+    """The newest checkpoint of every run folder at or below ``path``, sorted.
 
     Raises:
         ConfigError: there is none.
     """
-    if (path / "model.safetensors").is_file():
+    if (path / WEIGHTS).is_file():
         return [path]
-    found = sorted(p.parent for p in path.glob("**/checkpoint/model.safetensors"))
+    folders = {weights.parent.parent for weights in path.glob(f"**/checkpoint*/{WEIGHTS}")}
+    found = sorted(one for folder in folders if (one := find_checkpoint(folder)) is not None)
     if not found:
         raise ConfigError(
             f"{path}: no checkpoint there or below; give the folder that `hibio train` wrote"

@@ -69,6 +69,8 @@ class Fold:
         hidden: genes to impute, and every representation without them, or None.
         per_slide: models fitted anew on every slide, each in a space of its own; only tasks that
             stay within a slide can score them.
+        raw_features: stored image features, which read-outs of expression put beside an embedding;
+            scored only where ``models`` has them too. None: those in ``models``, if any.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Fold:
     factors: Any = field(default=None, repr=False)
     hidden: "HiddenGenes | None" = field(default=None, repr=False)
     per_slide: tuple[Representation, ...] = ()
+    raw_features: Representation | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for slide in (*self.train, *self.test):

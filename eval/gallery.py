@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eval.assemble import JobGroup
 from eval.embed import embed_slide
@@ -28,6 +28,8 @@ from eval.readouts import RidgeConfig, centre, zscore_mean
 from eval.tasks.domains import DomainsConfig, cluster, smooth
 from eval.tasks.image_probe import ImageProbe, split_rows
 from eval.tasks.pathway_query import Query
+from hibio.checkpoint_files import TRAINER, load_trainer_state
+from hibio.config import ConfigError
 from hibio.data.splits import SlideEntry
 from hibio.training_log import read_log
 from preprocessing.store import SlideStore
@@ -100,16 +102,19 @@ def _regions(group: JobGroup, entry: SlideEntry, title: str) -> Figure:
 
 def _history(checkpoint: Path, entries: Sequence[SlideEntry]) -> list[Figure]:
     """How the middle level of one training slide changed over the rebuilds."""
-    path = checkpoint / "trainer.pt"
-    if not path.is_file():
+    if not (checkpoint / TRAINER).is_file():
         return []
-    regions = torch.load(path, map_location="cpu", weights_only=True)["regions"]
-    rebuilt = {name: value for name, value in regions.items() if len(value) > 1}
+    try:
+        regions = load_trainer_state(checkpoint)["regions"]
+    except ConfigError as error:
+        warnings.warn(f"the figure of the regions over rebuilds is left out: {error}", stacklevel=2)
+        return []
+    stores = {entry.slide_id: entry.path for entry in entries}
+    rebuilt = {name: one for name, one in regions.items() if len(one) > 1 and name in stores}
     if not rebuilt:
         return []
-    name = sorted(rebuilt)[0]
-    entry = next(e for e in entries if e.slide_id == name)
-    with SlideStore(entry.path) as store:
+    name = min(rebuilt)
+    with SlideStore(stores[name]) as store:
         xy = store.xy_px0
     history = rebuilt[name][:, rebuilt[name].shape[1] // 2].numpy()
     title = f"Regions of the training slide {name} over rebuilds"

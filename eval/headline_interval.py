@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,19 @@ def headline_interval(
     low, high = bootstrap_ci([float(value) for _, value in parts], units, LEVEL)
     if not np.isfinite([low, high]).all():
         return None
-    return HeadlineInterval(low, high, f"{len(set(units))} {'folds' if pooled else 'slides'}")
+    return HeadlineInterval(low, high, f"{len(set(units))} {unit_kind(entry, names)}")
+
+
+def unit_kind(entry: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What the units of a metric are: folds, patients or slides.
+
+    Args:
+        entry: the metric, whose ``unit`` says "per test patient" where values are of patients.
+        names: of the units; ``pooled`` where all slides of a fold give one value.
+    """
+    if set(names) == {"pooled"}:
+        return "folds"
+    return "patients" if "per test patient" in str(entry.get("unit", "")) else "slides"
 
 
 def _mean(entry: Mapping[str, Any] | None) -> float | None:

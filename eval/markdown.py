@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +104,24 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
     return path
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts, all columns to the left."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
 def _facts(data: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
     """Parameters and the mean wall time of a fit, a row a model."""
-    lines = ["| model | source | parameters | fits | seconds a fit |", "|---" * 5 + "|"]
+    shown = []
     for row in rows:
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
         size = f"{row['n_parameters']:,}"
-        lines.append(f"| {row['model']} | {row['source']} | {size} | {row['fits']} | {seconds} |")
-    return "\n".join(lines)
+        shown.append((row["model"], row["source"], size, str(row["fits"]), seconds))
+    return markdown_table(("model", "source", "parameters", "fits", "seconds a fit"), shown)
 
 
 def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
@@ -125,12 +131,9 @@ def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
 
 def _summary(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
     names = [m for m in result["models"] if any(m in _models_with(result, x) for x in metrics)]
-    lines = ["| model | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for name in names:
-        cells = [_cell(result["models"][name].get(metric)) for metric in metrics]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    chance = [_chance(result, metric) for metric in metrics]
-    return "\n".join([*lines, "| *chance* | " + " | ".join(chance) + " |"])
+    rows = [[n, *(_cell(result["models"][n].get(metric)) for metric in metrics)] for n in names]
+    rows.append(["*chance*", *(_chance(result, metric) for metric in metrics)])
+    return markdown_table(["model", *metrics], rows)
 
 
 def _intervals(result: Mapping[str, Any], metric: str) -> str:
@@ -160,14 +163,12 @@ def _values(result: Mapping[str, Any], metric: str) -> str:
     """Every value of one metric: rows are fold/seed/unit, columns are models."""
     names = _models_with(result, metric)
     keys = sorted({key for name in names for key in result["models"][name][metric]["keys"]})
-    lines = [f"Every value of `{metric}` (fold/seed/unit):", ""]
-    lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for key in keys:
-        row = []
-        for name in names:
-            entry = result["models"][name][metric]
-            at = dict(zip(entry["keys"], entry["values"], strict=True))
-            value = at.get(key)
-            row.append("–" if value is None else f"{value:.3f}")
-        lines.append(f"| {key} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    entries = [result["models"][name][metric] for name in names]
+    known = [dict(zip(entry["keys"], entry["values"], strict=True)) for entry in entries]
+    rows = [[key, *(_value(at.get(key)) for at in known)] for key in keys]
+    title = f"Every value of `{metric}` (fold/seed/unit):"
+    return f"{title}\n\n{markdown_table(['', *names], rows)}"
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

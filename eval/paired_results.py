@@ -1,7 +1,7 @@
 """Two results files, paired by fold x seed x slide: differences, intervals, corrected p values.
 
-A unit is a slide (its seeds and label columns averaged), or a fold where a metric is pooled over
-the slides of a fold. Shapes: U units.
+A unit is a slide or, in annotation, a patient (seeds, label columns and draws averaged), or a fold
+where a metric is pooled over the slides of a fold. Shapes: U units.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from eval.fingerprint import differences
 from eval.fold import FoldError
 from eval.glossary import HIBIO, lower_is_better
+from eval.headline_interval import unit_kind
 from eval.intervals import holm, paired_bootstrap
 from eval.report.headline import MIN_FOLDS, values_by_key
 
@@ -46,7 +47,7 @@ class Compared:
         high: upper end.
         p: of no difference, by random signs over the units.
         corrected: the same after Holm over all comparisons of the report.
-        unit: slides or folds.
+        unit: slides, patients or folds.
         units: U.
         folds: folds that the units come from.
         wins: folds in which the first is better.
@@ -191,7 +192,7 @@ def compare_metric(
         high=found.high,
         p=found.p,
         corrected=math.nan,
-        unit="folds" if all(unit == "pooled" for _, unit in one) else "slides",
+        unit=unit_kind(sides[0], [unit for _, unit in one]),
         units=found.units,
         folds=len(gain),
         wins=sum(float(np.mean(values)) > 0 for values in gain.values()),

@@ -63,12 +63,13 @@ def evaluate(
         if beside:
             features = stored_features(_of_fold(entries, fold), group.main.image)
             fold = with_peers(fold, beside, features, seedless=first)
-        folds.setdefault(group.fold, []).append(fold)
         for name, task in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
             with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
                 results.append(task.run(fold, task.config()))
             bar.update()
+        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # nobody reads them again
+        folds.setdefault(group.fold, []).append(kept)
     bar.close()
     for name, task in chosen:
         if task.pooled:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hibio.ablation_arguments import add_ablation_arguments
 from hibio.evaluation_arguments import add_evaluation_commands
+from hibio.simulation_arguments import add_simulation_arguments
 
 Commands = Mapping[str, Callable[[argparse.Namespace], int]]
 
@@ -61,27 +62,7 @@ def _add_data_commands(actions: argparse._SubParsersAction, commands: Commands) 
         "write a cohort with planted truth as real files",
         "hibio simulate --out cohort --slides 8 --patients 4",
     )
-    p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--slides", type=int, default=8, metavar="N", help="slides (default 8)")
-    p.add_argument("--patients", type=int, default=4, metavar="N", help="patients (default 4)")
-    p.add_argument("--spots", type=int, default=300, metavar="N", help="spots a slide, about (300)")
-    p.add_argument("--genes", type=int, default=800, metavar="N", help="genes (default 800)")
-    p.add_argument("--seed", type=int, default=0, metavar="N")
-    p.add_argument(
-        "--signal",
-        type=float,
-        default=0.8,
-        metavar="X",
-        help="share of the picture that expression drives, 0 (independent) to 1 (default 0.8)",
-    )
-    p.add_argument(
-        "--outcome-effect",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="share of the tissue that a planted niche takes in patients with outcome 1 (default "
-        "0: the outcome is independent of the tissue); 0.2 is found well",
-    )
+    add_simulation_arguments(p)
     p = _command(
         actions,
         commands,

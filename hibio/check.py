@@ -85,7 +85,7 @@ def _check_model(path: Path) -> Finding:
 
 
 def _check_trainer(path: Path) -> Finding:
-    from hibio.training.checkpoint import load_trainer_state
+    from hibio.checkpoint_files import load_trainer_state
 
     try:
         finished = load_trainer_state(path)["finished"]

@@ -22,6 +22,8 @@ from preprocessing.atomic import atomic_path
 from preprocessing.file_hash import file_sha256
 from preprocessing.store.outside_data import outside_data
 
+#: Of a run folder: the newest checkpoint, and the one before it.
+NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
 CHECKSUMS = "checksums.json"
 CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
 TRAINER, BANK = "trainer.pt", "bank.h5"
@@ -33,6 +35,9 @@ UNVERIFIED = (
 )
 #: Of the folder as a whole: which files there are and what they are called. 0 had no checksums.
 SCHEMA_VERSION = 1
+#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
+#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
+STATE_VERSION = 1
 
 
 class DamagedError(ConfigError):
@@ -61,6 +66,14 @@ class FileSum:
     def of(cls, path: Path) -> FileSum:
         """Of a file as it is now."""
         return cls(path.stat().st_size, file_sha256(path))
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder by name, or None; its bytes are not looked at."""
+    for name in (NAME, PREVIOUS):
+        if (folder / name / WEIGHTS).is_file():
+            return folder / name
+    return None
 
 
 def write_checksums(checkpoint: Path) -> None:
@@ -211,3 +224,31 @@ def refuse_outside_data(file: h5py.File) -> None:
         raise ConfigError(
             f"{file.filename}: {found}; HiBio writes no such file, so do not use this checkpoint"
         )
+
+
+def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """State of the trainer, compared with its checksum, without unpickling code.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or of a newer HiBio.
+    """
+    import torch
+
+    path = checkpoint / TRAINER
+    if not path.is_file():
+        raise ConfigError(f"{checkpoint}: no {TRAINER}, so this run cannot be resumed")
+    verify_file(path)
+    try:
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        version = int(state.get("schema_version", 0))
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: damaged ({type(error).__name__}), so this run cannot be resumed; use the "
+            ".previous sibling, or remove the checkpoint and train again"
+        ) from error
+    if version > STATE_VERSION:
+        raise ConfigError(
+            f"{path}: trainer state {version}, this HiBio reads up to {STATE_VERSION}; update "
+            "HiBio, or resume with the version that wrote it"
+        )
+    return {**state, "schema_version": version}

@@ -79,6 +79,8 @@ def simulate(options: argparse.Namespace) -> int:
         n_genes=options.genes,
         seed=options.seed,
         signal=options.signal,
+        contiguity=options.contiguity,
+        overlap=options.overlap,
         outcome_effect=options.outcome_effect,
     )
     path = simulate_cohort(options.out, programmes, config)

@@ -24,6 +24,15 @@ Layer = tuple[str, Mapping[str, Any]]
 #: Values in one file, aliases written out; a bomb has billions.
 LARGEST = 100_000
 
+#: Keys of an older HiBio -> what to do; the settings of its runs have them.
+RENAMED: dict[tuple[str, ...], str] = {
+    ("optim", "amp"): (
+        "a key of an older HiBio; write optim.precision: auto | fp32 | bf16 instead. A run that it "
+        "began embeds and evaluates as it is, and cannot be trained on: train again in another "
+        "folder (--set out=DIR)"
+    ),
+}
+
 _ABSENT = object()
 
 
@@ -118,7 +127,9 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
         return build_section(cls, data)
     except SchemaError as problem:
         source = _source_of(layers, problem.key) or name
-        raise ConfigError(f"{source}: {problem}") from problem
+        renamed = RENAMED.get(problem.key)
+        told = f"{problem}" if renamed is None else f"{dotted(problem.key)}: {renamed}"
+        raise ConfigError(f"{source}: {told}") from problem
 
 
 def load_section(cls: type[C], path: str | Path, key: str) -> C:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hibio.artifacts import Artifacts
+from hibio.checkpoint_files import find_checkpoint, load_trainer_state
 from hibio.config import ConfigError, merge, to_dict
 from hibio.data.splits import (
     SlideEntry,
@@ -19,7 +20,7 @@ from hibio.data.splits import (
 )
 from hibio.run_config import MAIN_VARIANT, RunConfig
 from hibio.schema import SchemaError, build_section
-from hibio.training.checkpoint import find_checkpoint, load_trainer_state, whole_checkpoint
+from hibio.training.checkpoint import whole_checkpoint
 from preprocessing.run import stores_in
 
 
@@ -36,6 +37,11 @@ class Job:
     def name(self) -> str:
         """variant/fold-X/seed-N."""
         return "/".join(self.folder.parts[-3:])
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a checkpoint."""
+        return find_checkpoint(self.folder) is not None
 
     @property
     def finished(self) -> bool:
@@ -111,4 +117,23 @@ def refuse_seen(artifacts: Artifacts, split: Split, start: Path | None) -> None:
             f"model.omics.init_from: {start} was trained on {len(seen)} test slides of fold "
             f"{split.name} ({', '.join(sorted(seen)[:4])}); give a checkpoint of the same fold, "
             "e.g. runs/heist/hibio/fold-{fold}/seed-{seed}/checkpoint"
+        )
+
+
+def refuse_other_slides(checkpoint: Path, artifacts: Artifacts, split: Split) -> None:
+    """A resumed job goes on with the slides that it began with: its batches are drawn from them.
+
+    Raises:
+        ConfigError: training slides that came or went since.
+    """
+    began, now = set(artifacts.train_slides), {entry.slide_id for entry in split.train}
+    changed = [
+        f"{len(names)} {word} ({', '.join(sorted(names)[:4])})"
+        for word, names in (("gone", began - now), ("new", now - began))
+        if names
+    ]
+    if changed:
+        raise ConfigError(
+            f"{checkpoint} was trained on other slides: {' and '.join(changed)} in data.stores; "
+            "put back what was there, or train in another folder with --set out=DIR"
         )

@@ -36,11 +36,14 @@ class _Network:
         other = near != node
         return near[other].tolist(), weight[other].tolist()
 
-    def links(self, node: int, label: NDArray[np.int64]) -> dict[int, float]:
-        """Weight from a node to each community among its neighbours."""
+    def links(
+        self, node: int, label: NDArray[np.int64], within: NDArray[np.int64] | None = None
+    ) -> dict[int, float]:
+        """Weight from a node to each label among its neighbours (of its own part of ``within``)."""
         found: dict[int, float] = {}
         for near, weight in zip(*self.neighbours(node), strict=True):
-            found[int(label[near])] = found.get(int(label[near]), 0.0) + weight
+            if within is None or within[near] == within[node]:
+                found[int(label[near])] = found.get(int(label[near]), 0.0) + weight
         return found
 
 
@@ -149,8 +152,8 @@ def _refine(
         if not alone[node] or not well_connected(node, community):
             continue
         best, gain, linked_best = node, 0.0, 0.0
-        for other, linked in network.links(node, np.where(label == community, part, -1)).items():
-            if other in (-1, node) or not well_connected(other, community):
+        for other, linked in network.links(node, part, within=label).items():
+            if other == node or not well_connected(other, community):
                 continue
             found = linked - network.factor * network.strength[node] * size[other]
             if found > gain:

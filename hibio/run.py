@@ -12,21 +12,16 @@ import torch
 
 from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
 from hibio.bank import build_bank, write_bank
-from hibio.checkpoint_files import BANK, DamagedError, add_checksum, verify_file
+from hibio.checkpoint_files import BANK, NAME, DamagedError, add_checksum, verify_file
 from hibio.config import ConfigError, dump_config
 from hibio.data.dataset import SlideDataset
 from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
 from hibio.data.slide import PATCHES
-from hibio.jobs import Job, expand, refuse_seen, split_of, start_of
+from hibio.jobs import Job, expand, refuse_other_slides, refuse_seen, split_of, start_of
 from hibio.model import HiBio, ModelConfig
 from hibio.provenance import write_provenance
 from hibio.run_config import MAIN_VARIANT, DataConfig, RunConfig
-from hibio.training.checkpoint import (
-    NAME,
-    find_checkpoint,
-    load_newest,
-    refuse_other_settings,
-)
+from hibio.training.checkpoint import load_newest, refuse_other_settings
 from hibio.training.engine import build_engine
 from hibio.training.engine.base import choose_device
 from hibio.training.objective import Objective
@@ -110,6 +105,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     start = start_of(job)
     artifacts = fitted(job, group) if saved is None else saved.artifacts
     refuse_seen(artifacts, split, start)
+    if saved is not None:
+        refuse_other_slides(saved.path, artifacts, split)
     image = config.model.vision.image_input(config.data.image)
     dataset = SlideDataset(
         split.train, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
@@ -268,7 +265,7 @@ def _train_all(config: RunConfig, resume: bool) -> list[Path]:
     jobs = expand(config)
     single = any(job.config.optim.uses_deepspeed for job in jobs)
     group = start_processes(config.device, single=single)
-    started = [job for job in jobs if find_checkpoint(job.folder) is not None]
+    started = [job for job in jobs if job.started]
     if started and not resume:
         raise ConfigError(
             f"{config.out} already holds {len(started)} checkpoint(s), e.g. {started[0].name}; "

@@ -54,7 +54,7 @@ LAYERS = (
         "hibio.torchvision_ops",
         "hibio.training_log",
     ),
-    ("hibio.schema", "hibio.ablation_arguments"),
+    ("hibio.schema", "hibio.ablation_arguments", "hibio.simulation_arguments"),
     ("pathways", "preprocessing"),
 )
 #: What a part must not import, although it stands lower or belongs to others.

@@ -5,7 +5,7 @@ A finding is a leak, or something that could not be checked; nothing is passed o
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,11 +54,13 @@ class Corpus:
         name: of the checkpoint.
         slides: ids of the slides of its training and of its warm start.
         keys: slide -> sorted keys of its spots' counts, of those whose stores are at hand.
+        patients: patient -> one of their slides, of the same.
     """
 
     name: str
     slides: tuple[str, ...]
     keys: Mapping[str, np.ndarray]
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def patients_of(task: BenchTask, folder: Path, table: Path | None = None) -> dict[str, str]:
@@ -131,7 +133,7 @@ def audit_task(
                 pair = (test, train)
                 findings += _pair(task, split.name, pair, facts, patients)
     for corpus in corpora:
-        findings += _pretraining(task, facts, corpus)
+        findings += _pretraining(task, facts, patients, corpus)
     return findings
 
 
@@ -147,13 +149,15 @@ def corpus_of(name: str, slides: Iterable[str], stores: Path | None) -> tuple[Co
         The corpus, and the slides whose content cannot be compared.
     """
     keys: dict[str, np.ndarray] = {}
+    patients: dict[str, str] = {}
     listed = tuple(dict.fromkeys(slides))
     for path in [] if stores is None else stores_in(stores):
         with SlideStore(path) as store:
             if store.slide_id in listed and store.has_counts:
                 found = spot_keys(store.counts().astype(np.float64), store.gene_names)
                 keys[store.slide_id] = np.unique(found[found > 0])
-    return Corpus(name, listed, keys), [slide for slide in listed if slide not in keys]
+                patients.setdefault(store.patient_id, store.slide_id)
+    return Corpus(name, listed, keys, patients), [slide for slide in listed if slide not in keys]
 
 
 def shared_part(own: np.ndarray, others: np.ndarray) -> float:
@@ -198,9 +202,12 @@ def _unknown_patients(task: BenchTask, patients: Mapping[str, str]) -> list[Find
 
 
 def _pretraining(
-    task: BenchTask, facts: Mapping[str, SampleFacts], corpus: Corpus
+    task: BenchTask,
+    facts: Mapping[str, SampleFacts],
+    patients: Mapping[str, str],
+    corpus: Corpus,
 ) -> list[Finding]:
-    """Test samples that a checkpoint has seen, by id and by content."""
+    """Test samples that a checkpoint has seen, by id, by content and by patient."""
     found = []
     tested = {s.sample_id for split in task.splits for s in split.test}
     for name in sorted(tested):
@@ -220,6 +227,12 @@ def _pretraining(
             text = (
                 f"{corpus.name} was trained on slide {best}, which has {100 * alike[best]:.0f} % "
                 f"of the spots of test sample {name}"
+            )
+            found.append(Finding("leak", "pretraining", task.name, "", text))
+        elif patients.get(name) in corpus.patients:
+            text = (
+                f"{corpus.name} was trained on slide {corpus.patients[patients[name]]} of patient "
+                f"{patients[name]!r}, whom test sample {name} is of"
             )
             found.append(Finding("leak", "pretraining", task.name, "", text))
     return found

@@ -26,11 +26,13 @@ from hibio.backbones.resolve import resolve_backbone
 from hibio.config import ConfigError
 from hibio.data.counts import ArrayCounts
 from hibio.data.slide import PATCHES, PreparedSlide, expression_slide, standardise_columns
+from hibio.data.slide_image import colour_statistics
 from preprocessing.errors import DataError
 from preprocessing.file_hash import file_sha256
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
 from preprocessing.patches import iter_patches
 from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.slide_stain import StainMethod, stain_normaliser
 from preprocessing.slides.hest import HestPatches, hest_coordinates
 
 HANDCRAFTED = "handcrafted"
@@ -153,6 +155,13 @@ class ImageTower:
                 f"{checkpoint.path}: trained on patches {trained:g} um wide, the benchmark has "
                 f"{PATCH_UM:g} um; train on stores prepared with --patch-um {PATCH_UM:g}"
             )
+        read = checkpoint.image_input
+        if read is not None and read.context:
+            raise ConfigError(
+                f"{checkpoint.path}: it reads wider patches too (model.vision.context: patch) "
+                "and the benchmark has none; train with model.vision.context: none"
+            )
+        self.stain: StainMethod = "none" if read is None else read.stain
         self.checkpoint, self.features = checkpoint, features
         self.name = checkpoint.variant
         self.origin: Mapping[str, Any] = {
@@ -182,20 +191,28 @@ class ImageTower:
             values = standardise_columns(self.features.encode(patches, barcodes))
             return dataclasses.replace(slide, features_SF=values)
         read = PatchReader(patches)
-        sample = np.unique(np.linspace(0, len(barcodes) - 1, min(len(barcodes), 64)).astype(int))
-        pixels = read(sample).reshape(-1, 3).astype(np.float32) / 255.0
+        chosen = np.unique(np.linspace(0, len(barcodes) - 1, min(len(barcodes), 64)).astype(int))
+        sample = read(chosen)
+        normaliser = stain_normaliser(self.stain, sample)
+        own = {
+            "path": patches,
+            "use_patches": True,
+            "stain": self.stain,
+            "normaliser": None if self.stain == "none" else normaliser,
+            "stain_6": colour_statistics(normaliser(sample)),
+        }
         known = {f.name: getattr(slide, f.name) for f in dataclasses.fields(slide)}
-        stain = np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
-        return _PatchSlide(**{**known, "path": patches, "use_patches": True, "stain_6": stain})
+        return _PatchSlide(**{**known, **own})
 
 
 class _PatchSlide(PreparedSlide):
     """A slide whose patches lie in a file of HEST; ``path`` is that file."""
 
     def patches(self, spots: np.ndarray) -> np.ndarray:
-        """Patches of ``spots``, uint8 (n, px, px, 3)."""
+        """Patches of ``spots``, uint8 (n, px, px, 3), in the stain that was asked for."""
         assert self.path is not None
-        return PatchReader(self.path)(spots)
+        pictures = PatchReader(self.path)(spots)
+        return pictures if self.normaliser is None else self.normaliser(pictures)
 
 
 def device_of(name: str) -> str:

@@ -32,6 +32,7 @@ from eval.hest_bench.scores import FoldData, FoldScores, score_fold
 from eval.hest_bench.table import add_scores, published_summary, write_tables
 from eval.report import write_report
 from eval.results import ResultTable, write_results
+from hibio.config import ConfigError
 from hibio.provenance import provenance
 from preprocessing.errors import DataError
 
@@ -84,6 +85,7 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
         ConfigError: an encoder or checkpoint cannot be used.
     """
     config = config or HestBenchConfig()
+    _refuse_unused(config)
     started = time.perf_counter()
     tasks = read_tasks(folder, config.tasks)
     checkpoint = None
@@ -115,6 +117,23 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
     body = write_results(out / "results.json", config, data, results)
     write_report(out / "report.html", body, title="HEST-Bench")
     return write_tables(out / "results.md", tasks, [s.name for s in sources], scores, findings)
+
+
+def _refuse_unused(config: HestBenchConfig) -> None:
+    """Options that nothing would read."""
+    frozen = [name for name in config.encoders if not name.startswith(HANDCRAFTED)]
+    if config.checkpoint is None:
+        if config.stores is not None:
+            raise ConfigError(
+                "--stores says what a checkpoint was trained on; give --checkpoint too"
+            )
+        if config.weights is not None and (config.embeddings is not None or not frozen):
+            raise ConfigError("--weights are of a frozen backbone, and none is computed here")
+    if config.weights is not None and config.embeddings is None and len(frozen) > 1:
+        raise ConfigError(
+            f"--weights is one file, but {', '.join(frozen)} are several backbones; run them one "
+            "by one into the same --out: their embeddings are kept"
+        )
 
 
 def _refuse_leaks(findings: Sequence[Finding]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from eval.hest_bench.audit import Finding
 from eval.hest_bench.layout import BenchTask
 from eval.hest_bench.scores import FoldScores
+from eval.markdown import markdown_table
 from eval.results import ResultTable
 from preprocessing.atomic import atomic_path
 
@@ -93,10 +94,10 @@ def write_tables(
     parts = ["# HEST-Bench", READING]
     for task in tasks:
         rows = [_row(model, scores[task.name, model]) for model in models]
-        parts += [f"## {task.name}, {len(task.splits)} folds", _table(rows)]
+        parts += [f"## {task.name}, {len(task.splits)} folds", markdown_table(HEAD, rows)]
     if len(tasks) > 1:
         rows = [_average(model, [scores[task.name, model] for task in tasks]) for model in models]
-        parts += [f"## Average over {len(tasks)} tasks", _table(rows)]
+        parts += [f"## Average over {len(tasks)} tasks", markdown_table(HEAD, rows)]
     audit = [f"- {finding}" for finding in findings] or ["- nothing found"]
     parts += ["## Leakage audit", "\n".join(audit)]
     text = "\n\n".join(parts) + "\n"
@@ -135,8 +136,3 @@ def _cells(values: Sequence[float]) -> list[str]:
 
 def _shown(value: float | np.floating) -> str:
     return f"{value:.4f}" if np.isfinite(value) else "undefined"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.figures.differences import difference_plot
 from eval.glossary import lower_is_better
+from eval.markdown import markdown_table
 from eval.paired_results import Compared, Results
 from eval.report.markup import (
     Html,
@@ -96,10 +97,9 @@ def write_comparison(
 
 def markdown(runs: Sequence[Results], found: Sequence[Compared], notes: Sequence[str]) -> str:
     """The same table as Markdown."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    lines += ["| " + " | ".join(_cells(one)) + " |" for one in found]
+    shown = markdown_table(HEAD, [_cells(one) for one in found])
     parts = [f"# {runs[0].label} against {', '.join(run.label for run in runs[1:])}", READING]
-    return "\n\n".join([*parts, "\n".join(lines), *(f"- {note}" for note in notes)]) + "\n"
+    return "\n\n".join([*parts, shown, *(f"- {note}" for note in notes)]) + "\n"
 
 
 def _cells(one: Compared) -> list[str]:

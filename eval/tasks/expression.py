@@ -33,8 +33,8 @@ class ExpressionConfig:
         min_detected: share of training spots in which a target should be detected.
         ridge: PCA and ridge.
         bleep_k: training spots in the retrieval mean.
-        raw: name of the model whose features stand beside the embedding in ``both``.
-        only: models that are scored; the others may only stand beside them. Empty: all.
+        raw: name of the model whose features stand beside the embedding in ``both``; where no model
+            has it, ``Fold.raw_features`` do.
     """
 
     n_genes: tuple[int, ...] = (50, 200)
@@ -42,7 +42,6 @@ class ExpressionConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     bleep_k: int = 50
     raw: str = "raw_features"
-    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,20 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
         table.note(f"fold {fold.name}: no training or no test slide with an image; not run")
         return table.result()
     probes = {m.name: ImageProbe.of(fold, m) for m in fold.models if m.image is not None}
+    raw = probes.get(config.raw)
+    if raw is None and fold.raw_features is not None:
+        raw = ImageProbe.of(fold, fold.raw_features)
     direct = [m for m in fold.models if m.prediction is not None]
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
         for name, probe in probes.items():
-            if config.only and name not in config.only:
-                continue
-            for suffix, parts in _predictions(probe, targets, probes.get(config.raw), config):
+            for suffix, parts in _predictions(probe, targets, raw, config):
                 own = fold.model(name).prediction is not None and not suffix
                 _add(table, fold, (name, "_ridge" if own else suffix, targets), parts)
         for model in direct:
-            if not config.only or model.name in config.only:
-                rows = model.predicted(fold.paired_test, targets.genes)
-                _add(table, fold, (model.name, "", targets), [stack(rows)])
-    if config.raw not in probes:
+            rows = model.predicted(fold.paired_test, targets.genes)
+            _add(table, fold, (model.name, "", targets), [stack(rows)])
+    if raw is None:
         table.note(f"no model {config.raw!r}: the read-outs 'both' and 'combined' are left out")
     return table.result(fold.models)
 

@@ -10,7 +10,6 @@ import dataclasses
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -24,15 +23,12 @@ from eval.hidden_genes import hide, with_representations
 from eval.model_names import NO_FOLD
 from eval.results import TaskResult
 from eval.tasks import find_task
-from eval.tasks.expression import ExpressionConfig
 from hibio.ablation.plan import GridJob
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
 from hibio.data.splits import SlideEntry
 from hibio.jobs import split_of
 from hibio.run import fitted
-
-EXPRESSION = "expression"
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,9 @@ def measure(
     started = time.perf_counter()
     row = checkpoint.variant
     models = representations(checkpoint, ruler.entries, ruler.artifacts)
-    fold = dataclasses.replace(ruler.fold, seed=checkpoint.seed, models=tuple(models))
+    fold = dataclasses.replace(
+        ruler.fold, seed=checkpoint.seed, models=tuple(models), raw_features=ruler.raw
+    )
     if fold.hidden is not None:
         hidden = with_representations(
             fold.hidden, [checkpoint], ruler.entries, ruler.artifacts, with_baselines=False
@@ -117,14 +115,9 @@ def measure(
         fold = dataclasses.replace(fold, hidden=hidden)
     results = []
     for name in _bar(tasks):
-        beside = fold
-        config: Any = find_task(name).config()
-        if name == EXPRESSION:
-            config = ExpressionConfig(only=(row,))
-            raw = () if ruler.raw is None else (ruler.raw,)
-            beside = dataclasses.replace(fold, models=(*fold.models, *raw))
+        task = find_task(name)
         with threadpool_limits(1):
-            result = find_task(name).run(beside, config)
+            result = task.run(fold, task.config())
         own = {model: values for model, values in result.models.items() if model == row}
         results.append(TaskResult(name, own, result.notes))
     return results, time.perf_counter() - started

@@ -10,6 +10,7 @@ import pandas as pd
 
 from eval.figures.canvas import Figure
 from eval.glossary import lower_is_better
+from eval.markdown import markdown_table
 from eval.report.markup import Html, details, heading_row, join, number, paragraph, table, tag, text
 from eval.report.page import figures_section, page
 from eval.results import Metric, TaskResult, write_results
@@ -109,6 +110,10 @@ def _title(cell: str, task: str, metric: str) -> str:
     return f"{task}: {metric} ({better} is better){where}"
 
 
+def _name(line: Mapping[Hashable, Any]) -> str:
+    return f"{line['group']}: {line['row']}" if line["group"] else str(line["row"])
+
+
 def _cells(line: Mapping[Hashable, Any], reference: str) -> list[str]:
     """One line of a table as texts, in the order of `HEADINGS`."""
     start = [
@@ -177,17 +182,12 @@ def as_markdown(grid: GridConfig, tables: Tables, gains: pd.DataFrame) -> str:
     if not gains.empty:
         parts.append(f"# Terms\n\n{GAINS_HOW}")
     for title, cells in _gain_blocks(gains):
-        head = [f"| {' | '.join(GAIN_HEADINGS)} |", "|---" * len(GAIN_HEADINGS) + "|"]
-        table_lines = [*head, *(f"| {' | '.join(row)} |" for row in cells)]
-        parts += [f"## {title}", "\n".join(table_lines)]
+        parts += [f"## {title}", markdown_table(GAIN_HEADINGS, cells)]
     for cell, task, metric, lines in _blocks(tables):
-        rows = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-        for line in lines.to_dict("records"):
-            name = f"{line['group']}: {line['row']}" if line["group"] else str(line["row"])
-            rows.append(f"| {name} | {' | '.join(_cells(line, grid.reference))} |")
+        rows = [[_name(one), *_cells(one, grid.reference)] for one in lines.to_dict("records")]
         values = [f"- {one['row']}: {one['values']}" for one in lines.to_dict("records")]
         heading = f"## {_title(cell, task, metric)}"
-        parts += [heading, "\n".join(rows), "Every value:", "\n".join(values)]
+        parts += [heading, markdown_table(HEADINGS, rows), "Every value:", "\n".join(values)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -233,8 +233,7 @@ def _write_page(
 def _html_table(grid: GridConfig, cell: str, task: str, metric: str, lines: pd.DataFrame) -> Html:
     body = []
     for line in lines.to_dict("records"):
-        name = f"{line['group']}: {line['row']}" if line["group"] else str(line["row"])
-        head = tag("th", text(name), scope="row")
+        head = tag("th", text(_name(line)), scope="row")
         cells = [tag("td", text(value)) for value in _cells(line, grid.reference)]
         kind = "self" if line["row"] == grid.reference else None
         kind = "chance" if line["group"] == BASELINES else kind

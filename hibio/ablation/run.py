@@ -14,11 +14,10 @@ from hibio.ablation.measure import Ruler, make_ruler, measure, measure_baselines
 from hibio.ablation.plan import GridJob, plan
 from hibio.ablation.report import write_tables
 from hibio.ablation.scores import is_done, state, write_scores
+from hibio.checkpoint_files import NAME as CHECKPOINT
 from hibio.config import ConfigError, dump_config
 from hibio.provenance import write_provenance
 from hibio.run import fitted, train_job
-from hibio.training.checkpoint import NAME as CHECKPOINT
-from hibio.training.checkpoint import find_checkpoint
 from hibio.training_log import read_log
 
 
@@ -70,7 +69,7 @@ class Bench:
         before = sum(record["seconds"] for record in read_log(job.folder / "log.jsonl"))
         if job.job.finished:
             return before
-        if find_checkpoint(job.folder) is None:
+        if not job.job.started:
             fitted(job.job)
         started = time.perf_counter()
         train_job(job.job, resume=True)

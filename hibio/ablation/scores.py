@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from hibio.config import ConfigError, to_dict
 from hibio.data.fitting import GenesConfig, PathwaysConfig
 from hibio.run_config import RunConfig
 from hibio.schema import SchemaError, build_section
-from hibio.training.checkpoint import find_checkpoint
+from hibio.training.checkpoint import UNSETTLED_DATA
 from preprocessing.run import stores_in
 
 NAME = "scores.json"
 #: Settings that decide no number, or are compared otherwise.
-UNSETTLED_DATA = {"stores", "cache_slides", "prefetch"}
 UNSETTLED = {"out", "folds", "seeds", "variant", "variants", "threads", "checkpoint_every", "bank"}
 
 
@@ -102,7 +101,7 @@ def _settled(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "data": _without(config["data"], UNSETTLED_DATA)}
 
 
-def _without(section: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+def _without(section: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in keys}
 
 
@@ -163,4 +162,4 @@ def state(job: GridJob, tasks: Sequence[str]) -> str:
     """``done``, ``started`` or ``-``, for the list of jobs."""
     if (job.cell.cohort is None or job.cell.stores.is_dir()) and is_done(job, tasks):
         return "done"
-    return "started" if find_checkpoint(job.folder) is not None else "-"
+    return "started" if job.job.started else "-"

@@ -205,7 +205,10 @@ def _difference(test: PairedInterval | None) -> dict[str, Any]:
 
 
 def paired_units(own: pd.DataFrame, reference: pd.DataFrame, *, by_seed: bool) -> np.ndarray:
-    """Differences (U,) of one row to the reference, one a fold and unit that both have.
+    """Differences (U,) of one row to the reference, one a fold and slide (patient) that both have.
+
+    Label columns, blocks and draws of one slide (``slide:column:draw``) are paired one by one and
+    averaged: they are no slides of their own.
 
     Args:
         own: values of the row in one cell and metric.
@@ -217,6 +220,9 @@ def paired_units(own: pd.DataFrame, reference: pd.DataFrame, *, by_seed: bool) -
         keys = [*PLACE, "seed"]
         both = own.merge(reference, on=keys, suffixes=("", "_reference"))
         gain = (both.value - both.value_reference).groupby([both.fold, both.unit]).mean()
-        return gain.to_numpy(dtype=np.float64)
-    first, second = (frame.groupby(PLACE).value.mean() for frame in (own, reference))
-    return (first - second).dropna().to_numpy(dtype=np.float64)
+    else:
+        first, second = (frame.groupby(PLACE).value.mean() for frame in (own, reference))
+        gain = (first - second).dropna()
+    slides = np.array([str(unit).split(":")[0] for _, unit in gain.index], dtype=object)
+    by_slide = gain.groupby([gain.index.get_level_values("fold"), slides]).mean()
+    return by_slide.to_numpy(dtype=np.float64)

@@ -1,9 +1,9 @@
 """What is asked of every store before training, without opening it twice: an index of the folder.
 
 Ten thousand stores take minutes to open one by one on a network file system. What they said the
-first time stands in one file beside them, `.slides.json`: a store whose size and time of change are
-still the same is not opened again. It is a cache: it may be deleted at any time, and where it
-cannot be written (or there are few stores) every store is opened, as without it.
+first time stands in one file beside them, `.slides.json`: a store that is the same file still, of
+the same size and time of change, is not opened again. It is a cache: it may be deleted at any time,
+and where it cannot be written (or there are few stores) every store is opened, as without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preprocessing.store import SlideStore
 
 INDEX_NAME = ".slides.json"
 INDEX_FROM = 64  # so many stores must have been opened for the index to be worth a file
-_VERSION = 1
+_VERSION = 2  # 1 did not know which file it was
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ def read_entry(path: Path) -> SlideEntry:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Size and time of change; None for a file that is not there (opening it says so)."""
+    """Number, size and time of change; None for a file that is not there (opening it says so).
+
+    The number (inode) tells a store that was replaced within one tick of the file system's clock.
+    """
     try:
         state = path.stat()
     except FileNotFoundError:
         return None
-    return [state.st_size, state.st_mtime_ns]
+    return [state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _plain(entry: SlideEntry) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def _kept(path: Path, index: Mapping[str, Any], stamp: list[int] | None) -> Slid
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """File name -> [[size, time], values]; empty where there is no index that can be used."""
+    """File name -> [stamp, values]; empty where there is no index that can be used."""
     path = folder / INDEX_NAME
     try:
         index = json.loads(path.read_bytes())

@@ -26,11 +26,15 @@ from hibio.checkpoint_files import (
     BANK,
     CONFIG,
     MODEL_FILES,
+    NAME,
+    PREVIOUS,
+    STATE_VERSION,
     TRAINER,
     WEIGHTS,
     DamagedError,
+    find_checkpoint,
+    load_trainer_state,
     read_checksums,
-    verify_file,
     verify_files,
     write_checksums,
 )
@@ -39,18 +43,25 @@ from hibio.model import HiBio
 from hibio.training.engine.config import LAYOUT
 from preprocessing.atomic import remove_abandoned
 
-NAME = "checkpoint"
-PREVIOUS = "checkpoint.previous"
 DAMAGED = "checkpoint.damaged"
 TEMPORARY = "checkpoint.tmp"
 LEAVING = "checkpoint.old"  # what was .previous, on its way out
 
-#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
-#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
-STATE_VERSION = 1
-
-#: Sections of a run's configuration that a resumed job must share with its checkpoint.
-SETTLED = ("genes", "pathways", "sampler", "regions", "model", "objective", "optim", "stages")
+#: Sections of a run's configuration that a resumed job must share with its checkpoint ...
+SETTLED = (
+    "data",
+    "genes",
+    "pathways",
+    "sampler",
+    "regions",
+    "model",
+    "objective",
+    "optim",
+    "stages",
+)
+#: ... but for where things lie and how work is done, which decides no number.
+UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
+UNSETTLED = {"data": UNSETTLED_DATA, "optim": LAYOUT}
 
 
 @dataclass(frozen=True)
@@ -135,14 +146,6 @@ def _not_written(folder: Path, error: Exception) -> str:
     )
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder by name, or None; its bytes are not looked at."""
-    for name in (NAME, PREVIOUS):
-        if (folder / name / WEIGHTS).is_file():
-            return folder / name
-    return None
-
-
 def whole_checkpoint(folder: Path) -> tuple[Path | None, str | None]:
     """The newest checkpoint of a run folder whose every file has its checksum; nothing is changed.
 
@@ -202,12 +205,14 @@ def _problem(checkpoint: Path) -> str | None:
 
 def _set_aside(checkpoint: Path) -> bool:
     """Rename a damaged checkpoint; False when another process was faster."""
-    damaged = checkpoint.with_name(DAMAGED)
-    shutil.rmtree(damaged, ignore_errors=True)
+    own = checkpoint.with_name(f"{DAMAGED}.{os.getpid()}")
     try:
-        checkpoint.rename(damaged)
+        checkpoint.rename(own)
     except FileNotFoundError:
         return False
+    damaged = checkpoint.with_name(DAMAGED)  # what lies there is of an earlier time
+    shutil.rmtree(damaged, ignore_errors=True)
+    own.rename(damaged)
     return True
 
 
@@ -249,40 +254,15 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
         ConfigError: a section that decides results has changed.
     """
     saved, now = to_dict(load_config(type(config), checkpoint / "config.yaml")), to_dict(config)
-    for name in LAYOUT:  # where the work is done, not what is computed
-        saved["optim"].pop(name), now["optim"].pop(name)
+    for section, names in UNSETTLED.items():
+        for name in names:
+            saved[section].pop(name), now[section].pop(name)
     changed = [name for name in SETTLED if saved[name] != now[name]]
     if changed:
         raise ConfigError(
             f"{checkpoint} was trained with other settings in: {', '.join(changed)}; resume with "
             "the config.yaml of its run, or train in another folder with --set out=DIR"
         )
-
-
-def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
-    """State of the trainer, compared with its checksum, without unpickling code.
-
-    Raises:
-        ConfigError: there is none, it is damaged, or of a newer HiBio.
-    """
-    path = checkpoint / TRAINER
-    if not path.is_file():
-        raise ConfigError(f"{checkpoint}: no {TRAINER}, so this run cannot be resumed")
-    verify_file(path)
-    try:
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        version = int(state.get("schema_version", 0))
-    except Exception as error:
-        raise ConfigError(
-            f"{path}: damaged ({type(error).__name__}), so this run cannot be resumed; use the "
-            ".previous sibling, or remove the checkpoint and train again"
-        ) from error
-    if version > STATE_VERSION:
-        raise ConfigError(
-            f"{path}: trainer state {version}, this HiBio reads up to {STATE_VERSION}; update "
-            "HiBio, or resume with the version that wrote it"
-        )
-    return {**state, "schema_version": version}
 
 
 def _fsync(path: Path) -> None:

@@ -8,9 +8,9 @@ and over gloo on CPU; flags, waits and messages always go over gloo.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -90,9 +90,10 @@ class ProcessGroup:
         if self.is_first:
             try:
                 result = function()
-            finally:
-                failure = sys.exception()
-                self._text_of_first("" if failure is None else str(failure) or repr(failure))
+            except BaseException as failure:
+                self._text_of_first(str(failure) or repr(failure))
+                raise
+            self._text_of_first("")
             return result
         told = self._text_of_first("")
         if told:
@@ -149,8 +150,15 @@ def start_processes(device: str, *, single: bool = False) -> ProcessGroup:
         on_gpu = device != "cpu" and torch.cuda.is_available()
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
-    waits = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    waits = _waiting_group(dist.group.WORLD)
     return ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, waits)
+
+
+@functools.lru_cache(maxsize=1)
+def _waiting_group(world: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The gloo group of flags and waits beside ``world``: one, however many jobs ask for it."""
+    waits: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+    return waits
 
 
 def end_processes() -> int:
@@ -158,5 +166,6 @@ def end_processes() -> int:
     if not dist.is_initialized():
         return 0
     rank = dist.get_rank()
+    _waiting_group.cache_clear()
     dist.destroy_process_group()
     return rank

@@ -67,7 +67,8 @@ class Trainer:
         self.stage = 0
         self.epoch = 0
         self.batch = 0
-        self._interrupted = False
+        self._asked = False  # here, by a signal
+        self._interrupted = False  # anywhere, as all processes know
 
     @property
     def dataset(self) -> SlideDataset:
@@ -81,7 +82,7 @@ class Trainer:
         Args:
             until_step: stop and save after this many steps in all.
         """
-        self._interrupted = False
+        self._asked = self._interrupted = False
         self.model.train()
         first = self.group.is_first
         n_steps = self.n_steps()
@@ -96,7 +97,7 @@ class Trainer:
             with self._signals():
                 finished = self._run(log, bar, until_step)
                 self.save()
-                self._interrupted = self.group.any(self._interrupted)
+                self._interrupted = self.group.any(self._asked)
         finally:
             if log is not None:
                 log.close()
@@ -114,7 +115,7 @@ class Trainer:
                     if log is not None:
                         log.write(record)
                     bar.update()
-                    self._interrupted = self.group.any(self._interrupted)
+                    self._interrupted = self.group.any(self._asked)
                     if self._interrupted or self.step == until_step:
                         return self._position_done()
                     started = time.perf_counter()
@@ -267,7 +268,7 @@ class Trainer:
         )
 
     def _ask_to_stop(self) -> None:
-        self._interrupted = True
+        self._asked = True
 
     def _signals(self) -> AbstractContextManager[None]:
         """Ctrl-C and SIGTERM: finish the step, save, stop; a second Ctrl-C stops at once."""

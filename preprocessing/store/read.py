@@ -16,6 +16,7 @@ from preprocessing.modality import RNA
 from preprocessing.plain_names import require_plain_name
 from preprocessing.store import layout
 from preprocessing.store.counts import Rows, read_count_rows, read_counts
+from preprocessing.store.outside_data import outside_data
 from preprocessing.store.patches import PatchPlaces, patch_places, read_patches
 
 _AGAIN = "delete the file and run `hibio prepare` again"
@@ -35,8 +36,8 @@ class SlideStore:
         """Open a store.
 
         Raises:
-            DataError: missing, truncated, not a store, of another schema version, or its slide_id
-                is no plain name (files are named by it).
+            DataError: missing, truncated, not a store, of another schema version, with values in
+                other files, or its slide_id is no plain name (files are named by it).
         """
         self.path = Path(path)
         self._file = self._open()
@@ -74,6 +75,10 @@ class SlideStore:
             raise DataError(
                 f"{self.path} has schema version {found}, this program reads version "
                 f"{layout.SCHEMA_VERSION}; {_AGAIN}"
+            )
+        if (outside := outside_data(self._file)) is not None:
+            raise DataError(
+                f"{self.path}: {outside}; `hibio prepare` writes no such store, so do not use it"
             )
         missing = [name for name in layout.REQUIRED if name not in self._file]
         if missing:

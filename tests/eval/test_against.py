@@ -209,6 +209,12 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="no checkpoint there"):
         run(Namespace(**{**vars(options), "against": [tmp_path / "none"]}))
     assert done == []
+    with pytest.raises(ConfigError, match="would take the place of"):
+        run(Namespace(**{**vars(options), "out": finished}))
+    both = {**vars(options), "checkpoint": None, "against": [finished, tmp_path / "out"]}
+    with pytest.raises(ConfigError, match="--tasks and --peers say what is measured"):
+        run(Namespace(**{**both, "peers": "all"}))
+    assert done == []
     options.data = None
     with pytest.raises(ConfigError, match="--data DIR"):
         run(options)

@@ -35,6 +35,16 @@ def test_pooled_metrics_go_by_fold_and_undefined_values_are_left_out() -> None:
     assert 0.1 <= found.low < found.high <= 0.5
 
 
+def test_patients_are_called_patients() -> None:
+    one = {
+        **entry([f"f/0/p{i}:layer" for i in range(3)], [0.1, 0.2, 0.4]),
+        "unit": "per test patient",
+    }
+    found = headline_interval({"m": one}, "m")
+    assert found is not None
+    assert found.over == "3 patients"
+
+
 def test_a_metric_with_ends_of_its_own_keeps_them() -> None:
     metrics = {
         "auroc": entry(["pooled/0/16 patients"], [0.8]),

@@ -125,7 +125,8 @@ def test_task_table_suggests_the_nearest_name():
         find_task("retreival")
 
 
-def test_models_that_only_stand_beside_get_no_values(toy_fold, result):
-    found = run(toy_fold, replace(CONFIG, only=("hibio",))).models
+def test_raw_features_of_the_fold_stand_beside_and_get_no_values(toy_fold, result):
+    own, raw = toy_fold.model("hibio"), toy_fold.model("raw_features")
+    found = run(replace(toy_fold, models=(own,), raw_features=raw), CONFIG).models
     assert set(found) == {"hibio", "mean", "neighbour_oracle"}
-    assert found["hibio"] == result.models["hibio"]  # raw features still stand beside it
+    assert found["hibio"] == result.models["hibio"]

@@ -112,6 +112,9 @@ def test_the_numbers_are_those_of_hibio_eval(done, tmp_path):
                     assert found[key] == pytest.approx(value, abs=1e-6), (task, row, metric)
                 compared += len(pairs)
     assert compared > 40
+    row = theirs["expression"]["models"]["flat"]
+    seeds = {key.split("/")[1] for key in row["pearson_both/top50_hvg"]["keys"]}
+    assert seeds == {"0", "1"}  # raw features stand beside the embedding of every seed
 
 
 def test_what_is_done_is_not_done_again(copy, ran):

@@ -171,6 +171,23 @@ def test_pairs_need_the_same_slide_and_seed():
     assert len(paired_units(term[term.seed == 0], flat[flat.seed == 1], by_seed=False)) == 3
 
 
+@pytest.mark.parametrize("by_seed", [True, False])
+def test_columns_blocks_and_draws_of_a_slide_are_one_unit(by_seed):
+    frame = values()
+    one = frame[(frame.cell == "n=2,signal=0.2") & (frame.metric == METRIC)]
+    drawn = pd.concat(
+        [
+            one.assign(unit=one.unit + f":layer:draw{draw}", value=one.value + draw)
+            for draw in (0, 1)
+        ]
+    )
+    pairs = [
+        paired_units(part[part.row == "term"], part[part.row == "flat"], by_seed=by_seed)
+        for part in (one, drawn)
+    ]
+    np.testing.assert_allclose(pairs[1], pairs[0])
+
+
 # ------------------------------------------------------------------ the map
 def test_gains_of_terms_against_loops():
     frame = values()

@@ -109,6 +109,15 @@ def test_a_damaged_file_is_told_and_the_one_before_is_used(two, damage, name):
         assert recover_checkpoint(two) == two / PREVIOUS
 
 
+def test_a_process_that_is_slower_leaves_what_was_set_aside(two):
+    cut(two / NAME / MODEL_PARTS[-1])
+    with pytest.warns(UserWarning, match="Going on from"):
+        recover_checkpoint(two)
+    kept = sorted((two / DAMAGED).iterdir())
+    assert module._set_aside(two / NAME) is False
+    assert sorted((two / DAMAGED).iterdir()) == kept != []
+
+
 @settings(deadline=None, max_examples=60)
 @given(place=st.integers(0, 10**6))
 def test_any_flipped_bit_is_found(tmp_path_factory, place):

@@ -143,3 +143,21 @@ def test_options_reach_the_configuration(run, toy_config, tmp_path, monkeypatch)
     assert (first.model.embed_dim, first.seeds, first.out) == (8, (3, 4), toy_config.out)
     assert str(second.out) == "elsewhere"
     assert dataclasses.replace(second, out=toy_config.out) == toy_config
+
+
+def test_knobs_reach_the_simulator(run, tmp_path, monkeypatch):
+    seen = []
+
+    def simulate_cohort(out, programmes, config):
+        seen.append(config)
+        return out / "manifest.csv"
+
+    monkeypatch.setattr("preprocessing.simulate.simulate_cohort", simulate_cohort)
+    run("simulate", "--out", tmp_path)
+    knobs = ("--signal", "0.3", "--contiguity", "0.5", "--overlap", "0.25")
+    run("simulate", "--out", tmp_path, *knobs, "--outcome-effect", "0.1", "--spots", "50")
+    first, second = seen
+    assert (first.contiguity, first.overlap) == (1.0, 0.0)
+    assert (second.signal, second.contiguity, second.overlap) == (0.3, 0.5, 0.25)
+    assert (second.outcome_effect, second.n_spots) == (0.1, 50)
+    assert_refused(run("simulate", "--out", tmp_path, "--contiguity", "2"), "contiguity")

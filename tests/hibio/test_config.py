@@ -196,6 +196,12 @@ def test_dump_refuses_what_yaml_cannot_hold_and_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_key_of_an_older_version_says_what_became_of_it(tmp_path):
+    text = message(write(tmp_path, "optim: {amp: true}"))
+    assert "optim.amp: a key of an older HiBio; write optim.precision" in text
+    assert "cannot be trained on" in text
+
+
 def test_unknown_key_names_file_full_key_nearest_and_all(tmp_path):
     path = write(tmp_path, "optim: {clipp: 1.0}")
     text = message(path)

@@ -6,11 +6,17 @@ from torch import nn
 
 from hibio.config import ConfigError
 from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine
-from hibio.training.engine.base import choose_device, moments_by_name
+from hibio.training.engine.base import choose_device
 from hibio.training.engine.build import build_engine
 from hibio.training.engine.deepspeed_config import deepspeed_dict
 from hibio.training.engine.torch import buckets
-from hibio.training.process_group import VARIABLES, ProcessGroup, free_port, start_processes
+from hibio.training.process_group import (
+    VARIABLES,
+    ProcessGroup,
+    end_processes,
+    free_port,
+    start_processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,18 @@ def test_a_launch_without_its_variables_is_refused(monkeypatch):
         start_processes("cpu")
 
 
+def test_every_job_of_a_launch_gets_the_same_processes(monkeypatch):
+    for name, value in zip(VARIABLES, ("0", "1", "0", "127.0.0.1", str(free_port())), strict=True):
+        monkeypatch.setenv(name, value)
+    try:
+        first = start_processes("cpu", single=True)
+        assert first.waits is not None
+        assert start_processes("cpu", single=True) == first  # no group more for each job
+    finally:
+        assert end_processes() == 0
+    assert end_processes() == 0
+
+
 def test_ports_are_free_and_each_process_has_its_own_gpu():
     assert 0 < free_port() < 65536
     assert choose_device("cuda", ProcessGroup(3, 4, 1)) == torch.device("cuda", 1)
@@ -158,21 +176,10 @@ def test_buckets_hold_what_fits_and_one_type():
     assert list(buckets([], 7)) == []
 
 
-def test_a_state_of_numbers_becomes_one_of_names():
-    """Older checkpoints numbered the parameters: matrices first, then the rest."""
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    engine = TorchEngine(model, OptimConfig(), "cpu")
-    assert engine.names == ["0.weight", "1.weight", "0.bias", "1.bias"]
-    engine.step(model(torch.ones(4, 2)).square().sum(), 1e-2)
-    old = engine.optimizer.state_dict()
-    new = moments_by_name(old, engine.names)
-    for name, moments in engine.state()["state"].items():
-        assert all(torch.equal(moments[key], new[name][key]) for key in moments)
-    other = TorchEngine(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), OptimConfig(), "cpu")
-    other.load_state(old)
-    assert other.state()["state"].keys() == engine.state()["state"].keys()
+def test_a_state_of_other_parameters_is_refused():
+    engine = TorchEngine(nn.Linear(2, 3), OptimConfig(), "cpu")
     with pytest.raises(ConfigError, match=r"names 1 parameters .*first: 9\.weight"):
-        other.load_state({"state": {"9.weight": {}}})
+        engine.load({}, {"state": {"9.weight": {}}})
 
 
 def test_parts_of_a_step_add_up_and_bf16_is_asked_for():

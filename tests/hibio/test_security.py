@@ -26,6 +26,8 @@ from hibio.encoders.vision import VisionConfig, build_vision_encoder
 from hibio.model import HiBio, ModelConfig
 from hibio.run import RunConfig, train_all
 from hibio.training.stages import StageConfig
+from preprocessing.errors import DataError
+from preprocessing.store import SlideStore
 from tests.hibio.toy import SPOT, edit_store, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +247,19 @@ def virtual_values(file: h5py.File, member: str, secret: Path) -> None:
     layout = h5py.VirtualLayout(shape=(8,), dtype="u1")
     layout[:] = h5py.VirtualSource(str(secret), "genes", shape=(8,))
     file.create_virtual_dataset(member, layout)
+
+
+@pytest.mark.parametrize("plant", [outside_links, outside_bytes, virtual_values])
+def test_a_store_with_values_of_other_files_is_refused(toy_stores, tmp_path, plant):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["genes"] = np.arange(8, dtype="u1")
+    path = Path(shutil.copy(toy_stores / "sim001.h5", tmp_path))
+    with SlideStore(path) as store:
+        assert store.n_spots
+    with h5py.File(path, "r+") as file:
+        plant(file, "counts/data", tmp_path / "secret.h5")
+    with pytest.raises(DataError, match=r"/counts/data (is a link|has its values in another file)"):
+        SlideStore(path)
 
 
 @pytest.mark.parametrize("plant", [outside_links, outside_bytes, virtual_values])

@@ -74,6 +74,19 @@ def test_a_changed_store_is_opened_again_and_only_that(folder, opened):
     assert opened == ["sim002.h5"]
 
 
+def test_a_store_replaced_within_one_tick_of_the_clock_is_opened_again(folder, opened):
+    path, other = folder / "sim002.h5", folder / "other"
+    patient = indexed_entries(stores_in(folder))[1].patient_id.encode()
+    before = path.stat()
+    other.write_bytes(path.read_bytes().replace(patient, patient[::-1]))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    opened.clear()
+    assert [entry.patient_id.encode() for entry in indexed_entries([path])] == [patient[::-1]]
+    assert opened == ["sim002.h5"]
+
+
 def test_stores_that_come_and_go(folder, opened):
     indexed_entries(stores_in(folder))
     (folder / "sim001.h5").unlink()
@@ -103,10 +116,10 @@ def test_a_part_of_the_folder_keeps_what_is_known_of_the_rest(folder, opened):
         "",
         "{",
         "[]",
-        '{"version": 1}',
-        '{"version": 0, "stores": {}}',
-        '{"version": 1, "stores": []}',
-        '{"version": 1, "stores": {"sim001.h5": 3, "sim002.h5": [1, 2, 3]}}',
+        '{"version": 2}',
+        '{"version": 1, "stores": {}}',
+        '{"version": 2, "stores": []}',
+        '{"version": 2, "stores": {"sim001.h5": 3, "sim002.h5": [1, 2, 3]}}',
     ],
 )
 def test_an_index_that_cannot_be_used_is_left_aside(folder, opened, text):
@@ -115,7 +128,7 @@ def test_an_index_that_cannot_be_used_is_left_aside(folder, opened, text):
     opened.clear()
     assert indexed_entries(stores_in(folder)) == expected
     assert opened == NAMES
-    assert json.loads((folder / INDEX_NAME).read_text())["version"] == 1  # and written anew
+    assert json.loads((folder / INDEX_NAME).read_text())["version"] == 2  # and written anew
 
 
 @pytest.mark.parametrize("change", [{"n_spots": "7"}, {"slide_id": None}, {"more": 1}])

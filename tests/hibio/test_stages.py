@@ -152,7 +152,7 @@ def test_state_round_trip_goes_on_to_the_bit():
         one.step(model.loss(), 1e-2)
     copy, other = engine()
     copy.load_state_dict(model.state_dict())
-    other.load_state(one.state())
+    other.load({}, one.state())
     for _ in range(3):
         one.step(model.loss(), 5e-3)
         other.step(copy.loss(), 5e-3)

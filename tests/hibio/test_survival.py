@@ -23,6 +23,7 @@ from hibio.run import build, expand, train_all
 from hibio.training.checkpoint import NAME, PREVIOUS, load_trainer_state
 from hibio.training.engine import NotFiniteError
 from hibio.training.log import RunLog
+from hibio.training.process_group import ProcessGroup
 from hibio.training.stages import StageConfig
 from hibio.training.stopping import on_stop, stops_at_once
 from hibio.training_log import read_log
@@ -157,6 +158,23 @@ def test_a_signal_after_the_last_step_is_not_forgotten(toy_stores, tmp_path, mon
     train_all(config, resume=True)
     assert damaged_files(job.folder / NAME) == {}
     assert (job.folder / NAME / "bank.h5").exists()
+
+
+def test_a_signal_while_the_processes_agree_is_not_forgotten(toy_stores, tmp_path):
+    """It comes after this process has told the others that it goes on."""
+    stages = (StageConfig("spot", 2, SPOT),)
+    (job,) = expand(run_config(toy_stores, tmp_path, stages=stages, bank=False))
+    trainer = build(job)
+
+    class Waiting(ProcessGroup):
+        def any(self, flag: bool) -> bool:
+            if trainer.step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return flag
+
+    trainer.group = Waiting()
+    assert not trainer.fit()
+    assert (trainer.step, trainer.n_steps(), trainer.interrupted) == (2, 4, True)
 
 
 def test_signals_are_given_back():

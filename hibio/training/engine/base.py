@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -138,25 +138,19 @@ class Engine(ABC):
     def load(self, weights: Mapping[str, Tensor], state: dict[str, Any]) -> None:
         """Restore `weights` and `state`, of whatever engine; all processes call it."""
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore `state` on the weights as they are."""
-        self.load({}, state)
 
-
-def moments_by_name(state: dict[str, Any], ordered_names: list[str]) -> dict[str, Moments]:
-    """Optimiser state by parameter name; that of an older HiBio was by number.
+def moments_by_name(state: dict[str, Any], names: Collection[str]) -> dict[str, Moments]:
+    """Optimiser state by parameter name.
 
     Args:
         state: what an engine's ``state`` gave.
-        ordered_names: the parameters as the older state numbered them.
+        names: of the parameters that are trained.
 
     Raises:
         ConfigError: the state is of other parameters.
     """
-    kept: dict[Any, Moments] = state["state"]
-    if "param_groups" in state:
-        kept = {ordered_names[number]: moments for number, moments in kept.items()}
-    unknown = sorted(set(kept) - set(ordered_names))
+    kept: dict[str, Moments] = state["state"]
+    unknown = sorted(kept.keys() - set(names))
     if unknown:
         raise ConfigError(
             f"the checkpoint's optimiser state names {len(unknown)} parameters that this model "

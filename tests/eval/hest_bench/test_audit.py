@@ -116,6 +116,12 @@ def test_pretraining_is_found_by_id_and_by_content(bench: Path, toy_stores: Path
     (found,) = audited(bench, corpora=[other])
     assert found.kind == "unchecked"
     assert "but other counts" in found.text
+    kin = replace(by_content, slides=("kin",), keys={}, patients={"study: 1": "kin"})
+    patients = {"sim001": "study: 1", "sim002": "study: 2", "sim003": "study: 3"}
+    (found,) = audited(bench, corpora=[kin], patients=patients)
+    assert found.kind == "leak"
+    assert "slide kin of patient 'study: 1', whom test sample sim001 is of" in found.text
+    assert list(by_content.patients.values()) == ["sim003"]
 
 
 def test_values_that_are_no_counts_are_told(bench: Path) -> None:

@@ -74,15 +74,16 @@ def test_a_tower_on_features_reads_neighbours_as_in_a_store(
     assert np.abs(found[1:] - found[:-1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("stain", ["none", "reinhard"])
 def test_a_tower_on_patches_equals_the_store(
-    bench_once: Path, toy_artifacts: Artifacts, tmp_path: Path, toy_stores: Path
+    bench_once: Path, toy_artifacts: Artifacts, tmp_path: Path, toy_stores: Path, stain: str
 ) -> None:
-    vision = VisionConfig(name="timm", timm_name="resnet10t")
+    vision = VisionConfig(name="timm", timm_name="resnet10t", stain=stain)
     made = checkpoint(toy_artifacts, tmp_path, "patches", vision=vision)
     path = patches_of(bench_once)
     tower = checkpoint_encoder(made)
     found = tower.encode(path, barcodes_of(path))
-    slide = prepare_slide(toy_stores / "sim001.h5", toy_artifacts, "patches")
+    slide = prepare_slide(toy_stores / "sim001.h5", toy_artifacts, made.image_input)
     np.testing.assert_allclose(found, made.model.encode_slide(slide).image, atol=1e-4)
     assert tower.origin["features"] is None
 
@@ -126,6 +127,9 @@ def test_checkpoints_that_cannot_read_the_patches_are_refused(
     small = checkpoint(narrow, tmp_path, "handcrafted")
     with pytest.raises(ConfigError, match="trained on patches 55 um wide"):
         checkpoint_encoder(small)
+    wide = VisionConfig(name="timm", timm_name="resnet10t", context="patch")
+    with pytest.raises(ConfigError, match="reads wider patches too"):
+        checkpoint_encoder(checkpoint(toy_artifacts, tmp_path, "patches", vision=wide))
     with pytest.raises(ConfigError, match="unknown encoder"):
         make_encoder("resnet5x")
     assert device_of("cpu") == "cpu"

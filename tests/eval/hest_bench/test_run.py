@@ -18,6 +18,7 @@ from eval.hest_bench.embeddings import ComputedEmbeddings
 from eval.hest_bench.encoders import HandcraftedPatch, PatchReader
 from eval.hest_bench.layout import read_tasks
 from eval.hest_bench.samples import read_facts, read_targets
+from hibio.config import ConfigError
 from preprocessing.errors import DataError
 from tests.eval.hest_bench.bench_folder import SAMPLES, TASK, write_embeddings, write_split
 
@@ -189,3 +190,17 @@ def test_patches_without_their_spot_are_refused(bench: Path, tmp_path: Path) -> 
         file["barcode"][:] = names
     with pytest.raises(DataError, match="1 of 70 patches have no spot"):
         measured(bench, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stores": Path("stores")}, "give --checkpoint too"),
+        ({"weights": Path("w.bin")}, "none is computed"),
+        ({"weights": Path("w.bin"), "encoders": ("a", "b")}, "several backbones"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(bench: Path, tmp_path, changes, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        hest_bench(bench, tmp_path / "out", HestBenchConfig(**changes))
+    assert not (tmp_path / "out").exists()
