@@ -196,7 +196,7 @@ def term_maps(
         _finish(panel, f"{title}\n{term.row} against {term.control}", axis)
     for panel in panels[len(grid.terms) :]:
         panel.set_visible(False)
-    panels[0].set_ylabel(f"gain over {grid.reference}", fontsize=8)
+    panels[0].set_ylabel(f"gain over {grid.reference}, {metric}", fontsize=8)
     _legend(page, panels[0], n_columns)
     caption = (
         f"Gain of a term over {grid.reference} in {metric}, on the same held-out slides (above 0 "
