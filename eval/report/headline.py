@@ -151,8 +151,7 @@ def headline_section(results: Mapping[str, Any], rows: Sequence[HeadlineRow]) ->
     """The table and how to read it; a row without results is shown with dashes."""
     names = (
         "question",
-        HIBIO,
-        "95 % interval",
+        f"{HIBIO}, 95 % interval",
         "best baseline",
         "its value",
         "difference",
@@ -200,8 +199,7 @@ def _headline_cells(results: Mapping[str, Any], row: HeadlineRow) -> Html:
     return tag(
         "tr",
         _question(row, lower),
-        tag("td", text(mean_and_spread(mine))),
-        tag("td", text(_interval(results, row))),
+        _value(mine, _interval(results, row)),
         tag("td", text(best or MISSING), class_="words"),
         tag("td", text(mean_and_spread(entries[best]) if best else MISSING)),
         tag("td", text(_difference(outcome))),
@@ -209,6 +207,13 @@ def _headline_cells(results: Mapping[str, Any], row: HeadlineRow) -> Html:
         tag("td", text(chance_of(entries.values()))),
         tag("td", text(_verdict(mine, best, outcome)), class_="words"),
     )
+
+
+def _value(entry: Mapping[str, Any], interval: str) -> Html:
+    lines = [text(mean_and_spread(entry))]
+    if interval != MISSING:
+        lines.append(tag("small", text(interval)))
+    return tag("td", Html("<br>".join(lines)))
 
 
 def _interval(results: Mapping[str, Any], row: HeadlineRow) -> str:
