@@ -16,7 +16,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.readers.cells import Cells, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geojson import read_centroids
-from preprocessing.readers.tenx import TenxMatrix, mex_files, read_tenx
+from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
 from preprocessing.readers.visium import SCALE_FACTORS, image_scale, read_scale_factors
 from preprocessing.spot_table import SpotTable
 
@@ -66,11 +66,7 @@ def find_cell_files(counts: Path) -> CellFiles:
 def source_files(row: SlideRow) -> dict[str, Path]:
     """Return the files that `read_hd_cells` reads (image and labels excluded), by role."""
     found = find_cell_files(row.counts_path)
-    if found.matrix.is_dir():
-        files = {f"counts/{role}": path for role, path in mex_files(found.matrix).items()}
-    else:
-        files = {"counts": found.matrix}
-    files["outlines"] = found.outlines
+    files = {**matrix_files(found.matrix), "outlines": found.outlines}
     if found.scale_factors is not None:
         files["scale_factors"] = found.scale_factors
     return files

@@ -202,6 +202,13 @@ def mex_files(folder: Path) -> dict[str, Path]:
     }
 
 
+def matrix_files(matrix: Path) -> dict[str, Path]:
+    """Return the files of a matrix by role: one .h5 file, or the three of a folder."""
+    if not matrix.is_dir():
+        return {"counts": matrix}
+    return {f"counts/{role}": path for role, path in mex_files(matrix).items()}
+
+
 def _columns(path: Path) -> list[list[str]]:
     with open_text(path) as text:
         lines = (line.rstrip("\r\n") for line in text if line.strip())

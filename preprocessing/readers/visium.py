@@ -12,7 +12,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.readers.labels import read_labels
 from preprocessing.readers.lattice import VISIUM_PITCH_UM, hex_pitch_px, step_px
 from preprocessing.readers.parquet import read_parquet
-from preprocessing.readers.tenx import mex_files, read_tenx
+from preprocessing.readers.tenx import matrix_files, read_tenx
 from preprocessing.readers.text_table import number_column, open_text, read_table, require_columns
 from preprocessing.spot_table import SpotTable, unique_names
 
@@ -45,6 +45,13 @@ class VisiumFiles:
     matrix: Path
     positions: Path
     scale_factors: Path | None
+
+    def by_role(self) -> dict[str, Path]:
+        """Return the files that are there; a matrix of three files has three roles."""
+        files = {**matrix_files(self.matrix), "spots": self.positions}
+        if self.scale_factors is not None:
+            files["scale_factors"] = self.scale_factors
+        return files
 
 
 def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
@@ -108,15 +115,7 @@ def _hint(bases: list[Path]) -> str:
 
 def source_files(row: SlideRow) -> dict[str, Path]:
     """Return the files that `read_visium` reads (image and labels excluded), by role."""
-    found = find_visium_files(row.counts_path, row.spots)
-    if found.matrix.is_dir():
-        files = {f"counts/{role}": p for role, p in mex_files(found.matrix).items()}
-    else:
-        files = {"counts": found.matrix}
-    files["spots"] = found.positions
-    if found.scale_factors is not None:
-        files["scale_factors"] = found.scale_factors
-    return files
+    return find_visium_files(row.counts_path, row.spots).by_role()
 
 
 def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:

@@ -12,7 +12,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.readers.hd_bins import BinPositions, match_bins, read_bins
 from preprocessing.readers.labels import read_labels
 from preprocessing.readers.lattice import step_px
-from preprocessing.readers.tenx import mex_files, read_tenx
+from preprocessing.readers.tenx import read_tenx
 from preprocessing.readers.visium import (
     VisiumFiles,
     find_visium_files,
@@ -70,15 +70,7 @@ def find_bin_files(row: SlideRow) -> BinFiles:
 
 def source_files(row: SlideRow) -> dict[str, Path]:
     """Return the files that `read_visium_hd` reads (image and labels excluded), by role."""
-    found = find_bin_files(row).files
-    if found.matrix.is_dir():
-        files = {f"counts/{role}": p for role, p in mex_files(found.matrix).items()}
-    else:
-        files = {"counts": found.matrix}
-    files["spots"] = found.positions
-    if found.scale_factors is not None:
-        files["scale_factors"] = found.scale_factors
-    return files
+    return find_bin_files(row).files.by_role()
 
 
 def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:

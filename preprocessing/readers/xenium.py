@@ -10,7 +10,7 @@ from preprocessing.manifest import SlideRow
 from preprocessing.readers.cells import Cells, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.parquet import read_parquet
-from preprocessing.readers.tenx import TenxMatrix, mex_files, read_tenx
+from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
 from preprocessing.readers.text_table import require_columns
 from preprocessing.readers.wide_table import read_typed
 from preprocessing.spot_table import SpotTable
@@ -23,9 +23,7 @@ _PLACE = ("x_centroid", "y_centroid")
 def source_files(row: SlideRow) -> dict[str, Path]:
     """Return the files that `read_xenium` reads (image and labels excluded), by role."""
     matrix, cells = find_xenium_files(row.counts_path)
-    if not matrix.is_dir():
-        return {"counts": matrix, "spots": cells}
-    return {f"counts/{k}": p for k, p in mex_files(matrix).items()} | {"spots": cells}
+    return {**matrix_files(matrix), "spots": cells}
 
 
 def find_xenium_files(folder: Path) -> tuple[Path, Path]:
