@@ -14,7 +14,7 @@ from eval.baselines import baselines, random_sets, raw_features
 from eval.embed import Checkpoint, load_checkpoint
 from eval.fold import Fold, Representation, SlideData
 from eval.hidden_genes import hide, with_representations
-from eval.model_names import MAIN, NO_FOLD, SEED_MEAN, TOWER_SUFFIX
+from eval.model_names import MAIN, NO_FOLD, RAW, SEED_MEAN, TOWER_SUFFIX
 from hibio.artifacts import Artifacts
 from hibio.config import ConfigError
 from hibio.data.counts import align_columns
@@ -24,7 +24,7 @@ from hibio.slide_regions import slide_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
-EXPRESSION = "expression"  # the task that puts the stored image features beside an embedding
+READ_BESIDE = {"expression", "retrieval"}  # tasks that put the stored features beside an embedding
 IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
 
 
@@ -137,9 +137,10 @@ def _beside(
     slides: Sequence[SlideData],
     tasks: Collection[str],
 ) -> Representation | None:
-    """Stored image features for read-outs of expression, where no baseline brings them."""
-    features = stored_features(entries, group.main.image) if EXPRESSION in tasks else None
-    return None if features is None else raw_features(slides, features)
+    """Stored image features for read-outs beside an embedding, where no baseline brings them."""
+    features = stored_features(entries, group.main.image) if READ_BESIDE & set(tasks) else None
+    factors = group.main.model.artifacts.factors
+    return None if features is None else raw_features(slides, features, factors)
 
 
 def _split_entries(
@@ -286,4 +287,5 @@ def seed_means(folds: Sequence[Fold]) -> Fold | None:
         omics = {s: np.hstack([m.omics[s] for m in seeds if m.omics]) for s in seeds[0].omics or {}}
         note = f"{name}: mean similarity of {len(seeds)} seeds"
         models.append(Representation(name + SEED_MEAN, image=image, omics=omics, notes=(note,)))
-    return dataclasses.replace(folds[0], models=tuple(models), random_sets=None)
+    raw = folds[0].model(RAW) if folds[0].has_model(RAW) else folds[0].raw_features
+    return dataclasses.replace(folds[0], models=tuple(models), random_sets=None, raw_features=raw)

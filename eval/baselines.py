@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 
 from eval.fold import FoldError, Representation, SlideData, neighbour_mean
+from eval.model_names import RAW
 from eval.readouts import zscore
 from eval.variable_genes import expression, variable_genes
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
@@ -101,7 +102,7 @@ def raw_features(
             f"{missing[:5]}; write them with `hibio prepare`"
         )
     return Representation(
-        "raw_features",
+        RAW,
         image={s.slide_id: zscore(features[s.slide_id]) for s in pictured},
         omics=None if factors is None else lsa(slides, factors)[1].omics,
         notes=("stored image features, z-scored per slide; no training",),

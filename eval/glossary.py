@@ -75,7 +75,17 @@ METRICS: tuple[tuple[str, str], ...] = (
     (r"_hest$", "hest: ridge with the fixed penalty of HEST-Bench"),
     (r"_bleep$", "bleep: mean expression of the nearest training spots"),
     (r"_both$", "both: ridge on raw features and embedding side by side"),
-    (r"_combined$", "combined: z-scored mean of ridge and nearest training spots"),
+    (r"^pearson.*_combined$", "combined: z-scored mean of ridge and nearest training spots"),
+    (
+        r"_via_omics",
+        "via_omics: ridge on raw features and embedding to the spot vector, and from there to "
+        "genes by least squares on training spots",
+    ),
+    (
+        r"^(pooled_)?recall.*_combined$",
+        "combined: cosine of the embeddings plus cosine of the spot vector and its ridge "
+        "prediction from the raw image features",
+    ),
     (r"spearman", "spearman: correlation of ranks, 1 is perfect"),
     (r"held_out", "held_out: gene sets that were not used in training"),
     (r"planted", "planted: compared with the simulated truth instead of the measured score"),
@@ -105,6 +115,11 @@ METRICS: tuple[tuple[str, str], ...] = (
     (
         r"(?<!label)_smooth$",
         "smooth: embeddings averaged over neighbouring spots before clustering",
+    ),
+    (
+        r"(kmeans|gmm)_graph($|_)",
+        "graph: axes of the embedding that vary most over the tissue beside what differs between "
+        "neighbours (minimum noise fraction); fitted on the slide, without labels",
     ),
     (r"balanced_accuracy", "balanced_accuracy: mean recall over classes"),
     (r"macro_f1", "macro_f1: F1 averaged over classes, so rare classes count as much"),

@@ -35,10 +35,11 @@ NOTE = (
     "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. "
     "Best baseline: the one with the best mean on these same test values, controls included, "
     "oracles and transductive read-outs not. Difference: this checkpoint minus that baseline on "
-    "the same fold, seed and slide, averaged within a fold, ± the standard error over folds (over "
-    "slides when there is one fold); positive means better also where lower values are better. A "
-    f"verdict needs at least {MIN_FOLDS} folds and two standard errors; folds share training data, "
-    "so the error is rather too small."
+    "the same fold, seed and slide (seeds averaged where a baseline has none), averaged within a "
+    "fold, ± the standard error over folds (over slides when there is one fold); positive means "
+    "better also where lower values are better. A verdict needs at least "
+    f"{MIN_FOLDS} folds and two standard errors; folds share training data, so the error is rather "
+    "too small."
 )
 
 
@@ -114,6 +115,8 @@ def compare(
         None when no key is shared, so that nothing can be paired.
     """
     mine, other = values_by_key(first), values_by_key(second)
+    if _seeds(mine) != _seeds(other):
+        mine, other = _seed_means(mine), _seed_means(other)
     gains = {key: (other[key] - mine[key]) * (1 if lower else -1) for key in mine if key in other}
     if not gains:
         return None
@@ -123,6 +126,19 @@ def compare(
     return Comparison(
         float(by_fold.mean()), error, len(by_fold), unit, len(units), int((units > 0).sum())
     )
+
+
+def _seeds(values: Mapping[str, float]) -> set[str]:
+    return {key.split("/", 2)[1] for key in values}
+
+
+def _seed_means(values: Mapping[str, float]) -> dict[str, float]:
+    """The mean over seeds: a baseline without a seed is measured once, the model under each."""
+    groups: dict[str, list[float]] = {}
+    for key, value in values.items():
+        fold, _, unit = key.split("/", 2)
+        groups.setdefault(f"{fold}/mean/{unit}", []).append(value)
+    return {key: float(np.mean(group)) for key, group in groups.items()}
 
 
 def _means_by(gains: Mapping[str, float], part: int) -> np.ndarray:

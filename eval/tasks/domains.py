@@ -1,9 +1,11 @@
 """Spatial domains, or niches of cells, by clustering frozen embeddings (METHOD sections 6.3 and 7).
 
 Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth`` (embeddings averaged
-over neighbours before clustering) and ``_label_smooth`` (cluster labels replaced by the majority of
-the neighbours afterwards), the same with ``nmi`` and ``ami``, and with ``image_`` for the image
-embedding; one value per test slide and label column.
+over neighbours before clustering), ``_label_smooth`` (cluster labels replaced by the majority of
+the neighbours afterwards), ``_graph`` (axes of the embedding in order of spatial smoothness, see
+`eval.spatial_axes`, fitted on the slide without labels) and ``_graph_smooth`` (those axes averaged
+over neighbours); the same with ``nmi`` and ``ami``, and with ``image_`` for the image embedding;
+one value per test slide and label column.
 Shapes: S spots, D dimensions.
 """
 
@@ -15,9 +17,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from eval.fold import Fold, Representation, SlideData, neighbour_weights
+from eval.fold import Fold, FoldError, Representation, SlideData, neighbour_weights
 from eval.metrics import ami, ari, nmi
 from eval.results import ResultTable, TaskResult
+from eval.spatial_axes import spatial_axes
 
 MODALITIES = ("omics", "image")
 SCORES = {"ari": ari, "nmi": nmi, "ami": ami}
@@ -32,7 +35,8 @@ class DomainsConfig:
         n_components: principal components that are clustered, when there are more dimensions.
         rounds: of smoothing: a spot becomes the mean of itself and its neighbours.
         label_rounds: of label smoothing: a spot takes the majority of itself and its neighbours.
-        n_neighbours: neighbours in a round.
+        graph_components: spatial axes that are clustered in the ``_graph`` rows.
+        n_neighbours: neighbours in a round, and of the spatial axes.
         n_seeds: cluster seeds whose scores are averaged.
         n_init: starts of one k-means.
         min_spots: a class with fewer labelled spots on the slide is left out.
@@ -41,6 +45,7 @@ class DomainsConfig:
     n_components: int = 30
     rounds: int = 4
     label_rounds: int = 1
+    graph_components: int = 15
     n_neighbours: int = 6
     n_seeds: int = 3
     n_init: int = 5
@@ -147,12 +152,16 @@ def _add(
     slide, truth, rows = case
     kept = truth != ""
     names = truth[kept].astype(str)
-    plain = _components(rows, config)
     near = slide.neighbours[:, : config.n_neighbours]
-    variants = {"": plain, "_smooth": smooth(plain, near, config.rounds)}
+    spaces = {"": _components(rows, config)}
+    try:
+        spaces["_graph"] = spatial_axes(spaces[""], near, config.graph_components)
+    except FoldError as error:
+        table.note(f"slide {slide.slide_id}: _graph rows left out where not possible: {error}")
+    smoothed = {f"{name}_smooth": smooth(one, near, config.rounds) for name, one in spaces.items()}
     own = _among(near, kept)
     for method in ("kmeans", "gmm"):
-        for suffix, values in variants.items():
+        for suffix, values in (spaces | smoothed).items():
             found = [
                 cluster(values[kept], len(set(names)), method, config, seed)
                 for seed in range(config.n_seeds)

@@ -2,20 +2,23 @@
 
 Metrics: ``pearson/top50_hvg`` is ridge with its penalty from inner folds; ``pearson_hest`` uses the
 fixed HEST penalty, ``pearson_bleep`` the mean of 50 training spots, ``pearson_both`` ridge on [raw
-features, embedding], ``pearson_combined`` the z-scored mean of the last two. A model that predicts
-expression itself is scored on that under ``pearson``; ridge on its embedding is ``pearson_ridge``.
+features, embedding], ``pearson_combined`` the z-scored mean of the last two, ``pearson_via_omics``
+ridge on [raw features, embedding] to the spot vector, which least squares turn into genes that are
+standardised within each training slide. A model that predicts expression itself is scored on that
+under ``pearson``; ridge on its embedding is ``pearson_ridge``.
 One value per test slide (mean over genes); ``..._pooled`` is over all test spots of the fold.
 Shapes: S spots, T target genes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.fold import Fold, SlideData, neighbour_mean, stack
+from eval.fold import Fold, Representation, SlideData, neighbour_mean, stack
 from eval.metrics import pearson_per_gene, summarise
-from eval.readouts import RidgeConfig, zscore_mean
+from eval.model_names import RAW
+from eval.readouts import RidgeConfig, zscore, zscore_mean
 from eval.results import ResultTable, TaskResult
 from eval.tasks.image_probe import ImageProbe, split_rows
 from eval.variable_genes import expression, variable_genes
@@ -33,27 +36,30 @@ class ExpressionConfig:
         min_detected: share of training spots in which a target should be detected.
         ridge: PCA and ridge.
         bleep_k: training spots in the retrieval mean.
-        raw: name of the model whose features stand beside the embedding in ``both``; where no model
-            has it, ``Fold.raw_features`` do.
+        raw: name of the model whose features stand beside the embedding in ``both`` and
+            ``via_omics``, and whose omics side is the spot vector; where no model has it,
+            ``Fold.raw_features`` do.
     """
 
     n_genes: tuple[int, ...] = (50, 200)
     min_detected: float = 0.1
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     bleep_k: int = 50
-    raw: str = "raw_features"
+    raw: str = RAW
 
 
 @dataclass(frozen=True)
 class Targets:
     """Log expression of the target genes: training spots stacked, test spots by slide.
 
-    ``genes`` (T,) are their indices in the vocabulary.
+    ``genes`` (T,) are their indices in the vocabulary; ``train_z`` is ``train`` z-scored within
+    each slide, so that a deeply sequenced slide does not outweigh the others.
     """
 
     name: str
     genes: np.ndarray
     train: np.ndarray
+    train_z: np.ndarray
     test: list[np.ndarray]
 
 
@@ -64,9 +70,9 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
         table.note(f"fold {fold.name}: no training or no test slide with an image; not run")
         return table.result()
     probes = {m.name: ImageProbe.of(fold, m) for m in fold.models if m.image is not None}
-    raw = probes.get(config.raw)
-    if raw is None and fold.raw_features is not None:
-        raw = ImageProbe.of(fold, fold.raw_features)
+    beside = fold.model(config.raw) if fold.has_model(config.raw) else fold.raw_features
+    raw = None if beside is None else probes.get(config.raw) or ImageProbe.of(fold, beside)
+    vectors = _spot_vectors(fold, beside, probes, raw, config)
     direct = [m for m in fold.models if m.prediction is not None]
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
@@ -74,17 +80,62 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
             for suffix, parts in _predictions(probe, targets, raw, config):
                 own = fold.model(name).prediction is not None and not suffix
                 _add(table, fold, (name, "_ridge" if own else suffix, targets), parts)
+            if vectors is not None:
+                known, predicted = vectors
+                genes = decode(known, targets.train_z, predicted[name])
+                _add(table, fold, (name, "_via_omics", targets), [genes])
         for model in direct:
             rows = model.predicted(fold.paired_test, targets.genes)
             _add(table, fold, (model.name, "", targets), [stack(rows)])
     if raw is None:
         table.note(f"no model {config.raw!r}: the read-outs 'both' and 'combined' are left out")
+    if vectors is None:
+        table.note(f"no spot vector beside {config.raw!r}: the read-out 'via_omics' is left out")
     return table.result(fold.models)
+
+
+def decode(known: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Least squares from spot vectors to genes, fitted on training spots.
+
+    The spot vector has few dimensions, which all genes share: what an image says about one noisy
+    gene is read through what it says about all of them (reduced-rank regression with the rank and
+    the axes of METHOD section 3).
+
+    Args:
+        known: (S, V) measured spot vectors of the training spots.
+        target: (S, T) their expression.
+        predicted: (S', V) predicted spot vectors of the test spots.
+
+    Returns:
+        (S', T).
+    """
+    mean_known, mean_target = known.mean(axis=0), target.mean(axis=0)
+    weights = np.linalg.lstsq(known - mean_known, target - mean_target, rcond=None)[0]
+    return np.asarray((predicted - mean_known) @ weights + mean_target)
+
+
+def _spot_vectors(
+    fold: Fold,
+    beside: Representation | None,
+    probes: Mapping[str, ImageProbe],
+    raw: ImageProbe | None,
+    config: ExpressionConfig,
+) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """Measured spot vectors of the training spots, and those of the test spots by each model."""
+    if beside is None or beside.omics is None:
+        return None
+    known = stack(beside.rows("omics", fold.paired_train))
+    predicted = {
+        name: probe.ridge(known, config.ridge, beside=None if probe is raw else raw)
+        for name, probe in probes.items()
+    }
+    return known, predicted
 
 
 def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> Iterator[Targets]:
     order = variable_genes(fold.train, max(config.n_genes), config.min_detected)
     train = [_dense(slide, order) for slide in fold.paired_train]
+    train_z = [zscore(values) for values in train]
     test = [_dense(slide, order) for slide in fold.paired_test]
     for n in config.n_genes:
         name = f"top{n}_hvg"
@@ -97,7 +148,8 @@ def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> It
                     f"{name}: {constant} genes are constant on test slide {slide.slide_id} "
                     f"(fold {fold.name}) and left out there"
                 )
-        yield Targets(name, order[:n], stack(train)[:, :n], [values[:, :n] for values in test])
+        known, known_z = stack(train)[:, :n], stack(train_z)[:, :n]
+        yield Targets(name, order[:n], known, known_z, [values[:, :n] for values in test])
 
 
 def _predictions(

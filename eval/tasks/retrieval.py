@@ -4,11 +4,10 @@ Metrics ``image_to_omics/recall@10%`` and so on, per test slide; ``.../pooled_re
 test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive);
 ``.../soft_recall@10`` also counts spots of nearly the same expression (`eval.tasks.soft_recall`). A
 model whose two sides share no space is bridged by ridge from its image features to the omics spot
-vector.
+vector; ``_combined`` adds the cosines of that bridge, from the raw features, to a model's own.
 Shapes: N spots, D dimensions.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +17,6 @@ from eval.fold import (
     FoldError,
     Representation,
     SlideData,
-    neighbour_weights,
     stack,
 )
 from eval.metrics import (
@@ -33,10 +31,18 @@ from eval.metrics import (
     recall_at_k,
     unit_rows,
 )
-from eval.readouts import RidgeConfig, centre
+from eval.model_names import RAW
+from eval.readouts import RidgeConfig
 from eval.results import ResultTable, TaskResult
 from eval.tasks.identity import identity_accuracy
-from eval.tasks.image_probe import ImageProbe, split_rows
+from eval.tasks.retrieval_pairs import (
+    Pairs,
+    averaged,
+    item_graphs,
+    pairs_of,
+    raw_bridge,
+    side_by_side,
+)
 from eval.tasks.soft_recall import soft_recall
 from eval.tasks.transductive import csls, sinkhorn
 from eval.variable_genes import expression, variable_genes
@@ -73,22 +79,13 @@ class RetrievalConfig:
     temperature: float = 0.1
     steps: int = 30
     max_transductive: int = 6000
-    target: str = "raw_features"
+    target: str = RAW
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     identity_spots: int = 100
 
     def __post_init__(self) -> None:
         if self.item not in ("spot", "niche"):
             raise FoldError(f"retrieval item {self.item!r}; it must be 'spot' or 'niche'")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Image and omics embeddings (N, D) of each test slide, centred per slide, in one space."""
-
-    name: str
-    image: list[np.ndarray]
-    omics: list[np.ndarray]
 
 
 def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
@@ -103,89 +100,53 @@ def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
     if config.item != "spot":
         table.note("soft recall is of single spots; it is left out for niches")
     profiles = _profiles(fold, config)
+    bridge = raw_bridge(fold, config.target, config.ridge)
     for model in fold.models:
         _add_identity(table, fold, model, config)
-        pairs = _pairs(fold, model, config)
+        pairs = pairs_of(fold, model, config.target, config.ridge)
         if pairs is None:
             continue
-        for suffix, graph in _item_graphs(slides, config, fold.seed):
-            shown = _averaged(pairs, graph)
+        for suffix, graph in item_graphs(slides, config.item, fold.seed):
+            shown = averaged(pairs, graph)
             for index, slide in enumerate(slides):
                 _add_slide(table, fold, slide, (shown, index, suffix), config)
                 if config.item == "spot":
                     _add_soft(table, fold.key(slide.slide_id), (shown, index), profiles, config)
-            pooled = (stack(shown.image), stack(shown.omics))
-            for direction, (query, item) in zip(DIRECTIONS, _both_ways(*pooled), strict=True):
-                prefix = f"{direction}/pooled_"
-                where = (pairs.name, prefix, suffix, fold.key("pooled"))
-                _add_ranks(table, where, ranks_of_embeddings(query, item), config)
+            _add_pooled(table, fold, shown, suffix, config)
+            if bridge is not None and model.aligned:
+                both = side_by_side(shown, averaged(bridge, graph))
+                for index, slide in enumerate(slides):
+                    _add_cosine(table, fold, slide, (both, index, f"{suffix}_combined"), config)
     return table.result(fold.models)
 
 
-def _pairs(fold: Fold, model: Representation, config: RetrievalConfig) -> Pairs | None:
-    if model.image is None:
-        return None
-    if model.aligned:
-        if model.omics is None:
-            return None
-        image, omics = model.rows("image", fold.paired_test), model.rows("omics", fold.paired_test)
-        if image[0].shape[1] != omics[0].shape[1]:
-            raise FoldError(
-                f"{model.name}: image embeddings have {image[0].shape[1]} dimensions and omics "
-                f"{omics[0].shape[1]}; give one space, or aligned=False to bridge them by ridge"
-            )
-        return Pairs(model.name, [centre(x) for x in image], [centre(x) for x in omics])
-    return _ridge_pairs(fold, model, config)
-
-
-def _ridge_pairs(fold: Fold, model: Representation, config: RetrievalConfig) -> Pairs | None:
-    """Ridge from image features to the omics vector of the target model."""
-    if not fold.has_model(config.target) or not fold.paired_train:
-        return None
-    target = fold.model(config.target)
-    if target.omics is None:
-        return None
-    known = stack(target.rows("omics", fold.paired_train))
-    predicted = ImageProbe.of(fold, model).ridge(known, config.ridge)
-    name = "ridge_to_lsa" if model.name == config.target else model.name
-    truth = target.rows("omics", fold.paired_test)
-    image = [centre(x) for x in split_rows(predicted, fold.paired_test)]
-    return Pairs(name, image, [centre(x) for x in truth])
-
-
-def _item_graphs(
-    slides: tuple[SlideData, ...], config: RetrievalConfig, seed: int
-) -> Iterator[tuple[str, list[np.ndarray] | None]]:
-    """Metric suffix and neighbour lists that make the item; None keeps the spot."""
-    if config.item == "spot":
-        yield "", None
-        return
-    yield "", [slide.neighbours for slide in slides]
-    rng = np.random.default_rng(seed)
-    random = [
-        np.where(s.neighbours >= 0, rng.integers(s.n_spots, size=s.neighbours.shape), -1)
-        for s in slides
-    ]
-    yield "_random_graph", random
-
-
-def _averaged(pairs: Pairs, graph: list[np.ndarray] | None) -> Pairs:
-    """Both sides averaged over the spot and its listed neighbours, unit rows first."""
-    if graph is None:
-        return pairs
-    image = [_niche(x, lists) for x, lists in zip(pairs.image, graph, strict=True)]
-    omics = [_niche(x, lists) for x, lists in zip(pairs.omics, graph, strict=True)]
-    return Pairs(pairs.name, image, omics)
-
-
-def _niche(rows: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
-    unit = unit_rows(rows)
-    return np.asarray((unit + degree * (neighbour_weights(neighbours) @ unit)) / (1 + degree))
+def _add_pooled(
+    table: ResultTable, fold: Fold, shown: Pairs, suffix: str, config: RetrievalConfig
+) -> None:
+    """Ranks among the spots of all test slides."""
+    pooled = (stack(shown.image), stack(shown.omics))
+    for direction, (query, item) in zip(DIRECTIONS, _both_ways(*pooled), strict=True):
+        where = (shown.name, f"{direction}/pooled_", suffix, fold.key("pooled"))
+        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
 
 
 def _both_ways(image: np.ndarray, omics: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(image, omics), (omics, image)]
+
+
+def _add_cosine(
+    table: ResultTable,
+    fold: Fold,
+    slide: SlideData,
+    shown: tuple[Pairs, int, str],
+    config: RetrievalConfig,
+) -> None:
+    """Ranks of one slide by plain cosine."""
+    pairs, index, suffix = shown
+    sides = _both_ways(pairs.image[index], pairs.omics[index])
+    for direction, (query, item) in zip(DIRECTIONS, sides, strict=True):
+        where = (pairs.name, f"{direction}/", suffix, fold.key(slide.slide_id))
+        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
 
 
 def _add_slide(
@@ -195,12 +156,10 @@ def _add_slide(
     shown: tuple[Pairs, int, str],
     config: RetrievalConfig,
 ) -> None:
+    _add_cosine(table, fold, slide, shown, config)
     pairs, index, suffix = shown
     image, omics = pairs.image[index], pairs.omics[index]
     key = fold.key(slide.slide_id)
-    for direction, (query, item) in zip(DIRECTIONS, _both_ways(image, omics), strict=True):
-        where = (pairs.name, f"{direction}/", suffix, key)
-        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
     if slide.n_spots > config.max_transductive:
         table.note(f"slide {slide.slide_id}: {slide.n_spots} spots, no csls and sinkhorn rows")
         return

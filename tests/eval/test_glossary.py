@@ -17,6 +17,10 @@ def test_descriptions_are_honest_about_unknown_names() -> None:
     assert [line.split(":")[0] for line in found] == ["recall@k", "ari", "smooth"]
     found = describe_metrics(["pearson_median/hidden_genes", "omics_ami/gmm"])
     assert [line.split(":")[0] for line in found] == ["pearson", "hidden_genes", "median", "ami"]
+    found = describe_metrics(["omics_ari/kmeans_graph", "omics_ari/gmm_graph_smooth"])
+    assert [line.split(":")[0] for line in found] == ["ari", "smooth", "graph"]
+    found = describe_metrics(["omics/random_graph"])
+    assert [line.split(":")[0] for line in found] == ["random_graph"]
     assert "other spatial blocks" in describe_task("imputation")
     assert "no read-out is fitted" in describe_model("hibio_decoder")
     assert describe_model("gene_mean") == "predicts the training mean"

@@ -239,6 +239,15 @@ def test_comparison_is_paired_and_its_error_is_over_folds() -> None:
     assert compare(mine, shuffled) == outcome
 
 
+def test_every_seed_is_compared_with_a_baseline_that_has_none() -> None:
+    mine = metric([0.5, 0.9, 0.4, 0.8], keys=["A/0/x", "A/1/x", "B/0/y", "B/1/y"])
+    other = metric([0.2, 0.3], keys=["A/0/x", "B/0/y"])
+    outcome = compare(mine, other)
+    assert outcome is not None
+    assert outcome.mean == pytest.approx(((0.7 - 0.2) + (0.6 - 0.3)) / 2)
+    assert (outcome.folds, outcome.wins) == (2, 2)
+
+
 def test_no_verdict_without_enough_folds_or_shared_keys() -> None:
     one = compare(metric([0.9, 0.8]), metric([0.1, 0.2]))
     assert one is not None

@@ -35,6 +35,8 @@ def test_planted_clusters_are_found_by_every_method(toy_fold):
                 assert row[f"{side}_{score}/{method}"].mean > 0.95
                 assert f"{side}_{score}/{method}_smooth" in row
                 assert f"{side}_{score}/{method}_label_smooth" in row
+                assert f"{side}_{score}/{method}_graph" in row
+                assert f"{side}_{score}/{method}_graph_smooth" in row
     assert row["omics_ari/kmeans"].keys == ["toy/0/c1:domain", "toy/0/c2:domain"]
     assert row["omics_ari/kmeans"].chance == row["omics_ami/gmm"].chance == 0.0
     assert row["omics_nmi/kmeans"].chance is None
@@ -142,3 +144,40 @@ def test_label_smoothing_helps_noisy_clusters_and_can_be_compared(toy_fold):
     fold = with_model(replace(toy_fold, test=(striped,)), spread=10.0)
     row = run(fold, CONFIG).models["blobs"]
     assert row["omics_ari/kmeans_label_smooth"].mean > row["omics_ari/kmeans"].mean + 0.1
+
+
+def layers_below_noise(fold, share: float = 1.0):
+    """Three planted layers in one dimension of an embedding, white noise in seven wider ones."""
+    slide = fold.test[0]
+    layer = np.digitize(slide.xy_um[:, 0], [350.0, 750.0])
+    rng = np.random.default_rng(2)
+    rows = 5.0 * rng.standard_normal((slide.n_spots, 8))
+    rows[:, 0] = share * 3.0 * layer + rng.standard_normal(slide.n_spots)
+    rows = rows @ np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    names = np.array(["one", "two", "three"], dtype=object)[layer]
+    slide = replace(slide, labels=pd.DataFrame({"domain": names}))
+    model = Representation("hidden", omics={slide.slide_id: rows})
+    return replace(fold, test=(slide,), models=(model,))
+
+
+def test_the_graph_head_finds_layers_hidden_below_wider_noise_and_invents_none(toy_fold):
+    row = run(layers_below_noise(toy_fold), CONFIG).models["hidden"]
+    for score in ("omics_ari", "omics_ami"):
+        assert row[f"{score}/kmeans_graph"].mean > row[f"{score}/kmeans"].mean + 0.3
+        assert row[f"{score}/kmeans_graph_smooth"].mean > row[f"{score}/kmeans_smooth"].mean + 0.1
+    nothing = run(layers_below_noise(toy_fold, share=0.0), CONFIG).models["hidden"]
+    assert abs(nothing["omics_ari/kmeans_graph"].mean) < 0.1
+    few = run(layers_below_noise(toy_fold), replace(CONFIG, graph_components=1)).models["hidden"]
+    assert few["omics_ari/kmeans_graph"].mean != row["omics_ari/kmeans_graph"].mean
+
+
+def test_a_slide_without_neighbours_has_no_graph_rows_and_says_so(toy_fold):
+    slides = [replace(s, neighbours=np.full_like(s.neighbours, -1)) for s in toy_fold.test[:1]]
+    result = run(with_model(replace(toy_fold, test=(*slides, toy_fold.test[1]))), CONFIG)
+    row = result.models["blobs"]
+    assert row["omics_ari/kmeans_graph"].keys == ["toy/0/c2:domain"]
+    assert row["omics_ari/kmeans"].keys == ["toy/0/c1:domain", "toy/0/c2:domain"]
+    notes = [note for note in result.notes if "_graph rows left out" in note]
+    assert len(notes) == 1
+    assert "slide c1" in notes[0]
+    assert "found 0 spots with spatial neighbours" in notes[0]

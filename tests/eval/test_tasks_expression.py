@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import LinearRegression, Ridge
 
-from eval.readouts import RidgeConfig
+from eval.metrics import pearson_per_gene
+from eval.readouts import RidgeConfig, ridge_fit_predict
 from eval.tasks import TASKS, find_task
-from eval.tasks.expression import ExpressionConfig, run
+from eval.tasks.expression import ExpressionConfig, decode, run
 from eval.variable_genes import expression as measured
 from eval.variable_genes import variable_genes
 from tests.eval.conftest import make_fold
 
 CONFIG = ExpressionConfig(n_genes=(10, 30))
-READOUTS = ("", "_hest", "_bleep", "_both", "_combined")
+READOUTS = ("", "_hest", "_bleep", "_both", "_combined", "_via_omics")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,52 @@ def test_raw_features_get_the_combined_readout_as_a_control_but_not_twice(toy_fo
     lonely = run(alone, CONFIG)
     assert "pearson_both/top10_hvg" not in lonely.models["hibio"]
     assert any("left out" in note for note in lonely.notes)
+
+
+def test_through_the_spot_vector_equals_two_regressions_step_by_step(toy_fold, result):
+    genes = variable_genes(toy_fold.train, 10)
+    raw, own = toy_fold.model("raw_features"), toy_fold.model("hibio")
+
+    def image(slide):
+        sides = [model.image[slide.slide_id] for model in (raw, own)]
+        return np.hstack([(x - x.mean(axis=0)) / x.std(axis=0) for x in sides])
+
+    vector = np.concatenate([raw.omics[s.slide_id] for s in toy_fold.train])
+    level = [measured(s)[:, genes].toarray() for s in toy_fold.train]
+    counts = np.concatenate([(y - y.mean(axis=0)) / y.std(axis=0) for y in level])
+    patients = np.concatenate([[s.patient_id] * s.n_spots for s in toy_fold.train])
+    slides = np.concatenate([[s.slide_id] * s.n_spots for s in toy_fold.train])
+    train_x = np.concatenate([image(s) for s in toy_fold.train])
+    decoder = LinearRegression().fit(vector, counts)
+    for index, slide in enumerate(toy_fold.test):
+        seen = ridge_fit_predict(train_x, vector, image(slide), "cv", patients, slides)
+        predicted, truth = decoder.predict(seen), measured(slide)[:, genes].toarray()
+        slow = np.mean([pearsonr(predicted[:, g], truth[:, g])[0] for g in range(10)])
+        found = result.models["hibio"]["pearson_via_omics/top10_hvg"].values[index]
+        assert found == pytest.approx(slow, abs=1e-6)
+
+
+def test_many_noisy_genes_are_read_better_through_few_shared_axes():
+    rng = np.random.default_rng(0)
+    image, axes = rng.standard_normal((400, 60)), rng.standard_normal((3, 50))
+    vector = image[:, :3] + 0.5 * rng.standard_normal((400, 3))
+    counts = vector @ axes + 8.0 * rng.standard_normal((400, 50))
+    train, test = slice(0, 100), slice(100, 400)
+    direct = Ridge(alpha=1.0).fit(image[train], counts[train]).predict(image[test])
+    seen = Ridge(alpha=1.0).fit(image[train], vector[train]).predict(image[test])
+    through = decode(vector[train], counts[train], seen)
+    score = [np.mean(pearson_per_gene(p, counts[test])) for p in (direct, through)]
+    assert score[1] > 1.5 * score[0] > 0
+
+
+def test_without_a_spot_vector_the_readout_through_it_is_left_out(toy_fold):
+    models = tuple(
+        replace(m, omics=None) if m.name == "raw_features" else m for m in toy_fold.models
+    )
+    found = run(replace(toy_fold, models=models), CONFIG)
+    assert "pearson_both/top10_hvg" in found.models["hibio"]
+    assert "pearson_via_omics/top10_hvg" not in found.models["hibio"]
+    assert any("'via_omics' is left out" in note for note in found.notes)
 
 
 def test_one_training_patient_uses_spatial_blocks(toy_fold):

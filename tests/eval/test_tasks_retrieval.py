@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics.pairwise import cosine_similarity
 
 from eval.fold import FoldError, Representation
+from eval.metrics import recall_at_fraction
+from eval.readouts import RidgeConfig
 from eval.tasks.identity import identity_accuracy
 from eval.tasks.retrieval import RetrievalConfig, run
+from eval.tasks.retrieval_pairs import raw_bridge
 from eval.tasks.transductive import csls, sinkhorn
 
 DIRECTIONS = ("image_to_omics", "omics_to_image")
@@ -67,6 +71,35 @@ def test_ridge_bridges_raw_features_and_coordinates_to_the_spot_vector(result):
     assert result.models["coordinates"]["image_to_omics/recall@10%"].mean < 0.25
     assert "image_to_omics/recall@10%" not in result.models["raw_features"]
     assert "lsa" not in result.models
+
+
+def test_combined_is_the_rank_under_the_sum_of_the_two_cosines(toy_fold, result):
+    own, raw = toy_fold.model("hibio"), toy_fold.model("raw_features")
+    bridge = raw_bridge(toy_fold, "raw_features", RidgeConfig())
+    for index, slide in enumerate(toy_fold.test):
+        sides = [
+            (own.image[slide.slide_id], own.omics[slide.slide_id]),
+            (bridge.image[index], raw.omics[slide.slide_id]),
+        ]
+        cosine = sum(cosine_similarity(a - a.mean(0), b - b.mean(0)) for a, b in sides)
+        row = result.models["hibio"]
+        for name, matrix in (("image_to_omics", cosine), ("omics_to_image", cosine.T)):
+            found = row[f"{name}/recall@10%_combined"].values[index]
+            assert found == pytest.approx(recall_at_fraction(matrix, 0.1))
+    assert "image_to_omics/recall@10%_combined" not in result.models["coordinates"]
+
+
+def test_two_weak_halves_find_more_together(toy_fold):
+    rng = np.random.default_rng(3)
+    model = toy_fold.model("hibio")
+    noisy = {n: x + 4.0 * rng.standard_normal(x.shape) for n, x in model.image.items()}
+    raw = toy_fold.model("raw_features")
+    found = run(replace(only(toy_fold, "hibio", image=noisy), raw_features=raw), RetrievalConfig())
+    row = found.models["hibio"]
+    metric = "image_to_omics/recall@10%"
+    assert row[f"{metric}_combined"].mean > row[metric].mean + 0.05
+    alone = run(only(toy_fold, "hibio", image=noisy), RetrievalConfig()).models["hibio"]
+    assert f"{metric}_combined" not in alone
 
 
 def test_an_offset_of_a_slide_does_not_matter(toy_fold, result):
