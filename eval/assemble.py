@@ -287,5 +287,5 @@ def seed_means(folds: Sequence[Fold]) -> Fold | None:
         omics = {s: np.hstack([m.omics[s] for m in seeds if m.omics]) for s in seeds[0].omics or {}}
         note = f"{name}: mean similarity of {len(seeds)} seeds"
         models.append(Representation(name + SEED_MEAN, image=image, omics=omics, notes=(note,)))
-    raw = folds[0].model(RAW) if folds[0].has_model(RAW) else folds[0].raw_features
+    raw = folds[0].model(RAW) if folds[0].has_model(RAW) else None
     return dataclasses.replace(folds[0], models=tuple(models), random_sets=None, raw_features=raw)

@@ -69,8 +69,9 @@ class Fold:
         hidden: genes to impute, and every representation without them, or None.
         per_slide: models fitted anew on every slide, each in a space of its own; only tasks that
             stay within a slide can score them.
-        raw_features: stored image features, which read-outs of expression put beside an embedding;
-            scored only where ``models`` has them too. None: those in ``models``, if any.
+        raw_features: stored image features and, as their omics side, the spot vector, which
+            read-outs of expression and retrieval put beside an embedding; scored only where
+            ``models`` has them too. None: those in ``models``, if any.
     """
 
     name: str

@@ -82,7 +82,7 @@ METRICS: tuple[tuple[str, str], ...] = (
         "genes by least squares on training spots",
     ),
     (
-        r"^(pooled_)?recall.*_combined$",
+        r"^recall.*_combined$",
         "combined: cosine of the embeddings plus cosine of the spot vector and its ridge "
         "prediction from the raw image features",
     ),
@@ -225,6 +225,7 @@ METHODS: tuple[tuple[str, str], ...] = (
     (r"^nicheformer", "contrast of image and genes ranked over their usual level (Nicheformer)"),
     (r"^st_align", "contrast of spots, niches and both fused (ST-Align)"),
     (r"^stagate", "graph attention autoencoder fitted on the slide itself (STAGATE)"),
+    (r"^stagate_tfidf", "which reconstructs TF-IDF rows instead of log expression"),
     (r"_preprojection", "targets from similarities before the projection"),
     (r"bleep", "contrast with smoothed targets; mean expression of nearest spots (BLEEP)"),
     (r"shuffl", "image and expression pairs shuffled"),

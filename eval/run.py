@@ -68,7 +68,7 @@ def evaluate(
             with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
                 results.append(task.run(fold, task.config()))
             bar.update()
-        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # nobody reads them again
+        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # those of the first stay
         folds.setdefault(group.fold, []).append(kept)
     bar.close()
     for name, task in chosen:

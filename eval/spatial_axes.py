@@ -17,6 +17,8 @@ RANK_TOLERANCE = 1e-10
 ROUNDING = 1e-12
 #: Smallest noise share: a direction without any noise counts as a signal-to-noise ratio of 1e6.
 MIN_NOISE_SHARE = 1e-6
+#: With fewer spots for each dimension white noise too has smooth axes, those of the graph itself.
+SPOTS_PER_DIMENSION = 4
 
 
 def spatial_axes(rows: np.ndarray, neighbours: np.ndarray, n_components: int) -> np.ndarray:
@@ -24,7 +26,7 @@ def spatial_axes(rows: np.ndarray, neighbours: np.ndarray, n_components: int) ->
 
     Noise has unit variance on every axis, so what is smooth over the tissue has a large scale. The
     pair of covariances is diagonalised by whitening the embedding and then turning it by the
-    eigenvectors of its noise: any invertible linear map of the embedding gives the same axes.
+    eigenvectors of its noise: any well-conditioned linear map of the embedding gives the same axes.
 
     Args:
         rows: (S, D) embedding.
@@ -37,8 +39,8 @@ def spatial_axes(rows: np.ndarray, neighbours: np.ndarray, n_components: int) ->
         arbitrary.
 
     Raises:
-        FoldError: fewer than two spots, no component asked for, one embedding at all spots, or not
-            more spots with neighbours than dimensions.
+        FoldError: fewer than two spots, no component asked for, one embedding at all spots, or
+            fewer than four spots with neighbours for each dimension.
     """
     if len(rows) < 2 or n_components < 1:
         raise FoldError(
@@ -48,10 +50,11 @@ def spatial_axes(rows: np.ndarray, neighbours: np.ndarray, n_components: int) ->
     white = _whitened(rows)
     size = white.shape[1]
     present = (neighbours >= 0).any(axis=1)
-    if present.sum() <= size:
+    if present.sum() < SPOTS_PER_DIMENSION * size:
         raise FoldError(
             f"found {present.sum()} spots with spatial neighbours for {size} dimensions; expected "
-            "more spots than dimensions: build the spatial graph or reduce the embedding first"
+            f"{SPOTS_PER_DIMENSION} a dimension: build the spatial graph or reduce the embedding "
+            "first"
         )
     noise = (white - neighbour_weights(neighbours) @ white)[present]
     kept = [0, min(n_components, size) - 1]

@@ -10,22 +10,27 @@ and the same attention; mean squared error of log expression of variable genes.
 Differs: genes are chosen on the training slides; fewer genes, a narrower hidden layer and fewer
 epochs, for a CPU; expression is z-scored per slide; neighbours are the k nearest instead of those
 within a radius; no pruning of edges between pre-clusters; no contrast with corrupted graphs
-(GraphST).
+(GraphST). With ``rows: tfidf`` it reconstructs the TF-IDF rows of METHOD section 1 instead, in the
+variant of the run: a per-slide graph head, not a published model. As genes are z-scored, idf takes
+no part in it; what differs is the term frequency (raw or log) and the unit rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, mse_loss
 
-from eval.fold import Cost, Representation, SlideData
+from eval.fold import Cost, FoldError, Representation, SlideData
 from eval.peers.expression_input import dense_expression, target_genes
 from eval.peers.peer import Features, TrainingData
 from eval.peers.training import TrainingConfig, device, fit
 from eval.readouts import zscore
+
+ROWS = ("expression", "tfidf")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Stagate:
         epochs: steps, each on the whole slide.
         lr: of the training loop.
         weight_decay: of the training loop.
+        rows: what is reconstructed: log expression, or TF-IDF rows.
     """
 
     n_genes: int = 1000
@@ -49,11 +55,16 @@ class Stagate:
     epochs: int = 200
     lr: float = 1e-3
     weight_decay: float = 1e-4
+    rows: Literal["expression", "tfidf"] = "expression"
     name: str = "stagate"
     source: str = "STAGATE, Dong and Zhang 2022"
     needs_image: bool = False
     seeded: bool = True
     per_slide: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise FoldError(f"stagate rows is {self.rows!r}; expected one of {', '.join(ROWS)}")
 
     def fit(self, data: TrainingData, seed: int) -> "FittedStagate":
         """Choose the genes; the autoencoders are trained slide by slide."""
@@ -88,10 +99,16 @@ class FittedStagate:
             cost=Cost(self.settings.source, size, seconds),
         )
 
+    def _rows(self, slide: SlideData) -> np.ndarray:
+        """What is reconstructed, (S, H)."""
+        if self.settings.rows == "tfidf":
+            return np.asarray(slide.tfidf[:, self.genes].toarray())
+        return dense_expression(slide, self.genes)
+
     def _embedded(self, slide: SlideData) -> tuple[np.ndarray, int, float]:
         """Latent (S, latent), number of parameters and seconds."""
         config = self.settings
-        values = zscore(dense_expression(slide, self.genes)).astype(np.float32)
+        values = zscore(self._rows(slide)).astype(np.float32)
         own = np.arange(slide.n_spots)[:, None]
         near = np.hstack([own, slide.neighbours[:, : config.neighbours]])
         value_SH, near_Sk = (torch.from_numpy(v).to(device()) for v in (values, near))

@@ -32,14 +32,13 @@ from eval.report.markup import (
 MIN_FOLDS = 3
 NOTE = (
     "Interval: 95 % percentile bootstrap of this checkpoint's mean over what is named in brackets "
-    "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. "
-    "Best baseline: the one with the best mean on these same test values, controls included, "
-    "oracles and transductive read-outs not. Difference: this checkpoint minus that baseline on "
-    "the same fold, seed and slide (seeds averaged where a baseline has none), averaged within a "
+    "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. Best "
+    "baseline: the one with the best mean on these same test values, controls included, oracles "
+    "and transductive read-outs not. Difference: this checkpoint minus that baseline on the same "
+    "fold, seed and slide (seeds averaged where one of both has a single one), averaged within a "
     "fold, ± the standard error over folds (over slides when there is one fold); positive means "
-    "better also where lower values are better. A verdict needs at least "
-    f"{MIN_FOLDS} folds and two standard errors; folds share training data, so the error is rather "
-    "too small."
+    f"better also where lower values are better. A verdict needs at least {MIN_FOLDS} folds and "
+    "two standard errors; folds share training data, so the error is rather too small."
 )
 
 
@@ -115,8 +114,7 @@ def compare(
         None when no key is shared, so that nothing can be paired.
     """
     mine, other = values_by_key(first), values_by_key(second)
-    if _seeds(mine) != _seeds(other):
-        mine, other = _seed_means(mine), _seed_means(other)
+    mine, other = _without_seeds(mine, other), _without_seeds(other, mine)
     gains = {key: (other[key] - mine[key]) * (1 if lower else -1) for key in mine if key in other}
     if not gains:
         return None
@@ -128,17 +126,21 @@ def compare(
     )
 
 
-def _seeds(values: Mapping[str, float]) -> set[str]:
-    return {key.split("/", 2)[1] for key in values}
+def _without_seeds(values: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Means over seeds in folds where one side has one seed and the other has more.
 
-
-def _seed_means(values: Mapping[str, float]) -> dict[str, float]:
-    """The mean over seeds: a baseline without a seed is measured once, the model under each."""
+    A baseline without a seed is measured once, the model under each.
+    """
     groups: dict[str, list[float]] = {}
     for key, value in values.items():
-        fold, _, unit = key.split("/", 2)
-        groups.setdefault(f"{fold}/mean/{unit}", []).append(value)
+        fold, unit = key.split("/")[0], key.split("/")[-1]
+        few, many = sorted(_n_seeds(side, fold) for side in (values, other))
+        groups.setdefault(f"{fold}/mean/{unit}" if few == 1 < many else key, []).append(value)
     return {key: float(np.mean(group)) for key, group in groups.items()}
+
+
+def _n_seeds(values: Mapping[str, float], fold: str) -> int:
+    return len({key.split("/")[1] for key in values if key.startswith(f"{fold}/")})
 
 
 def _means_by(gains: Mapping[str, float], part: int) -> np.ndarray:

@@ -38,8 +38,7 @@ def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig)
     if model.image is None:
         return None
     if not model.aligned:
-        known = fold.model(target) if fold.has_model(target) else None
-        return _bridged(fold, model, known, target, ridge)
+        return _bridged(fold, model, _raw(fold, target), target, ridge)
     if model.omics is None:
         return None
     image, omics = model.rows("image", fold.paired_test), model.rows("omics", fold.paired_test)
@@ -53,12 +52,12 @@ def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig)
 
 def raw_bridge(fold: Fold, target: str, ridge: RidgeConfig) -> Pairs | None:
     """Raw image features bridged to the spot vector; None where either is not there."""
-    raw = fold.model(target) if fold.has_model(target) else fold.raw_features
+    raw = _raw(fold, target)
     return None if raw is None else _bridged(fold, raw, raw, target, ridge)
 
 
 def side_by_side(own: Pairs, bridge: Pairs) -> Pairs:
-    """Unit rows of both, concatenated: the cosine is the mean of the two cosines."""
+    """Unit rows of both, concatenated: the cosine is the mean of both, for rows other than 0."""
     image, omics = (
         [np.hstack([unit_rows(a), unit_rows(b)]) for a, b in zip(left, right, strict=True)]
         for left, right in ((own.image, bridge.image), (own.omics, bridge.omics))
@@ -89,6 +88,10 @@ def item_graphs(
         for s in slides
     ]
     yield "_random_graph", random
+
+
+def _raw(fold: Fold, target: str) -> Representation | None:
+    return fold.model(target) if fold.has_model(target) else fold.raw_features
 
 
 def _bridged(

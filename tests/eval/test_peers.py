@@ -19,6 +19,7 @@ SETTINGS = {
     "omiclip": {"n_words": 10},
     "st_net": {"training": dataclasses.replace(SHORT, lr=1e-2)},
     "stagate": {"epochs": 60},
+    "stagate_tfidf": {"epochs": 60},
 }
 PREDICTORS = ("pca256_ridge", "pca256_ridge_hest", "st_net", "mlp_regression", "triplex", "bleep")
 CONTRASTIVE = ("clip", "bleep", "bleep_preprojection", "omiclip", "nicheformer", "st_align")
@@ -76,10 +77,19 @@ def test_contrastive_peers_retrieve_planted_pairs(fitted, name):
     assert found["omics_to_image/recall@10%"].mean > 0.25
 
 
-def test_the_graph_autoencoder_finds_planted_domains(fitted):
-    fold = fitted["stagate"]
+def test_the_tfidf_autoencoder_reads_tfidf_and_the_published_one_does_not(toy_fold):
+    changed = [dataclasses.replace(s, tfidf=s.tfidf[:, ::-1]) for s in toy_fold.test]
+    other = dataclasses.replace(toy_fold, test=tuple(changed))
+    for name, same in (("stagate", True), ("stagate_tfidf", False)):
+        before, after = (shown(fold, name).omics["c1"] for fold in (toy_fold, other))
+        assert np.array_equal(before, after) == same
+
+
+@pytest.mark.parametrize("name", ["stagate", "stagate_tfidf"])
+def test_the_graph_autoencoder_finds_planted_domains(fitted, name):
+    fold = fitted[name]
     assert fold.models == ()
-    found = domains.run(fold, domains.DomainsConfig(n_seeds=1)).models["stagate"]
+    found = domains.run(fold, domains.DomainsConfig(n_seeds=1)).models[name]
     assert found["omics_ari/kmeans"].mean > 0.1
     assert set(fold.per_slide[0].omics) == {slide.slide_id for slide in fold.test}
 

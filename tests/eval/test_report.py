@@ -246,6 +246,14 @@ def test_every_seed_is_compared_with_a_baseline_that_has_none() -> None:
     assert outcome is not None
     assert outcome.mean == pytest.approx(((0.7 - 0.2) + (0.6 - 0.3)) / 2)
     assert (outcome.folds, outcome.wins) == (2, 2)
+    uneven = metric([0.5, 0.9, 0.8], keys=["A/0/x", "A/1/x", "B/1/y"])
+    single = compare(uneven, metric([0.2, 0.3], keys=["A/0/x", "B/1/y"]))
+    assert single is not None
+    assert single.mean == pytest.approx(((0.7 - 0.2) + (0.8 - 0.3)) / 2)
+    three = metric([0.5, 0.9, 0.1], keys=["A/0/x", "A/1/x", "A/2/x"])
+    shared = compare(three, metric([0.4, 0.7], keys=["A/0/x", "A/1/x"]))
+    assert shared is not None
+    assert shared.mean == pytest.approx((0.1 + 0.2) / 2)
 
 
 def test_no_verdict_without_enough_folds_or_shared_keys() -> None:

@@ -177,7 +177,7 @@ def test_a_slide_without_neighbours_has_no_graph_rows_and_says_so(toy_fold):
     row = result.models["blobs"]
     assert row["omics_ari/kmeans_graph"].keys == ["toy/0/c2:domain"]
     assert row["omics_ari/kmeans"].keys == ["toy/0/c1:domain", "toy/0/c2:domain"]
-    notes = [note for note in result.notes if "_graph rows left out" in note]
+    notes = [note for note in result.notes if "no _graph rows for blobs, omics" in note]
     assert len(notes) == 1
     assert "slide c1" in notes[0]
     assert "found 0 spots with spatial neighbours" in notes[0]

@@ -92,14 +92,27 @@ def test_combined_is_the_rank_under_the_sum_of_the_two_cosines(toy_fold, result)
 def test_two_weak_halves_find_more_together(toy_fold):
     rng = np.random.default_rng(3)
     model = toy_fold.model("hibio")
-    noisy = {n: x + 4.0 * rng.standard_normal(x.shape) for n, x in model.image.items()}
-    raw = toy_fold.model("raw_features")
+    noisy = {n: x + 2.0 * rng.standard_normal(x.shape) for n, x in model.image.items()}
+    clear = toy_fold.model("raw_features")
+    veiled = {n: x + 1.0 * rng.standard_normal(x.shape) for n, x in clear.image.items()}
+    raw = replace(clear, image=veiled)
     found = run(replace(only(toy_fold, "hibio", image=noisy), raw_features=raw), RetrievalConfig())
     row = found.models["hibio"]
     metric = "image_to_omics/recall@10%"
     assert row[f"{metric}_combined"].mean > row[metric].mean + 0.05
+    bridge = run(replace(toy_fold, models=(raw,)), RetrievalConfig()).models["ridge_to_lsa"]
+    assert row[f"{metric}_combined"].mean > bridge[metric].mean + 0.02
     alone = run(only(toy_fold, "hibio", image=noisy), RetrievalConfig()).models["hibio"]
     assert f"{metric}_combined" not in alone
+
+
+def test_a_later_seed_bridges_to_the_spot_vector_kept_beside_the_models(toy_fold, result):
+    raw = toy_fold.model("raw_features")
+    later = replace(only(toy_fold, "coordinates"), raw_features=raw)
+    found = run(later, RetrievalConfig()).models["coordinates"]
+    first = result.models["coordinates"]
+    metric = "image_to_omics/recall@10%"
+    assert found[metric].values == first[metric].values
 
 
 def test_an_offset_of_a_slide_does_not_matter(toy_fold, result):
