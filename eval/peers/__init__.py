@@ -36,7 +36,7 @@ _LISTED: tuple[Peer, ...] = (
     Nicheformer(),
     StAlign(),
     Stagate(),
-    Stagate(rows="tfidf", name="stagate_tfidf", source="STAGATE on the TF-IDF of METHOD 1"),
+    Stagate(rows="tfidf", name="stagate_tfidf", source="STAGATE on TF-IDF rows"),
 )
 
 #: Peers by their row name, in the order of the report.
