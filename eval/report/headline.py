@@ -131,16 +131,20 @@ def _without_seeds(values: Mapping[str, float], other: Mapping[str, float]) -> d
 
     A baseline without a seed is measured once, the model under each.
     """
+    own, others = _seeds(values), _seeds(other)
     groups: dict[str, list[float]] = {}
     for key, value in values.items():
         fold, unit = key.split("/")[0], key.split("/")[-1]
-        few, many = sorted(_n_seeds(side, fold) for side in (values, other))
+        few, many = sorted((len(own[fold]), len(others.get(fold, ()))))
         groups.setdefault(f"{fold}/mean/{unit}" if few == 1 < many else key, []).append(value)
     return {key: float(np.mean(group)) for key, group in groups.items()}
 
 
-def _n_seeds(values: Mapping[str, float], fold: str) -> int:
-    return len({key.split("/")[1] for key in values if key.startswith(f"{fold}/")})
+def _seeds(values: Mapping[str, float]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for key in values:
+        found.setdefault(key.split("/")[0], set()).update(key.split("/")[1:2])
+    return found
 
 
 def _means_by(gains: Mapping[str, float], part: int) -> np.ndarray:

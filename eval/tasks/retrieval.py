@@ -112,22 +112,15 @@ def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
                 _add_slide(table, fold, slide, (shown, index, suffix), config)
                 if config.item == "spot":
                     _add_soft(table, fold.key(slide.slide_id), (shown, index), profiles, config)
-            _add_pooled(table, fold, shown, suffix, config)
+            pooled = (stack(shown.image), stack(shown.omics))
+            where = ("pooled_", suffix, fold.key("pooled"))
+            _add_cosine(table, shown.name, pooled, where, config)
             if bridge is not None and model.aligned:
                 both = side_by_side(shown, averaged(bridge, graph))
-                for index, slide in enumerate(slides):
-                    _add_cosine(table, fold, slide, (both, index, f"{suffix}_combined"), config)
+                for slide, *sides in zip(slides, both.image, both.omics, strict=True):
+                    where = ("", f"{suffix}_combined", fold.key(slide.slide_id))
+                    _add_cosine(table, both.name, (sides[0], sides[1]), where, config)
     return table.result(fold.models)
-
-
-def _add_pooled(
-    table: ResultTable, fold: Fold, shown: Pairs, suffix: str, config: RetrievalConfig
-) -> None:
-    """Ranks among the spots of all test slides."""
-    pooled = (stack(shown.image), stack(shown.omics))
-    for direction, (query, item) in zip(DIRECTIONS, _both_ways(*pooled), strict=True):
-        where = (shown.name, f"{direction}/pooled_", suffix, fold.key("pooled"))
-        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
 
 
 def _both_ways(image: np.ndarray, omics: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -136,17 +129,16 @@ def _both_ways(image: np.ndarray, omics: np.ndarray) -> list[tuple[np.ndarray, n
 
 def _add_cosine(
     table: ResultTable,
-    fold: Fold,
-    slide: SlideData,
-    shown: tuple[Pairs, int, str],
+    model: str,
+    sides: tuple[np.ndarray, np.ndarray],
+    where: tuple[str, str, str],
     config: RetrievalConfig,
 ) -> None:
-    """Ranks of one slide by plain cosine."""
-    pairs, index, suffix = shown
-    sides = _both_ways(pairs.image[index], pairs.omics[index])
-    for direction, (query, item) in zip(DIRECTIONS, sides, strict=True):
-        where = (pairs.name, f"{direction}/", suffix, fold.key(slide.slide_id))
-        _add_ranks(table, where, ranks_of_embeddings(query, item), config)
+    """Ranks by plain cosine, both ways; `where` is prefix and suffix of the metric, and its key."""
+    prefix, suffix, key = where
+    for direction, (query, item) in zip(DIRECTIONS, _both_ways(*sides), strict=True):
+        place = (model, f"{direction}/{prefix}", suffix, key)
+        _add_ranks(table, place, ranks_of_embeddings(query, item), config)
 
 
 def _add_slide(
@@ -156,10 +148,10 @@ def _add_slide(
     shown: tuple[Pairs, int, str],
     config: RetrievalConfig,
 ) -> None:
-    _add_cosine(table, fold, slide, shown, config)
     pairs, index, suffix = shown
     image, omics = pairs.image[index], pairs.omics[index]
     key = fold.key(slide.slide_id)
+    _add_cosine(table, pairs.name, (image, omics), ("", suffix, key), config)
     if slide.n_spots > config.max_transductive:
         table.note(f"slide {slide.slide_id}: {slide.n_spots} spots, no csls and sinkhorn rows")
         return
