@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hibio.losses import NearDuplicates, info_nce
-from hibio.losses.similarity import cosine_logits
+from hibio.losses.logits import cosine_logits
 
 WIDTH = 256
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)

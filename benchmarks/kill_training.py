@@ -30,11 +30,20 @@ import torch
 from safetensors.torch import load_file
 
 from hibio.bank import read_bank
-from hibio.checkpoint_files import BANK, CHECKSUMS, damaged_files, read_checksums
-from hibio.run import RunConfig, expand, train_all
-from hibio.training.checkpoint import NAME, PREVIOUS, TEMPORARY, load_trainer_state
-from hibio.training.stages import StageConfig
-from hibio.training_log import read_log
+from hibio.checkpoint import (
+    BANK,
+    CHECKSUMS,
+    NAME,
+    PREVIOUS,
+    damaged_files,
+    load_trainer_state,
+    read_checksums,
+    read_log,
+)
+from hibio.config.run import RunConfig
+from hibio.config.training import StageConfig
+from hibio.run import expand, train_all
+from hibio.training.checkpoint import TEMPORARY
 from pathways import load_pathways
 from preprocessing.patches import PatchConfig
 from preprocessing.run import prepare

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hibio.batch import SlideBatch
-from hibio.encoders.graph_layers import CrossMessages, HierarchyLayer
+from hibio.encoders.layers import CrossMessages, HierarchyLayer
 from hibio.encoders.omics import GraphHierarchyEncoder
 
 

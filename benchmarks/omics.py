@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hibio.batch import SlideBatch
-from hibio.data.tiles import iter_tiles
-from hibio.encoders.omics import OmicsConfig, build_omics_encoder
+from hibio.config.model import OmicsConfig
+from hibio.data.collate import iter_tiles
+from hibio.encoders.omics import build_omics_encoder
 from preprocessing.graphs import KNNGraph
 
 PUBLISHED = "200:10:128:8"

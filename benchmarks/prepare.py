@@ -33,13 +33,12 @@ from scipy.sparse import random as random_sparse
 from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.run import prepare
-from preprocessing.run.preparation import SlideTask
-from preprocessing.run.result import attempt_slide
-from preprocessing.simulate.files import write_pyramid
+from preprocessing.run.preparation import SlideTask, attempt_slide
+from preprocessing.simulate import write_pyramid
 from preprocessing.slides import open_slide
 from preprocessing.slides.tiled import direct_tiles
 from preprocessing.store import SlideStore
-from preprocessing.store.patches import patch_bytes, patch_places
+from preprocessing.store.read import patch_bytes, patch_places
 
 PX, UM = 224, 112.0
 LARGE_TILE = 512

@@ -28,12 +28,13 @@ from typing import Any
 from synthetic_stores import GENES, copies, write_slides
 
 from hibio.artifacts import Artifacts
+from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
+from hibio.config.training import SamplerConfig
 from hibio.data.collate import collate
 from hibio.data.dataset import SlideDataset
-from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
-from hibio.data.sampler import RegionSampler, SamplerConfig
-from hibio.data.slide_index import INDEX_NAME, indexed_entries
-from hibio.slide_regions import RegionsConfig
+from hibio.data.fitting import fit_artifacts
+from hibio.data.sampler import RegionSampler
+from hibio.data.splits import INDEX_NAME, indexed_entries
 from hibio.training.region_state import RegionState
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -29,15 +29,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hibio import keys
-from hibio.data.fitting import GenesConfig, PathwaysConfig
-from hibio.data.sampler import SamplerConfig
-from hibio.encoders.omics import OmicsConfig
-from hibio.encoders.vision import VisionConfig
-from hibio.model import ModelConfig
-from hibio.run import DataConfig, RunConfig, build, expand
+from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.model import ModelConfig, OmicsConfig, VisionConfig
+from hibio.config.run import DataConfig, RunConfig
+from hibio.config.training import SamplerConfig, StageConfig
+from hibio.run import build, expand
 from hibio.training.engine import OptimConfig
 from hibio.training.plan import StepInput
-from hibio.training.stages import StageConfig
 from hibio.training.trainer import Trainer
 from pathways import load_pathways
 from preprocessing.patches import PatchConfig

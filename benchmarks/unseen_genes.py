@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from eval.fold import NOT_A_LABEL
-from eval.metrics import balanced_accuracy, recall_at_fraction, unit_rows
-from hibio.config import load_config
+from eval.folds.fold import NOT_A_LABEL
+from eval.measures.metrics import balanced_accuracy, recall_at_fraction, unit_rows
+from hibio.config.files import load_config
+from hibio.config.run import RunConfig
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, read_entries, split_by_patient
 from hibio.data.training_slides import fit_vocabulary
 from hibio.model import HiBio
-from hibio.run import RunConfig, train_all
-from preprocessing.run import stores_in
+from hibio.run import train_all
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 
 PANELS = ("known", "all", "unseen")
 PROBE_C = 0.1

@@ -18,18 +18,19 @@ import yaml
 from tqdm import tqdm
 
 from hibio import keys
-from hibio.checkpoint_files import ARTIFACTS, WEIGHTS, find_checkpoint
-from hibio.config import ConfigError
+from hibio.checkpoint import ARTIFACTS, WEIGHTS, find_checkpoint
+from hibio.config.data import RegionsConfig
+from hibio.config.files import ConfigError
+from hibio.config.model import ImageInput
+from hibio.config.schema import build_section
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
-from hibio.image_input import ImageInput
 from hibio.model import HiBio, SlideEmbedding
-from hibio.schema import build_section
-from hibio.slide_regions import RegionsConfig, slide_regions
-from preprocessing.atomic import atomic_path
-from preprocessing.run import stores_in
+from hibio.regions import slide_regions
+from preprocessing.files import atomic_path
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 
 
 @dataclass(frozen=True)

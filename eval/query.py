@@ -13,20 +13,27 @@ from scipy import sparse
 from tqdm import tqdm
 
 from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
-from eval.figures import pathway_heatmaps
-from eval.metrics import unit_rows
-from eval.readouts import centre, inner_groups, knn_mean, ridge_fit_predict, zscore, zscore_mean
+from eval.measures.metrics import unit_rows
+from eval.measures.ridge import (
+    centre,
+    inner_groups,
+    knn_mean,
+    ridge_fit_predict,
+    zscore,
+    zscore_mean,
+)
+from eval.report.figures.heatmaps import pathway_heatmaps
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL
 from pathways import load_pathways, raw_score, score_set, set_vector
-from preprocessing.atomic import atomic_path
-from preprocessing.run import stores_in
+from preprocessing.files import atomic_path
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 
 SHOWN = 4  # gene sets in a heatmap picture
 
@@ -96,7 +103,7 @@ def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
 def image_scores(
     checkpoint: Checkpoint, sets: GeneSets, bank: Bank, image: np.ndarray, readout: str
 ) -> np.ndarray:
-    """Scores (S, M) of one slide from its image embeddings (S, D), METHOD section 2."""
+    """Scores (S, M) of one slide from its image embeddings (S, D), docs/method.md 2."""
     if readout == "anchor":
         members = dict(zip(sets.names, sets.genes, strict=True))
         return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T

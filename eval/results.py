@@ -1,6 +1,6 @@
 """Results of tasks: values per (fold, seed, slide), merged over folds, written as strict JSON.
 
-The schema is that of ARCHITECTURE section 3:
+The schema is that of docs/architecture.md:
 ``{"config", "data", "tasks": {TASK: {"models": {MODEL: {METRIC: {...}}}, "notes": [...]}}}`` and a
 metric is ``{"mean", "std", "n", "values", "unit", "keys", "chance"?}``. NaN becomes null.
 """
@@ -15,8 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from eval.fold import FoldError, Representation
-from preprocessing.atomic import atomic_path
+from eval.errors import FoldError
+from eval.folds.fold import Representation
+from preprocessing.files import atomic_path
+
+MAIN = "hibio"
+
+RAW = "raw_features"
+
+TOWER_SUFFIX = "_tower"
+
+DECODER_SUFFIX = "_decoder"
+
+SEED_MEAN = "_seed_mean"
+
+NO_FOLD = "none"  # trained on every slide
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from eval.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
-from eval.costs import cost_table
-from eval.embed import find_checkpoints
-from eval.fingerprint import fingerprint
-from eval.fold import Fold
-from eval.gallery import gallery
-from eval.markdown import write_markdown
+from eval.compare.paired_results import fingerprint
+from eval.embed import Checkpoint, find_checkpoints
+from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
+from eval.folds.fold import Cost, Fold
 from eval.peers import find_peers
 from eval.peers.fold_peers import with_peers
 from eval.report import write_report
+from eval.report.gallery import gallery
+from eval.report.markdown import write_markdown
 from eval.results import TaskResult, merge, write_results
 from eval.tasks import TASKS, Task, find_task
+from hibio.checkpoint import provenance, read_log
 from hibio.data.splits import SlideEntry, read_entries, with_counts
-from hibio.provenance import provenance
-from preprocessing.run import stores_in
+from preprocessing.store.read import stores_in
+
+
+def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list[dict[str, Any]]:
+    """Rows of the models table of the report.
+
+    Args:
+        checkpoints: trained models of this run, all folds and seeds.
+        folds: with the peers in them.
+
+    Returns:
+        One mapping a model with ``model``, ``source``, ``n_parameters``, ``fits`` (folds x seeds)
+        and ``seconds`` (mean wall time of a fit on the machine that ran it, or None).
+    """
+    found: dict[str, list[Cost]] = {}
+    for checkpoint in checkpoints:
+        found.setdefault(checkpoint.variant, []).append(checkpoint_cost(checkpoint))
+    for fold in folds:
+        for model in (*fold.models, *fold.per_slide):
+            if model.cost is not None:
+                found.setdefault(model.name, []).append(model.cost)
+    return [_row(model, costs) for model, costs in found.items()]
+
+
+def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
+    """Parameters of a checkpoint, and the seconds of the steps in its training log, if kept."""
+    steps = read_log(checkpoint.path.parent / "log.jsonl")
+    seconds = [float(step["seconds"]) for step in steps if "seconds" in step]
+    size = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    return Cost("this run", size, sum(seconds) if seconds else None)
+
+
+def _row(model: str, costs: Sequence[Cost]) -> dict[str, Any]:
+    timed = [cost.seconds for cost in costs if cost.seconds is not None]
+    return {
+        "model": model,
+        "source": costs[0].source,
+        "n_parameters": max(cost.n_parameters for cost in costs),
+        "fits": len(costs),
+        "seconds": float(np.mean(timed)) if timed else None,
+    }
 
 
 def evaluate(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hibio.batch import SlideBatch
-    from hibio.model import HiBio
+from typing import Any
 
 __all__ = ["HiBio", "SlideBatch"]
 

@@ -1,6 +1,6 @@
 """What was fitted on the training slides and is not a weight, in one file (``artifacts.h5``).
 
-Genes, TF-IDF, gene factors, gene graph and pathway anchors (METHOD sections 1-3). A store depends
+Genes, TF-IDF, gene factors, gene graph and pathway anchors (docs/method.md 1-3). A store depends
 on neither the pathway database nor the split; everything that does is here.
 """
 
@@ -16,17 +16,18 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from hibio.checkpoint_files import refuse_outside_data
-from hibio.config import ConfigError
+from hibio.checkpoint import refuse_outside_data
+from hibio.config.files import ConfigError
 from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
-from preprocessing.atomic import atomic_path
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
 from preprocessing.coexpression.spot_groups import SpotGroups
-from preprocessing.store.hdf5_write import hdf5_writer
+from preprocessing.files import atomic_path
+from preprocessing.hdf5 import hdf5_writer
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 2
+
 _NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
 
 
@@ -43,7 +44,7 @@ class Artifacts:
         database: the pathway database restricted to the vocabulary; None for no pathways.
         anchors: its match statistics on the training spots.
         target_genes: (H,) columns predicted from the image tower.
-        node_genes: columns that may be keyword genes, or None for all (METHOD section 1).
+        node_genes: columns that may be keyword genes, or None for all (docs/method.md 1).
         train_slides: ids of the slides that everything here was fitted on.
         settings: the resolved ``genes`` and ``pathways`` sections of the configuration;
             ``patch_um``, the patch width of the training stores (None without images);
@@ -91,7 +92,7 @@ class Artifacts:
         return keyword_genes(tfidf, k)
 
     def set_inputs(self, sets_MG: sparse.csr_matrix, k: int) -> tuple[np.ndarray, ...]:
-        """Gene sets as the omics branch reads a spot (METHOD section 2, anchor embedding).
+        """Gene sets as the omics branch reads a spot (docs/method.md 2, anchor embedding).
 
         Args:
             sets_MG: unit rows, idf * weight of each set's genes, e.g. ``anchors.matrix.T``.

@@ -1,4 +1,4 @@
-"""The reference bank: image embeddings and TF-IDF rows of training spots (METHOD section 2).
+"""The reference bank: image embeddings and TF-IDF rows of training spots (docs/method.md 2).
 
 It answers gene-set queries on H&E alone: the set is scored on the bank's profiles when asked,
 then carried to new image embeddings by ridge and by nearest neighbours.
@@ -13,14 +13,14 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from hibio.checkpoint_files import refuse_outside_data, verify_file
-from hibio.config import ConfigError
+from hibio.checkpoint import refuse_outside_data, verify_file
+from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
-from preprocessing.atomic import atomic_path
+from preprocessing.files import atomic_path
+from preprocessing.hdf5 import hdf5_writer
 from preprocessing.store import SlideStore
-from preprocessing.store.hdf5_write import hdf5_writer
 
 
 @dataclass(frozen=True)

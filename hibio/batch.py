@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preprocessing.slide_stain import StainMethod
+from preprocessing.stain import StainMethod
 
 #: Fields of genes and of their values.
 PAIRED_FIELDS = (
@@ -34,7 +34,7 @@ class SlideBatch:
         value_SK: TF-IDF value of each keyword gene, falling along K; padding 0.
         vector_SV: the spot vector (own profile through the gene factors, standardised per slide).
         vector_scale_SV: what one unit of raw projection adds to ``vector_SV`` (so that the
-            vector without masked genes can be computed, METHOD section 3).
+            vector without masked genes can be computed, docs/method.md 3).
         neighbour_SN: index in this batch of each spatial neighbour; -1 is none.
         distance_um_SN: distance to it in micrometres; inf where none.
         xy_um_S2: centres in micrometres.

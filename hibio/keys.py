@@ -1,24 +1,39 @@
 """Every name that crosses a module border, once: AnnData keys, levels, loss terms."""
 
 OBSM_IMAGE = "X_hibio_image"
+
 OBSM_OMICS = "X_hibio_omics"
+
 OBSM_REGION = "X_hibio_region"
+
 OBSM_SPATIAL = "spatial"  # micrometres, (x, y)
+
 OBSM_PIXEL = "spatial_px0"  # level-0 pixels, (x, y)
+
 OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
+
 UNS = "hibio"
 
 SPOT = "spot"
 
 TERM_SPOT = "spot/contrastive"
+
 TERM_PATHWAY = "pathway/kl"
+
 TERM_REGION = "region/contrastive"
+
 TERM_MEMBER = "region/member"
+
 TERM_MASKED = "omics/masked"
+
 TERM_PROFILE = "omics/profile"
+
 TERM_NEIGHBOUR = "omics/neighbour"
+
 TERM_SPATIAL = "omics/spatial"
+
 TERM_DECORRELATION = "omics/decorrelation"
+
 TERM_EXPRESSION = "image/expression"
 
 #: What each loss term does; a stage's ``weights`` may name these and nothing else.
@@ -37,8 +52,10 @@ TERMS: dict[str, str] = {
 
 #: Terms that read the image tower; a stage that names one trains on slides with images only.
 IMAGE_TERMS = frozenset({TERM_SPOT, TERM_REGION, TERM_MEMBER, TERM_EXPRESSION})
+
 #: Terms that read the plain embeddings of the spots, of whatever towers there are.
 EMBEDDING_TERMS = IMAGE_TERMS | {TERM_PATHWAY, TERM_DECORRELATION}
+
 #: Terms that read the masked view of the omics branch.
 MASKED_TERMS = frozenset({TERM_MASKED, TERM_PROFILE, TERM_NEIGHBOUR})
 

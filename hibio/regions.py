@@ -1,9 +1,11 @@
-"""Regions: contiguous parts of one slide, nested over sizes (METHOD section 5, Regions).
+"""Regions: contiguous parts of one slide, nested over sizes (docs/method.md 5, Regions).
 
 Ward linkage constrained by the spatial graph gives one tree per connected piece of tissue; cutting
 the trees at several sizes gives nested regions. The controls (grid, shuffled) stand beside it.
 
 Legend: S spots, F features, L levels, R regions of a level.
+
+docs/method.md 5. Legend: S spots of a slide, L levels.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from sklearn.cluster import ward_tree
 
+from hibio.config.data import RegionsConfig
+from hibio.data.slide import PreparedSlide
+from hibio.model import SlideEmbedding
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph, components
+from preprocessing.leiden import leiden_regions
 
 #: Default sizes of the nested levels, as diameters of circles of the same area, micrometres.
 DIAMETERS_UM = (300.0, 600.0, 1200.0)
@@ -280,3 +286,44 @@ def _in_order_of_appearance(label: NDArray[np.integer]) -> NDArray[np.int64]:
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
     return np.asarray(rank[inverse])
+
+
+def fused_features(slide: PreparedSlide, embedding: SlideEmbedding | None) -> np.ndarray:
+    """What the tree clusters: the smoothed spot vector, then also the current embeddings.
+
+    Each part is scaled to total variance 1, so that none of them rules by its number of columns.
+    """
+    neighbour = slide.neighbour_SN
+    present = (neighbour >= 0)[..., None]
+    around = (slide.vector_SV[neighbour] * present).sum(axis=1)
+    smooth = (slide.vector_SV + around) / (1.0 + present.sum(axis=1))
+    parts = [smooth] if slide.has_counts else []
+    if embedding is not None:
+        parts += [part for part in (embedding.omics, embedding.image) if part is not None]
+    scaled = []
+    for part in parts:
+        centred = part - part.mean(axis=0)
+        scaled.append(centred / max(float(np.sqrt((centred**2).sum(axis=1).mean())), 1e-8))
+    return np.concatenate(scaled, axis=1)
+
+
+def slide_tree(slide: PreparedSlide, embedding: SlideEmbedding | None) -> RegionTree:
+    """Ward tree of one slide on its fused features, constrained by the spatial graph."""
+    return fit_region_tree(fused_features(slide, embedding), slide.graph)
+
+
+def slide_regions(
+    slide: PreparedSlide, embedding: SlideEmbedding | None, config: RegionsConfig
+) -> np.ndarray:
+    """Region of each spot at each level, (L, S)."""
+    if config.kind == "grid":
+        return np.stack([grid_regions(slide.xy_um, d) for d in config.diameters_um])
+    if config.kind == "leiden":
+        feature, xy_um, graph = fused_features(slide, embedding), slide.xy_um, slide.graph
+        sizes = [n_regions_for(d, xy_um, graph) for d in config.diameters_um]
+        return np.stack([leiden_regions(feature, graph, size) for size in sizes])
+    tree = slide_tree(slide, embedding)
+    levels = region_levels(tree, slide.xy_um, slide.graph, config.diameters_um)
+    if config.kind == "shuffled":
+        return np.stack([shuffled_regions(level, seed=0) for level in levels])
+    return levels

@@ -6,45 +6,166 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
 from hibio.bank import build_bank, write_bank
-from hibio.checkpoint_files import BANK, NAME, DamagedError, add_checksum, verify_file
-from hibio.config import ConfigError, dump_config
+from hibio.checkpoint import (
+    BANK,
+    NAME,
+    DamagedError,
+    add_checksum,
+    find_checkpoint,
+    load_trainer_state,
+    verify_file,
+    write_provenance,
+)
+from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.files import ConfigError, dump_config, merge, to_dict
+from hibio.config.model import PATCHES, ModelConfig
+from hibio.config.run import MAIN_VARIANT, RunConfig
+from hibio.config.schema import SchemaError, build_section
 from hibio.data.dataset import SlideDataset
-from hibio.data.fitting import GenesConfig, PathwaysConfig, fit_artifacts
-from hibio.data.slide import PATCHES
-from hibio.jobs import Job, expand, refuse_other_slides, refuse_seen, split_of, start_of
-from hibio.model import HiBio, ModelConfig
-from hibio.provenance import write_provenance
-from hibio.run_config import MAIN_VARIANT, DataConfig, RunConfig
-from hibio.training.checkpoint import load_newest, refuse_other_settings
+from hibio.data.fitting import fit_artifacts
+from hibio.data.splits import (
+    SlideEntry,
+    Split,
+    expand_folds,
+    limited,
+    read_entries,
+    split_by_patient,
+    with_counts,
+)
+from hibio.model import HiBio
+from hibio.training.checkpoint import load_newest, refuse_other_settings, whole_checkpoint
 from hibio.training.engine import build_engine
 from hibio.training.engine.base import choose_device
 from hibio.training.objective import Objective
-from hibio.training.parameter_use import parameter_use
 from hibio.training.plan import Plan, own_micro_batches
-from hibio.training.process_group import ProcessGroup, start_processes
+from hibio.training.process_group import ProcessGroup, start_processes, stops_at_once
 from hibio.training.region_state import RegionState
 from hibio.training.step_module import StepModule
-from hibio.training.stopping import stops_at_once
-from hibio.training.trainer import Trainer
+from hibio.training.trainer import Trainer, parameter_use
+from preprocessing.store.read import stores_in
 
-__all__ = [
-    "MAIN_VARIANT",
-    "DataConfig",
-    "Job",
-    "RunConfig",
-    "build",
-    "expand",
-    "finish",
-    "fitted",
-    "train_all",
-    "train_job",
-]
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a variant on a fold with a seed."""
+
+    config: RunConfig
+    fold: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """variant/fold-X/seed-N."""
+        return "/".join(self.folder.parts[-3:])
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a checkpoint."""
+        return find_checkpoint(self.folder) is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its newest checkpoint is whole and the end of the curriculum.
+
+        Raises:
+            ConfigError: there are checkpoints, and none is whole.
+        """
+        checkpoint, problem = whole_checkpoint(self.folder)
+        if checkpoint is None or problem is not None:
+            return False
+        return bool(load_trainer_state(checkpoint)["finished"])
+
+
+def expand(config: RunConfig) -> list[Job]:
+    """Every job of a run, fold by fold, so that the fitted artifacts of a fold are shared."""
+    configs = [config] + [_variant(config, name) for name in config.variants]
+    folds = expand_folds(_entries(config.data.stores, announce=True), config.folds)
+    return [
+        Job(
+            dataclasses.replace(one, folds=(fold,), seeds=(seed,), variants={}),
+            fold,
+            seed,
+            config.out / one.variant / f"fold-{fold}" / f"seed-{seed}",
+        )
+        for fold in folds
+        for seed in config.seeds
+        for one in configs
+    ]
+
+
+def _variant(config: RunConfig, name: str) -> RunConfig:
+    if name == MAIN_VARIANT or not name.replace("_", "").replace("-", "").isalnum():
+        allowed = f"letters, digits, - and _, and not {MAIN_VARIANT!r}"
+        raise ConfigError(f"variants.{name}: a variant's name is {allowed}")
+    base = {**to_dict(config), "variants": {}, "variant": name}
+    try:
+        return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
+    except SchemaError as problem:
+        raise ConfigError(f"variants.{name}: {problem}") from problem
+
+
+def split_of(config: RunConfig, fold: str) -> Split:
+    """The split of one fold of a run."""
+    split = split_by_patient(_entries(config.data.stores), fold)
+    wanted = config.data.train_patients
+    return split if wanted is None else limited(split, wanted)
+
+
+def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:
+    """The slides with counts; what is left out is told once, when the jobs are listed."""
+    return with_counts(read_entries(stores_in(stores)), "training", announce=announce)
+
+
+def start_of(job: Job) -> Path | None:
+    """The checkpoint whose omics tower a job starts from: ``model.omics.init_from``.
+
+    ``{fold}`` and ``{seed}`` in it stand for the job's own, so that each fold starts from a
+    checkpoint that has not seen its test patients.
+    """
+    named = job.config.model.omics.init_from
+    if named is None:
+        return None
+    text = str(named).replace("{fold}", job.fold).replace("{seed}", str(job.seed))
+    return find_checkpoint(Path(text)) or Path(text)
+
+
+def refuse_seen(artifacts: Artifacts, split: Split, start: Path | None) -> None:
+    """A warm start must not have been trained on this fold's test slides."""
+    seen = set(artifacts.settings["pretrain_slides"]) & {entry.slide_id for entry in split.test}
+    if seen:
+        raise ConfigError(
+            f"model.omics.init_from: {start} was trained on {len(seen)} test slides of fold "
+            f"{split.name} ({', '.join(sorted(seen)[:4])}); give a checkpoint of the same fold, "
+            "e.g. runs/heist/hibio/fold-{fold}/seed-{seed}/checkpoint"
+        )
+
+
+def refuse_other_slides(checkpoint: Path, artifacts: Artifacts, split: Split) -> None:
+    """A resumed job goes on with the slides that it began with: its batches are drawn from them.
+
+    Raises:
+        ConfigError: training slides that came or went since.
+    """
+    began, now = set(artifacts.train_slides), {entry.slide_id for entry in split.train}
+    changed = [
+        f"{len(names)} {word} ({', '.join(sorted(names)[:4])})"
+        for word, names in (("gone", began - now), ("new", now - began))
+        if names
+    ]
+    if changed:
+        raise ConfigError(
+            f"{checkpoint} was trained on other slides: {' and '.join(changed)} in data.stores; "
+            "put back what was there, or train in another folder with --set out=DIR"
+        )
+
 
 FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
 

@@ -1,15 +1,19 @@
 """Gene sets: files, databases, and how well spots match them. No torch, no hibio."""
 
-from .anchors import PathwayAnchors, fit_anchors, soft_targets
-from .catalog import DatabaseEntry, concatenate, list_databases, load_pathways
-from .controls import matched_random
-from .coverage import CoverageReport
-from .database import OverlapReport, PathwayDatabase
-from .errors import PathwayError
-from .genes import detect_id_type, strip_versions
-from .gmt import GeneSet, read_gmt, write_gmt
-from .queries import raw_score, score_set, set_vector
-from .recipes import fetch
+from pathways.anchors import (
+    PathwayAnchors,
+    fit_anchors,
+    raw_score,
+    score_set,
+    set_vector,
+    soft_targets,
+)
+from pathways.catalog import DatabaseEntry, concatenate, fetch, list_databases, load_pathways
+from pathways.controls import matched_random
+from pathways.coverage import CoverageReport, detect_id_type, strip_versions
+from pathways.database import OverlapReport, PathwayDatabase
+from pathways.errors import PathwayError
+from pathways.files import GeneSet, read_gmt, write_gmt
 
 __all__ = [
     "CoverageReport",

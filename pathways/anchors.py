@@ -1,6 +1,8 @@
-"""Pathway anchors: how well a spot's TF-IDF row matches every pathway (METHOD section 2).
+"""Pathway anchors: how well a spot's TF-IDF row matches every pathway (docs/method.md 2).
 
 Shapes: S spots, G genes of the panel, M pathways.
+
+Shapes: S spots, G genes of the panel.
 """
 
 import warnings
@@ -13,9 +15,83 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
-from .database import PathwayDatabase
-from .errors import PathwayError
-from .similarity import Doubles, Floats, checked_idf, cosine, empty_rows, moments, row_blocks
+from pathways.coverage import explain_mismatch
+from pathways.database import PathwayDatabase, gene_index
+from pathways.errors import PathwayError
+
+Floats = npt.NDArray[np.float32]
+
+Doubles = npt.NDArray[np.float64]
+
+BLOCK_SPOTS = 1024
+
+UNIT_TOLERANCE = 1e-3
+
+CONSTANT_SD = 1e-6
+
+
+def checked_idf(idf: npt.ArrayLike, n_genes: int) -> Doubles:
+    """Inverse document frequencies (G,), finite and not negative, or an error."""
+    values = np.asarray(idf, dtype=np.float64)
+    if values.shape != (n_genes,) or not np.isfinite(values).all() or (values < 0).any():
+        raise PathwayError(
+            f"idf of shape {values.shape}; expected {n_genes} finite numbers >= 0, one a gene."
+        )
+    return values
+
+
+def row_blocks(tfidf: csr_matrix) -> Iterable[csr_matrix]:
+    """Rows in blocks, so that a dense (block, M) stays small."""
+    for start in range(0, tfidf.shape[0], BLOCK_SPOTS):
+        yield tfidf[start : start + BLOCK_SPOTS]
+
+
+def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
+    """Unit rows (S, G) times unit columns (G, M) -> dense (S, M)."""
+    if not sparse.issparse(tfidf) or tfidf.shape[1] != matrix.shape[0]:
+        raise PathwayError(
+            f"TF-IDF of shape {np.shape(tfidf)}; expected a CSR matrix with {matrix.shape[0]} "
+            "genes, in the order of the fitted panel."
+        )
+    tfidf = csr_matrix(tfidf)
+    longest = tfidf.multiply(tfidf).sum(axis=1).max() if tfidf.shape[0] else 0.0
+    if not longest <= (1 + UNIT_TOLERANCE) ** 2:
+        raise PathwayError(
+            f"a TF-IDF row has length {np.sqrt(longest):.3g}; expected L2-normalised rows (length "
+            "1). Pass the output of TfidfReweighter.transform, not counts."
+        )
+    out = np.empty((tfidf.shape[0], matrix.shape[1]), dtype=np.float32)
+    for start, part in enumerate(row_blocks(tfidf)):
+        rows = slice(start * BLOCK_SPOTS, start * BLOCK_SPOTS + part.shape[0])
+        out[rows] = (part @ matrix).toarray()
+    return out
+
+
+def moments(blocks: Iterable[Floats]) -> tuple[Doubles, Doubles]:
+    """Mean and population sd over rows of a stream (pairwise update of Chan et al.)."""
+    count, mean, square = 0, np.zeros(0), np.zeros(0)
+    for block in blocks:
+        values = block.astype(np.float64)
+        n, block_mean = len(values), values.mean(axis=0)
+        block_square = ((values - block_mean) ** 2).sum(axis=0)
+        if count == 0:
+            count, mean, square = n, block_mean, block_square
+            continue
+        shift = block_mean - mean
+        square = square + block_square + shift**2 * (count * n / (count + n))
+        mean = mean + shift * (n / (count + n))
+        count += n
+    if count == 0:
+        raise PathwayError("no training spots; expected at least one block of TF-IDF rows.")
+    sd = np.sqrt(square / count)
+    sd[sd <= CONSTANT_SD * np.abs(mean)] = 0.0
+    return mean, sd
+
+
+def empty_rows(tfidf: csr_matrix) -> npt.NDArray[np.bool_]:
+    """Spots (S,) without any value, which match nothing."""
+    empty: npt.NDArray[np.bool_] = np.asarray(abs(tfidf).sum(axis=1)).ravel() == 0
+    return empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +145,7 @@ class PathwayAnchors:
     def background(self, tfidf: csr_matrix) -> Floats:
         """Mean standardised match of each spot over the varying pathways (S,).
 
-        It is mostly sequencing depth (METHOD section 2), so it is taken off every score.
+        It is mostly sequencing depth (docs/method.md 2), so it is taken off every score.
         """
         mean: Floats = self.standardised(tfidf)[:, self.varying].mean(axis=1)
         return mean
@@ -182,7 +258,7 @@ def soft_targets(
     """Soft target q_i: softmax of match / temperature over the best pathways of a spot.
 
     Kept are the ``top`` best that lie above ``threshold``; the rest is 0 and the kept ones sum to 1
-    (METHOD section 2).
+    (docs/method.md 2).
 
     Args:
         match: Match (S, M), from ``PathwayAnchors.match``.
@@ -230,3 +306,83 @@ def _unit_columns(
             f"{', '.join(empty[:5])}. Call database.restrict(genes) first."
         )
     return csr_matrix(weighted @ sparse.diags_array(1.0 / norm)).astype(np.float32)
+
+
+def set_vector(
+    genes_of_set: Sequence[str],
+    weights: npt.ArrayLike | None,
+    genes: Sequence[str],
+    idf: npt.ArrayLike,
+) -> csr_matrix:
+    """Anchor of one gene set, also one never seen in training.
+
+    Args:
+        genes_of_set: Its genes, each once; those outside the panel are left out.
+        weights: Their weights, finite; None: all 1.
+        genes: Panel (G,).
+        idf: Inverse document frequencies (G,).
+
+    Returns:
+        CSR float32 (1, G), L2 norm 1.
+
+    Raises:
+        PathwayError: No gene is in the panel (with a diagnosis), or lengths differ.
+    """
+    wanted = gene_index(genes_of_set)
+    values = np.ones(len(wanted)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if values.shape != (len(wanted),) or not np.isfinite(values).all():
+        raise PathwayError(
+            f"weights of shape {values.shape} for {len(wanted)} genes; expected one finite number "
+            "a gene."
+        )
+    column = gene_index(genes).get_indexer(wanted)
+    inside = column >= 0
+    values = values[inside] * checked_idf(idf, len(genes))[column[inside]]
+    norm = np.linalg.norm(values)
+    if not norm > 0:
+        raise PathwayError(
+            f"{int(inside.sum())} of {len(wanted)} genes of the set are in the panel with a weight "
+            f"and idf other than 0. {explain_mismatch(wanted, genes)}"
+        )
+    data = (values / norm).astype(np.float32)
+    row = np.zeros(len(data), dtype=np.int64)
+    return csr_matrix((data, (row, column[inside])), shape=(1, len(genes)))
+
+
+def raw_score(tfidf: csr_matrix, vector: csr_matrix) -> Floats:
+    """Cosine (S,) of spots with one set vector; its mean and sd on training spots standardise."""
+    return cosine(tfidf, csr_matrix(vector.T))[:, 0]
+
+
+def score_set(
+    tfidf: csr_matrix,
+    vector: csr_matrix,
+    mean: float,
+    sd: float,
+    background: npt.ArrayLike,
+) -> Floats:
+    """Score of one set on the scale of ``PathwayAnchors.match``.
+
+    Args:
+        tfidf: TF-IDF rows (S, G), L2-normalised.
+        vector: Unit row (1, G) from ``set_vector``.
+        mean: Mean of ``raw_score`` over training spots.
+        sd: Its standard deviation, > 0.
+        background: Per-spot mean of the database's standardised scores (S,), from
+            ``PathwayAnchors.background``.
+
+    Returns:
+        float32 (S,); 0 for a spot without counts.
+
+    Raises:
+        PathwayError: sd is not positive, or background has another length.
+    """
+    level = np.asarray(background, dtype=np.float64)
+    if not sd > 0 or level.shape != (tfidf.shape[0],):
+        raise PathwayError(
+            f"sd={sd}, background of shape {level.shape} for {tfidf.shape[0]} spots; expected "
+            "sd > 0 (a set that varies over the training spots) and one background a spot."
+        )
+    score = (raw_score(tfidf, vector) - mean) / sd - level
+    score[empty_rows(tfidf)] = 0.0
+    return score.astype(np.float32)

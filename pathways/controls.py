@@ -1,4 +1,4 @@
-"""The matched-random control of METHOD section 2: real sets must beat it."""
+"""The matched-random control of docs/method.md 2: real sets must beat it."""
 
 import zlib
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .database import PathwayDatabase, gene_index
-from .errors import PathwayError
+from pathways.database import PathwayDatabase, gene_index
+from pathways.errors import PathwayError
 
 Integers = npt.NDArray[np.int64]
 

@@ -1,16 +1,7 @@
 """Slides and counts become slide stores; TF-IDF, gene selection and spot graphs read them."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from preprocessing.errors import DataError
-    from preprocessing.manifest import read_manifest
-    from preprocessing.run import prepare, stores_in
-    from preprocessing.slides import open_slide
-    from preprocessing.spot_table import SpotTable
-    from preprocessing.store import SlideStore
-    from preprocessing.tfidf import TfidfReweighter
+from typing import Any
 
 __all__ = [
     "DataError",
@@ -31,7 +22,7 @@ _HOME = {
     "open_slide": "slides",
     "prepare": "run",
     "read_manifest": "manifest",
-    "stores_in": "run",
+    "stores_in": "store.read",
 }
 
 

@@ -1,4 +1,4 @@
-"""Expression values of counts and of intensities, row by row (METHOD section 0).
+"""Expression values of counts and of intensities, row by row (docs/method.md 0).
 
 RNA counts are divided by the depth of their spot, intensities are not: a cell that stains weakly is
 no cell that was sampled less. Shapes: S spots, G genes.
@@ -14,10 +14,12 @@ import numpy as np
 from scipy import sparse
 
 from preprocessing.errors import DataError
-from preprocessing.tfidf.term_weights import checked_counts, unknown_name
+from preprocessing.tfidf.weights import checked_counts, unknown_name
 
 RNA = "rna"
+
 PROTEIN = "protein"
+
 COFACTOR = 5.0  # intensities far below it count about linearly, far above it by their logarithm
 
 

@@ -1,16 +1,21 @@
-"""The format of a slide's files, where the manifest does not say it; looks at names, not inside.
-
-Only scale factors and the header of a spot table are opened.
-"""
+"""The format of a slide's files, where the manifest does not say it; looks at names, not inside."""
 
 import gzip
 from collections.abc import Callable
 from pathlib import Path
 
 _MATRIX = "filtered_feature_bc_matrix"
+
+
 _CELL_MATRIX = "filtered_feature_cell_matrix"
+
+
 _TEXTS = (".csv", ".tsv", ".txt")
+
+
 _LEGACY = ("pixel_x", "pixel_y")  # columns of a legacy ST spot table
+
+
 _HEAD = 4096
 
 

@@ -9,14 +9,15 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
-from preprocessing.hest_files import METADATA, OWN, PATCHES, ST
-from preprocessing.run import stores_in
+from preprocessing.files import atomic_path
+from preprocessing.hdf5 import hdf5_writer
+from preprocessing.readers.hest import METADATA, OWN, PATCHES, ST
 from preprocessing.store import SlideStore
-from preprocessing.store.hdf5_write import hdf5_writer
+from preprocessing.store.read import stores_in
 
 _BLOCK = 256  # patches in memory at once
+
 _PX, _UM = 224, 112.0  # what HEST-1k cuts
 
 

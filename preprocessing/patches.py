@@ -1,4 +1,4 @@
-"""Square patches of tissue around spot centres, at one physical size (METHOD section 0, I_i).
+"""Square patches of tissue around spot centres, at one physical size (docs/method.md 0, I_i).
 
 A patch covers `um` micrometres and has `px` pixels, whatever the scan's resolution was. Its centre
 lies on the spot centre to within half a patch pixel, and to within half a level-0 pixel when level
@@ -17,7 +17,9 @@ from preprocessing.errors import DataError
 from preprocessing.slides import Pixels, Slide
 
 SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
+
 BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
+
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
 
 

@@ -1,4 +1,4 @@
-"""Cells summed into square pseudo-spots of a chosen pitch (METHOD section 0: X and P).
+"""Cells summed into square pseudo-spots of a chosen pitch (docs/method.md 0: X and P).
 
 Shapes: S cells, B pseudo-spots, G genes.
 """
@@ -10,10 +10,10 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.modality import PROTEIN
-from preprocessing.spot_table import SpotTable, checked_counts
+from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts
 
 CELLS = "cells"  # label column: how many cells a pseudo-spot holds
+
 SHARE = " share"  # ending of the column with the share of the commonest label
 
 

@@ -1,4 +1,4 @@
-"""Gene selectors: which K genes become nodes of a gene graph or targets (METHOD section 1).
+"""Gene selectors: which K genes become nodes of a gene graph or targets (docs/method.md 1).
 
 Each selector scores every gene from one or two streams over the slides, so memory does not grow
 with the corpus; `select_genes` keeps the best. Of protein intensities the arcsinh stands wherever
@@ -19,10 +19,9 @@ from scipy import sparse
 from preprocessing.errors import DataError
 from preprocessing.expression import MODALITIES, PROTEIN, RNA
 from preprocessing.graphs import SpotGraph, morans_i
-from preprocessing.tfidf import TfidfReweighter
-from preprocessing.tfidf.intensity_weights import ArcsinhTf
-from preprocessing.tfidf.keywords import keyword_genes
-from preprocessing.tfidf.term_weights import (
+from preprocessing.tfidf import TfidfReweighter, keyword_genes
+from preprocessing.tfidf.weights import (
+    ArcsinhTf,
     LogTf,
     RawTf,
     TermFrequency,
@@ -32,6 +31,7 @@ from preprocessing.tfidf.term_weights import (
 )
 
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
+
 _MEAN_BINS = 20
 
 

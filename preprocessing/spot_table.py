@@ -5,20 +5,28 @@ Shapes: S spots, G genes. Level-0 pixels (``px0``) belong to the image file name
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.modality import MODALITIES, PROTEIN, RNA
+
+Modality = Literal["rna", "protein"]
+
+RNA: Modality = "rna"
+
+PROTEIN: Modality = "protein"
+
+MODALITIES: tuple[Modality, ...] = (RNA, PROTEIN)
 
 _CURVE_BITS = 16
 
 
 @dataclass(frozen=True)
 class SpotTable:
-    """Counts and places of the spots of one slide (METHOD section 0: X and P).
+    """Counts and places of the spots of one slide (docs/method.md 0: X and P).
 
     Attributes:
         counts: raw counts, (S, G) int32 CSR, or intensities of proteins, float32; never altered.

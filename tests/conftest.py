@@ -9,8 +9,9 @@ from hypothesis import settings
 
 from pathways import load_pathways
 from preprocessing.patches import PatchConfig
-from preprocessing.run import prepare, stores_in
+from preprocessing.run import prepare
 from preprocessing.simulate import SimulateConfig, simulate_cohort
+from preprocessing.store.read import stores_in
 
 N_SLIDES, N_SPOTS, N_GENES = 3, 70, 400
 

@@ -1,4 +1,4 @@
-"""House rules that ruff does not know (ARCHITECTURE section 4), each with a planted violation."""
+"""House rules that ruff does not know (docs/architecture.md), each with a planted violation."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ FOLDERS = (*CODE, "tests", "benchmarks", "configs", ".ci")
 TEXT = {".py", ".yaml", ".yml", ".cfg", ".toml", ".sh", ".md"}
 NO_SUFFIX = {"Makefile", "run"}
 
-FILE_LINES, TEST_LINES, TRAIN_LINES, FUNCTION_LINES = 300, 400, 100, 60
+FILE_LINES, TEST_LINES, TRAIN_LINES, FUNCTION_LINES = 500, 500, 100, 60
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 PICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE = re.compile(r"(?<![\w.~/-])/(work|tmp|root|home|Users|mnt|scratch|private)(/|\b)")
@@ -130,8 +130,8 @@ def test_the_rules_hold():
 
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * 60
 PLANTED = [
-    ("hibio/model.py", "x = 1\n" * 301, "301 lines, at most 300"),
-    ("tests/test_x.py", "x = 1\n" * 401, "at most 400"),
+    ("hibio/model.py", "x = 1\n" * 501, "501 lines, at most 500"),
+    ("tests/test_x.py", "x = 1\n" * 501, "at most 500"),
     ("train.py", "x = 1\n" * 101, "at most 100"),
     ("eval/run.py", LONG_FUNCTION, "f has 61 lines"),
     ("eval/run.py", "class A:\n    async " + LONG_FUNCTION.replace("    ", "        "), "61 lines"),
@@ -169,8 +169,8 @@ def test_a_planted_violation_is_found(tmp_path, file, text, words):
 
 
 FINE = [
-    ("hibio/model.py", "x = 1\n" * 300),
-    ("tests/test_x.py", "x = 1\n" * 400),
+    ("hibio/model.py", "x = 1\n" * 500),
+    ("tests/test_x.py", "x = 1\n" * 500),
     ("eval/run.py", LONG_FUNCTION.replace("    x = 1\n", "", 1)),
     ("eval/run.py", "try:\n    f()\nexcept KeyError:\n    pass\n"),
     ("eval/run.py", "try:\n    f()\nexcept Exception as error:\n    tell(error)\n"),

@@ -1,4 +1,4 @@
-"""The order of layers (ARCHITECTURE section 3): upper may import lower, never the reverse.
+"""The order of layers (docs/architecture.md): upper may import lower, never the reverse.
 
 Imports are read from the syntax tree, those inside functions and under TYPE_CHECKING too, so that
 nothing has to run. A checker that finds nothing is worthless, so each rule has a planted violation.
@@ -20,49 +20,26 @@ PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
 LAYERS = (
     ("train",),
     ("hibio.cli",),
-    (
-        "hibio.ablation",
-        "hibio.arguments",
-        "hibio.check",
-        "hibio.demo",
-        "hibio.features",
-        "hibio.pathways_command",
-    ),
     ("eval",),
     ("hibio.run",),
-    ("hibio.jobs",),
-    ("hibio.run_config",),
     ("hibio.training",),
-    ("hibio", "hibio.bank", "hibio.slide_regions"),
+    ("hibio", "hibio.bank", "hibio.regions"),
     ("hibio.model",),
-    ("hibio.backbones", "hibio.inference", "hibio.model_config"),
-    ("hibio.losses", "hibio.encoders", "hibio.data", "hibio.omics_views"),
-    (
-        "hibio.regions",
-        "hibio.leiden",
-        "hibio.batch",
-        "hibio.artifacts",
-        "hibio.image_input",
-        "hibio.doctor",
-    ),
-    ("hibio.checkpoint_files",),
-    (
-        "hibio.config",
-        "hibio.keys",
-        "hibio.provenance",
-        "hibio.evaluation_arguments",
-        "hibio.torchvision_ops",
-        "hibio.training_log",
-    ),
-    ("hibio.schema", "hibio.ablation_arguments", "hibio.simulation_arguments"),
+    ("hibio.backbones",),
+    ("hibio.losses", "hibio.encoders", "hibio.data"),
+    ("hibio.batch", "hibio.artifacts"),
+    ("hibio.checkpoint",),
+    ("hibio.config",),
+    ("hibio.keys",),
     ("pathways", "preprocessing"),
 )
 #: What a part must not import, although it stands lower or belongs to others.
 FORBIDDEN = {
     "pathways": {"torch", "torchvision", "timm", "deepspeed"},
     "preprocessing": {"torch", "torchvision", "timm", "deepspeed"},
-    "hibio.schema": {"torch", "pathways", "preprocessing"},
-    "hibio.config": {"torch", "pathways", "preprocessing"},
+    "hibio.config": {"torch"},
+    "hibio.config.schema": {"pathways", "preprocessing"},
+    "hibio.config.files": {"pathways", "preprocessing"},
     "hibio.keys": {"torch"},
     "hibio.regions": {"torch"},
     "eval": {"hibio.training"},
@@ -203,7 +180,7 @@ def test_the_layers_hold():
         ("hibio/model.py", "def f():\n    import hibio.training.trainer", "is not above"),
         ("hibio/batch.py", "if TYPE_CHECKING:\n    from hibio.model import HiBio", "is not above"),
         ("hibio/regions.py", "import torch", "hibio.regions must not"),
-        ("hibio/config.py", "from preprocessing.errors import DataError", "hibio.config must not"),
+        ("hibio/config/files.py", "from preprocessing.errors import DataError", "must not"),
         ("hibio/surprise.py", "", "in no layer"),
         ("eval/run.py", "def f():\n    from hibio.training import stages", "eval must not"),
         ("eval/run.py", "from hibio import training", "eval must not"),

@@ -15,8 +15,9 @@ import pytest
 
 from eval.run import evaluate
 from hibio.cli import main
-from hibio.config import load_config
-from hibio.run import RunConfig, train_all
+from hibio.config.files import load_config
+from hibio.config.run import RunConfig
+from hibio.run import train_all
 from pathways import load_pathways
 from preprocessing.patches import PatchConfig
 from preprocessing.run import prepare
@@ -97,8 +98,8 @@ def test_without_signal_every_cross_modal_metric_is_at_chance(null: dict[str, An
 
 
 def test_housekeeping_genes_have_the_lowest_weights(planted: tuple[Path, dict[str, Any]]) -> None:
-    from preprocessing.run import stores_in
     from preprocessing.store import SlideStore
+    from preprocessing.store.read import stores_in
 
     truth = json.loads((planted[0] / "cohort" / "truth.json").read_text())
     tfidf = TfidfReweighter()

@@ -14,11 +14,12 @@ import numpy as np
 from eval.hest_bench.layout import BenchTask, Sample
 from eval.hest_bench.samples import SampleFacts, spot_keys
 from preprocessing.errors import DataError
-from preprocessing.hest_files import METADATA, patient_of, read_metadata
-from preprocessing.run import stores_in
+from preprocessing.readers.hest import METADATA, patient_of, read_metadata
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 
 SHARED = 0.01  # share of a test sample's keys found elsewhere that makes it a duplicate
+
 Kind = Literal["leak", "unchecked"]
 
 

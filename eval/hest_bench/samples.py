@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from eval.hest_bench.layout import Sample
@@ -18,8 +19,11 @@ from preprocessing.errors import DataError
 from preprocessing.readers.hdf5 import index_values, open_hdf5, read_matrix
 
 MIN_DETECTED = 10  # genes; spots with fewer are alike by chance and have no key
+
 MIN_CONTRAST = 8  # grey levels; blank patches are alike and have no key
+
 _IMAGES, _BARCODES = ("img", "imgs", "images"), ("barcode", "barcodes")
+
 _BLOCK = 64
 
 
@@ -196,3 +200,70 @@ def read_barcodes(file: h5py.File, path: Path) -> np.ndarray:
 def _number(content: bytes) -> int:
     """An odd 64-bit number that stands for some bytes."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") | 1
+
+
+BINS = 20
+
+
+MIN_SHARE = 0.1
+
+
+CONTROLS = ("BLANK", "Control")
+
+
+def choose_genes(
+    chosen_on: Sequence[GeneSums], measured_in: Sequence[GeneSums], k: int
+) -> tuple[str, ...]:
+    """The k most variable genes, in the order of their names.
+
+    Args:
+        chosen_on: samples whose values decide (training samples).
+        measured_in: samples that must have the gene on their panel; their values are not looked at.
+        k: genes; all that pass where there are fewer.
+
+    Raises:
+        DataError: no gene passes.
+    """
+    common = set(chosen_on[0].genes.tolist()) if chosen_on else set()
+    for sums in chosen_on:
+        enough = sums.detected >= np.ceil(MIN_SHARE * sums.n)
+        common &= set(sums.genes[enough].tolist())
+    for sums in measured_in:
+        common &= set(sums.genes.tolist())
+    names = sorted(g for g in common if not any(word in g for word in CONTROLS))
+    if not names:
+        raise DataError(
+            f"no gene is above 0 in {100 * MIN_SHARE:g} % of the spots of each of "
+            f"{len(chosen_on)} samples; they share no panel"
+        )
+    n, total, squares = 0, np.zeros(len(names)), np.zeros(len(names))
+    for sums in chosen_on:
+        place = {gene: i for i, gene in enumerate(sums.genes.tolist())}
+        column = [place[name] for name in names]
+        n += sums.n
+        total, squares = total + sums.total[column], squares + sums.squares[column]
+    score = normalised_dispersion(n, total, squares)
+    best = np.sort(np.argsort(-score, kind="stable")[:k])
+    return tuple(names[i] for i in best)
+
+
+def normalised_dispersion(n: int, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Dispersion (G,) standardised within bins of the mean; -inf where a gene does not vary.
+
+    Args:
+        n: spots.
+        total: (G,) sum of the values over the spots.
+        squares: (G,) sum of their squares.
+    """
+    mean = np.maximum(total / n, 1e-12)
+    variance = (squares - n * (total / n) ** 2) / max(n - 1, 1)
+    ratio = variance / mean
+    varies = variance > 1e-12 * np.maximum(squares / n, 1e-300)
+    dispersion = np.log(ratio, out=np.full(len(ratio), np.nan), where=varies)
+    table = pd.DataFrame({"bin": pd.cut(np.log1p(mean), BINS, labels=False), "d": dispersion})
+    groups = table.groupby("bin")["d"]
+    centre, spread = groups.transform("mean"), groups.transform("std")
+    alone = spread.isna()  # one gene in its bin: it scores 1
+    spread, centre = spread.where(~alone, centre), centre.where(~alone, 0.0)
+    score = ((table["d"] - centre) / spread).to_numpy(dtype=np.float64)
+    return np.where(np.isfinite(score), score, -np.inf)

@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from eval.fold import FoldError
+from eval.errors import FoldError
 from eval.peers.bleep import Bleep
-from eval.peers.flat_clip import FlatClip
-from eval.peers.mlp import Mlp
-from eval.peers.nicheformer import Nicheformer
-from eval.peers.omiclip import OmiClip
+from eval.peers.gene_lists import Nicheformer, OmiClip
 from eval.peers.pca_ridge import PcaRidge
 from eval.peers.peer import FittedPeer, Peer, TrainingData
+from eval.peers.regression import Mlp, StNet
 from eval.peers.st_align import StAlign
-from eval.peers.st_net import StNet
 from eval.peers.stagate import Stagate
+from eval.peers.towers import FlatClip
 from eval.peers.triplex import Triplex
 
 __all__ = ["PEERS", "FittedPeer", "Peer", "TrainingData", "find_peers"]

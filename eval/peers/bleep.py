@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eval.fold import FoldError, Prediction, Representation, SlideData, stack
+from eval.errors import FoldError
+from eval.folds.fold import Prediction, Representation, SlideData, stack
+from eval.measures.ridge import knn_mean
 from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.flat_clip import n_image_features, scaled_expression, spot_features
-from eval.peers.peer import Features, TrainingData
+from eval.peers.peer import Features, TrainingConfig, TrainingData
 from eval.peers.towers import (
     Alignment,
     FittedTowers,
@@ -33,9 +34,10 @@ from eval.peers.towers import (
     TowerConfig,
     Towers,
     align,
+    n_image_features,
+    scaled_expression,
+    spot_features,
 )
-from eval.peers.training import TrainingConfig
-from eval.readouts import knn_mean
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from eval.fold import Fold
+from eval.folds.fold import Fold
 from eval.peers.peer import Peer, TrainingData, standardised
 
 NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"

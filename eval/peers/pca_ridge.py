@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.fold import Cost, FoldError, Prediction, Representation, SlideData, spot_names, stack
+from eval.errors import FoldError
+from eval.folds.fold import Cost, Prediction, Representation, SlideData, spot_names, stack
+from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
 from eval.peers.expression_input import N_TARGETS, dense_expression, target_genes
 from eval.peers.peer import Features, TrainingData, pictured
-from eval.readouts import inner_groups
-from eval.ridge import RidgeConfig, ridge_fit_predict
 
 HEST_GENES = 50  # the fixed penalty is that of the benchmark's 50 genes
 

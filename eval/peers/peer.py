@@ -4,16 +4,23 @@ A peer sees `TrainingData` and nothing else while it is fitted; afterwards it tu
 a `Representation`, whose image side is computed from image features and positions alone.
 
 Shapes: S spots of one slide, G genes, F image features.
+
+Shapes: N training items (spots).
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from eval.fold import FoldError, Representation, SlideData
-from eval.readouts import zscore
+from eval.errors import FoldError
+from eval.folds.fold import Representation, SlideData
+from eval.measures.ridge import zscore
 
 #: slide_id -> (S, F) image features, z-scored per slide.
 Features = Mapping[str, np.ndarray]
@@ -105,3 +112,119 @@ def standardised(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def pictured(slides: Sequence[SlideData], features: Features) -> list[SlideData]:
     """Those slides that have image features, in order."""
     return [slide for slide in slides if slide.slide_id in features]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the loop.
+
+    Args:
+        epochs: passes over the training spots; there is no early stopping, hence no validation
+            slide to choose.
+        max_steps: whole epochs are left out where the data would need more steps than this.
+        batch: spots in a step, at least 2; a single spot left over in an epoch is dropped.
+        lr: of AdamW, falling to 0 along a half cosine.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+    """
+
+    epochs: int = 20
+    batch: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    clip: float = 5.0
+    max_steps: int = 600
+
+    def __post_init__(self) -> None:
+        positive = min(self.epochs, self.lr, self.clip, self.max_steps) > 0
+        if not positive or self.batch < 2 or self.weight_decay < 0:
+            raise FoldError(
+                f"training of a peer: {self}; epochs, lr, clip and max_steps must be positive, "
+                "batch 2 or more, weight_decay 0 or more"
+            )
+
+
+def device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draws within depend on the seed alone, and torch's own state is put back afterwards.
+
+    Args:
+        seed: for weights and dropout.
+    """
+    gpus = [0] if torch.cuda.is_available() else []
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+def fit(
+    build: Callable[[], nn.Module],
+    loss: Callable[[nn.Module, Tensor], Tensor],
+    n_items: int,
+    config: TrainingConfig,
+    seed: int,
+) -> tuple[nn.Module, int, float]:
+    """Build a module and train it.
+
+    Args:
+        build: makes the module; its weights are drawn from the seed.
+        loss: of the module on the items with these indices (n,), a scalar.
+        n_items: N.
+        config: of the loop.
+        seed: of the weights, the order of the items and dropout.
+
+    Returns:
+        The module in evaluation mode, its number of parameters, and the wall time in seconds.
+
+    Raises:
+        FoldError: nothing to train on, or the loss is not finite.
+    """
+    if n_items < 2:
+        raise FoldError(f"a peer has {n_items} training spots; at least 2 are needed")
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed):
+        module = build().to(device())
+        trained = [p for p in module.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+        batches = -(-n_items // config.batch)
+        epochs = min(config.epochs, max(1, config.max_steps // batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * batches)
+        module.train()
+        for _ in range(epochs):
+            order = torch.randperm(n_items, generator=generator).to(device())
+            for items in order.split(config.batch):
+                if len(items) > 1:
+                    _step(module, loss(module, items), optimiser, trained, config)
+                schedule.step()
+    n_parameters = sum(p.numel() for p in trained)
+    return module.eval(), n_parameters, time.perf_counter() - started
+
+
+def _step(
+    module: nn.Module,
+    value: Tensor,
+    optimiser: torch.optim.Optimizer,
+    trained: list[nn.Parameter],
+    config: TrainingConfig,
+) -> None:
+    if not bool(torch.isfinite(value)):
+        raise FoldError(
+            f"{type(module).__name__}: the training loss is {float(value.detach())}; check the "
+            "image features and counts of the training slides"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    value.backward()
+    nn.utils.clip_grad_norm_(trained, config.clip)
+    optimiser.step()

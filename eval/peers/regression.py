@@ -1,24 +1,98 @@
-"""How every peer that predicts expression from the image is fitted and used.
+"""Peers that predict expression from the image: MLP, ST-Net-like, and how each is fitted.
+
+Shapes: N spots of L slides stacked, F features, k neighbours, B blocks of a slide.
 
 A peer gives a module ``(stack, items) -> hidden, predictions`` and what is minimised; the rest is
 here. Targets are the log expression of the variable genes of the expression task.
 
 Shapes: N training spots, S spots of a slide, H target genes, W hidden width.
+
+Source: the head that HEST-Bench (Jaume et al., NeurIPS 2024) and later papers put beside ridge; no
+single paper.
+
+Same: layer normalisation, ReLU and dropout; log expression of variable genes.
+Differs: targets are scaled to unit variance over the training spots, so that every gene counts
+alike; a fixed number of epochs instead of early stopping on validation slides.
+
+Source: He et al., Integrating spatial gene expression and breast tumour morphology via deep
+learning, Nature Biomedical Engineering 2020 (ST-Net).
+
+Same: a single patch, one linear output layer, log expression unscaled, mean squared error summed
+alike over genes, trained by gradient descent.
+Differs: the convolutional network below the layer is frozen (the stored features), not a
+DenseNet121 that is fine-tuned; the variable genes of the expression task instead of the 250 most
+expressed; AdamW instead of SGD; no averaging over the eight flips and turns of a patch.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.fold import Cost, Prediction, Representation, SlideData, stack
+from eval.folds.fold import Cost, Prediction, Representation, SlideData, stack
+from eval.measures.ridge import spatial_blocks, zscore
 from eval.peers.expression_input import N_TARGETS, dense_expression, target_genes
-from eval.peers.peer import Features, TrainingData, pictured
-from eval.peers.slide_stack import SlideStack
-from eval.peers.training import TrainingConfig, device, fit
+from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit, pictured
+
+
+@dataclass(frozen=True)
+class SlideStack:
+    """Image side of some slides as tensors on the device of training; no count is read.
+
+    Args:
+        feature_NF: z-scored per slide.
+        near_Nk: row of each spatial neighbour in the stack, padded with -1.
+        place_N2: position, z-scored per slide.
+        slide_N: number of the slide.
+        block_LBF: mean features of the blocks that a slide is cut into.
+        block_place_LB2: mean position of each block.
+        filled_LB: whether a block has spots.
+    """
+
+    feature_NF: Tensor
+    near_Nk: Tensor
+    place_N2: Tensor
+    slide_N: Tensor
+    block_LBF: Tensor
+    block_place_LB2: Tensor
+    filled_LB: Tensor
+
+    @staticmethod
+    def of(slides: Sequence[SlideData], features: Features, side: int = 6) -> "SlideStack":
+        """Stack slides; each is cut into side x side blocks of about equally many spots."""
+        rows = [np.asarray(features[s.slide_id], np.float32) for s in slides]
+        places = [zscore(s.xy_um).astype(np.float32) for s in slides]
+        starts = np.cumsum([0, *(s.n_spots for s in slides)])
+        near = [
+            np.where(s.neighbours >= 0, s.neighbours + start, -1)
+            for s, start in zip(slides, starts, strict=False)
+        ]
+        cut = [
+            _blocks(row, place, spatial_blocks(s.xy_um, side), side * side)
+            for s, row, place in zip(slides, rows, places, strict=True)
+        ]
+        number = [np.full(s.n_spots, index) for index, s in enumerate(slides)]
+        columns = (stack(rows), stack(near), stack(places), stack(number))
+        blocks = [np.stack(parts) for parts in zip(*cut, strict=True)]
+        return SlideStack(*(torch.from_numpy(v).to(device()) for v in (*columns, *blocks)))
+
+    @property
+    def n_spots(self) -> int:
+        """N."""
+        return len(self.feature_NF)
+
+
+def _blocks(
+    rows: np.ndarray, places: np.ndarray, block: np.ndarray, n_blocks: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean features (B, F), mean position (B, 2) and whether there is any spot (B,)."""
+    size = np.bincount(block, minlength=n_blocks)
+    share = np.zeros((n_blocks, len(rows)), np.float32)
+    share[block, np.arange(len(rows))] = 1.0 / size[block]
+    return share @ rows, share @ places, size > 0
 
 
 class Output(NamedTuple):
@@ -135,3 +209,85 @@ def regress(method: Regression, data: TrainingData, seed: int) -> FittedRegressi
 def squared_error(output: Output, target_NH: Tensor) -> Tensor:
     """Mean squared error of the prediction."""
     return nn.functional.mse_loss(output.prediction, target_NH)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """MLP on frozen features.
+
+    Args:
+        width: of both hidden layers.
+        dropout: after each.
+        training: of the loop.
+    """
+
+    width: int = 256
+    dropout: float = 0.2
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    name: str = "mlp_regression"
+    source: str = "MLP on frozen features"
+    needs_image: bool = True
+    seeded: bool = True
+    per_slide: bool = False
+
+    def fit(self, data: TrainingData, seed: int) -> FittedRegression:
+        """Train the network."""
+        method = Regression(
+            self.name,
+            self.source,
+            lambda n_features, n_genes: MlpNetwork(n_features, n_genes, self.width, self.dropout),
+            squared_error,
+            True,
+            self.training,
+        )
+        return regress(method, data, seed)
+
+
+class MlpNetwork(nn.Module):
+    """Two hidden layers and a linear output; the second hidden layer is the embedding."""
+
+    def __init__(self, n_features: int, n_genes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Linear(n_features, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)),
+            *(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Dropout(dropout)),
+        )
+        self.head = nn.Linear(width, n_genes)
+
+    def forward(self, inputs: SlideStack, items: Tensor) -> Output:
+        """Hidden (N, W) and predictions (N, H) of the items."""
+        hidden_NW = self.body(inputs.feature_NF[items])
+        return Output(hidden_NW, self.head(hidden_NW))
+
+
+@dataclass(frozen=True)
+class StNet:
+    """Linear head by gradient descent.
+
+    Args:
+        training: of the loop.
+    """
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    name: str = "st_net"
+    source: str = "ST-Net, He et al. 2020"
+    needs_image: bool = True
+    seeded: bool = True
+    per_slide: bool = False
+
+    def fit(self, data: TrainingData, seed: int) -> FittedRegression:
+        """Train the layer."""
+        method = Regression(self.name, self.source, LinearHead, squared_error, False, self.training)
+        return regress(method, data, seed)
+
+
+class LinearHead(nn.Module):
+    """Features to genes; it has no hidden layer, hence no embedding of its own."""
+
+    def __init__(self, n_features: int, n_genes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_features, n_genes)
+
+    def forward(self, inputs: SlideStack, items: Tensor) -> Output:
+        """Predictions (N, H) of the items."""
+        return Output(None, self.head(inputs.feature_NF[items]))

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.fold import SlideData, neighbour_mean
-from eval.peers.flat_clip import n_image_features, scaled_expression
-from eval.peers.peer import TrainingData
+from eval.folds.fold import SlideData, neighbour_mean
+from eval.peers.peer import TrainingConfig, TrainingData
 from eval.peers.towers import (
     Alignment,
     FittedTowers,
@@ -27,8 +26,9 @@ from eval.peers.towers import (
     TowerConfig,
     Towers,
     align,
+    n_image_features,
+    scaled_expression,
 )
-from eval.peers.training import TrainingConfig
 from hibio.losses import info_nce
 
 

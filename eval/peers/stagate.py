@@ -10,7 +10,7 @@ and the same attention; mean squared error of log expression of variable genes.
 Differs: genes are chosen on the training slides; fewer genes, a narrower hidden layer and fewer
 epochs, for a CPU; expression is z-scored per slide; neighbours are the k nearest instead of those
 within a radius; no pruning of edges between pre-clusters; no contrast with corrupted graphs
-(GraphST). With ``rows: tfidf`` it reconstructs the TF-IDF rows of METHOD section 1 instead, in the
+(GraphST). With ``rows: tfidf`` it reconstructs the TF-IDF rows of docs/method.md 1 instead, in the
 variant of the run: a per-slide graph head, not a published model. As genes are z-scored, idf takes
 no part in it; what differs is the term frequency (raw or log) and the unit rows.
 """
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, mse_loss
 
-from eval.fold import Cost, FoldError, Representation, SlideData
+from eval.errors import FoldError
+from eval.folds.fold import Cost, Representation, SlideData
+from eval.measures.ridge import zscore
 from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingData
-from eval.peers.training import TrainingConfig, device, fit
-from eval.readouts import zscore
+from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit
 
 ROWS = ("expression", "tfidf")
 

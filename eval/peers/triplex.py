@@ -20,10 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from eval.peers.peer import TrainingData
-from eval.peers.regression import FittedRegression, Output, Regression, regress
-from eval.peers.slide_stack import SlideStack
-from eval.peers.training import TrainingConfig
+from eval.peers.peer import TrainingConfig, TrainingData
+from eval.peers.regression import FittedRegression, Output, Regression, SlideStack, regress
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.figures.canvas import Figure
-from eval.glossary import HIBIO
-from eval.report.facts import config_section, run_section
+from eval.report.facts import config_section, models_section, run_section
+from eval.report.figures.canvas import Figure
+from eval.report.glossary import HIBIO
 from eval.report.headline import HeadlineRow, headline_section
-from eval.report.markup import Html
-from eval.report.models import models_section
-from eval.report.page import figures_section, page
+from eval.report.page import Html, figures_section, page
 from eval.report.tasks import metric_names, task_section
-from preprocessing.atomic import atomic_path
+from preprocessing.files import atomic_path
 
 __all__ = ["HeadlineRow", "default_headline", "write_report"]
 
@@ -43,7 +41,7 @@ def write_report(
 
     Args:
         path: The file; an old one is replaced only when the new one is complete.
-        results: The content of results.json (ARCHITECTURE section 3).
+        results: The content of results.json (docs/architecture.md).
         figures: Shown in this order.
         headline: Rows of the headline table; None takes one metric a task
             (`default_headline`), an empty list leaves the table out.

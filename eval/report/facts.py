@@ -7,14 +7,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eval.report.markup import (
+from eval.report.glossary import HIBIO
+from eval.report.page import (
     MISSING,
     Html,
     details,
     exact,
+    heading_row,
     is_number,
     join,
+    number,
     paragraph,
+    table,
     tag,
     text,
 )
@@ -36,7 +40,9 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Wall time", ("wall_time_s", "wall_s", "wall_seconds", "wall_time")),
     ("Finished", ("finished", "date", "created", "timestamp")),
 )
+
 MAX_LISTED = 24
+
 MAX_DEPTH = 2
 
 
@@ -129,3 +135,31 @@ def _listed(parts: list[str]) -> str:
     if len(parts) <= MAX_LISTED:
         return ", ".join(parts)
     return ", ".join(parts[:MAX_LISTED]) + f", ... ({len(parts)} in all)"
+
+
+NOTE = (
+    "Wall time: mean over fits, of training alone, on the machine that ran it; checkpoints were "
+    "trained in their own run, the others in this evaluation. Read-outs are not counted."
+)
+
+
+def models_section(results: Mapping[str, Any]) -> Html:
+    """A row for every model that was fitted; a sentence when none was recorded."""
+    rows = (results.get("data") or {}).get("models") or []
+    if not rows:
+        return paragraph("No cost of a model was recorded with these results.", "soft")
+    head = [heading_row(("model", "source", "parameters", "fits", "wall time of a fit"))]
+    shown = table(head, [_cells(row) for row in rows])
+    return join([shown, paragraph(NOTE, "soft")])
+
+
+def _cells(row: Mapping[str, Any]) -> Html:
+    seconds = row.get("seconds")
+    cells = (
+        tag("td", text(str(row.get("source", MISSING))), class_="words"),
+        tag("td", text(number(row.get("n_parameters")))),
+        tag("td", text(number(row.get("fits")))),
+        tag("td", text(MISSING if seconds is None else duration(float(seconds)))),
+    )
+    own = "self" if row["model"] == HIBIO else None
+    return tag("tr", tag("th", text(str(row["model"])), scope="row"), *cells, class_=own)

@@ -2,7 +2,7 @@
 
 A difference is taken between values with the same key (`fold/seed/slide`), averaged within a
 fold, and its standard error is over folds: slides and seeds of one fold are not independent
-(METHOD section 6: claims need the error over splits).
+(docs/method.md 6: claims need the error over splits).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.glossary import HIBIO, kind_of, lower_is_better
-from eval.headline_interval import headline_interval
-from eval.report.markup import (
+from eval.measures.intervals import headline_interval
+from eval.report.glossary import HIBIO, kind_of, lower_is_better
+from eval.report.page import (
     MISSING,
     Html,
     decimals_for,
@@ -30,6 +30,7 @@ from eval.report.markup import (
 )
 
 MIN_FOLDS = 3
+
 NOTE = (
     "Interval: 95 % percentile bootstrap of this checkpoint's mean over what is named in brackets "
     "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. Best "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from eval.glossary import (
+from eval.report.glossary import (
     Kind,
     describe_metrics,
     describe_model,
@@ -17,7 +17,7 @@ from eval.glossary import (
     lower_is_better,
 )
 from eval.report.headline import best_model, chance_of, mean_and_spread
-from eval.report.markup import (
+from eval.report.page import (
     MISSING,
     Html,
     details,
@@ -33,8 +33,11 @@ from eval.report.markup import (
 )
 
 Models = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
 MAX_COLUMNS = 12
+
 RANKING = re.compile(r"recall@[\d.]+%?|median_rank|mrr")
+
 KIND_ORDER = ("this checkpoint", "variant", "baseline", "control", "transductive", "oracle")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from eval.fold import FoldError
+from eval.errors import FoldError
 from eval.results import TaskResult
 from eval.tasks import (
     annotation,

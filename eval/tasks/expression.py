@@ -1,4 +1,4 @@
-"""Expression prediction from H&E (METHOD section 6.1; read-outs of section 6, last paragraph).
+"""Expression prediction from H&E (docs/method.md 6.1; read-outs of section 6, last paragraph).
 
 Metrics: ``pearson/top50_hvg`` is ridge with its penalty from inner folds; ``pearson_hest`` uses the
 fixed HEST penalty, ``pearson_bleep`` the mean of 50 training spots, ``pearson_both`` ridge on [raw
@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.fold import Fold, Representation, SlideData, neighbour_mean, stack
-from eval.metrics import pearson_per_gene, summarise
-from eval.model_names import RAW
-from eval.readouts import RidgeConfig, zscore, zscore_mean
-from eval.results import ResultTable, TaskResult
-from eval.tasks.image_probe import ImageProbe, split_rows
-from eval.variable_genes import expression, variable_genes
+from eval.folds.fold import Fold, Representation, SlideData, neighbour_mean, stack
+from eval.folds.variable_genes import expression, variable_genes
+from eval.measures.metrics import pearson_per_gene, summarise
+from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
+from eval.results import RAW, ResultTable, TaskResult
+from eval.tasks.probes import ImageProbe, split_rows
 
 UNIT = "Pearson r per slide, mean over genes"
+
 POOLED = "Pearson r over all test spots, mean over genes"
 
 
@@ -99,7 +99,7 @@ def decode(known: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.n
 
     The spot vector has few dimensions, which all genes share: what an image says about one noisy
     gene is read through what it says about all of them (reduced-rank regression with the rank and
-    the axes of METHOD section 3).
+    the axes of docs/method.md 3).
 
     Args:
         known: (S, V) measured spot vectors of the training spots.

@@ -1,4 +1,4 @@
-"""Imputation of hidden genes from the visible ones (METHOD section 6.5).
+"""Imputation of hidden genes from the visible ones (docs/method.md 6.5).
 
 ``pearson/hidden_genes`` is Pearson per gene over the cells of one test slide (or held-out block of
 a slide when nothing is held out), mean over genes; ``pearson_median`` their median; ``rmse`` is in
@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.fold import Fold, SlideData, stack
-from eval.hidden_genes import HiddenGenes
-from eval.metrics import pearson_per_gene, summarise
-from eval.readouts import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
+from eval.folds.fold import Fold, SlideData, stack
+from eval.folds.hidden_genes import HiddenGenes
+from eval.folds.spatial_blocks import BlocksConfig, block_splits
+from eval.measures.metrics import pearson_per_gene, summarise
+from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
 from eval.results import ResultTable, TaskResult
-from eval.spatial_blocks import BlocksConfig, block_splits
 
 KNN_OF = "pca_expression"
+
 PEARSON = "Pearson r over the cells of a held-out part, {} over genes"
+
 RMSE = "RMSE in training standard deviations of the gene, mean over genes"
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot pathway maps from H&E against the measured score (METHOD sections 2 and 6.7).
+"""Zero-shot pathway maps from H&E against the measured score (docs/method.md 2 and 6.7).
 
 Metrics ``pearson/<readout>/median`` and so on over pathways, within each test slide; read-outs are
 ``anchor``, ``ridge``, ``retrieval`` and ``default`` (z-scored mean of the last two). Sets never
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, stack
-from eval.metrics import pearson_per_gene, spearman_per_gene, summarise, unit_rows
-from eval.readouts import RidgeConfig, zscore_mean
+from eval.folds.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, stack
+from eval.measures.metrics import pearson_per_gene, spearman_per_gene, summarise, unit_rows
+from eval.measures.ridge import RidgeConfig, zscore_mean
 from eval.results import ResultTable, TaskResult
-from eval.tasks.image_probe import ImageProbe, split_rows
+from eval.tasks.probes import ImageProbe, split_rows
 
 CORRELATIONS = {"pearson": pearson_per_gene, "spearman": spearman_per_gene}
 

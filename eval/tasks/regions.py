@@ -1,4 +1,4 @@
-"""Region trees against the labels of held-out slides (METHOD section 5, Regions).
+"""Region trees against the labels of held-out slides (docs/method.md 5, Regions).
 
 A region is contiguous and a domain need not be, so the truth is the contiguous pieces of each
 label column. ``ari/matched`` cuts the tree into as many regions as there are pieces (as domain
@@ -15,8 +15,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from eval.fold import Fold, Representation, SlideData
-from eval.metrics import ari
+from eval.folds.fold import Fold, Representation, SlideData
+from eval.measures.metrics import ari
 from eval.results import ResultTable, TaskResult
 from eval.tasks.domains import smooth
 from hibio.keys import level_name

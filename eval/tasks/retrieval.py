@@ -1,26 +1,40 @@
-"""Cross-modal retrieval within slides (METHOD section 6.2).
+"""Cross-modal retrieval within slides (docs/method.md 6.2).
+
+Spots beside each other have nearly the same profile, and plain recall counts all but one of them as
+wrong. Here an item is relevant to a query when its measured expression is among the most similar to
+the query's own: Pearson over variable genes, the first ``share`` of the slide's spots, the query's
+own included. Soft recall at k is the share of the first k items that are relevant: precision at k
+(Manning, Raghavan and Schütze 2008, section 8.4) under that relevance, so a random order reaches
+about ``share``. Ties count at their expectation.
+Shapes: N spots of one slide, D dimensions, V variable genes.
+
+Shapes: N spots; queries in rows, items in columns.
+
+Shapes: S spots of all slides, D dimensions.
 
 Metrics ``image_to_omics/recall@10%`` and so on, per test slide; ``.../pooled_recall@10%`` over all
 test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive);
-``.../soft_recall@10`` also counts spots of nearly the same expression (`eval.tasks.soft_recall`). A
+``.../soft_recall@10`` also counts spots of nearly the same expression (`eval.tasks.retrieval`). A
 model whose two sides share no space is bridged by ridge from its image features to the omics spot
 vector; ``_combined`` adds the cosines of that bridge, from the raw features, to a model's own.
 Shapes: N spots, D dimensions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import logsumexp
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 
-from eval.fold import (
-    Fold,
-    FoldError,
-    Representation,
-    SlideData,
-    stack,
-)
-from eval.metrics import (
+from eval.errors import FoldError
+from eval.folds.fold import Fold, Representation, SlideData, stack
+from eval.folds.variable_genes import expression, variable_genes
+from eval.measures.metrics import (
+    TIE,
     Ranks,
+    balanced_accuracy,
     chance_mrr,
     chance_recall_at_k,
     list_length,
@@ -31,21 +45,158 @@ from eval.metrics import (
     recall_at_k,
     unit_rows,
 )
-from eval.model_names import RAW
-from eval.readouts import RidgeConfig
-from eval.results import ResultTable, TaskResult
-from eval.tasks.identity import identity_accuracy
-from eval.tasks.retrieval_pairs import (
-    Pairs,
-    averaged,
-    item_graphs,
-    pairs_of,
-    raw_bridge,
-    side_by_side,
-)
-from eval.tasks.soft_recall import soft_recall
-from eval.tasks.transductive import csls, sinkhorn
-from eval.variable_genes import expression, variable_genes
+from eval.measures.ridge import RidgeConfig, spatial_blocks, zscore
+from eval.results import RAW, ResultTable, TaskResult
+from eval.tasks.probes import Pairs, averaged, item_graphs, pairs_of, raw_bridge, side_by_side
+
+BLOCK = 512
+
+
+def soft_recall(
+    query: np.ndarray,
+    item: np.ndarray,
+    expression: np.ndarray,
+    k: Sequence[int],
+    share: float,
+    block: int = BLOCK,
+) -> tuple[list[float], float]:
+    """Mean over the queries for several list lengths, and what a random order reaches.
+
+    Args:
+        query: (N, D) embeddings of one side.
+        item: (N, D) embeddings of the other side, pairs in the same row.
+        expression: (N, V) measured expression of the spots.
+        k: list lengths.
+        share: of the items that are relevant to a query; more where similarities tie.
+        block: queries at a time; memory is block x N float64.
+
+    Raises:
+        FoldError: rows do not match, or a length beyond the pool.
+    """
+    n = len(query)
+    if not (len(item) == len(expression) == n) or not n:
+        raise FoldError(
+            f"{n} queries, {len(item)} items, {len(expression)} profiles; must be equal"
+        )
+    if min(k) < 1 or max(k) > n:
+        raise FoldError(f"list lengths {list(k)} of a pool of {n}; they must be 1 to {n}")
+    a, b = unit_rows(query), unit_rows(item)
+    profile = unit_rows(expression - expression.mean(axis=1, keepdims=True))
+    first = list_length(share, n)
+    total, relevant_share = np.zeros(len(k)), 0.0
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        alike = profile[rows] @ profile.T
+        own = np.arange(len(alike))
+        alike[own, start + own] = np.inf  # the query's own spot is always relevant
+        bound = -np.partition(-alike, first - 1, axis=1)[:, first - 1 : first]
+        relevant = alike >= bound - TIE
+        relevant_share += float(relevant.mean(axis=1).sum())
+        similarity = a[rows] @ b.T
+        total += [_precision(similarity, relevant, length).sum() for length in k]
+    return (total / n).tolist(), relevant_share / n
+
+
+def _precision(similarity: np.ndarray, relevant: np.ndarray, k: int) -> np.ndarray:
+    """Share (Q,) of the k most similar items that are relevant; ties in random order."""
+    cut = -np.partition(-similarity, k - 1, axis=1)[:, k - 1 : k]
+    above, tied = similarity > cut + TIE, np.abs(similarity - cut) <= TIE
+    free = k - above.sum(axis=1)
+    part = (relevant & tied).sum(axis=1) / tied.sum(axis=1)
+    return np.asarray(((relevant & above).sum(axis=1) + free * part) / k)
+
+
+def csls(similarity: np.ndarray, k: int = 10) -> np.ndarray:
+    """Cross-domain similarity local scaling: 2 s - mean of the k best per row and per column.
+
+    Args:
+        similarity: (N, M) cosines.
+        k: size of the neighbourhood.
+
+    Returns:
+        (N, M); the same matrix serves both directions.
+    """
+    rows = _mean_of_best(similarity, k)
+    columns = _mean_of_best(similarity.T, k)
+    return np.asarray(2.0 * similarity - rows[:, None] - columns[None, :])
+
+
+def sinkhorn(similarity: np.ndarray, temperature: float = 0.1, steps: int = 30) -> np.ndarray:
+    """Log of the doubly stochastic scaling of exp(similarity / temperature).
+
+    It says that every item belongs to one query, which holds for a pool of pairs.
+
+    Args:
+        similarity: (N, N) cosines.
+        temperature: of the kernel; 0.1 was measured in the prototype.
+        steps: rounds of row and column scaling.
+
+    Returns:
+        (N, N) log assignment; rows and columns of its exponential sum to about 1.
+    """
+    kernel = similarity / temperature
+    row = np.zeros(len(kernel))
+    column = np.zeros(kernel.shape[1])
+    for _ in range(steps):
+        row = -logsumexp(kernel + column, axis=1)
+        column = -logsumexp(kernel + row[:, None], axis=0)
+    return np.asarray(kernel + row[:, None] + column)
+
+
+def _mean_of_best(similarity: np.ndarray, k: int) -> np.ndarray:
+    k = min(k, similarity.shape[1])
+    best = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, -k:]
+    return np.asarray(best.mean(axis=1))
+
+
+def identity_accuracy(
+    embeddings: list[np.ndarray],
+    slides: tuple[SlideData, ...],
+    kind: str,
+    max_spots: int = 100,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Balanced accuracy of a logistic probe, on blocks of tissue it was not fitted on.
+
+    The folds are spatial blocks within slides, so that a spot's neighbours do not give it away.
+
+    Args:
+        embeddings: (S, D) per slide, as the model gives them (not centred per slide).
+        slides: the slides.
+        kind: ``slide`` or ``patient``.
+        max_spots: spots drawn per slide.
+        seed: of the draw.
+
+    Returns:
+        Balanced accuracy, and chance (1 / number of names); NaN with fewer than two names.
+    """
+    names = [getattr(slide, f"{kind}_id") for slide in slides]
+    n_names = len(set(names))
+    if n_names < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    rows, truth, fold = [], [], []
+    for name, slide, values in zip(names, slides, embeddings, strict=True):
+        pick = rng.permutation(slide.n_spots)[:max_spots]
+        rows.append(values[pick])
+        truth.append(np.full(len(pick), name, dtype=object))
+        fold.append((spatial_blocks(slide.xy_um) % 3)[pick])
+    predicted = _cross_predict(stack(rows), np.concatenate(truth), np.concatenate(fold), seed)
+    return balanced_accuracy(np.concatenate(truth).astype(str), predicted), 1.0 / n_names
+
+
+def _cross_predict(rows: np.ndarray, truth: np.ndarray, fold: np.ndarray, seed: int) -> np.ndarray:
+    rows = zscore(rows)
+    if rows.shape[1] > 50:
+        rows = zscore(PCA(50, random_state=seed).fit_transform(rows))
+    predicted = np.empty(len(rows), dtype=object)
+    for held in np.unique(fold):
+        own = fold == held
+        probe = LogisticRegression(C=1.0, max_iter=500, class_weight="balanced")
+        probe.fit(rows[~own], truth[~own].astype(str))
+        predicted[own] = probe.predict(rows[own])
+    return predicted.astype(str)
+
 
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 

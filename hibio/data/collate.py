@@ -1,16 +1,114 @@
-"""Core spots of one or more slides, plus the halo that they need, as one SlideBatch."""
+"""Core spots of one or more slides, plus the halo that they need, as one SlideBatch.
+
+Legend: S spots, K keyword genes, V spot-vector length, Q query genes.
+
+Legend: S spots, K keyword genes, Q query genes, V spot-vector length, G vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.data.slide import PreparedSlide
-from hibio.data.views import Views, view_arrays
-from preprocessing.slide_stain import StainMethod
+from preprocessing.stain import StainMethod
+
+
+@dataclass(frozen=True)
+class Views:
+    """What to compute beside the spots themselves.
+
+    Attributes:
+        rng: of every draw.
+        keep_counts: share of the counts that the thinned view keeps; None for no such view.
+        query_genes: genes outside the keywords that a spot is asked about.
+    """
+
+    rng: np.random.Generator
+    keep_counts: float | None = None
+    query_genes: int = 0
+
+
+def view_arrays(slide: PreparedSlide, spots: np.ndarray, views: Views) -> dict[str, np.ndarray]:
+    """Fields of :class:`hibio.SlideBatch` for the views asked for."""
+    arrays: dict[str, np.ndarray] = {}
+    if views.keep_counts is not None:
+        gene, value, raw = slide.expression.thinned(spots, views.keep_counts, views.rng)
+        vector = (raw - slide.vector_mean_V) * slide.vector_scale_V
+        arrays["thinned_gene_SK"], arrays["thinned_value_SK"] = gene, value
+        arrays["thinned_vector_SV"] = vector.astype(np.float32)
+    if views.query_genes:
+        gene, value = slide.expression.queries(spots, views.query_genes, views.rng)
+        arrays["query_gene_SQ"], arrays["query_value_SQ"] = gene, value
+    return arrays
+
+
+def padded_factors(artifacts: Artifacts) -> Tensor:
+    """Gene factors with a row of zeros for the padding index, (G + 1, V) float32."""
+    factors = torch.from_numpy(artifacts.factors.components).float()
+    return torch.cat([factors, torch.zeros(1, factors.shape[1])])
+
+
+def mean_value(value_SK: Tensor, present_SK: Tensor) -> Tensor:
+    """Mean value of a spot's present genes, (S, 1), at least 1e-8."""
+    shown = present_SK.to(value_SK.dtype)
+    total_S1 = (value_SK * shown).sum(dim=1, keepdim=True)
+    return (total_S1 / shown.sum(dim=1, keepdim=True).clamp(min=1.0)).clamp(min=1e-8)
+
+
+def dropped_view(batch: SlideBatch, factors_GV: Tensor, n_genes: int, share: float) -> SlideBatch:
+    """The batch as if a share of each spot's keyword genes had not been seen.
+
+    Args:
+        batch: the spots.
+        factors_GV: (G + 1, V) of :func:`padded_factors`; the dropped genes leave the spot vector.
+        n_genes: G, the padding index.
+        share: chance of a gene to be dropped; draws come from torch's global generator.
+    """
+    drop_SK = torch.rand(batch.gene_SK.shape, device=batch.gene_SK.device) < share
+    removed_SV = torch.einsum("sk,skv->sv", batch.value_SK * drop_SK, factors_GV[batch.gene_SK])
+    return dataclasses.replace(
+        batch,
+        gene_SK=batch.gene_SK.masked_fill(drop_SK, n_genes),
+        value_SK=batch.value_SK.masked_fill(drop_SK, 0.0),
+        vector_SV=batch.vector_SV - removed_SV * batch.vector_scale_SV,
+    )
+
+
+def thinned_view(batch: SlideBatch) -> SlideBatch:
+    """The batch with the keyword genes and the spot vector of its thinned counts."""
+    assert batch.thinned_gene_SK is not None
+    assert batch.thinned_value_SK is not None
+    assert batch.thinned_vector_SV is not None
+    return dataclasses.replace(
+        batch,
+        gene_SK=batch.thinned_gene_SK,
+        value_SK=batch.thinned_value_SK,
+        vector_SV=batch.thinned_vector_SV,
+        thinned_gene_SK=None,
+        thinned_value_SK=None,
+        thinned_vector_SV=None,
+    )
+
+
+def with_queries(batch: SlideBatch) -> SlideBatch:
+    """The batch with its query genes behind its keyword genes, (S, K + Q)."""
+    assert batch.query_gene_SQ is not None
+    assert batch.query_value_SQ is not None
+    return dataclasses.replace(
+        batch,
+        gene_SK=torch.cat([batch.gene_SK, batch.query_gene_SQ], dim=1),
+        value_SK=torch.cat([batch.value_SK, batch.query_value_SQ], dim=1),
+        query_gene_SQ=None,
+        query_value_SQ=None,
+    )
 
 
 def with_halo(neighbour_SN: np.ndarray, core: np.ndarray, hops: int) -> np.ndarray:
@@ -123,3 +221,23 @@ def collate(
     stains: list[StainMethod] = [slide.stain for slide, _, _ in parts if slide.use_patches]
     names = tuple(slide.slide_id for slide, _, _ in parts)
     return SlideBatch(**tensors, slide_ids=names, stain=stains[0] if stains else "none")
+
+
+def iter_tiles(
+    slide: PreparedSlide, hops: int, tile_spots: int = 1024
+) -> Iterator[tuple[np.ndarray, SlideBatch]]:
+    """Core spots of each tile and its batch; memory is set by the tile, not by the slide.
+
+    Spots of a store lie along a space-filling curve, so a run of them is a compact tile.
+
+    Args:
+        slide: what to embed.
+        hops: halo depth; spatial layers + 1 makes tiled and whole-slide results equal; -1: an
+            encoder that reads the whole slide at once, so there is one tile.
+        tile_spots: core spots of a tile.
+    """
+    tile_spots = slide.n_spots if hops < 0 else tile_spots
+    no_regions = np.zeros((1, slide.n_spots), dtype=np.int64)
+    for start in range(0, slide.n_spots, tile_spots):
+        core = np.arange(start, min(start + tile_spots, slide.n_spots))
+        yield core, collate([(slide, no_regions, core)], hops)

@@ -6,6 +6,7 @@ Shapes: S spots, P genes of the slide's panel, G genes of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +14,31 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
-from hibio.data.lost_store import reading
+from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
+
+
+@contextmanager
+def reading(path: Path, slide_id: str | None = None) -> Iterator[None]:
+    """Say of an error in the block which slide it met, and how to go on.
+
+    Args:
+        path: the store that is read.
+        slide_id: its slide; None: by the name of the file.
+
+    Raises:
+        DataError: instead of any `DataError` or `OSError` of the block.
+    """
+    try:
+        yield
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"slide {slide_id or path.stem!r} cannot be read from {path}: {error}. Put the store "
+            "back or prepare the slide again, and start again (a training that had begun goes on "
+            "from its last checkpoint with --resume); to do without the slide, take its store out "
+            "of the folder and begin anew"
+        ) from error
+
 
 CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
 

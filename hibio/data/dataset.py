@@ -5,15 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from scipy import sparse
 
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError
-from hibio.data.lost_store import reading
-from hibio.data.slide import PreparedSlide, prepare_slide
+from hibio.batch import SlideBatch
+from hibio.config.files import ConfigError
+from hibio.config.model import ImageInput
+from hibio.data.counts import ArrayCounts, PanelMap, reading
+from hibio.data.slide import (
+    PreparedSlide,
+    colour_statistics,
+    expression_slide,
+    prepare_slide,
+    standardise_columns,
+)
 from hibio.data.splits import SlideEntry
-from hibio.image_input import ImageInput
+from preprocessing.stain import StainMethod, stain_normaliser
 
 
 class SlideDataset:
@@ -26,7 +37,7 @@ class SlideDataset:
             (see :func:`prepare_slide`).
         cache: slides kept in memory.
         shuffle_pairs: give every spot the image of another spot of its slide (the control that
-            shows what is learned from pairing; METHOD section 6).
+            shows what is learned from pairing; docs/method.md 6).
 
     Asking for a slide whose store has vanished or is damaged is a `DataError` that names it.
     """
@@ -76,3 +87,105 @@ def shuffled_pairs(slide: PreparedSlide, seed: int) -> PreparedSlide:
         return slide
     order = np.random.default_rng([seed, slide.n_spots]).permutation(slide.n_spots)
     return dataclasses.replace(slide, features_SF=slide.features_SF[order])
+
+
+def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial") -> PreparedSlide:
+    """One slide from AnnData: raw counts in X, gene names in var_names, micrometres in obsm.
+
+    Where the model was trained on intensities (proteins), X holds intensities of at least 0.
+
+    Raises:
+        ConfigError: no coordinates, or values that are not what the model was trained on.
+    """
+    if spatial not in adata.obsm:
+        raise ConfigError(
+            f"adata.obsm has no {spatial!r} (it has: {', '.join(adata.obsm) or 'nothing'}); put "
+            "the spot centres in micrometres there"
+        )
+    counts = sparse.csr_matrix(adata.X)
+    _check_values(counts.data, artifacts.modality)
+    names = np.asarray(adata.var_names, dtype=str)
+    if len({*names}) < len(names):
+        raise ConfigError("adata.var_names holds a gene twice; call adata.var_names_make_unique()")
+    xy_um = np.asarray(adata.obsm[spatial], dtype=np.float64)[:, :2]
+    if not np.isfinite(xy_um).all():
+        bad = int((~np.isfinite(xy_um)).any(axis=1).sum())
+        raise ConfigError(f"adata.obsm[{spatial!r}]: {bad} spots have no finite coordinates")
+    if len(xy_um) > 1 and np.ptp(xy_um, axis=0).max() == 0:
+        raise ConfigError(
+            f"adata.obsm[{spatial!r}]: all {len(xy_um)} spots lie at one place; put the spot "
+            "centres in micrometres there"
+        )
+    panel = PanelMap.between(names, artifacts.genes, n_folded_in=artifacts.n_folded_in)
+    return expression_slide(
+        ArrayCounts(panel.align(counts)),
+        xy_um,
+        artifacts,
+        slide_id="anndata",
+        matched=panel.matched,
+        measured=panel.measured,
+        folded_in=panel.folded_in,
+    )
+
+
+def _check_values(values: np.ndarray, modality: str) -> None:
+    if not np.isfinite(values).all() or (len(values) and values.min() < 0):
+        raise ConfigError("adata.X holds negative or non-finite values; give the raw ones")
+    if modality == "rna" and np.any(values != np.rint(values)):
+        raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
+
+
+def image_batch(
+    image: np.ndarray,
+    artifacts: Artifacts,
+    context: np.ndarray | None = None,
+    stain: StainMethod = "none",
+) -> SlideBatch:
+    """A batch with image input only.
+
+    Args:
+        image: features (S, F), or uint8 patches (S, h, w, 3), of one slide.
+        artifacts: of the model.
+        context: the wider patches of the same spots, uint8 (S, h, w, 3), for a model that reads
+            them.
+        stain: bring the patches to one stain, as measured on those given.
+
+    Raises:
+        ConfigError: context or stain with features.
+        DataError: too few stained pixels to measure the stain.
+    """
+    n_spots = len(image)
+    k = artifacts.settings["genes"]["keyword_genes"]
+    vector = torch.zeros(n_spots, artifacts.factors.components.shape[1])
+    visual: dict[str, torch.Tensor] = {}
+    if image.ndim == 4:
+        normaliser = stain_normaliser(stain, image)
+        patches = normaliser(image)
+        visual["patches_SCHW"] = _channels_first(patches)
+        visual["stain_S6"] = torch.from_numpy(np.tile(colour_statistics(patches), (n_spots, 1)))
+        if context is not None:
+            visual["context_SCHW"] = _channels_first(normaliser(context))
+    else:
+        if context is not None or stain != "none":
+            raise ConfigError("context and stain are for patches (S, h, w, 3), not for features")
+        visual["features_SF"] = torch.from_numpy(standardise_columns(image))
+    return SlideBatch(
+        gene_SK=torch.full((n_spots, k), artifacts.n_genes),
+        value_SK=torch.zeros(n_spots, k),
+        vector_SV=vector,
+        spot_group_S=torch.zeros(n_spots, dtype=torch.long),
+        vector_scale_SV=torch.ones_like(vector),
+        neighbour_SN=torch.full((n_spots, 1), -1),
+        distance_um_SN=torch.full((n_spots, 1), float("inf")),
+        xy_um_S2=torch.zeros(n_spots, 2),
+        slide_of_spot_S=torch.zeros(n_spots, dtype=torch.long),
+        core_S=torch.ones(n_spots, dtype=torch.bool),
+        region_of_spot_LS=torch.zeros(1, n_spots, dtype=torch.long),
+        slide_ids=("image",),
+        stain=stain,
+        **visual,
+    )
+
+
+def _channels_first(patches: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(patches, 3, 1)))

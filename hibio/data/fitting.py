@@ -1,21 +1,21 @@
-"""Fit every expression artifact on the training slides, streaming over stores (METHOD 1-3)."""
+"""Fit every artifact on the training slides, streaming over stores (docs/method.md 1-3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError, to_dict
-from hibio.data.lost_store import reading
-from hibio.data.slide_index import indexed_entries
+from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.files import ConfigError, to_dict
+from hibio.data.counts import reading
+from hibio.data.splits import indexed_entries
 from hibio.data.training_slides import (
     CountBlocks,
     TfidfStream,
@@ -24,7 +24,6 @@ from hibio.data.training_slides import (
     context_widths,
     fit_vocabulary,
 )
-from hibio.data.warm_start import check_start, expression_of, slides_seen
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, load_pathways, matched_random
 from preprocessing.coexpression import (
     fit_gene_factors,
@@ -38,80 +37,42 @@ from preprocessing.selection import select_genes
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 
+EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
+
+
+def check_start(start: Artifacts, genes: Mapping[str, Any], modality: str) -> None:
+    """The expression side of a warm start is its checkpoint's, so the settings must say so."""
+    if start.modality != modality:
+        raise ConfigError(
+            f"model.omics.init_from was trained on {start.modality}, these stores hold {modality}"
+        )
+    differ = [
+        f"{key}: {genes[key]} here, {value} there"
+        for key, value in start.settings["genes"].items()
+        if key != "target_genes" and genes.get(key) != value
+    ]
+    if differ:
+        raise ConfigError(
+            "genes settings differ from those of model.omics.init_from, whose vocabulary and "
+            f"factors are taken over ({'; '.join(differ)}); copy its genes section"
+        )
+
+
+def expression_of(start: Artifacts) -> dict[str, Any]:
+    """Everything fitted on counts, as ``fit_artifacts`` would have fitted it."""
+    return {name: getattr(start, name) for name in EXPRESSION}
+
+
+def slides_seen(start: Artifacts) -> list[str]:
+    """Slides of every run that a warm start goes back to, not only of the last."""
+    return sorted({*start.train_slides, *start.settings["pretrain_slides"]})
+
+
 MATCHED_RANDOM = "matched_random:"
+
 NO_PATHWAYS = "none"
+
 INTENSITY_VARIANTS = ("arcsinh", "rank")
-
-
-@dataclass(frozen=True)
-class GenesConfig:
-    """The expression side of the fit.
-
-    Attributes:
-        tfidf: log | raw | bm25 | depth_matched | spatial; intensities: arcsinh | rank.
-        keyword_genes: K, genes of a spot that enter its gene graph; 64-512.
-        selector: tfidf (each spot's own keywords) | hvg | svg | rank | top | random (one corpus
-            set of K genes).
-        rank: components of the gene factors.
-        neighbours: spatial neighbours of a spot.
-        graph: knn | random (the control: as many random spots of the slide instead of the
-            neighbours, for both towers; METHOD section 6).
-        min_slide_fraction: a gene enters the vocabulary when it was measured on at least this
-            share of the training slides; 1.0 is the intersection of the panels.
-        min_spots: and was seen in at least this many training spots.
-        exclude: genes never used, by name or shell pattern, e.g. ["MT-*", "RPL*"].
-        target_genes: genes predicted from the image tower (highest variance on training slides).
-        graph_edges: strongest co-expression edges kept for each gene.
-        graph_spots: training spots sampled for a gene graph.
-        graph_groups: label-free groups of spots that have a gene graph of their own.
-        graph_smoothing: rounds of MAGIC-like smoothing before the gene graphs are fitted; the
-            information between genes then measures the smoothing too, so it is off (0).
-    """
-
-    tfidf: str = "log"
-    keyword_genes: int = 128
-    selector: str = "tfidf"
-    rank: int = 20
-    neighbours: int = 6
-    graph: Literal["knn", "random"] = "knn"
-    min_slide_fraction: float = 1.0
-    min_spots: int = 10
-    exclude: tuple[str, ...] = ()
-    target_genes: int = 200
-    graph_edges: int = 16
-    graph_spots: int = 2000
-    graph_groups: int = 1
-    graph_smoothing: int = 0
-
-    def __post_init__(self) -> None:
-        if self.keyword_genes < 1 or self.rank < 1 or self.neighbours < 1:
-            raise ValueError("keyword_genes, rank and neighbours must be at least 1")
-        if not 0.0 < self.min_slide_fraction <= 1.0:
-            raise ValueError(
-                f"min_slide_fraction is a share in (0, 1], not {self.min_slide_fraction}"
-            )
-
-
-@dataclass(frozen=True)
-class PathwaysConfig:
-    """The pathway side of the fit.
-
-    Attributes:
-        source: what :func:`pathways.load_pathways` takes, ``matched_random:SOURCE`` for the
-            control of METHOD section 2, or ``none`` (small panels, proteins).
-        min_genes: sets with fewer genes in the vocabulary are dropped (and counted).
-        max_genes: sets with more are dropped (and counted).
-        temperature: T_match of the soft targets.
-        top: k_p, pathways that share a spot's target mass.
-        threshold: a match below it (standardised, centred per spot) gets no mass.
-    """
-
-    source: str = "default"
-    min_genes: int = 5
-    max_genes: int = 500
-    temperature: float = 0.5
-    top: int = 5
-    threshold: float = 0.0
 
 
 def fit_artifacts(

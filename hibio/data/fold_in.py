@@ -1,4 +1,4 @@
-"""Artifacts that also know genes never seen in training (METHOD section 3, fold-in).
+"""Artifacts that also know genes never seen in training (docs/method.md 3, fold-in).
 
 Shapes: S spots, G known genes, U new genes, M pathways, E edges a gene, T gene graphs.
 """
@@ -13,17 +13,12 @@ import numpy as np
 from scipy import sparse
 
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from pathways import PathwayAnchors
 from preprocessing.coexpression import GeneGraph
-from preprocessing.coexpression.fold_in import (
-    BridgeSlide,
-    FoldInReport,
-    extend_factors,
-    extend_tfidf,
-    fold_in,
-)
+from preprocessing.coexpression.bridge import BridgeSlide
+from preprocessing.coexpression.fold_in import FoldInReport, extend_factors, extend_tfidf, fold_in
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 

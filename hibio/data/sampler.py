@@ -6,54 +6,81 @@ asked for, from the regions of its own slides, so that no slide is read before i
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from hibio.config.files import ConfigError
+from hibio.config.training import SamplerConfig
+from hibio.data.splits import SlideEntry
 
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How spots are drawn.
+COLUMNS = ("technology", "organism", "tissue")
 
-    Attributes:
-        batch_spots: core spots of a batch, about (whole regions are never split).
-        slides_per_batch: slides that share a batch; 1 keeps the slide shortcut out of the
-            contrast (METHOD section 5).
-        balance: slide (every slide gives the same number of batches) | spot (by its size).
-        halo: hops of context round the core spots while training.
-        window: slides whose batches are mixed with each other; the next ones follow when these are
-            through. With data.cache_slides as large, a slide is read once an epoch.
-        weights: column (technology, organism, tissue) -> value -> how many batches its slides
-            give, relative to slides that no weight names (1); 0 leaves them out. A slide that
-            several columns name has the product.
-        batches_per_step: N batches make the global batch of one optimiser step, over which the
-            losses compare and average, whatever number of processes shares them; what is left of
-            an epoch after the last N is dropped.
+
+def slide_weights(
+    weights: Mapping[str, Mapping[str, float]], entries: Sequence[SlideEntry]
+) -> list[float]:
+    """Weight of each slide: the product over columns of what its value is given, 1 if nothing.
+
+    Args:
+        weights: column -> value -> weight of 0 or more (``sampler.weights``); values are compared
+            without regard to case.
+        entries: the training slides.
+
+    Raises:
+        ConfigError: an unknown column, a value that no training slide has or that is named twice,
+            a weight that is no number of 0 or more, or nothing left with a weight above 0.
     """
-
-    batch_spots: int = 512
-    slides_per_batch: int = 1
-    balance: str = "slide"
-    halo: int = 1
-    window: int = 64
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
-    batches_per_step: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batches_per_step < 1:
-            raise ValueError(f"batches_per_step is {self.batches_per_step}, at least 1 is needed")
-        if self.batch_spots < 2 or self.slides_per_batch < 1 or self.halo < 0:
-            raise ValueError("batch_spots >= 2, slides_per_batch >= 1 and halo >= 0 are needed")
-        if self.balance not in ("slide", "spot"):
-            raise ValueError(f"balance is slide or spot, not {self.balance!r}")
-        if self.window < self.slides_per_batch:
-            raise ValueError(
-                f"window is {self.window}, at least slides_per_batch ({self.slides_per_batch}) "
-                "slides are needed; 64 is usual"
+    found = [1.0] * len(entries)
+    for column, of_value in weights.items():
+        if column not in COLUMNS:
+            raise ConfigError(
+                f"sampler.weights.{column}: no such column{_nearest(column, COLUMNS)}; choose "
+                f"from {', '.join(COLUMNS)}"
             )
+        told = _checked(column, of_value, entries)
+        for number, entry in enumerate(entries):
+            found[number] *= told.get(_value(entry, column), 1.0)
+    if not any(found):
+        raise ConfigError(
+            f"sampler.weights gives each of the {len(entries)} training slides weight 0; leave at "
+            "least one of their values above 0"
+        )
+    return found
+
+
+def _checked(
+    column: str, of_value: Mapping[str, float], entries: Sequence[SlideEntry]
+) -> dict[str, float]:
+    """The weights of one column by value in lower case."""
+    present = {_value(entry, column): getattr(entry, column) for entry in entries}
+    told: dict[str, float] = {}
+    for value, weight in of_value.items():
+        where, key = f"sampler.weights.{column}.{value}", value.casefold()
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"{where} is {weight}, expected a number of 0 or more")
+        if key not in present:
+            listed = ", ".join(sorted(repr(name) for name in present.values()))
+            raise ConfigError(
+                f"{where}: no training slide has this {column}"
+                f"{_nearest(key, list(present))} (found: {listed}); correct or remove it"
+            )
+        if key in told:
+            raise ConfigError(f"{where}: named twice, values differ in more than case; remove one")
+        told[key] = weight
+    return told
+
+
+def _value(entry: SlideEntry, column: str) -> str:
+    return str(getattr(entry, column)).casefold()
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 #: One slide's share of a batch: (slide index, core spots).
@@ -92,7 +119,7 @@ class RegionSampler:
         config: see :class:`SamplerConfig`.
         n_spots: spots of each slide, by index.
         seed: of every draw.
-        weights: of each slide (`hibio.data.mixture.slide_weights`); None: all 1.
+        weights: of each slide (`hibio.data.sampler.slide_weights`); None: all 1.
 
     Raises:
         ValueError: weights that are not one a slide, negative, or all 0.

@@ -1,38 +1,254 @@
 """One slide as the model needs it: expression, spot vectors, graph, image features.
 
+Legend: S spots, F image features.
+
+A small slide holds it in memory; of a large one it is computed from the store, for the spots of a
+tile, so that memory is set by the tile. Views for training (thinned counts, genes to be guessed)
+come from the same counts.
+
+Legend: S spots, n spots asked for, K keyword genes, V spot-vector length, M pathways, H target
+genes, Q query genes, G vocabulary.
+
 Legend: S spots, V spot-vector length, N neighbours, F image features.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError
-from hibio.data.counts import CountSource, PanelMap, StoreCounts
-from hibio.data.expression import SlideExpression, read_expression
-from hibio.data.lost_store import reading
-from hibio.data.slide_image import check_widths, image_fields, standardise_columns
-from hibio.image_input import PATCHES, ImageInput
-from preprocessing.coexpression import standardise
+from hibio.config.files import ConfigError
+from hibio.config.model import PATCHES, ImageInput
+from hibio.data.counts import CountSource, PanelMap, StoreCounts, iter_chunks, reading
+from pathways.anchors import soft_targets
+from preprocessing.coexpression import spot_vectors, standardise
+from preprocessing.errors import DataError
+from preprocessing.expression import normalised
 from preprocessing.graphs import KNNGraph, SpotGraph
-from preprocessing.slide_stain import StainMethod, StainNormaliser
+from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore
 
-__all__ = [
-    "PATCHES",
-    "PreparedSlide",
-    "expression_slide",
-    "prepare_slide",
-    "random_neighbours",
-    "standardise_columns",
-]
+
+def standardise_columns(values: np.ndarray) -> np.ndarray:
+    """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
+    values = np.asarray(values, dtype=np.float64)
+    sd = values.std(axis=0)
+    centred = values - values.mean(axis=0)
+    return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
+
+
+def colour_statistics(patches: np.ndarray) -> np.ndarray:
+    """Mean and sd of R, G, B over all pixels of uint8 (n, px, px, 3), (6,) float32 in 0..1."""
+    pixels = patches.reshape(-1, 3).astype(np.float32) / 255.0
+    return np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
+
+
+def check_widths(store: SlideStore, image: ImageInput, settings: Mapping[str, Any]) -> None:
+    """Compare the physical patch widths with those that the model was trained on.
+
+    Args:
+        store: of the slide.
+        image: how it is read.
+        settings: of the artifacts.
+
+    Raises:
+        ConfigError: another width, or no context although it is read.
+    """
+    _check_width(store.path, "patches", store.attrs["patch_um"], settings["patch_um"], "--patch-um")
+    if not image.context:
+        return
+    if store.context_um is None:
+        raise ConfigError(
+            f"store {store.path}: no context patches, which model.vision.context: patch reads; "
+            "prepare again with --context-um UM, or set it to none"
+        )
+    for trained_um in settings.get("context_um", ()):
+        _check_width(store.path, "context", store.context_um, trained_um, "--context-um")
+
+
+def _check_width(
+    path: Path, what: str, own_um: float, trained_um: float | None, option: str
+) -> None:
+    if trained_um is not None and abs(own_um - trained_um) > 0.01 * trained_um:
+        raise ConfigError(
+            f"store {path}: {what} are {own_um:g} um wide, the model was trained on "
+            f"{trained_um:g} um; prepare again with {option} {trained_um:g}"
+        )
+
+
+def image_fields(store: SlideStore, image: ImageInput) -> dict[str, Any]:
+    """Fields of a `PreparedSlide`: standardised features (S, F), or how its patches are read.
+
+    Raises:
+        ConfigError: no such features, or a slide whose stain cannot be measured.
+    """
+    if image.key == PATCHES:
+        sample = sample_patches(store)
+        try:
+            normaliser = stain_normaliser(image.stain, sample)
+        except DataError as error:
+            raise ConfigError(
+                f"store {store.path}: {error}: set model.vision.stain: none, or leave the slide out"
+            ) from error
+        return {
+            "use_patches": True,
+            "use_context": image.context,
+            "stain": image.stain,
+            "normaliser": None if image.stain == "none" else normaliser,
+            "stain_6": colour_statistics(normaliser(sample)),
+        }
+    if image.key not in store.feature_names:
+        raise ConfigError(
+            f"store {store.path}: no features {image.key!r} (it has: "
+            f"{', '.join(store.feature_names) or 'none'}); prepare again, or set data.image to "
+            f"one of these or to {PATCHES!r}"
+        )
+    return {"features_SF": standardise_columns(store.features(image.key))}
+
+
+IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
+
+
+@dataclass(frozen=True)
+class ExpressionRows:
+    """Rows of some spots; see :class:`hibio.SlideBatch` for each."""
+
+    gene_SK: np.ndarray
+    value_SK: np.ndarray
+    target_SM: np.ndarray
+    expression_SH: np.ndarray
+
+    def take(self, spots: np.ndarray) -> ExpressionRows:
+        """The rows of ``spots``."""
+        return ExpressionRows(*(getattr(self, f.name)[spots] for f in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
+class SlideExpression:
+    """Expression rows of one slide on request.
+
+    Attributes:
+        source: its counts on the vocabulary.
+        artifacts: fitted on training slides.
+        mean_H: slide mean of each target gene.
+        sd_H: its standard deviation; inf for a gene that does not vary.
+        kept: all rows, or None where they are computed when asked for.
+    """
+
+    source: CountSource
+    artifacts: Artifacts
+    mean_H: np.ndarray
+    sd_H: np.ndarray
+    kept: ExpressionRows | None = None
+
+    def rows(self, spots: np.ndarray) -> ExpressionRows:
+        """Rows of ``spots``, in their order."""
+        if self.kept is not None:
+            return self.kept.take(spots)
+        return self.compute(self.source.rows(spots))
+
+    def compute(self, counts: sparse.csr_matrix) -> ExpressionRows:
+        """Rows of counts (n, G)."""
+        fitted = self.artifacts
+        tfidf = fitted.tfidf.transform(counts)
+        gene, value = fitted.keywords(tfidf, fitted.settings["genes"]["keyword_genes"])
+        targets = _target_genes(counts, fitted)
+        return ExpressionRows(
+            gene.astype(np.int64),
+            value,
+            _pathway_targets(tfidf, fitted),
+            ((targets - self.mean_H) / self.sd_H).astype(np.float32),
+        )
+
+    def thinned(
+        self, spots: np.ndarray, keep: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A second view of spots: every count survives with probability ``keep``.
+
+        Intensities are not counts and stay as they are.
+
+        Returns:
+            gene (n, K), value (n, K) and raw spot vector (n, V) of the thinned counts.
+        """
+        counts = self.source.rows(spots)
+        if self.artifacts.modality == "rna":
+            counts = counts.copy()
+            counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(counts.dtype)
+            counts.eliminate_zeros()
+        tfidf = self.artifacts.tfidf.transform(counts)
+        k = self.artifacts.settings["genes"]["keyword_genes"]
+        gene, value = self.artifacts.keywords(tfidf, k)
+        return gene.astype(np.int64), value, spot_vectors(tfidf, self.artifacts.factors)
+
+    def queries(
+        self, spots: np.ndarray, n_genes: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Genes to be guessed that are not among a spot's keywords, mostly unexpressed ones.
+
+        Args:
+            spots: (n,).
+            n_genes: Q, drawn evenly from the vocabulary.
+            rng: of the draw.
+
+        Returns:
+            gene (n, Q), padded with G where the draw met a keyword or repeats itself, and its
+            TF-IDF value (n, Q).
+        """
+        n_vocabulary = self.artifacts.n_genes
+        tfidf = self.artifacts.tfidf.transform(self.source.rows(spots))
+        gene = np.sort(rng.integers(0, n_vocabulary, size=(len(spots), n_genes)), axis=1)
+        value = np.asarray(tfidf[np.arange(len(spots))[:, None], gene].todense(), dtype=np.float32)
+        known = np.zeros((len(spots), n_vocabulary + 1), dtype=bool)
+        np.put_along_axis(known, self.rows(spots).gene_SK, True, axis=1)
+        taken = np.take_along_axis(known, gene, axis=1)
+        taken[:, 1:] |= gene[:, 1:] == gene[:, :-1]
+        return np.where(taken, n_vocabulary, gene), np.where(taken, 0.0, value).astype(np.float32)
+
+
+def read_expression(
+    source: CountSource, artifacts: Artifacts
+) -> tuple[SlideExpression, np.ndarray]:
+    """Stream a slide once: its expression, and the raw spot vectors (S, V)."""
+    vectors: list[np.ndarray] = []
+    total = np.zeros(len(artifacts.target_genes))
+    square = np.zeros_like(total)
+    blocks: list[sparse.csr_matrix] = []
+    for _, counts in iter_chunks(source):
+        vectors.append(spot_vectors(artifacts.tfidf.transform(counts), artifacts.factors))
+        targets = _target_genes(counts, artifacts).astype(np.float64)
+        total += targets.sum(axis=0)
+        square += (targets**2).sum(axis=0)
+        if source.n_spots <= IN_MEMORY_SPOTS:
+            blocks.append(counts)
+    mean = total / source.n_spots
+    sd = np.sqrt(np.maximum(square / source.n_spots - mean**2, 0.0))
+    slide = SlideExpression(source, artifacts, mean, np.where(sd > 1e-6, sd, np.inf))
+    if blocks:
+        slide = dataclasses.replace(slide, kept=slide.compute(sparse.vstack(blocks).tocsr()))
+    return slide, np.concatenate(vectors)
+
+
+def _target_genes(counts: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
+    return normalised(counts, artifacts.modality)[:, artifacts.target_genes].toarray()
+
+
+def _pathway_targets(tfidf: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
+    if artifacts.n_pathways == 0:
+        return np.zeros((tfidf.shape[0], 0), dtype=np.float32)
+    pathways = artifacts.settings["pathways"]
+    return soft_targets(
+        artifacts.anchors.match(tfidf),
+        temperature=pathways["temperature"],
+        top=pathways["top"],
+        threshold=pathways["threshold"],
+    )
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,190 @@
-"""Splits by patient, never by slide or spot."""
+"""Splits by patient, never by slide or spot.
+
+Ten thousand stores take minutes to open one by one on a network file system. What they said the
+first time stands in one file beside them, `.slides.json`: a store that is the same file still, of
+the same size and time of change, is not opened again. It is a cache: it may be deleted at any time,
+and where it cannot be written (or there are few stores) every store is opened, as without it.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from hibio.config import ConfigError
-from hibio.data.slide_index import SlideEntry, indexed_entries
-from preprocessing.plain_names import require_folder_part
+from tqdm import tqdm
+
+from hibio.config.files import ConfigError
+from preprocessing.files import atomic_path, require_folder_part
+from preprocessing.spot_table import RNA
+from preprocessing.store import SlideStore
+
+INDEX_NAME = ".slides.json"
+
+INDEX_FROM = 64  # so many stores must have been opened for the index to be worth a file
+
+_VERSION = 2  # 1 did not know which file it was
+
+
+@dataclass(frozen=True)
+class SlideEntry:
+    """One store as splits, sampler and fits see it before they read it.
+
+    Attributes:
+        path: the store.
+        slide_id: unique in a run.
+        patient_id: splits are made by it.
+        has_image: whether it holds patches.
+        n_spots: S.
+        has_counts: False for an image alone.
+        modality: rna | protein.
+        technology: free text of the manifest, as are organism and tissue; "" unknown.
+        organism: see technology.
+        tissue: see technology.
+        patch_um: width of its patches in micrometres; None without image.
+        context_um: width of its context patches in micrometres; None without any.
+    """
+
+    path: Path
+    slide_id: str
+    patient_id: str
+    has_image: bool
+    n_spots: int
+    has_counts: bool = True
+    modality: str = RNA
+    technology: str = ""
+    organism: str = ""
+    tissue: str = ""
+    patch_um: float | None = None
+    context_um: float | None = None
+
+
+_KINDS: dict[str, Any] = {
+    "slide_id": str,
+    "patient_id": str,
+    "has_image": bool,
+    "n_spots": int,
+    "has_counts": bool,
+    "modality": str,
+    "technology": str,
+    "organism": str,
+    "tissue": str,
+    "patch_um": float | None,
+    "context_um": float | None,
+}
+
+
+def indexed_entries(paths: Sequence[Path]) -> list[SlideEntry]:
+    """The entry of each store, from the index of its folder where that still holds.
+
+    Args:
+        paths: stores; the index of a folder is written anew when `INDEX_FROM` of its stores had to
+            be opened and the folder can be written to.
+
+    Raises:
+        DataError: a store that is missing or cannot be read.
+    """
+    known = {folder: _read_index(folder) for folder in {path.parent for path in paths}}
+    opened: dict[Path, dict[str, list[Any]]] = {folder: {} for folder in known}
+    entries = []
+    for path in tqdm(paths, desc="slides", unit="store", disable=None, leave=False, delay=2):
+        stamp = _stamp(path)
+        entry = _kept(path, known[path.parent], stamp)
+        if entry is None:
+            entry = read_entry(path)
+            opened[path.parent][path.name] = [stamp, _plain(entry)]
+        entries.append(entry)
+    for folder, new in opened.items():
+        if len(new) >= INDEX_FROM:
+            _write_index(folder, known[folder] | new)
+    return entries
+
+
+def read_entry(path: Path) -> SlideEntry:
+    """Open one store and ask it.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    with SlideStore(path) as store:
+        return SlideEntry(
+            path=path,
+            slide_id=store.slide_id,
+            patient_id=store.patient_id,
+            has_image=store.has_image,
+            n_spots=store.n_spots,
+            has_counts=store.has_counts,
+            modality=store.modality,
+            technology=str(store.attrs.get("technology", "")),
+            organism=str(store.attrs.get("organism", "")),
+            tissue=str(store.attrs.get("tissue", "")),
+            patch_um=float(store.attrs["patch_um"]) if store.has_image else None,
+            context_um=store.context_um,
+        )
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Number, size and time of change; None for a file that is not there (opening it says so).
+
+    The number (inode) tells a store that was replaced within one tick of the file system's clock.
+    """
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    return [state.st_ino, state.st_size, state.st_mtime_ns]
+
+
+def _plain(entry: SlideEntry) -> dict[str, Any]:
+    values = asdict(entry)
+    del values["path"]
+    return values
+
+
+def _kept(path: Path, index: Mapping[str, Any], stamp: list[int] | None) -> SlideEntry | None:
+    """The entry of an index; None when the store has changed or the entry is not one of ours."""
+    kept = index.get(path.name)
+    if stamp is None or not isinstance(kept, list) or len(kept) != 2 or kept[0] != stamp:
+        return None
+    values = kept[1]
+    if not isinstance(values, dict) or values.keys() != _KINDS.keys():
+        return None
+    if not all(isinstance(value, _KINDS[name]) for name, value in values.items()):
+        return None
+    return SlideEntry(path, **values)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """File name -> [stamp, values]; empty where there is no index that can be used."""
+    path = folder / INDEX_NAME
+    try:
+        index = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        tqdm.write(f"{path}: cannot be used ({error}); every store is opened instead")
+        return {}
+    if not isinstance(index, dict) or index.get("version") != _VERSION:
+        return {}
+    stores = index.get("stores")
+    return stores if isinstance(stores, dict) else {}
+
+
+def _write_index(folder: Path, stores: Mapping[str, Any]) -> None:
+    """Write the index of the stores that are there; in a folder of others it is left out."""
+    if not os.access(folder, os.W_OK):
+        return
+    present = {name: values for name, values in stores.items() if (folder / name).is_file()}
+    text = json.dumps({"version": _VERSION, "stores": present}, sort_keys=True)
+    try:
+        with atomic_path(folder / INDEX_NAME) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:  # read-only mounts say that a folder can be written to
+        tqdm.write(f"{folder / INDEX_NAME}: not written ({error}); the next start takes as long")
 
 
 @dataclass(frozen=True)

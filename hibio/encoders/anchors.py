@@ -1,4 +1,4 @@
-"""Pathways as inputs of the omics branch, and the cache that keeps a step's cost fixed (METHOD 2).
+"""Pathways as inputs of the omics branch, and their cache (docs/method.md 2).
 
 Legend: M pathways, m pathways encoded anew in a step, K keyword genes, V gene factors, D width.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from preprocessing.coexpression.spot_groups import SpotGroups
 
 

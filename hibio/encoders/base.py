@@ -12,11 +12,96 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+
+
+def mlp(width_in: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:
+    """Linear, GELU, dropout, linear."""
+    return nn.Sequential(
+        nn.Linear(width_in, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width_out)
+    )
+
+
+def neighbour_mean(
+    vector_SV: Tensor, neighbour_SN: Tensor, usable_S: Tensor | None = None
+) -> Tensor:
+    """Mean vector of the spatial neighbours, (S, V); a spot without any gets its own vector.
+
+    Args:
+        vector_SV: one vector a spot.
+        neighbour_SN: index of each neighbour, -1 is none.
+        usable_S: spots that may be read (the unmasked ones); all when None.
+    """
+    present_SN = neighbour_SN >= 0
+    index_SN = neighbour_SN.clamp(min=0)
+    if usable_S is not None:
+        present_SN = present_SN & usable_S[index_SN]
+    weight_SN = present_SN.to(vector_SV.dtype)
+    total_SV = torch.einsum("sn,snv->sv", weight_SN, vector_SV[index_SN])
+    n_S1 = weight_SN.sum(dim=1, keepdim=True)
+    return torch.where(n_S1 > 0, total_SV / n_S1.clamp(min=1.0), vector_SV)
+
+
+class MlpOmicsEncoder(nn.Module):
+    """Perceptron on the spot vector and its neighbours' mean: the flat baseline.
+
+    Args:
+        config: an ``OmicsConfig``; ``width`` and ``dropout`` are used.
+        context: gene factors (only their number is used).
+    """
+
+    def __init__(self, config: object, context: OmicsContext) -> None:
+        super().__init__()
+        width: int = config.width  # type: ignore[attr-defined]
+        dropout: float = config.dropout  # type: ignore[attr-defined]
+        n_factors = context.factors_GV.shape[1]
+        self.embed_dim = width
+        self.hops = 1
+        self.layers = mlp(2 * n_factors, 2 * width, width, dropout)
+
+    def forward(self, batch: SlideBatch) -> Tensor:
+        """Embeddings (S, width)."""
+        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+        return self.layers(torch.cat([batch.vector_SV, around_SV], dim=1))
+
+
+class AttentionPool(nn.Module):
+    """Softmax-weighted mean of the members of each group.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(
+            nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1)
+        )
+
+    def forward(self, spot_SD: Tensor, group_S: Tensor, n_groups: int) -> Tensor:
+        """Group embeddings (R, D); spots of group -1 are left out.
+
+        Args:
+            spot_SD: member embeddings.
+            group_S: 0..R-1, or -1.
+            n_groups: R.
+        """
+        used = group_S >= 0
+        member_SD, group = spot_SD[used], group_S[used]
+        score_S = self.score(member_SD).squeeze(1)
+        top_R = score_S.new_full((n_groups,), -1e4).scatter_reduce(
+            0, group, score_S.detach(), "amax"
+        )
+        weight_S = torch.exp(score_S - top_R[group])
+        total_R = weight_S.new_zeros(n_groups).index_add(0, group, weight_S)
+        weighted_SD = member_SD * (weight_S / total_R[group].clamp(min=1e-8))[:, None]
+        return weighted_SD.new_zeros(n_groups, spot_SD.shape[1]).index_add(0, group, weighted_SD)
+
 
 #: Environment variable: packages and modules whose encoders a checkpoint may name.
 PLUGINS_VARIABLE = "HIBIO_PLUGINS"

@@ -1,4 +1,4 @@
-"""The graph-hierarchy omics encoder: a gene graph under every node of a spatial graph (METHOD 3).
+"""The graph-hierarchy omics encoder: gene graphs under a spatial graph (docs/method.md 3).
 
 Legend: S spots, K keyword genes, G vocabulary, V gene factors, N neighbours, D width.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,27 +15,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hibio.batch import SlideBatch
-from hibio.encoders.base import OmicsContext, resolve_encoder
-from hibio.encoders.gene_pairs import GeneGraphs
-from hibio.encoders.graph_layers import HierarchyLayer
-from hibio.encoders.mlp import MlpOmicsEncoder, mlp, neighbour_mean
-from hibio.encoders.omics_config import OmicsConfig
-from hibio.encoders.scratch import Scratch
+from hibio.config.model import OmicsConfig
+from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, mlp, neighbour_mean, resolve_encoder
+from hibio.encoders.genes import GeneGraphs, OmicsMask, Scratch, relative_values
+from hibio.encoders.layers import HierarchyLayer
 
 PART_NUMBERS = {"cpu": 6_400_000, "gpu": 400_000_000}  # held at a time, of one part of the spots
+
 PART_TENSORS = 8  # of the size of a part's gene tokens: in, normed, query, key, value, hidden
 
 
-@dataclass(frozen=True)
-class OmicsMask:
-    """What the masked view hides: keyword genes (S, K) and whole spots (S,), True = hidden."""
-
-    gene_SK: Tensor
-    spot_S: Tensor
-
-
 class GraphHierarchyEncoder(nn.Module):
-    """Gene tokens under spot tokens; see METHOD section 3 for each part.
+    """Gene tokens under spot tokens; see docs/method.md 3 for each part.
 
     Args:
         config: sizes and switches.
@@ -241,14 +231,6 @@ class GraphHierarchyEncoder(nn.Module):
         removed_SV = torch.einsum("sk,skv->sv", hidden_SK, self.factors_GV[batch.gene_SK])
         own_SV = batch.vector_SV - removed_SV * batch.vector_scale_SV
         return own_SV * (~mask.spot_S)[:, None]
-
-
-def relative_values(value_SK: Tensor, shown_SK: Tensor) -> Tensor:
-    """Values over the mean of the spot's shown ones: the scale of depth and set size cancels."""
-    shown = shown_SK.to(value_SK.dtype)
-    total_S1 = (value_SK * shown).sum(dim=1, keepdim=True)
-    mean_S1 = total_S1 / shown.sum(dim=1, keepdim=True).clamp(min=1.0)
-    return value_SK * shown / mean_S1.clamp(min=1e-8)
 
 
 OMICS_ENCODERS: Mapping[str, Any] = {

@@ -1,70 +1,63 @@
-"""Vision towers: stored features through a perceptron, or a timm backbone on patches (METHOD 4)."""
+"""Vision towers: stored features, or a timm backbone on patches (docs/method.md 4).
+
+The ordinary torchvision wheel links its compiled operators to CUDA. Beside a torch without CUDA
+they do not load, and torchvision then fails on import because it registers shape functions for
+operators that nobody declared. Declaring the two that it asks for is enough: nothing calls them.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hibio.batch import SlideBatch
-from hibio.config import ConfigError
-from hibio.encoders.base import resolve_encoder
-from hibio.encoders.mlp import mlp, neighbour_mean
-from hibio.image_input import ImageInput
-from hibio.torchvision_ops import ensure_torchvision
-from preprocessing.slide_stain import StainMethod
+from hibio.config.files import ConfigError
+from hibio.config.model import VisionConfig
+from hibio.encoders.base import mlp, neighbour_mean, resolve_encoder
+
+_MISSING = "operator torchvision::"
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower.
+def ensure_torchvision() -> bool:
+    """Make torchvision importable; call it before the first import of timm or torchvision.
 
-    Attributes:
-        name: features (stored ones, e.g. handcrafted or a frozen backbone's) | timm |
-            package.module:Class.
-        width: hidden and output width of the features tower.
-        dropout: of the features tower, on its input and hidden layer.
-        timm_name: model of the timm tower, e.g. ``vit_small_patch16_224``, ``resnet50``,
-            ``hf-hub:MahmoodLab/UNI``.
-        pretrained: ask timm for its weights (needs them cached, or the network).
-        weights: local weights file (safetensors, or a plain state dict) instead.
-        tune: all | none (frozen backbone) of the timm tower.
-        standardise: slide (per-slide stain mean and sd) | pretrained (the model's own constants).
-        stain: none | macenko | reinhard: the patches of every slide are brought to one stain when
-            they are read; measured on the slide alone.
-        context: none | neighbours (the features tower also reads the mean of the spatial
-            neighbours' features; the retrieved item is then a niche on both sides, METHOD 6) |
-            patch (the timm tower also encodes the wider patch of the spot, from stores prepared
-            with a context, and puts both side by side).
-        feature_dim: F, filled in from the stores.
+    Returns:
+        Whether torchvision's compiled operators are there (nms, roi_align, decode_jpeg). Without
+        them models and transforms work all the same.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: torchvision fails for any other reason than its missing operators.
     """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:  # declared only now: a loadable extension would do it twice
+        if _MISSING not in str(error):
+            raise
+        _declared_operators()
+        importlib.import_module("torchvision")
+    return bool(importlib.import_module("torchvision.extension")._has_ops())
 
-    name: str = "features"
-    width: int = 256
-    dropout: float = 0.2
-    timm_name: str = "resnet10t"
-    pretrained: bool = False
-    weights: Path | None = None
-    tune: Literal["all", "none"] = "all"
-    standardise: Literal["slide", "pretrained"] = "slide"
-    stain: StainMethod = "none"
-    context: Literal["none", "neighbours", "patch"] = "none"
-    feature_dim: int | None = None
 
-    def image_input(self, key: str | None) -> ImageInput | None:
-        """How a slide is to be read for this tower; None: without its image.
-
-        Args:
-            key: ``data.image`` of the run.
-
-        Raises:
-            ConfigError: context or stain of stored features.
-        """
-        return None if key is None else ImageInput(key, self.context == "patch", self.stain)
+@functools.cache
+def _declared_operators() -> Any:
+    """The declarations; they last as long as this object, which the cache keeps."""
+    make: Any = torch.library.Library
+    library = make("torchvision", "FRAGMENT")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    return library
 
 
 class FeatureTower(nn.Module):

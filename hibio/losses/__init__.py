@@ -1,9 +1,7 @@
 """Losses, one a file: tensors in, a scalar out; no rank, no configuration, no logging."""
 
 from hibio.losses.contrastive import NearDuplicates, info_nce
-from hibio.losses.decorrelation import decorrelation
-from hibio.losses.expression import expression_mse
-from hibio.losses.masked import masked_mse, profile_mse
+from hibio.losses.masked import decorrelation, expression_mse, masked_mse, profile_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.region import region_info_nce, spot_to_region

@@ -1,6 +1,8 @@
-"""Masked auto-encoding and profile terms of the omics branch (METHOD section 3.1).
+"""Terms of values and vectors: masked genes, profiles, expression from the image, decorrelation.
 
 Legend: S spots, V spot-vector length.
+
+Legend: S spots, H target genes.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hibio.losses.similarity import full_precision
+from hibio.losses.logits import full_precision
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -59,3 +61,54 @@ def profile_mse(prediction_SV: Tensor, target_SV: Tensor, core_S: Tensor) -> Ten
             "(S, V) and (S,)"
         )
     return masked_mse(prediction_SV, target_SV, core_S[:, None].expand_as(prediction_SV))
+
+
+def expression_mse(
+    prediction_SH: Tensor, target_SH: Tensor, used_S: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of predicted expression over spots and genes.
+
+    Args:
+        prediction_SH: (S, H) predicted expression.
+        target_SH: (S, H) log-normalised expression, standardised per slide.
+        used_S: (S,) bool; False rows (halo) take no part. All rows when left out.
+
+    Returns:
+        Scalar; 0 (with a graph) when no row is used.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if used_S is None:
+        used_S = torch.ones(len(prediction_SH), dtype=torch.bool, device=prediction_SH.device)
+    if prediction_SH.ndim != 2 or used_S.shape != prediction_SH.shape[:1]:
+        raise ValueError(
+            f"prediction is {tuple(prediction_SH.shape)}, used {tuple(used_S.shape)}; expected "
+            "(S, H) and (S,)"
+        )
+    return masked_mse(prediction_SH, target_SH, used_S[:, None].expand_as(prediction_SH))
+
+
+def decorrelation(embedding_SD: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal covariances of the dimensions, divided by D.
+
+    Args:
+        embedding_SD: (S, D) embeddings, not normalised.
+
+    Returns:
+        Scalar; 0 (with a graph) with fewer than two spots.
+
+    Raises:
+        ValueError: not a matrix.
+    """
+    if embedding_SD.ndim != 2:
+        raise ValueError(f"embedding is {tuple(embedding_SD.shape)}, expected (S, D)")
+    n_spots, width = embedding_SD.shape
+    if n_spots < 2:
+        return (embedding_SD * 0).sum()
+    with torch.autocast(embedding_SD.device.type, enabled=False):
+        value = full_precision(embedding_SD)
+        centred_SD = value - value.mean(dim=0)
+        covariance_DD = centred_SD.T @ centred_SD / (n_spots - 1)
+    off_diagonal = covariance_DD - torch.diag(covariance_DD.diagonal())
+    return off_diagonal.square().sum() / width

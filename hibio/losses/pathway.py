@@ -1,4 +1,4 @@
-"""Pathway level: soft pathway targets against cosine to the pathway anchors (METHOD section 2).
+"""Pathway level: soft pathway targets against cosine to the pathway anchors (docs/method.md 2).
 
 Legend: S spots, M pathways, D embedding width.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hibio.losses.similarity import cosine_logits, full_precision, mean_of_rows
+from hibio.losses.logits import cosine_logits, full_precision, mean_of_rows
 
 
 def pathway_kl(

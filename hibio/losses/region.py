@@ -1,4 +1,4 @@
-"""Region level: image region against omics region, and spot against its own region (METHOD 5).
+"""Region level: image against omics, and spot against its own region (docs/method.md 5).
 
 Legend: S spots, R regions of one level of the tree, D embedding width.
 """
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hibio.losses.contrastive import Negatives, info_nce
-from hibio.losses.logit_tiles import CHUNK_ROWS, TilePairs, logit_sums
-from hibio.losses.similarity import mean_of_rows
+from hibio.losses.logits import CHUNK_ROWS, TilePairs, logit_sums, mean_of_rows
 
 
 def region_info_nce(
@@ -59,7 +58,7 @@ def spot_to_region(
         region_RD: (R, D) region embeddings (of the other tower).
         region_of_spot_S: (S,) row of ``region_RD``; -1 (halo) leaves the spot out.
         temperature: positive number or one-element tensor.
-        chunk_rows: rows and columns of a tile (`hibio.losses.logit_tiles`).
+        chunk_rows: rows and columns of a tile (`hibio.losses.logits`).
 
     Returns:
         Scalar; 0 (with a graph) when no spot has a region or there is only one region.
@@ -91,5 +90,5 @@ class _Own:
     target_N: Tensor
 
     def tile(self, rows: slice, columns: slice) -> TilePairs:
-        """See `hibio.losses.logit_tiles.Pairs`."""
+        """See `hibio.losses.logits.Pairs`."""
         return TilePairs((None,))

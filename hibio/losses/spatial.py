@@ -1,4 +1,4 @@
-"""Spatially-aware contrast of two views of the omics branch (METHOD section 3.1).
+"""Spatially-aware contrast of two views of the omics branch (docs/method.md 3.1).
 
 Legend: S spots, D embedding width, V spot-vector length, n x m a tile of S x S.
 """
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hibio.losses.contrastive import ALL, NearDuplicates
-from hibio.losses.logit_tiles import CHUNK_ROWS, TilePairs, logit_sums, tiles
-from hibio.losses.similarity import mean_of_rows
+from hibio.losses.logits import CHUNK_ROWS, TilePairs, logit_sums, mean_of_rows, tiles
 
 
 def spatial_contrast(
@@ -36,7 +35,7 @@ def spatial_contrast(
     is near without being alike is neither. The loss of a row is the mean over its positives of
     -log softmax over all its positives and negatives (so with p positives its least value is
     ln p), and a row without a negative is left out. No S x S matrix is ever held: see
-    `hibio.losses.logit_tiles`.
+    `hibio.losses.logits`.
 
     Args:
         view_a_SD: (S, D) embeddings of one view; normalised here.
@@ -147,7 +146,7 @@ class _Candidates:
         self._last: tuple[tuple[slice, slice], TilePairs] | None = None
 
     def tile(self, rows: slice, columns: slice) -> TilePairs:
-        """See `hibio.losses.logit_tiles.Pairs`; the last one is kept, it may be the only one."""
+        """See `hibio.losses.logits.Pairs`; the last one is kept, it may be the only one."""
         if self._last is None or self._last[0] != (rows, columns):
             positive, negative = self.pairs.rows(rows.start, rows.stop, columns)
             self._last = (rows, columns), TilePairs((positive | negative,), positive)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
-from hibio.checkpoint_files import (
+from hibio.checkpoint import (
     ARTIFACTS,
     BANK,
     CONFIG,
@@ -38,13 +38,16 @@ from hibio.checkpoint_files import (
     verify_files,
     write_checksums,
 )
-from hibio.config import ConfigError, load_config, to_dict
+from hibio.config.files import ConfigError, load_config, to_dict
+from hibio.config.run import UNSETTLED_DATA
+from hibio.config.training import LAYOUT
 from hibio.model import HiBio
-from hibio.training.engine.config import LAYOUT
-from preprocessing.atomic import remove_abandoned
+from preprocessing.files import remove_abandoned
 
 DAMAGED = "checkpoint.damaged"
+
 TEMPORARY = "checkpoint.tmp"
+
 LEAVING = "checkpoint.old"  # what was .previous, on its way out
 
 #: Sections of a run's configuration that a resumed job must share with its checkpoint ...
@@ -59,8 +62,8 @@ SETTLED = (
     "optim",
     "stages",
 )
-#: ... but for where things lie and how work is done, which decides no number.
-UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
+
+
 UNSETTLED = {"data": UNSETTLED_DATA, "optim": LAYOUT}
 
 

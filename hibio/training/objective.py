@@ -1,5 +1,7 @@
 """From micro-batches to a LossOutput: what a stage's terms need of the model, and no more.
 
+Legend: S spots, K keyword genes.
+
 In two parts: ``outputs`` runs the model on one micro-batch, ``terms`` computes the loss from the
 rows of all micro-batches of a step, wherever they were computed. Everything that compares spots, or
 divides by their number, stands in ``terms``.
@@ -18,26 +20,70 @@ from torch import Tensor
 
 from hibio import keys
 from hibio.batch import LevelPair, LossOutput, SlideBatch
-from hibio.config import ConfigError
-from hibio.data.views import Views
-from hibio.encoders.mlp import neighbour_mean
-from hibio.encoders.omics import OmicsMask, relative_values
-from hibio.losses.decorrelation import decorrelation
-from hibio.losses.expression import expression_mse
-from hibio.losses.masked import masked_mse, profile_mse
+from hibio.config.files import ConfigError
+from hibio.config.training import ObjectiveConfig, StageConfig
+from hibio.data.collate import (
+    Views,
+    dropped_view,
+    mean_value,
+    padded_factors,
+    thinned_view,
+    with_queries,
+)
+from hibio.encoders.base import neighbour_mean
+from hibio.encoders.genes import OmicsMask, relative_values
+from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce
+from hibio.losses.masked import decorrelation, expression_mse, masked_mse, profile_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.region import region_info_nce, spot_to_region
 from hibio.losses.spatial import spatial_contrast
 from hibio.model import HiBio
-from hibio.omics_views import dropped_view, mean_value, padded_factors, thinned_view, with_queries
-from hibio.training.masking import draw_mask
-from hibio.training.objective_config import ObjectiveConfig
-from hibio.training.spot_term import spot_contrast
-from hibio.training.stages import StageConfig
 from hibio.training.step_outputs import MICRO_OF_SPOT, SUM, MicroBatch, Rows
 
-__all__ = ["Objective", "ObjectiveConfig", "draw_mask"]
+
+def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
+    """Hide a share of the keyword genes, and all genes of a share of the spots."""
+    spot_S = torch.rand(len(present_SK), device=present_SK.device) < spots
+    gene_SK = torch.rand(present_SK.shape, device=present_SK.device) < genes
+    return OmicsMask((gene_SK | spot_S[:, None]) & present_SK, spot_S)
+
+
+def spot_contrast(paired: Rows, config: ObjectiveConfig, temperature: Tensor) -> Tensor:
+    """Patch against profile over all rows of a step.
+
+    Args:
+        paired: ``image`` and ``omics`` (N, D), ``slide`` (N,); ``vector`` and ``xy_um`` where
+            near-duplicates are left out.
+        config: kind of the targets, negatives, near-duplicates.
+        temperature: of the contrast.
+    """
+    image_ND, omics_ND, slide_N = paired["image"], paired["omics"], paired["slide"]
+    if config.targets == "soft":
+        groups: list[Tensor | None] = [None] if config.negatives in ("all", "mixed") else []
+        groups += [slide_N] if config.negatives in ("same_slide", "mixed") else []
+        losses = [
+            soft_info_nce(image_ND, omics_ND, temperature, config.target_temperature, group_N)
+            for group_N in groups
+        ]
+        return torch.stack(losses).mean()
+    exclude = None
+    if config.duplicate_um > 0:
+        exclude = NearDuplicates(
+            paired["vector"],
+            paired["xy_um"],
+            slide_N,
+            config.duplicate_um,
+            config.duplicate_correlation,
+        )
+    return info_nce(
+        image_ND,
+        omics_ND,
+        temperature,
+        exclude=exclude,
+        group_N=slide_N,
+        negatives=config.negatives,
+    )
 
 
 class Objective:

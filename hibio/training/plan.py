@@ -1,5 +1,8 @@
 """Which spots every step trains on, read and seeded: the same plan whatever the layout.
 
+Most of the work (HDF5, JPEG, NumPy) leaves Python's lock, so one thread is enough to hide it behind
+the model, and items come in order. The thread makes at most ``depth`` items more than were taken.
+
 A step's global batch is N micro-batches of the sampler (``sampler.batches_per_step``), numbered
 0..N-1. Of W processes, process r takes the numbers r, r + W, ... Every draw is seeded by (seed,
 step, number), never by the process, so that who computes what makes no difference.
@@ -8,23 +11,60 @@ step, number), never by the process, so that who computes what makes no differen
 from __future__ import annotations
 
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from hibio import keys
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.training import SamplerConfig, StageConfig
 from hibio.data.dataset import SlideDataset
-from hibio.data.mixture import slide_weights
-from hibio.data.sampler import RegionSampler, SamplerConfig, Share
+from hibio.data.sampler import RegionSampler, Share, slide_weights
 from hibio.training.objective import Objective
-from hibio.training.prefetch import read_ahead
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
-from hibio.training.stages import StageConfig
 from hibio.training.step_outputs import MicroBatch, read_micro_batch
+
+Item = TypeVar("Item")
+
+T = TypeVar("T")
+
+
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], T], depth: int
+) -> Generator[T, None, None]:
+    """``read(item)`` of every item, in order.
+
+    Args:
+        items: what to read.
+        read: called in one other thread, one item at a time; what it raises is raised here when
+            its item's turn comes.
+        depth: items made before they are asked for; 0 reads in the calling thread.
+
+    Yields:
+        The results. Closing the iterator waits for the item in the making and drops the rest.
+    """
+    if depth == 0:
+        yield from map(read, items)
+        return
+    todo = iter(items)
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        try:
+            for item in todo:
+                waiting.append(thread.submit(read, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hibio.config.data import RegionsConfig
 from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
-from hibio.regions import match_labels
-from hibio.slide_regions import RegionsConfig, slide_regions
+from hibio.regions import match_labels, slide_regions
 from hibio.training.process_group import ProcessGroup
 
 FIRST_TREES = 256  # slides whose first tree is kept; the others are built again when asked for
+
 HISTORY_SLIDES = 16  # slides whose rebuilds are all kept, for figures
 
 

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from hibio.config.training import StageConfig
 from hibio.model import HiBio
 from hibio.training.objective import Objective
-from hibio.training.stages import StageConfig
 from hibio.training.step_outputs import MicroBatch, Rows, gather, gradient_names, join
 
 TOTAL, N_SPOTS, TEMPERATURE = "total", "n_spots", "temperature"
+
 #: Of the model's parameters in this module.
 PREFIX = "model."
 

@@ -1,31 +1,192 @@
-"""The training loop: stages, epochs, batches; stateless randomness, so that a resume is exact."""
+"""The training loop: stages, epochs, batches; stateless randomness, so that a resume is exact.
+
+Nothing was updated by such a step. The file holds what is needed to look at it: where it was in
+the run, the terms, and the slides with their spots and what is wrong with their input, if anything.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-from hibio.config import ConfigError
+from hibio.batch import SlideBatch
+from hibio.checkpoint import read_log
+from hibio.config.files import ConfigError
+from hibio.config.training import StageConfig, stage_lr
 from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
-from hibio.training.checkpoint import (
-    SavedRun,
-    load_newest,
-    save_checkpoint,
-)
+from hibio.training.checkpoint import SavedRun, load_newest, save_checkpoint
 from hibio.training.engine import Engine, NotFiniteError
 from hibio.training.grad_cache import take_step
-from hibio.training.log import RunLog
-from hibio.training.not_finite import write_not_finite
 from hibio.training.plan import Plan, StepInput
-from hibio.training.stages import stage_lr
-from hibio.training.step_module import PREFIX
-from hibio.training.stopping import on_stop
+from hibio.training.process_group import on_stop
+from hibio.training.step_module import PREFIX, StepModule
+from hibio.training.step_outputs import MicroBatch, read_micro_batch
+from preprocessing.files import atomic_path
+
+
+class RunLog:
+    """Appends one record a step to ``log.jsonl`` and to TensorBoard.
+
+    Args:
+        folder: run folder; ``log.jsonl`` and ``tensorboard/`` are written into it.
+        after_step: records at or after this step are dropped first (a resumed run repeats them),
+            and a torn last line; the log is replaced as a whole, so a kill leaves one or the other.
+    """
+
+    def __init__(self, folder: Path, after_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        kept = [record for record in read_log(path) if record["step"] < after_step]
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One step: ``step``, ``stage``, ``epoch``, ``total``, ``terms``, ``lr``, ``seconds``..."""
+        self._file.write(json.dumps(record) + "\n")
+        step = record["step"]
+        for name, value in record["terms"].items():
+            self._board.add_scalar(name, value, step)
+        for name in ("total", "lr", "gradient_norm", "temperature"):
+            self._board.add_scalar(f"run/{name}", record[name], step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+#: Fields of a batch that may be infinite on purpose: the distance to no neighbour.
+_PADDED = "distance_um_SN"
+
+
+def write_not_finite(
+    folder: Path,
+    *,
+    reason: str,
+    position: Mapping[str, Any],
+    terms: Mapping[str, float],
+    shares: Iterable[tuple[str, np.ndarray]],
+    batches: Sequence[SlideBatch],
+    rank: int = 0,
+) -> tuple[Path, tuple[str, ...]]:
+    """Write ``not_finite.json`` (``not_finite-rank<N>.json`` of process N > 0) into a run folder.
+
+    Args:
+        folder: of the run.
+        reason: what was not finite.
+        position: step, stage, epoch, batch, seeds, learning rate: plain values.
+        terms: the loss terms of the step.
+        shares: slide id and core spots (n,) of each part of the step.
+        batches: what the model was given on this process.
+        rank: of this process.
+
+    Returns:
+        The file, and the offending slides: those with an input that is not finite, or all of the
+        step where the inputs are fine.
+    """
+    broken = broken_inputs(batches)
+    slides = [
+        {
+            "slide_id": slide_id,
+            "inputs_not_finite": broken.get(slide_id, {}),
+            "spots": [int(spot) for spot in spots],
+        }
+        for slide_id, spots in shares
+    ]
+    offending = tuple(sorted(broken) or dict.fromkeys(str(one["slide_id"]) for one in slides))
+    content = {
+        "reason": reason,
+        **position,
+        "terms": {name: _plain(value) for name, value in terms.items()},
+        "offending_slides": list(offending),
+        "slides": slides,
+    }
+    path = folder / ("not_finite.json" if rank == 0 else f"not_finite-rank{rank}.json")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return path, offending
+
+
+def broken_inputs(batches: Iterable[SlideBatch]) -> dict[str, dict[str, int]]:
+    """Slide id -> field of the batch -> number of spots (halo too) with a NaN or an infinity."""
+    found: dict[str, dict[str, int]] = {}
+    for batch in batches:
+        for field in dataclasses.fields(batch):
+            value = getattr(batch, field.name)
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            wrong = ~torch.isfinite(value)
+            if field.name == _PADDED:
+                wrong &= batch.neighbour_SN >= 0
+            rows_S = wrong.flatten(1).any(dim=1)
+            for number in batch.slide_of_spot_S[rows_S].unique().tolist():
+                slide = found.setdefault(batch.slide_ids[number], {})
+                count = int((rows_S & (batch.slide_of_spot_S == number)).sum())
+                slide[field.name] = slide.get(field.name, 0) + count
+    return found
+
+
+def _plain(value: float) -> float | str:
+    """A number as JSON has it; NaN and infinities are words there."""
+    return value if math.isfinite(value) else str(value)
+
+
+SPOTS = 32  # of one slide; only what is connected matters, not the values
+
+
+def parameter_use(module: StepModule, plan: Plan) -> Mapping[str, tuple[bool, ...]]:
+    """Name of each trained parameter -> whether each stage gives it a gradient.
+
+    The module is as it was afterwards. Every process finds the same.
+
+    Args:
+        module: of model and objective, whole.
+        plan: of the run.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    device = next(module.parameters()).device
+    before = {name: value.clone() for name, value in module.named_buffers()}
+    was_training = module.training
+    module.eval()
+    used: dict[str, list[bool]] = {name: [] for name in trained}
+    for stage in plan.stages:
+        total = module.objective.terms(
+            module.objective.outputs(_few_spots(plan, stage).to(device), stage), stage
+        ).total
+        found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        for name, gradient in zip(trained, found, strict=True):
+            used[name].append(gradient is not None)
+    module.train(was_training)
+    for name, value in module.named_buffers():
+        value.copy_(before[name])
+    return {name: tuple(stages) for name, stages in used.items()}
+
+
+def _few_spots(plan: Plan, stage: StageConfig) -> MicroBatch:
+    """Neighbouring spots of the first slide, of one with an image where there is one."""
+    slides: Sequence[int] = plan.slides(stage)
+    entries = plan.dataset.entries
+    index = next((i for i in slides if entries[i].has_image), slides[0])
+    slide = plan.dataset[index]
+    core = np.arange(min(SPOTS, slide.n_spots))
+    views = plan.objective.views(stage, np.random.default_rng(0))
+    part = (slide, plan.regions.current(index), core)
+    return read_micro_batch([index], [part], plan.config.halo, views, index=0, seed=0)
 
 
 class Trainer:

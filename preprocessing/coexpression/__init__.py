@@ -1,6 +1,6 @@
 """Co-expression fitted on training counts: gene factors, spot vectors and gene graphs.
 
-METHOD section 3. The parts live in `gene_factors`, `gene_graph` and `group_gene_graphs`.
+docs/method.md 3. The parts live in `gene_factors`, `gene_graph` and `group_gene_graphs`.
 """
 
 from preprocessing.coexpression.gene_factors import (
@@ -10,10 +10,9 @@ from preprocessing.coexpression.gene_factors import (
     standardise,
     standardise_global,
 )
-from preprocessing.coexpression.gene_graph import GeneGraph, gene_graph
-from preprocessing.coexpression.group_gene_graphs import group_gene_graphs
-from preprocessing.coexpression.rank_scores import rank_normal_scores
+from preprocessing.coexpression.gene_graph import GeneGraph, gene_graph, rank_normal_scores
 from preprocessing.coexpression.slide_blocks import TfidfBlocks
+from preprocessing.coexpression.spot_groups import group_gene_graphs
 
 __all__ = [
     "GeneFactors",

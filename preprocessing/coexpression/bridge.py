@@ -19,7 +19,7 @@ from preprocessing.coexpression.gene_factors import GeneFactors
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph
 from preprocessing.tfidf import TfidfReweighter
-from preprocessing.tfidf.term_weights import FitSums, checked_counts, spot_depth
+from preprocessing.tfidf.weights import FitSums, checked_counts, spot_depth
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Gene factors and spot vectors: a truncated SVD of the training TF-IDF (METHOD section 3).
+"""Gene factors and spot vectors: a truncated SVD of the training TF-IDF (docs/method.md 3).
 
 The factors are the vocabulary-free identity of genes and the map that takes a spot to its vector.
 Shapes: S spots, G genes, r factors, B columns of the search block.
@@ -19,7 +19,9 @@ from preprocessing.coexpression.slide_blocks import TfidfBlocks, check_genes, ma
 from preprocessing.errors import DataError
 
 _OVERSAMPLE = 10  # extra search columns, which make the wanted ones converge
+
 _RANK_TOLERANCE = 1e-6  # singular values below this share of the first are noise
+
 _SD_FLOOR = 0.01  # a slide's sd never counts as less than this share of the training spread
 
 

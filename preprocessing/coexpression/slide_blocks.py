@@ -15,6 +15,7 @@ from scipy import sparse
 from preprocessing.errors import DataError
 
 TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
+
 R = TypeVar("R")
 
 

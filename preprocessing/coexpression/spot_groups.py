@@ -1,25 +1,39 @@
-"""Label-free groups of spots: k-means on standardised spot vectors (METHOD section 3).
+"""Label-free groups of spots, and one gene graph for each (docs/method.md 3).
 
 A gene graph is fitted for each group. Groups never come from annotated labels, otherwise the graph
 would tell the label. Shapes: S spots, r components, T groups.
+
+Shapes: S spots, G genes, T groups, r components of a spot vector.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from preprocessing.coexpression.slide_blocks import even_quota
+from preprocessing.coexpression.gene_graph import (
+    EdgeRule,
+    GeneGraph,
+    check_max_spots,
+    graph_of_samples,
+)
+from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, read_blocks
 from preprocessing.errors import DataError
 
 VectorBlocks = Callable[[], Iterable[NDArray[Any]]]
+
 _ROWS = 65_536  # spots whose distances are held at once
+
 _STARTS = 4  # k-means restarts
 
 
@@ -166,3 +180,238 @@ def _checked(vectors: NDArray[Any], width: int | None) -> NDArray[Any]:
             "them again with spot_vectors and standardise."
         )
     return values
+
+
+GroupBlocks = Callable[[], Iterable[NDArray[Any]]]
+
+_CORPUS = -1  # "group" of every spot
+
+_NOISE = 5.0  # an edge of n spots has at least 5 / n nats: chance gives that to 1 pair in 600
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """MAGIC-like averaging of sampled spots over their neighbours in spot-vector space.
+
+    Off by default: it makes genes look alike that are only noise on one programme, so that the
+    information between them measures the diffusion and no longer the genes. It is here to compare.
+
+    Attributes:
+        rounds: how often; 0 is off.
+        neighbours: k, spots averaged with each spot in one round.
+    """
+
+    rounds: int = 0
+    neighbours: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuses impossible numbers."""
+        if self.rounds < 0 or self.neighbours < 1:
+            raise DataError(
+                f"smoothing: {self.rounds} rounds over {self.neighbours} neighbours; expected 0 or "
+                "more rounds over at least 1 neighbour (0 and 5 are usual)."
+            )
+
+
+@dataclass
+class _Sample:
+    """Sampled spots of one group: rows and vectors of each slide that has any."""
+
+    rows: list[sparse.csr_matrix]
+    vectors: list[NDArray[Any]]
+
+
+def group_gene_graphs(
+    blocks: TfidfBlocks,
+    groups: GroupBlocks,
+    n_genes: int,
+    n_groups: int,
+    *,
+    n_neighbours: int = 16,
+    max_spots: int = 2000,
+    min_group_spots: int = 200,
+    min_information: float = 0.005,
+    min_detected: int = 10,
+    block: int = 1024,
+    smoothing: int = 0,
+    smoothing_neighbours: int = 5,
+    vectors: VectorBlocks | None = None,
+    seed: int = 0,
+) -> list[GeneGraph]:
+    """Fits the graph of each group as `gene_graph` would on its spots alone.
+
+    Reads the groups twice and the slides once. Holds T x max_spots sparse rows, and the dense
+    scores of one group at a time. In a group of n sampled spots an edge also needs 5 / n nats,
+    because the noise of r^2 is 1 / n; one group alone is the corpus and gets `gene_graph`.
+
+    Args:
+        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
+        groups: function that returns a fresh iterator over the (S,) group of each spot.
+        n_genes: G.
+        n_groups: T.
+        n_neighbours: see EdgeRule.
+        max_spots: spots sampled in each group, spread evenly over slides.
+        min_group_spots: a group with fewer spots takes the graph of all spots, with a warning.
+        min_information: see EdgeRule.
+        min_detected: see EdgeRule.
+        block: see EdgeRule.
+        smoothing: rounds of MAGIC-like averaging, see Smoothing; 0 is off.
+        smoothing_neighbours: spots averaged with each.
+        vectors: standardised spot vectors (S, r) in the order of `blocks`; smoothing needs them.
+        seed: of the samples.
+
+    Returns:
+        T graphs, in the order of the groups.
+
+    Raises:
+        DataError: settings out of range, groups that do not fit the slides, smoothing without
+            vectors, or fewer than 3 spots.
+    """
+    rule = EdgeRule(n_neighbours, min_information, min_detected, block)
+    smooth = Smoothing(smoothing, smoothing_neighbours)
+    check_max_spots(max_spots)
+    _check(n_groups, smooth, vectors)
+    quota = _plan(groups, n_groups, max_spots, min_group_spots)
+    samples = _draw(blocks, groups, vectors if smooth.rounds else None, n_genes, quota, seed)
+    graphs = {
+        group: graph_of_samples(_smoothed(sample, smooth), n_genes, _own_rule(rule, group, sample))
+        for group, sample in samples.items()
+    }
+    return [graphs[group if group in graphs else _CORPUS] for group in range(n_groups)]
+
+
+def _check(n_groups: int, smooth: Smoothing, vectors: VectorBlocks | None) -> None:
+    if n_groups < 1:
+        raise DataError(f"gene graphs: n_groups is {n_groups}, expected at least 1.")
+    if smooth.rounds and vectors is None:
+        raise DataError(
+            "smoothing averages over neighbours in spot-vector space and found no vectors. Pass "
+            "vectors= (standardised spot vectors per slide), or smoothing=0."
+        )
+
+
+def _plan(
+    groups: GroupBlocks, n_groups: int, max_spots: int, min_group_spots: int
+) -> dict[int, NDArray[np.int64]]:
+    """Spots to draw from each slide, for every group with a graph of its own and the corpus."""
+    sizes = np.array([_sizes(one, n_groups) for one in _read_group_gene_graphs(groups)]).reshape(
+        -1, n_groups
+    )
+    spots = sizes.sum(axis=0)
+    small = np.flatnonzero(spots < min_group_spots) if n_groups > 1 else np.arange(1)
+    quota = {
+        group: even_quota(sizes[:, group], max_spots)
+        for group in range(n_groups)
+        if group not in small
+    }
+    if small.size:
+        quota[_CORPUS] = even_quota(sizes.sum(axis=1), max_spots)
+    if n_groups > 1 and small.size:
+        told = ", ".join(f"group {group}: {spots[group]} spots" for group in small)
+        warnings.warn(
+            f"{small.size} of {n_groups} groups have fewer than {min_group_spots} training spots "
+            f"and take the gene graph of all spots ({told}); fewer groups, or more slides, would "
+            "give each its own.",
+            stacklevel=3,
+        )
+    return quota
+
+
+def _own_rule(rule: EdgeRule, group: int, sample: _Sample) -> EdgeRule:
+    """The rule with the noise of this many spots as its floor; the corpus has the rule as it is."""
+    if group == _CORPUS:
+        return rule
+    floor = _NOISE / max(sum(rows.shape[0] for rows in sample.rows), 1)
+    return replace(rule, min_information=max(rule.min_information, floor))
+
+
+def _read_group_gene_graphs(blocks: Callable[[], Iterable[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+    if not callable(blocks):
+        raise DataError(
+            "groups of spots must be a function that returns a fresh iterator over slides, found "
+            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
+        )
+    yield from blocks()
+
+
+def _sizes(group: NDArray[Any], n_groups: int) -> NDArray[np.int64]:
+    """(T,) spots of one slide in each group."""
+    group = np.asarray(group)
+    if group.ndim != 1 or group.dtype.kind not in "iu" or not _within(group, n_groups):
+        raise DataError(
+            f"groups of spots: found shape {group.shape} of {group.dtype}"
+            f"{f' up to {group.max()}' if group.size else ''}, expected (S,) integers from 0 to "
+            f"{n_groups - 1}. Compute them with SpotGroups.assign of these n_groups."
+        )
+    return np.bincount(group, minlength=n_groups).astype(np.int64)
+
+
+def _within(group: NDArray[Any], n_groups: int) -> bool:
+    return not group.size or (int(group.min()) >= 0 and int(group.max()) < n_groups)
+
+
+def _draw(
+    blocks: TfidfBlocks,
+    groups: GroupBlocks,
+    vectors: VectorBlocks | None,
+    n_genes: int,
+    quota: dict[int, NDArray[np.int64]],
+    seed: int,
+) -> dict[int, _Sample]:
+    """The sampled spots of every group; each group has its own random numbers."""
+    rngs = {group: np.random.default_rng(seed) for group in quota}
+    samples = {group: _Sample([], []) for group in quota}
+    streams = [read_blocks(blocks, n_genes), _read_group_gene_graphs(groups)]
+    if vectors is not None:
+        streams.append(iter(vectors()))
+    number = -1
+    for number, slide in enumerate(_together(streams)):
+        rows, group_of_spots, *vector = slide
+        for group, take in quota.items():
+            if not take[number]:
+                continue
+            mine = _members(group_of_spots, group)
+            drawn = rngs[group].choice(len(mine), size=int(take[number]), replace=False)
+            chosen = mine[np.sort(drawn)]
+            samples[group].rows.append(rows[chosen])
+            samples[group].vectors.extend(one[chosen] for one in vector)
+    if number + 1 != len(next(iter(quota.values()))):
+        raise DataError(
+            f"gene graphs: the second pass over the groups gave {number + 1} slides, the first "
+            "more. groups must be a function that returns a fresh iterator on every call."
+        )
+    return samples
+
+
+def _members(group_of_spots: NDArray[Any], group: int) -> NDArray[np.int64]:
+    if group == _CORPUS:
+        return np.arange(len(group_of_spots))
+    return np.flatnonzero(group_of_spots == group)
+
+
+def _together(streams: list[Iterator[Any]]) -> Iterator[tuple[Any, ...]]:
+    """The slides of several streams side by side, of one length and as many of each."""
+    for slide in zip_longest(*streams):
+        found = [None if one is None else one.shape[0] for one in slide]
+        if len(set(found)) > 1:
+            raise DataError(
+                f"gene graphs: one slide has {found} spots in TF-IDF rows, groups (and vectors). "
+                "All must come from the same slides in the same order."
+            )
+        yield slide
+
+
+def _smoothed(sample: _Sample, smooth: Smoothing) -> list[sparse.csr_matrix]:
+    """The rows of each slide after the averaging, which is over all slides of the group."""
+    if not smooth.rounds:
+        return sample.rows
+    vectors = np.concatenate(sample.vectors).astype(np.float64)
+    k = min(smooth.neighbours, len(vectors) - 1)
+    near = cKDTree(vectors).query(vectors, k=k + 1)[1].reshape(len(vectors), k + 1)
+    start = np.arange(0, near.size + 1, k + 1)
+    average = sparse.csr_matrix((np.full(near.size, 1 / (k + 1)), near.ravel(), start))
+    rows = sparse.vstack(sample.rows).tocsr()
+    for _ in range(smooth.rounds):
+        rows = (average @ rows).tocsr()
+    edges = np.cumsum([0, *(part.shape[0] for part in sample.rows)])
+    return [rows[a:b] for a, b in pairwise(edges)]

@@ -10,23 +10,30 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
+from preprocessing.files import atomic_path
 from preprocessing.qc import template as html
-from preprocessing.qc.figures import cohort_dots
-from preprocessing.qc.images import data_uri, small_picture
-from preprocessing.qc.limits import FEWEST, Limits, robust_limits
-from preprocessing.qc.measures import MEASURES, Measure
+from preprocessing.qc.figures import cohort_dots, data_uri, small_picture
 from preprocessing.qc.page import slide_page
-from preprocessing.qc.slide import QcConfig, slide_quality
-from preprocessing.run import stores_in
+from preprocessing.qc.slide import (
+    FEWEST,
+    MEASURES,
+    Limits,
+    Measure,
+    QcConfig,
+    robust_limits,
+    slide_quality,
+)
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 
 INDEX, TABLE = "index.html", "qc.csv"
+
 _COLUMNS = (
     *("n_spots", "n_left_out", "depth_median", "genes_median", "mito_median", "tissue_median"),
     *("focus_median", "optical_density", "share_flagged"),
 )
+
 _MOST_DOTS = 14
 
 

@@ -8,25 +8,28 @@ import math
 import numpy as np
 from scipy.spatial import cKDTree
 
-from preprocessing.modality import PROTEIN
 from preprocessing.qc import template as html
 from preprocessing.qc.figures import (
     Ground,
     Panel,
+    data_uri,
     flag_maps,
     histograms,
+    patch_strip,
     spot_maps,
 )
-from preprocessing.qc.images import data_uri, patch_strip
-from preprocessing.qc.measures import MEASURES
 from preprocessing.qc.patches import PENS
-from preprocessing.qc.slide import BLUR, PICTURE_FLAGS, Flag, SlideQuality
+from preprocessing.qc.slide import BLUR, MEASURES, PICTURE_FLAGS, Flag, SlideQuality
+from preprocessing.spot_table import PROTEIN
 from preprocessing.stain import stain_colour
 from preprocessing.store import SlideStore
 
 SHOWN_PATCHES = 8
+
 _LONE_SPOT_UM = 100.0
+
 _FACTS = ("patient_id", "tissue", "organism", "technology", "modality")
+
 #: column -> (title, unit of the histogram, logarithmic, flag whose limit is drawn)
 _PANELS = {
     "depth": ("depth", "counts a spot", True, "low depth"),
@@ -41,6 +44,7 @@ _PANELS = {
     "glass": ("glass", "share of the patch", False, "blank patch"),
     "focus": ("focus", "variance of the Laplacian", True, BLUR),
 }
+
 _PROTEIN_PANELS = {
     "depth": ("sum of intensities", "a cell", True, ""),
     "n_genes": ("proteins with a signal", "proteins a cell", False, ""),

@@ -1,24 +1,200 @@
 """Quality of one slide: numbers with limits, flagged spots and patches; nothing is removed.
 
+Rows are read a block at a time, so memory does not grow with the section. Shapes: S spots, G genes.
+
 A limit is the median -+ 3 MAD of the slide's own spots, except where a fixed share says what a
 patch is (glass, pen). Shapes: S spots.
 """
 
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
-from preprocessing.modality import PROTEIN
-from preprocessing.qc.counts import store_count_quality
-from preprocessing.qc.limits import robust_limits
+from preprocessing.errors import DataError
 from preprocessing.qc.patches import PatchQuality, patch_quality
+from preprocessing.spot_table import PROTEIN, RNA
 from preprocessing.store import SlideStore
 
+N_MADS = 3.0
+
+NORMAL = 1.4826  # the MAD of a normal distribution times this is its standard deviation
+
+FEWEST = 5  # values; of fewer no one can be called unusual
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is usual: low..high around the median; all NaN where nothing can be said."""
+
+    median: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    def below(self, values: np.ndarray) -> np.ndarray:
+        """Tell which values lie below; bool like ``values``, False for NaN."""
+        return np.asarray(np.asarray(values) < self.low)
+
+    def above(self, values: np.ndarray) -> np.ndarray:
+        """Tell which values lie above; bool like ``values``, False for NaN."""
+        return np.asarray(np.asarray(values) > self.high)
+
+
+def robust_limits(
+    values: np.ndarray, *, log: bool = False, n_mads: float = N_MADS, least: float = 0.0
+) -> Limits:
+    """Median -+ ``n_mads`` MAD (times 1.4826) of the finite values.
+
+    Args:
+        values: (n,), any unit.
+        log: measure on the logarithm (values above 0 only), as for counts, whose spread grows with
+            their size.
+        n_mads: how far is unusual.
+        least: no value nearer to the median than this is unusual, in the unit of the values (of
+            the logarithm with ``log``).
+
+    Returns:
+        Limits in the unit of the values. Of fewer than 5 values, or where more than half of them
+        are equal (MAD 0) and ``least`` is 0, only the median is finite.
+    """
+    values = np.asarray(values, dtype=np.float64).ravel()
+    values = values[np.isfinite(values)]
+    if log:
+        values = np.log(values[values > 0])
+    if len(values) == 0:
+        return Limits()
+    median = float(np.median(values))
+    spread = max(least, n_mads * NORMAL * float(np.median(np.abs(values - median))))
+    if len(values) < FEWEST or spread <= 1e-12 * max(1.0, abs(median)):
+        spread = math.nan
+    found = np.array([median, median - spread, median + spread])
+    with np.errstate(over="ignore"):
+        return Limits(*(np.exp(found) if log else found).tolist())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a slide.
+
+    Attributes:
+        key: column of `qc.csv`.
+        label: words for a table.
+        unit: "" none, "%" for a share that is shown times 100, else the unit.
+        decimals: digits after the point.
+        compared: whether a slide far from the others is marked.
+        log: compared on the logarithm.
+        least: no value nearer to the median than this is marked.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    decimals: int = 0
+    compared: bool = True
+    log: bool = False
+    least: float = 0.0
+
+
+def _share(reason: str) -> Measure:
+    return Measure(
+        f"share_{reason.replace(' ', '_')}", f"share of spots, {reason}", "%", 1, least=0.05
+    )
+
+
+def _vector(stain: str) -> tuple[Measure, ...]:
+    return tuple(
+        Measure(f"{stain}_{channel}", f"{stain}, {channel}", "", 3)
+        for channel in ("red", "green", "blue")
+    )
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("n_spots", "spots", log=True),
+    Measure("n_left_out", "spots left out by prepare", compared=False),
+    Measure("n_genes_panel", "genes of the panel", compared=False),
+    Measure("mpp", "scale of the image", "um/px", 3, compared=False),
+    Measure("depth_median", "depth, median", "a spot", log=True),
+    Measure("genes_median", "genes, median", "a spot", log=True),
+    Measure("mito_median", "mito. share, median", "%", 1, least=0.02),
+    Measure("tissue_median", "tissue in the patch, median", "%", 1, least=0.05),
+    Measure("focus_median", "focus, median", "grey²", log=True),
+    Measure("share_flagged", "spots flagged for any reason", "%", 1, least=0.05),
+    _share("low depth"),
+    _share("few genes"),
+    _share("high mitochondrial share"),
+    _share("little tissue"),
+    _share("blank patch"),
+    _share("pen mark"),
+    _share("out of focus"),
+    Measure("optical_density", "optical density, mean", "", 3),
+    *(
+        Measure(f"{channel}_{kind}", f"{channel}, {words}", "of 255", 1)
+        for channel in ("red", "green", "blue")
+        for kind, words in (("mean", "mean"), ("sd", "standard deviation"))
+    ),
+    *_vector("hematoxylin"),
+    *_vector("eosin"),
+)
+
+_MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
+
+_ROWS = 4096
+
+
+def count_quality(counts: csr_matrix, gene_names: np.ndarray, modality: str = RNA) -> pd.DataFrame:
+    """Quality of every spot.
+
+    Args:
+        counts: (S, G) raw counts, or intensities of proteins.
+        gene_names: (G,) symbols.
+        modality: "rna" or "protein".
+
+    Returns:
+        (S, 3): depth (counts; proteins: sum of intensities), n_genes (genes with a count),
+        mito_fraction (share of counts in genes named MT-... or mt-..., 0..1; NaN for proteins and
+        where the panel has none or the depth is 0).
+    """
+    if counts.shape[1] != len(gene_names):
+        raise DataError(f"{len(gene_names)} gene names for {counts.shape[1]} columns of counts")
+    depth = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    mito = np.array([_MITOCHONDRIAL.match(str(g)) is not None for g in gene_names], dtype=bool)
+    share = np.full(len(depth), np.nan)
+    if mito.any() and modality == RNA:
+        inside = counts @ mito.astype(np.float64)
+        np.divide(inside, depth, out=share, where=depth > 0)
+    n_genes = np.asarray((counts != 0).sum(axis=1)).ravel()
+    return pd.DataFrame({"depth": depth, "n_genes": n_genes, "mito_fraction": share})
+
+
+def store_count_quality(store: SlideStore) -> pd.DataFrame:
+    """`count_quality` of a store, read a block of spots at a time.
+
+    Raises:
+        DataError: the store has no counts, or damaged ones.
+    """
+    if not store.has_counts:
+        raise DataError(f"{store.path} has no counts (image only); nothing to measure")
+    names = store.gene_names
+    frames = [count_quality(block, names, store.modality) for block in _blocks(store)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _blocks(store: SlideStore) -> Iterator[csr_matrix]:
+    for start in range(0, store.n_spots, _ROWS):
+        yield store.counts(slice(start, min(start + _ROWS, store.n_spots)))
+
+
 BLANK, PEN, BLUR = "blank patch", "pen mark", "out of focus"
+
 LOW_DEPTH, FEW_GENES, HIGH_MITO = "low depth", "few genes", "high mitochondrial share"
+
 LITTLE_TISSUE = "little tissue"
+
 PICTURE_FLAGS = (BLANK, PEN, BLUR)
 
 

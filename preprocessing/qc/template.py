@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterable, Sequence
 from string import Template
 
-from preprocessing.qc.measures import Measure
+from preprocessing.qc.slide import Measure
 
 DASH = "–"
+
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -7,10 +7,9 @@ import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.readers.cell_join import read_joined
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_table, read_joined
 from preprocessing.readers.coordinates import Scale, require_pair
-from preprocessing.readers.wide_table import read_header, read_wide_table
+from preprocessing.readers.tables import read_header, read_wide_table
 from preprocessing.spot_table import SpotTable
 
 

@@ -7,18 +7,23 @@ import numpy as np
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.readers.cell_join import read_joined
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_table, read_joined
 from preprocessing.readers.coordinates import Scale
-from preprocessing.readers.wide_table import read_header, read_typed
+from preprocessing.readers.tables import read_header, read_typed
 from preprocessing.spot_table import SpotTable
 
 KEYS = ("fov", "cell_ID")
+
 _COUNTS = ("*_exprMat_file.csv*", "*exprMat*.csv*", "cell_by_gene.csv*")
+
 _CELLS = ("*_metadata_file.csv*", "*metadata*.csv*", "cells.csv*")
+
 _FIELDS = "*fov_positions_file.csv*"
+
 _CONTROL = re.compile(r"(NegPrb|Negative|NegControl|SystemControl|FalseCode|Blank)", re.I)
+
 _FRAMES = {5472: 0.18, 4256: 0.12028}  # width of a field of view, pixels: um per pixel
+
 _HINT = (
     "; CosMx coordinates are pixels: 0.12028 um on commercial instruments (ImPixel_nm in the "
     "run's configuration), 0.18 um in the 2022 lung data (fields of view 5472 pixels wide)"

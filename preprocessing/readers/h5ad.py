@@ -9,10 +9,14 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.modality import PROTEIN
 from preprocessing.readers.cells import Cells, cell_table
-from preprocessing.readers.coordinates import Scale, find_pair, require_pair
-from preprocessing.readers.features import wanted_features
+from preprocessing.readers.coordinates import (
+    VISIUM_PITCH_UM,
+    Scale,
+    find_pair,
+    hex_pitch_px,
+    require_pair,
+)
 from preprocessing.readers.hdf5 import (
     Node,
     column_names,
@@ -24,12 +28,15 @@ from preprocessing.readers.hdf5 import (
     read_matrix,
     read_texts,
 )
-from preprocessing.readers.lattice import VISIUM_PITCH_UM, hex_pitch_px
-from preprocessing.spot_table import SpotTable, checked_counts, whole_counts
+from preprocessing.readers.tenx import wanted_features
+from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts, whole_counts
 
 _WHAT = "an AnnData file (.h5ad)"
+
 _OBSM = ("spatial_um", "X_spatial_um", "spatial", "X_spatial")
+
 _SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
+
 _IDS = ("gene_ids", "gene_id", "ensembl_id", "feature_id", "Accession")
 
 

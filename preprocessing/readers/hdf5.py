@@ -14,11 +14,14 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5_bounds import require_sound_sizes
+from preprocessing.hdf5 import require_sound_sizes
 
 _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
+
 _PEEK = 20_000
+
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+
 _MASKED = ("nullable-integer", "nullable-boolean", "nullable-string-array")
 
 Node = Any  # h5py.Group or h5py.Dataset

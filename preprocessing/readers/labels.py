@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.text_table import number_column, read_table
+from preprocessing.readers.tables import MISSING, number_column, read_table
 
 _PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
-MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
+
+
 CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
+
 _SUFFIX = re.compile(r"-\d+$")
 
 

@@ -10,12 +10,13 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
+from preprocessing.readers.coordinates import step_px
 from preprocessing.readers.labels import position_names, read_labels
-from preprocessing.readers.lattice import step_px
-from preprocessing.readers.text_table import number_column, open_text, read_table, require_columns
+from preprocessing.readers.tables import number_column, open_text, read_table, require_columns
 from preprocessing.spot_table import SpotTable, integer_counts, unique_names
 
 _POSITION = re.compile(r"\d+x\d+")
+
 _SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
 
 

@@ -14,9 +14,13 @@ from preprocessing.readers.hdf5 import column_names, open_hdf5, read_frame, read
 from preprocessing.spot_table import SpotTable
 
 _WHAT = "a loom file (groups matrix, row_attrs, col_attrs)"
+
 _GENES = ("Gene", "gene", "gene_names", "GeneName", "var_names", "Name")
+
 _IDS = ("Accession", "gene_ids", "EnsemblID")
+
 _CELLS = ("CellID", "obs_names", "cell_id", "barcode")
+
 _VALID = "Valid"
 
 

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,20 +13,62 @@ from scipy.io import mmread
 from scipy.sparse import csc_matrix, csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5_bounds import require_sound_sizes
-from preprocessing.modality import PROTEIN, RNA
-from preprocessing.readers.features import wanted_features
-from preprocessing.readers.text_table import open_text
-from preprocessing.readers.unpacked import most_bytes, open_unpacked
-from preprocessing.spot_table import checked_counts
+from preprocessing.hdf5 import require_sound_sizes
+from preprocessing.readers.tables import most_bytes, open_text, open_unpacked
+from preprocessing.spot_table import PROTEIN, RNA, checked_counts
+
+_GENES = ("Gene Expression",)
+
+_PROTEINS = ("Antibody Capture", "Protein Expression")
+
+
+def feature_kinds(modality: str) -> tuple[str, ...]:
+    """Names that 10x gives to the features of a modality."""
+    return _PROTEINS if modality == PROTEIN else _GENES
+
+
+def wanted_features(kinds: np.ndarray, modality: str, where: str) -> tuple[np.ndarray, list[str]]:
+    """Choose the features of a modality; controls and others are left out and counted.
+
+    Args:
+        kinds: (F,) kind of each feature.
+        modality: "rna" or "protein".
+        where: the file, for the message.
+
+    Returns:
+        (G,) int64 positions of those that stay, and notes.
+
+    Raises:
+        DataError: none is of the kind; lists the kinds found.
+    """
+    wanted = feature_kinds(modality)
+    kept = np.flatnonzero([kind in wanted for kind in kinds])
+    found = Counter(map(str, kinds))
+    if len(kept) == 0:
+        raise DataError(
+            f"{where}: no feature of type {' or '.join(map(repr, wanted))}; found "
+            f"{', '.join(f'{n} {k}' for k, n in found.most_common(4)) or 'none'}"
+        )
+    others = [f"{n} {k}" for k, n in found.items() if k not in wanted]
+    if not others:
+        return kept, []
+    note = f"{len(kinds) - len(kept)} features that are not {' or '.join(wanted)} left out"
+    return kept, [f"{note} ({', '.join(others)})"]
+
 
 _BLOCK = 8_000_000  # counts of an .h5 file that are in memory at once, beside the result
+
 _COLUMNS = 3  # of a table of features that are used: id, name, type
+
 _HEADER_LINES = 10_000  # comments in front of the size of a Matrix Market file
+
 _ENTRY_BYTES = 6  # "1 1 1" and the end of the line
+
 _VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
+
 _AGAIN = "download it again"
-_GENES = "Gene Expression"  # what a features table without types holds
+
+_GENES_tenx = "Gene Expression"  # what a features table without types holds
 
 
 @dataclass(frozen=True)
@@ -160,7 +203,7 @@ def _read_mex(
         ) from error
     first = np.array([f[0] for f in features], dtype=object)
     second = np.array([f[1] if len(f) > 1 else f[0] for f in features], dtype=object)
-    kind = np.array([f[2] if len(f) > 2 else _GENES for f in features], dtype=object)
+    kind = np.array([f[2] if len(f) > 2 else _GENES_tenx for f in features], dtype=object)
     return matrix, np.array([b[0] for b in barcodes], dtype=object), first, second, kind
 
 

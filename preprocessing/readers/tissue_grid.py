@@ -17,7 +17,9 @@ from preprocessing.spot_table import SpotTable
 from preprocessing.tissue import tissue_fraction, tissue_mask
 
 MIN_TISSUE = 0.25  # part of a window that must be tissue
+
 MAX_WINDOWS = 4_000_000  # a larger grid means a wrong mpp or pitch_um
+
 _MPP_DIFFERENCE = 0.1
 
 

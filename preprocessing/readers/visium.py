@@ -9,14 +9,20 @@ import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
+from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px, step_px
 from preprocessing.readers.labels import read_labels
-from preprocessing.readers.lattice import VISIUM_PITCH_UM, hex_pitch_px, step_px
-from preprocessing.readers.parquet import read_parquet
+from preprocessing.readers.tables import (
+    number_column,
+    open_text,
+    read_parquet,
+    read_table,
+    require_columns,
+)
 from preprocessing.readers.tenx import matrix_files, read_tenx
-from preprocessing.readers.text_table import number_column, open_text, read_table, require_columns
 from preprocessing.spot_table import SpotTable, unique_names
 
 MATRIX = "filtered_feature_bc_matrix"
+
 COLUMNS = [
     "barcode",
     "in_tissue",
@@ -25,16 +31,20 @@ COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
+
 POSITION_FILES = (
     "tissue_positions.csv",
     "tissue_positions_list.csv",
     "tissue_positions.parquet",
 )
+
 SCALE_FACTORS = "scalefactors_json.json"
+
 _SCALED_IMAGES = {
     "tissue_hires_image": "tissue_hires_scalef",
     "tissue_lowres_image": "tissue_lowres_scalef",
 }
+
 _MPP_DIFFERENCE = 0.1
 
 

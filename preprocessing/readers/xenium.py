@@ -9,14 +9,14 @@ from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
 from preprocessing.readers.cells import Cells, cell_table
 from preprocessing.readers.coordinates import Scale
-from preprocessing.readers.parquet import read_parquet
+from preprocessing.readers.tables import read_parquet, read_typed, require_columns
 from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
-from preprocessing.readers.text_table import require_columns
-from preprocessing.readers.wide_table import read_typed
 from preprocessing.spot_table import SpotTable
 
 _MATRIX = "cell_feature_matrix"
+
 _CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
+
 _PLACE = ("x_centroid", "y_centroid")
 
 

@@ -7,18 +7,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocessing.atomic import remove_abandoned
 from preprocessing.errors import DataError
+from preprocessing.files import remove_abandoned, require_plain_name
 from preprocessing.gene_ids import GeneMapConfig
 from preprocessing.gene_ids.table import read_gene_table
 from preprocessing.manifest import SlideRow, scan_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.plain_names import require_plain_name
-from preprocessing.quality import QualityConfig
-from preprocessing.run.cluster import prepare_on_cluster
-from preprocessing.run.preparation import Images, SlideTask
-from preprocessing.run.result import SlideResult, Status, attempt_slide
-from preprocessing.run.workers import interruptible, prepare_in_processes
+from preprocessing.run.preparation import (
+    Images,
+    QualityConfig,
+    SlideResult,
+    SlideTask,
+    Status,
+    attempt_slide,
+)
+from preprocessing.run.workers import interruptible, prepare_in_processes, prepare_on_cluster
 from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
 
@@ -132,21 +135,6 @@ def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | Non
         raise DataError(f"images is {images!r}; choose {' or '.join(ENCODERS)}")
     if genes is not None:
         read_gene_table(genes.table).check_target(genes.target)
-
-
-def stores_in(folder: str | Path) -> list[Path]:
-    """Return the stores (``*.h5``, without hidden files) of a folder, sorted by name.
-
-    Raises:
-        DataError: no such folder, or no store in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give the folder that `hibio prepare` wrote")
-    found = sorted(p for p in folder.glob("*.h5") if not p.name.startswith("."))
-    if not found:
-        raise DataError(f"{folder} holds no store (*.h5); run `hibio prepare` first")
-    return found
 
 
 def _rows(manifest: str | Path | Sequence[SlideRow], root: str | Path | None) -> list[SlideRow]:

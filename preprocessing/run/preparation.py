@@ -1,6 +1,12 @@
-"""One slide from its source files to its store (METHOD section 0)."""
+"""One slide from its source files to its store (docs/method.md 0).
 
+Nothing is overwritten: the functions return masks. Shapes: S spots.
+"""
+
+import errno
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -12,25 +18,181 @@ import numpy as np
 from preprocessing.errors import DataError
 from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
 from preprocessing.handcrafted import handcrafted_batch
-from preprocessing.manifest import SlideRow, missing_files
-from preprocessing.manifest_row import CELL_FORMATS
+from preprocessing.manifest import CELL_FORMATS, SlideRow, missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.pseudo_spots import beyond_picture
-from preprocessing.quality import QualityConfig, drop_mask, drop_reasons
 from preprocessing.readers import read_slide_spots, read_spots, source_files
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.tiled import direct_tiles
-from preprocessing.spot_table import SpotTable, hilbert_order
+from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
 from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
 
+ZERO_COUNTS = "zero counts"
+
+NO_SIGNAL = "all intensities are zero"
+
+OFF_TISSUE = "off tissue"
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """Limits for leaving out spots.
+
+    Attributes:
+        min_tissue: smallest part of the patch that must be tissue, 0..1 (only with an image).
+        max_dropped: largest part of the spots that may be left out as off tissue; more means that
+            the coordinates do not fit the image, or that the image is no stained section.
+    """
+
+    min_tissue: float = 0.05
+    max_dropped: float = 0.5
+
+
+def drop_reasons(
+    table: SpotTable,
+    tissue_fraction: np.ndarray | None = None,
+    config: QualityConfig | None = None,
+) -> dict[str, np.ndarray]:
+    """Find the spots that carry no information: nothing counted (or measured), or off tissue.
+
+    No depth is asked of them: a cell with few counts is kept, and the sum of intensities depends
+    on exposure and antibodies, not on how well a cell was measured.
+
+    Args:
+        table: the spots of one slide.
+        tissue_fraction: (S,) part of each patch that is tissue; None without image.
+        config: the limits.
+
+    Returns:
+        Reason -> (S,) bool, True: leave out. A spot counts under its first reason only.
+    """
+    config = config or QualityConfig()
+    empty = np.zeros(table.n_spots, dtype=bool)
+    if not table.image_only:
+        empty = np.asarray(table.counts.sum(axis=1)).ravel() == 0
+    reasons = {NO_SIGNAL if table.modality == PROTEIN else ZERO_COUNTS: empty}
+    if tissue_fraction is not None:
+        reasons[OFF_TISSUE] = (tissue_fraction < config.min_tissue) & ~empty
+    return reasons
+
+
+def drop_mask(
+    table: SpotTable,
+    tissue_fraction: np.ndarray | None = None,
+    config: QualityConfig | None = None,
+) -> np.ndarray:
+    """Return the (S,) bool mask of the spots to leave out, for any reason of `drop_reasons`.
+
+    Raises:
+        DataError: no spot would stay, or more than ``max_dropped`` of them are off tissue.
+    """
+    config = config or QualityConfig()
+    reasons = drop_reasons(table, tissue_fraction, config)
+    mask = np.logical_or.reduce(list(reasons.values()))
+    found = ", ".join(f"{int(v.sum())} {k}" for k, v in reasons.items())
+    off_tissue = reasons.get(OFF_TISSUE, np.zeros(table.n_spots, dtype=bool))
+    if off_tissue.mean() > config.max_dropped:
+        raise DataError(
+            f"{int(off_tissue.sum())} of {table.n_spots} spots are off tissue (less than "
+            f"{config.min_tissue:.0%} of the patch is stained); the coordinates do not fit the "
+            "image (look at image_scale and mpp), or it is no stained section: then leave the "
+            "column image empty for a counts-only store"
+        )
+    if mask.all():
+        raise DataError(f"no spot of {table.n_spots} is left ({found}); check counts and positions")
+    return np.asarray(mask, dtype=bool)
+
+
+Status = Literal["done", "skipped", "failed"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What became of one slide.
+
+    Attributes:
+        slide_id: the slide.
+        status: "done", "skipped" (the store is up to date) or "failed".
+        reason: why it failed or was skipped, or what was left out.
+        n_spots: spots in the store; 0 if failed.
+        seconds: time spent.
+    """
+
+    slide_id: str
+    status: Status
+    reason: str = ""
+    n_spots: int = 0
+    seconds: float = 0.0
+
+
+def attempt_slide(task: "SlideTask") -> SlideResult:
+    """Prepare one slide and turn whatever goes wrong into a result.
+
+    Args:
+        task: the slide, its store and the settings.
+
+    Returns:
+        The result; a failed slide has no new store.
+    """
+    begin, slide = time.monotonic(), task.row.slide_id
+    try:
+        done = prepare_slide(task)
+        status: Status = "skipped" if done.skipped else "done"
+        result = SlideResult(slide, status, done.reason, done.n_spots)
+    except DataError as error:
+        result = SlideResult(slide, "failed", str(error))
+    except MemoryError:
+        reason = "not enough memory for this slide; are its files what the manifest says?"
+        result = SlideResult(slide, "failed", reason)
+    except Exception as error:  # noqa: BLE001 - one bad slide must never stop the others
+        result = SlideResult(slide, "failed", _reason(error, task.store.parent))
+    reason = " ".join(result.reason.split())
+    return replace(result, reason=reason, seconds=time.monotonic() - begin)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    if _disk_full(error):
+        free = shutil.disk_usage(folder).free / 2**20
+        return (
+            f"the disk is full or the store exceeds a limit: {free:,.0f} MiB are free in {folder}; "
+            "make room, or choose another --out, and run again: finished slides are kept"
+        )
+    if isinstance(error, OSError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}"
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one that led to it, says that nothing more can be written.
+
+    HDF5 gives the code of the system in its message only.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL:
+            return True
+        if any(f"errno = {code}," in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 Images = Literal["jpeg", "raw"]
+
 HANDCRAFTED = "handcrafted"
+
 _RECIPE = 2  # raise it when the same sources would give another store
+
 _FEATURE_PX = 64
+
 _CONTEXT = 3.0
+
 _BATCH = 64
+
 _BEYOND = "centre beyond the edge of the picture"
+
 _PATH_FIELDS = ("counts", "image", "spots", "labels")
 
 

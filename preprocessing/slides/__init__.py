@@ -1,4 +1,4 @@
-"""Opening a slide: whole-slide images and plain pictures, read on demand (METHOD section 0).
+"""Opening a slide: whole-slide images and plain pictures, read on demand (docs/method.md 0).
 
 `preprocessing.slides.pixels` says what an open slide is and which pixels it gives.
 """
@@ -13,7 +13,6 @@ import openslide
 
 from preprocessing.errors import DataError
 from preprocessing.slides.hest import HDF5, HestPatches
-from preprocessing.slides.ome import OmeTiff, is_ome
 from preprocessing.slides.pixels import (
     BLACK,
     Pixels,
@@ -23,7 +22,7 @@ from preprocessing.slides.pixels import (
     to_rgb,
     unpainted,
 )
-from preprocessing.slides.plain import JPEG, PlainPicture, PlainTiff, eight_bit_page
+from preprocessing.slides.tiff import JPEG, OmeTiff, PlainPicture, PlainTiff, eight_bit_page, is_ome
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +35,7 @@ __all__ = [
 ]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -121,13 +121,13 @@ def _openslide(path: Path, black_is_background: bool) -> Slide:
 
 
 def _pyvips(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.vips import VipsSlide
+    from preprocessing.slides.backends import VipsSlide
 
     return VipsSlide(_automatic(path, False), black_is_background)
 
 
 def _cucim(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.cucim import CucimSlide
+    from preprocessing.slides.backends import CucimSlide
 
     return CucimSlide(_automatic(path, False), black_is_background)
 

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5_bounds import require_sound_sizes
+from preprocessing.hdf5 import require_sound_sizes
 from preprocessing.slides.pixels import Pixels, Slide, damage_named, mean_mpp, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
+
 _COARSE = 8  # the third level, for thumbnails: all patches are reduced once
 
 

@@ -1,4 +1,4 @@
-"""An open slide: what every reader gives, and what the readers share (METHOD section 0).
+"""An open slide: what every reader gives, and what the readers share (docs/method.md 0).
 
 Coordinates are (x, y) in level-0 pixels of the file, x to the right and y down; pixel i covers
 [i, i + 1). Whatever lies outside the picture, or is transparent, is white.
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from preprocessing.errors import DataError
 
 Pixels = NDArray[np.uint8]
+
 MAX_DECODED_PIXELS = 2_000_000_000  # a picture that must be decoded as a whole: 6 GB of RGB
+
 BLACK = 8  # a pixel with all channels at most this is painted-over background
+
 REMEDY = "convert it to an 8-bit pyramidal TIFF: `vips tiffsave IN OUT.tif --tile --pyramid`"
 
 

@@ -1,10 +1,10 @@
-"""The slide store: one prepared slide on disk (ARCHITECTURE section 2).
+"""The slide store: one prepared slide on disk (docs/architecture.md).
 
 `layout` knows the HDF5 paths, `write` writes, `read` reads, `verify`
 checks; everything else imports from here.
 """
 
-from preprocessing.file_hash import file_sha256
+from preprocessing.files import file_sha256
 from preprocessing.store.layout import SCHEMA_VERSION
 from preprocessing.store.read import SlideStore
 from preprocessing.store.verify import verify_store

@@ -1,8 +1,14 @@
-"""The layout of a slide store: every HDF5 path and attribute, once, and how values are encoded.
+"""The layout of a slide store: paths, attributes, how values are encoded, checksums.
 
 The counts, strings and arrays follow the AnnData on-disk format, so that other tools read them.
+
+Every dataset carries the SHA-256 of its type, shape and values as the attribute "sha256". One more
+over all of these, the attributes and the names seals the store: "content_sha256" of the file. It
+does not change with the compression or the place of the bytes, so two stores of the same content
+have the same. Feature sets may come later: each has its own checksum, and no part in the seal.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -11,27 +17,41 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image
+from scipy.sparse import csr_matrix, vstack
 
 from preprocessing.errors import DataError
-from preprocessing.plain_names import require_plain_name
+from preprocessing.files import require_plain_name
+from preprocessing.hdf5 import datasets
 
 SCHEMA_VERSION = 1
+
 COUNTS = "counts"
+
 GENE_ID, GENE_NAME = "genes/id", "genes/name"
+
 BARCODE, XY_PX0, XY_UM = "spots/barcode", "spots/xy_px0", "spots/xy_um"
+
 TISSUE_FRACTION, LABELS = "spots/tissue_fraction", "spots/label"
+
 PATCHES, CONTEXT = "patches", "context"  # groups of pictures: of a spot, and of its surroundings
+
 BYTES, START, SIZE = "bytes", "start", "size"  # in each of these groups
+
 ABSENT = {  # what to tell who asks for a group that is not there
     PATCHES: "patches (counts only); give an image in the manifest and prepare the slide again",
     CONTEXT: "context patches; prepare the slide again with --context-um UM",
 }
+
 FEATURES, THUMBNAIL = "features", "thumbnail"
+
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
+
 JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
+
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
 
 _JPEG_QUALITY = 90
+
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -122,6 +142,7 @@ def _encode_raw(patch: np.ndarray) -> bytes:
 
 
 ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {"jpeg": encode_jpeg, "raw": _encode_raw}
+
 DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"jpeg": decode_jpeg, "raw": _decode_raw}
 
 
@@ -132,3 +153,222 @@ def read_attrs(file: h5py.File) -> dict[str, Any]:
         plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
         values[key] = json.loads(plain) if key in JSON_ATTRS else plain
     return values
+
+
+_GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
+
+_PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
+
+Rows = slice | np.ndarray
+
+
+def write_counts(file: h5py.File, counts: csr_matrix) -> None:
+    """Write counts (S, G) as an AnnData csr_matrix group: int32, intensities float32."""
+    group = file.create_group(COUNTS)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+    group.attrs["shape"] = np.array(counts.shape, dtype=np.int64)
+    parts = (
+        ("data", counts.data, np.float32 if counts.dtype.kind == "f" else np.int32),
+        ("indices", counts.indices, np.int32),
+        ("indptr", counts.indptr, np.int64),
+    )
+    for name, values, dtype in parts:
+        narrow = values.astype(dtype, copy=False)
+        group.create_dataset(name, data=narrow, chunks=True, **COMPRESSION)
+
+
+def counts_shape(file: h5py.File) -> tuple[int, int]:
+    """Return (S, G) as the store states them."""
+    spots, genes = (int(n) for n in file[COUNTS].attrs["shape"])
+    return spots, genes
+
+
+def read_counts(file: h5py.File) -> csr_matrix:
+    """Read counts, (S, G) CSR, int32 or float32.
+
+    Raises:
+        ValueError: the three arrays do not make a CSR matrix.
+    """
+    group = file[COUNTS]
+    shape = counts_shape(file)
+    matrix = csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape)
+    matrix.check_format(full_check=True)
+    return matrix
+
+
+def read_count_rows(file: h5py.File, rows: Rows, indptr: np.ndarray | None = None) -> csr_matrix:
+    """Read some rows of the counts.
+
+    Args:
+        file: the store.
+        rows: a slice, or (n,) row numbers in any order, repeats allowed, or an (S,) mask.
+        indptr: (S + 1,) row starts, if they are at hand (a slice does without them).
+
+    Returns:
+        (n, G) CSR in the order of ``rows``.
+
+    Raises:
+        DataError: a row number outside 0..S-1, or a mask of another length.
+        ValueError: what was read does not make a CSR matrix.
+    """
+    spots = counts_shape(file)[0]
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(spots)
+        if step == 1:
+            return _run(file, start, max(start, stop), indptr)
+        rows = np.arange(start, stop, step)
+    index = _row_numbers(rows, spots)
+    if len(index) == 0:
+        return _run(file, 0, 0, indptr)
+    if indptr is None:
+        indptr = file[COUNTS]["indptr"][:]
+    wanted = np.unique(index)
+    skipped = indptr[wanted[1:]] - indptr[wanted[:-1] + 1]
+    piece = indptr[wanted] // _PIECE
+    runs = np.split(wanted, np.flatnonzero((skipped > _GAP) | (np.diff(piece) > 0)) + 1)
+    blocks = [_run(file, int(r[0]), int(r[-1]) + 1, indptr)[r - r[0]] for r in runs]
+    found = blocks[0] if len(blocks) == 1 else vstack(blocks, format="csr")
+    if len(wanted) == len(index) and (wanted == index).all():
+        return found
+    return found[np.searchsorted(wanted, index)]
+
+
+def _row_numbers(rows: np.ndarray, spots: int) -> np.ndarray:
+    array = np.asarray(rows)
+    if array.dtype == bool:
+        if array.shape != (spots,):
+            raise DataError(f"mask of shape {array.shape} for {spots} spots; expected one a spot")
+        return np.flatnonzero(array)
+    index = array.astype(np.int64).ravel()
+    if index.size and (index.min() < 0 or index.max() >= spots):
+        raise DataError(
+            f"row {int(index.min())}..{int(index.max())} asked, there are 0..{spots - 1}"
+        )
+    return index
+
+
+def _run(file: h5py.File, start: int, stop: int, indptr: np.ndarray | None) -> csr_matrix:
+    """Read the rows start..stop-1 in one piece."""
+    group = file[COUNTS]
+    source = group["indptr"] if indptr is None else indptr
+    place = np.asarray(source[start : stop + 1], dtype=np.int64)
+    low, high = int(place[0]), int(place[-1])
+    parts = (group["data"][low:high], group["indices"][low:high], place - low)
+    matrix = csr_matrix(parts, (stop - start, counts_shape(file)[1]))
+    matrix.check_format(full_check=True)
+    return matrix
+
+
+SEAL = "content_sha256"
+
+_OWN = "sha256"
+
+_PIECE_BYTES = 1 << 24
+
+
+def seal(file: h5py.File) -> str:
+    """Write the checksums of a store that is complete.
+
+    Args:
+        file: open for writing.
+
+    Returns:
+        The checksum of the whole, 64 hexadecimal digits.
+    """
+    for _, data in datasets(file):
+        if _OWN not in data.attrs:
+            seal_dataset(data)
+    file.attrs[SEAL] = _over_all(file)
+    return str(file.attrs[SEAL])
+
+
+def seal_dataset(data: h5py.Dataset, digest: str | None = None) -> None:
+    """Write the checksum of one dataset; ``digest`` if it was made while its bytes were written."""
+    data.attrs[_OWN] = _digest(data) if digest is None else digest
+
+
+def bytes_digest() -> Any:
+    """A running SHA-256 for a dataset of bytes, one dimension, to be fed in their order."""
+    return hashlib.sha256(b"|u1")
+
+
+def broken(file: h5py.File) -> list[str] | None:
+    """Compare a store with its checksums; every dataset is read once, in pieces.
+
+    Args:
+        file: open for reading.
+
+    Returns:
+        What differs: names of datasets, or "attributes"; None when the store was not sealed (it
+        was written by an older version).
+    """
+    if SEAL not in file.attrs:
+        return None
+    found = [name for name, data in datasets(file) if not _intact(data)]
+    if file.attrs[SEAL] != _over_all(file):
+        found.append("attributes or the list of contents")
+    return found
+
+
+def unsealed_features(file: h5py.File) -> list[str]:
+    """Names of the feature sets without a checksum: an older version, or another program."""
+    return [
+        name
+        for name, data in datasets(file)
+        if name.startswith(f"{FEATURES}/") and _OWN not in data.attrs
+    ]
+
+
+def _intact(data: h5py.Dataset) -> bool:
+    """Whether the values are those that were written; features may have no checksum."""
+    known = data.attrs.get(_OWN)
+    if known is None:
+        return bool(data.name.startswith(f"/{FEATURES}/"))
+    try:
+        return bool(known == _digest(data))
+    except (OSError, RuntimeError, ValueError):  # a piece that cannot even be decompressed
+        return False
+
+
+def _digest(data: h5py.Dataset) -> str:
+    if data.ndim == 1 and data.dtype == np.uint8:
+        running = bytes_digest()
+    else:
+        running = hashlib.sha256(f"{_type(data)} {data.shape}".encode())
+    rows = max(1, _PIECE_BYTES // max(1, data.dtype.itemsize * int(np.prod(data.shape[1:]))))
+    for start in range(0, len(data), rows) if data.ndim else ():
+        running.update(_bytes(data, data[start : start + rows]))
+    if not data.ndim:
+        running.update(np.asarray(data[()]).tobytes())
+    return str(running.hexdigest())
+
+
+def _type(data: h5py.Dataset) -> str:
+    return "text" if h5py.check_string_dtype(data.dtype) else str(data.dtype.str)
+
+
+def _bytes(data: h5py.Dataset, values: Any) -> bytes:
+    if not h5py.check_string_dtype(data.dtype):
+        return np.ascontiguousarray(values).tobytes()
+    texts = [v if isinstance(v, bytes) else str(v).encode() for v in values]
+    return b"".join(str(len(text)).encode() + b":" + text for text in texts)
+
+
+def _over_all(file: h5py.File) -> str:
+    sealed = {
+        name: [
+            data.attrs.get(_OWN),
+            {key: _plain(data.attrs.get(key)) for key in ("name", "position")},
+        ]
+        for name, data in datasets(file)
+        if not name.startswith(f"{FEATURES}/")
+    }
+    attributes = {key: _plain(value) for key, value in file.attrs.items() if key != SEAL}
+    shape = _plain(file[COUNTS].attrs["shape"])
+    text = json.dumps([attributes, shape, sealed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as JSON has it; NaN is a word there."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

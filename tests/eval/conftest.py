@@ -12,10 +12,10 @@ import pytest
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from eval.baselines import baselines, random_sets
-from eval.fold import Fold, Representation, SlideData
+from eval.folds.baselines import baselines, random_sets
+from eval.folds.fold import Fold, Representation, SlideData
 from pathways import PathwayDatabase, fit_anchors
-from pathways.gmt import GeneSet
+from pathways.files import GeneSet
 from preprocessing.coexpression import fit_gene_factors
 from preprocessing.tfidf import TfidfReweighter
 

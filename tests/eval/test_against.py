@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import against
-from eval.against import AgainstConfig, compare_runs, labels_of, read_results, run
-from eval.figures.differences import difference_plot
-from eval.fingerprint import differences, fold_print
-from eval.fold import FoldError
-from eval.paired_results import Results, compare_metric, corrected
-from hibio.config import ConfigError
+from eval.compare import against
+from eval.compare.against import AgainstConfig, compare_runs, labels_of, read_results, run
+from eval.compare.paired_results import Results, compare_metric, corrected, differences, fold_print
+from eval.errors import FoldError
+from eval.report.figures.lines import difference_plot
+from hibio.config.files import ConfigError
 
 METRIC = ("retrieval", "image_to_omics/recall@10%")
 

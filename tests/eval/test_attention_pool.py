@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.attention_pool import (
+from eval.errors import FoldError
+from eval.tasks.patients import (
     AttentionPool,
     AttentionPoolConfig,
     GatedPool,
     fit_attention_pool,
     thinned,
 )
-from eval.fold import FoldError
 
 SMALL = AttentionPoolConfig(steps=15, starts=2, components=4, hidden=3)
 
@@ -75,7 +75,7 @@ def test_scale_and_shift_of_the_embedding_do_not_matter() -> None:
 
 def test_more_bags_than_one_batch_give_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     first = fit_attention_pool(bags_of(), labels_of(), 2, 0, SMALL).predict(bags_of(seed=1))
-    monkeypatch.setattr("eval.attention_pool.BAGS_AT_ONCE", 3)
+    monkeypatch.setattr("eval.tasks.patients.BAGS_AT_ONCE", 3)
     again = fit_attention_pool(bags_of(), labels_of(), 2, 0, SMALL).predict(bags_of(seed=1))
     np.testing.assert_allclose(again, first, atol=1e-9)
 

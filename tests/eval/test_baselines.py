@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from eval import baselines
-from eval.fold import FoldError, Representation, SlideData, neighbour_mean
-from eval.variable_genes import expression, variable_genes
+from eval.errors import FoldError
+from eval.folds import baselines
+from eval.folds.fold import Representation, SlideData, neighbour_mean
+from eval.folds.variable_genes import expression, variable_genes
 from tests.eval.conftest import N_SPOTS, TEST, TRAIN, make_fold
 
 

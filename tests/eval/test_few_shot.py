@@ -9,10 +9,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from eval.figures import few_shot_curves
-from eval.fold import FoldError
-from eval.tasks.annotation import AnnotationConfig, run
-from eval.tasks.few_shot import FewShotConfig, draw_spots, few_shot_scores
+from eval.errors import FoldError
+from eval.report.figures.few_shot import few_shot_curves
+from eval.tasks.annotation import AnnotationConfig, FewShotConfig, draw_spots, few_shot_scores, run
 from preprocessing.errors import DataError
 
 FAST = AnnotationConfig(grid=(0.1,), few_shot=FewShotConfig(k=(1, 5, 20), draws=4))

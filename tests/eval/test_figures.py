@@ -7,21 +7,30 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from eval.figures import (
+from eval.report.figures.canvas import MAX_PNG_BYTES, new_page, png_bytes, score_colours, window_of
+from eval.report.figures.heatmaps import (
+    Layout,
     expression_maps,
+    pathway_heatmaps,
+    pearson,
+    spearman,
+)
+from eval.report.figures.lines import (
+    _binned,
+    _segments,
+    _smoothed,
+    _stage_spans,
     loss_curves,
     metric_bars,
-    niche_maps,
-    pathway_heatmaps,
-    region_history,
     retrieval_curves,
+)
+from eval.report.figures.regions import (
+    matched_names,
+    niche_maps,
+    region_colours,
+    region_history,
     slide_regions,
 )
-from eval.figures.canvas import MAX_PNG_BYTES, new_page, png_bytes, score_colours, window_of
-from eval.figures.curves import _binned, _segments, _smoothed, _stage_spans
-from eval.figures.heatmaps import Layout, pearson, spearman
-from eval.figures.niches import matched_names
-from eval.figures.regions import region_colours
 from preprocessing.errors import DataError
 
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from eval.glossary import describe_metrics, describe_model, describe_task, kind_of, lower_is_better
 from eval.report.facts import config_digest, duration
-from eval.report.markup import number, tag, text
+from eval.report.glossary import (
+    describe_metrics,
+    describe_model,
+    describe_task,
+    kind_of,
+    lower_is_better,
+)
+from eval.report.page import number, tag, text
 from eval.report.tasks import panels
 
 

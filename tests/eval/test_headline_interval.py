@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.headline_interval import headline_interval
-from eval.metrics import bootstrap_ci
+from eval.measures.intervals import headline_interval
+from eval.measures.metrics import bootstrap_ci
 from eval.report.headline import HeadlineRow, headline_section
 
 

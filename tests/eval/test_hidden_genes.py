@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from eval.baselines import baselines
-from eval.hidden_genes import (
+from eval.folds.baselines import baselines
+from eval.folds.hidden_genes import (
     HiddenGenesConfig,
     choose_genes,
     factor_prediction,
@@ -16,7 +16,7 @@ from eval.hidden_genes import (
     with_representations,
     without_genes,
 )
-from eval.variable_genes import expression
+from eval.folds.variable_genes import expression
 from preprocessing.coexpression import fit_gene_factors
 from preprocessing.tfidf import TfidfReweighter
 
@@ -162,7 +162,7 @@ def test_checkpoints_see_slides_without_the_genes_and_decode_test_slides_alone(
         prepared.append((path, image, tuple(hidden)))
         return slides[path]
 
-    monkeypatch.setattr("eval.hidden_genes.prepare_slide", prepare_slide)
+    monkeypatch.setattr("eval.folds.hidden_genes.prepare_slide", prepare_slide)
     entries = [SimpleNamespace(slide_id=name, path=name) for name in slides]
     main, asked = stub("hibio", SimpleNamespace(encode=None), toy_fold.genes)
     blind, blind_asked = stub("mlp", SimpleNamespace(), toy_fold.genes)

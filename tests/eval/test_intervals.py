@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from eval.fold import FoldError
-from eval.intervals import auroc_interval, holm, paired_bootstrap, sign_flip_p
-from eval.metrics import macro_auroc
+from eval.errors import FoldError
+from eval.measures.intervals import auroc_interval, holm, paired_bootstrap, sign_flip_p
+from eval.measures.metrics import macro_auroc
 
 
 def case(n: int = 18, n_classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.markdown import write_markdown
+from eval.report.markdown import write_markdown
 
 METRIC = "omics_ari/kmeans"
 

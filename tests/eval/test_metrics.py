@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval import metrics
-from eval.fold import FoldError
+from eval.errors import FoldError
+from eval.measures import metrics
 
 
 @pytest.fixture

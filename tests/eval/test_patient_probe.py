@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from eval.patient_probe import (
+from eval.tasks.patients import (
     ProbeConfig,
     balanced_subsets,
     choose_c,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.fold import Fold, FoldError, Representation
+from eval.errors import FoldError
+from eval.folds.fold import Fold, Representation
 from eval.peers import PEERS, Peer, TrainingData, find_peers
 from eval.peers.fold_peers import NOT_IMPUTED, with_peers
-from eval.peers.peer import standardised
-from eval.peers.training import TrainingConfig
+from eval.peers.peer import TrainingConfig, standardised
 from eval.tasks import domains, expression, retrieval
 from tests.eval.conftest import make_fold
 
@@ -178,7 +178,7 @@ def test_a_fold_without_training_slides_fits_on_its_test_slides(toy_fold):
 
 
 def test_imputation_says_that_peers_take_no_part(toy_fold):
-    from eval.hidden_genes import hide
+    from eval.folds.hidden_genes import hide
 
     hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, lambda counts: counts)
     bare = dataclasses.replace(toy_fold, models=(), hidden=hidden)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch import nn
 
-from eval.costs import checkpoint_cost, cost_table
-from eval.fold import Cost, Fold, Representation
-from eval.glossary import describe_model, kind_of
-from eval.markdown import write_markdown
+from eval.folds.fold import Cost, Fold, Representation
 from eval.peers import PEERS
 from eval.report import write_report
-from eval.report.models import models_section
+from eval.report.facts import models_section
+from eval.report.glossary import describe_model, kind_of
+from eval.report.markdown import write_markdown
+from eval.run import checkpoint_cost, cost_table
 
 
 @dataclass(frozen=True)

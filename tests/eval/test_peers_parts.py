@@ -8,21 +8,18 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from eval.fold import Cost, FoldError, Prediction, Representation
+from eval.errors import FoldError
+from eval.folds.fold import Cost, Prediction, Representation
+from eval.measures.ridge import spatial_blocks
 from eval.peers.bleep import Bleep, smoothed_contrast
-from eval.peers.expression_input import ranked_genes, target_genes, without
-from eval.peers.gene_bag import GeneBag
-from eval.peers.nicheformer import over_usual, usual_level
-from eval.peers.omiclip import words
+from eval.peers.expression_input import GeneBag, ranked_genes, target_genes, without
+from eval.peers.gene_lists import over_usual, usual_level, words
 from eval.peers.pca_ridge import PcaRidge
-from eval.peers.peer import TrainingData, standardised
-from eval.peers.regression import Output
-from eval.peers.slide_stack import SlideStack
+from eval.peers.peer import TrainingConfig, TrainingData, fit, standardised
+from eval.peers.regression import Output, SlideStack
 from eval.peers.st_align import niche
 from eval.peers.stagate import GraphAutoencoder
-from eval.peers.training import TrainingConfig, fit
 from eval.peers.triplex import Triplex, TriplexNetwork, distilled_error
-from eval.readouts import spatial_blocks
 from eval.tasks.expression import ExpressionConfig, run
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hibio.cli import main
-from hibio.run import RunConfig, train_all
+from hibio.config.run import RunConfig
+from hibio.run import train_all
 
 
 @pytest.fixture

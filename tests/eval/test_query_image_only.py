@@ -14,16 +14,17 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from eval.embed import embed_folder, embed_slide, load_checkpoint
-from eval.figures import pathway_heatmaps
 from eval.query import query_folder
+from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.run import evaluate
-from hibio.config import ConfigError
+from hibio.cli.pathways import run as pathways_command
+from hibio.config.files import ConfigError
+from hibio.config.run import RunConfig
+from hibio.config.schema import build_section
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import read_entries, with_counts
 from hibio.model import HiBio
-from hibio.pathways_command import run as pathways_command
-from hibio.run import RunConfig, train_all
-from hibio.schema import build_section
+from hibio.run import train_all
 from pathways import load_pathways
 from preprocessing import SlideStore, SpotTable, prepare, read_manifest, stores_in
 from preprocessing.errors import DataError

@@ -5,10 +5,10 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from eval import readouts
-from eval.fold import FoldError
-from eval.metrics import pearson_per_gene
-from eval.ridge import Moments, RidgeConfig, choose_alpha, ridge_weights
+from eval.errors import FoldError
+from eval.measures import ridge as readouts
+from eval.measures.metrics import pearson_per_gene
+from eval.measures.ridge import Moments, RidgeConfig, choose_alpha, ridge_weights
 
 
 @pytest.fixture

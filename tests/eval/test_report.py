@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.figures import Figure
 from eval.report import HeadlineRow, default_headline, write_report
+from eval.report.figures.canvas import Figure
 from eval.report.headline import compare
-from eval.report.markup import exact
+from eval.report.page import exact
 
 VOID = {"img", "meta", "br"}
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest of the picture"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.fold import FoldError
+from eval.errors import FoldError
 from eval.results import Metric, ResultTable, TaskResult, merge, to_json, write_results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.fold import Fold
+from eval.folds.fold import Fold
 from eval.results import Metric, TaskResult
 from eval.run import _pooled_results, _with_models
 from eval.tasks import Task

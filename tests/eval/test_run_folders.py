@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval import gallery
 from eval.embed import find_checkpoints
-from hibio.checkpoint_files import NAME, PREVIOUS, TRAINER, WEIGHTS, write_checksums
-from hibio.config import ConfigError
-from hibio.data.slide_index import SlideEntry
+from eval.report import gallery
+from hibio.checkpoint import NAME, PREVIOUS, TRAINER, WEIGHTS, write_checksums
+from hibio.config.files import ConfigError
+from hibio.data.splits import SlideEntry
 
 
 def make_checkpoint(folder: Path, rebuilds: int = 2) -> Path:

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.fold import FoldError
-from eval.tasks.retrieval import RetrievalConfig, run
-from eval.tasks.soft_recall import soft_recall
+from eval.errors import FoldError
+from eval.tasks.retrieval import RetrievalConfig, run, soft_recall
 
 
 def data(n: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ import pytest
 from scipy.linalg import eig
 from scipy.spatial import cKDTree
 
-from eval.fold import FoldError
-from eval.spatial_axes import spatial_axes
+from eval.errors import FoldError
+from eval.tasks.domains import spatial_axes
 
 SIDE = 20
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eval.fold import FoldError
+from eval.errors import FoldError
+from eval.folds.spatial_blocks import REACH_HOPS, BlocksConfig, block_splits, blocks_of, reach_um
 from eval.results import ResultTable
-from eval.spatial_blocks import REACH_HOPS, BlocksConfig, block_splits, blocks_of, reach_um
 
 
 @pytest.fixture

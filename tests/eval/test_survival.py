@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from eval.fold import Fold, FoldError, Representation, SlideData
-from eval.survival import (
+from eval.errors import FoldError
+from eval.folds.fold import Fold, Representation, SlideData
+from eval.measures.survival import (
     Survival,
     concordance_index,
     concordance_interval,
@@ -20,8 +21,7 @@ from eval.survival import (
     is_survival,
     survival_of,
 )
-from eval.tasks.outcome import OutcomeConfig, run
-from eval.tasks.survival import SurvivalConfig, fold_risk
+from eval.tasks.outcome import OutcomeConfig, SurvivalConfig, fold_risk, run
 from tests.eval.test_tasks_outcome import _slide
 
 FAST = OutcomeConfig(survival=SurvivalConfig(draws=100))

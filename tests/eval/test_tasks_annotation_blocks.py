@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.fold import Representation
+from eval.folds.fold import Representation
+from eval.folds.spatial_blocks import BlocksConfig, block_splits
 from eval.results import ResultTable
-from eval.spatial_blocks import BlocksConfig, block_splits
 from eval.tasks.annotation import AnnotationConfig, run
 
 CONFIG = AnnotationConfig(blocks=BlocksConfig(4, 120.0))

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.fold import Representation
-from eval.metrics import ari
+from eval.folds.fold import Representation
+from eval.measures.metrics import ari
 from eval.tasks.domains import DomainsConfig, cluster, run, smooth, smooth_labels
-from eval.tasks.image_probe import split_rows
+from eval.tasks.probes import split_rows
 
 CONFIG = DomainsConfig(n_seeds=2)
 

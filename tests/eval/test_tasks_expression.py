@@ -7,12 +7,12 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.linear_model import LinearRegression, Ridge
 
-from eval.metrics import pearson_per_gene
-from eval.readouts import RidgeConfig, ridge_fit_predict
+from eval.folds.variable_genes import expression as measured
+from eval.folds.variable_genes import variable_genes
+from eval.measures.metrics import pearson_per_gene
+from eval.measures.ridge import RidgeConfig, ridge_fit_predict
 from eval.tasks import TASKS, find_task
 from eval.tasks.expression import ExpressionConfig, decode, run
-from eval.variable_genes import expression as measured
-from eval.variable_genes import variable_genes
 from tests.eval.conftest import make_fold
 
 CONFIG = ExpressionConfig(n_genes=(10, 30))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from eval.baselines import baselines
-from eval.fold import Representation
-from eval.hidden_genes import HiddenGenes, HiddenGenesConfig, factor_prediction, hide
+from eval.folds.baselines import baselines
+from eval.folds.fold import Representation
+from eval.folds.hidden_genes import HiddenGenes, HiddenGenesConfig, factor_prediction, hide
+from eval.folds.spatial_blocks import BlocksConfig, block_splits
 from eval.results import ResultTable
-from eval.spatial_blocks import BlocksConfig, block_splits
 from eval.tasks.imputation import ImputationConfig, relative_rmse, run
 from preprocessing.tfidf import TfidfReweighter
 

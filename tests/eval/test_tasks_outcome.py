@@ -11,12 +11,12 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from eval.attention_pool import AttentionPoolConfig
-from eval.fold import Fold, FoldError, Representation, SlideData
-from eval.metrics import macro_auroc
-from eval.patients import patient_outcomes
+from eval.errors import FoldError
+from eval.folds.fold import Fold, Representation, SlideData
+from eval.measures.metrics import macro_auroc
 from eval.tasks import TASKS
 from eval.tasks.outcome import OutcomeConfig, predict, run
+from eval.tasks.patients import AttentionPoolConfig, patient_outcomes
 
 N_SPOTS, WIDTH, N_FOLDS = 60, 6, 4
 FAST = OutcomeConfig(attention=AttentionPoolConfig(steps=25, starts=2), draws=200)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from eval.readouts import zscore_mean
-from eval.tasks.image_probe import ImageProbe
+from eval.measures.ridge import zscore_mean
 from eval.tasks.pathway_query import PathwayQueryConfig, anchor_scores, run
+from eval.tasks.probes import ImageProbe
 from tests.eval.conftest import make_fold
 
 CONFIG = PathwayQueryConfig()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from eval.fold import Fold, Representation, SlideData
+from eval.folds.fold import Fold, Representation, SlideData
 from eval.tasks.regions import RegionsTaskConfig, contiguous_pieces, run
 from preprocessing.graphs import KNNGraph
 

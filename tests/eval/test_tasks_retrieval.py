@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
-from eval.fold import FoldError, Representation
-from eval.metrics import recall_at_fraction
-from eval.readouts import RidgeConfig
-from eval.tasks.identity import identity_accuracy
-from eval.tasks.retrieval import RetrievalConfig, run
-from eval.tasks.retrieval_pairs import raw_bridge
-from eval.tasks.transductive import csls, sinkhorn
+from eval.errors import FoldError
+from eval.folds.fold import Representation
+from eval.measures.metrics import recall_at_fraction
+from eval.measures.ridge import RidgeConfig
+from eval.tasks.probes import raw_bridge
+from eval.tasks.retrieval import RetrievalConfig, csls, identity_accuracy, run, sinkhorn
 
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from hibio.ablation.config import GridConfig, load_grid
-from hibio.config import dump_config
-from hibio.training.stages import StageConfig
+from eval.ablation.config import GridConfig, load_grid
+from hibio.config.files import dump_config
+from hibio.config.training import StageConfig
 from tests.hibio.toy import OMICS, SPOT, run_config
 
 QUICK = (StageConfig("spot", 1, SPOT),)

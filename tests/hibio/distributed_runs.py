@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from hibio.config import load_config
-from hibio.losses.gather import gather_rows
-from hibio.run import RunConfig, build, expand
+from hibio.config.files import load_config
+from hibio.config.run import RunConfig
+from hibio.run import build, expand
 from hibio.training.engine import NotFiniteError
 from hibio.training.process_group import ProcessGroup, end_processes, start_processes
+from hibio.training.step_outputs import gather_rows
 from hibio.training.trainer import Trainer
 
 

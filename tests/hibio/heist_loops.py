@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hibio.batch import SlideBatch
 from hibio.encoders.base import OmicsContext
+from hibio.encoders.genes import OmicsMask
 from hibio.encoders.heist import HeistEncoder
-from hibio.encoders.omics import OmicsMask
 
 
 def array(tensor: Tensor) -> np.ndarray:

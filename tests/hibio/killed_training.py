@@ -19,10 +19,12 @@ import torch._dynamo  # the optimizer and the log import these two when they beg
 import torch.utils.tensorboard  # so that no fork has to
 
 from hibio import run as run_module
-from hibio.run import RunConfig, train_all
-from hibio.training import checkpoint, log
-from hibio.training.checkpoint import NAME, PREVIOUS
-from hibio.training.stages import StageConfig
+from hibio.checkpoint import NAME, PREVIOUS
+from hibio.config.run import RunConfig
+from hibio.config.training import StageConfig
+from hibio.run import train_all
+from hibio.training import checkpoint
+from hibio.training import trainer as log
 from tests.hibio.toy import MASKED, REGION, run_config
 
 

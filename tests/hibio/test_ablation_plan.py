@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hibio.ablation.cohorts import cohorts_of
-from hibio.ablation.config import CohortsConfig, axis_name, load_grid
-from hibio.ablation.overrides import changed
-from hibio.ablation.plan import plan
-from hibio.ablation.run import listing, part_of
-from hibio.arguments import build_parser
+from eval.ablation.config import CohortsConfig, axis_name, load_grid
+from eval.ablation.plan import cohorts_of, plan
+from eval.ablation.run import listing, part_of
 from hibio.cli import COMMANDS
-from hibio.config import ConfigError, to_dict
+from hibio.cli.parser import build_parser
+from hibio.config.files import ConfigError, changed, to_dict
 from preprocessing.errors import DataError
 from tests.hibio.ablation_grids import ROWS, TABLED, grid_of, write_grid
 

@@ -7,17 +7,16 @@ import shutil
 import pandas as pd
 import pytest
 
+from eval.ablation import plan as cohorts_module
+from eval.ablation import run as run_module
+from eval.ablation.config import BASELINES, CohortsConfig, load_grid
+from eval.ablation.plan import cohorts_of, make_cohort, plan
+from eval.ablation.run import Bench, run_grid
+from eval.ablation.table import NAME, changed_keys, is_current, is_done, read_scores
 from eval.run import evaluate
-from hibio.ablation import cohorts as cohorts_module
-from hibio.ablation import run as run_module
-from hibio.ablation.cohorts import cohorts_of, make_cohort
-from hibio.ablation.config import BASELINES, CohortsConfig, load_grid
-from hibio.ablation.plan import plan
-from hibio.ablation.run import Bench, run_grid
-from hibio.ablation.scores import NAME, changed_keys, is_current, is_done, read_scores
-from hibio.config import ConfigError
-from hibio.training.checkpoint import find_checkpoint
-from preprocessing.run import stores_in
+from hibio.checkpoint import find_checkpoint
+from hibio.config.files import ConfigError
+from preprocessing.store.read import stores_in
 from tests.hibio.ablation_grids import METRIC, TABLED, grid_of, write_grid
 
 SMALL = {"n_slides": 3, "n_patients": 3, "n_spots": 60, "n_genes": 300, "n_housekeeping": 30}

@@ -9,12 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.intervals import holm, paired_bootstrap, sign_flip_p
-from hibio.ablation.config import BASELINES, GridConfig, TermConfig
-from hibio.ablation.figures import figures, numeric_axis
-from hibio.ablation.gains import gains_by_seed, term_table
-from hibio.ablation.report import as_markdown
-from hibio.ablation.table import COST_COLUMNS, VALUE_COLUMNS, Tables, paired_units, summarise
+from eval.ablation.config import BASELINES, GridConfig, TermConfig
+from eval.ablation.report import as_markdown, figures, numeric_axis
+from eval.ablation.table import (
+    COST_COLUMNS,
+    VALUE_COLUMNS,
+    Tables,
+    gains_by_seed,
+    paired_units,
+    summarise,
+    term_table,
+)
+from eval.measures.intervals import holm, paired_bootstrap, sign_flip_p
 
 TASK, METRIC, LOWER = "retrieval", "image_to_omics/recall@10%", "image_to_omics/median_rank"
 POINTS = {f"n={n},signal={s}": {"n": n, "signal": s} for n in (2, 4) for s in (0.2, 0.8)}

@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from hibio.artifacts import read_artifacts, write_artifacts
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from preprocessing.coexpression import spot_vectors
 from preprocessing.store import SlideStore
 from tests.hibio.toy import dense

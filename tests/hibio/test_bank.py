@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from hibio.bank import Bank, build_bank, read_bank, write_bank
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.model import VisionConfig
 from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
 from hibio.data.splits import read_entries
-from hibio.encoders.vision import VisionConfig
-from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import make_model, make_slide
 from tests.preprocessing.full_disk import on_a_full_disk
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hibio.check import check_any, check_checkpoint
-from hibio.checkpoint_files import CHECKSUMS
+from hibio.checkpoint import CHECKSUMS, NAME, PREVIOUS
+from hibio.cli.check import check_any, check_checkpoint
+from hibio.config.training import StageConfig
 from hibio.run import build, expand, train_all
-from hibio.training.checkpoint import DAMAGED, NAME, PREVIOUS
-from hibio.training.stages import StageConfig
+from hibio.training.checkpoint import DAMAGED
 from tests.hibio.toy import SPOT, run_config
 
 

@@ -8,19 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hibio.checkpoint_files import CHECKSUMS, DamagedError, verify_files, write_checksums
-from hibio.config import ConfigError
-from hibio.training import checkpoint as module
-from hibio.training.checkpoint import (
+from hibio.checkpoint import (
+    CHECKSUMS,
     NAME,
     PREVIOUS,
     STATE_VERSION,
-    TEMPORARY,
+    DamagedError,
     find_checkpoint,
     load_trainer_state,
-    save_checkpoint,
-    whole_checkpoint,
+    verify_files,
+    write_checksums,
 )
+from hibio.config.files import ConfigError
+from hibio.training import checkpoint as module
+from hibio.training.checkpoint import TEMPORARY, save_checkpoint, whole_checkpoint
 
 FILES = ["artifacts.h5", "checksums.json", "config.yaml", "model.safetensors", "trainer.pt"]
 

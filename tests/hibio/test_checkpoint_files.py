@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hibio.artifacts import read_artifacts, write_artifacts
-from hibio.checkpoint_files import (
+from hibio.checkpoint import (
     BANK,
     CHECKSUMS,
+    NAME,
+    PREVIOUS,
     DamagedError,
     _seal,
     add_checksum,
@@ -26,19 +28,11 @@ from hibio.checkpoint_files import (
     verify_files,
     write_checksums,
 )
-from hibio.config import ConfigError
-from hibio.jobs import Job
+from hibio.config.files import ConfigError
 from hibio.model import HiBio
-from hibio.run import build, expand, train_all
+from hibio.run import Job, build, expand, train_all
 from hibio.training import checkpoint as module
-from hibio.training.checkpoint import (
-    DAMAGED,
-    NAME,
-    PREVIOUS,
-    recover_checkpoint,
-    save_checkpoint,
-    whole_checkpoint,
-)
+from hibio.training.checkpoint import DAMAGED, recover_checkpoint, save_checkpoint, whole_checkpoint
 from preprocessing import DataError
 from preprocessing.store import SlideStore
 from tests.hibio.test_artifacts import assert_same

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from hibio import cli
-from hibio.arguments import build_parser
-from hibio.config import ConfigError, dump_config
+from hibio.cli.parser import build_parser
+from hibio.config.files import ConfigError, dump_config
 from tests.hibio.toy import assert_refused
 
 SUBCOMMANDS = [*cli.COMMANDS]

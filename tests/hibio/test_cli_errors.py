@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from hibio import cli
-from hibio.config import dump_config
+from hibio.checkpoint import NAME
+from hibio.config.files import dump_config
+from hibio.config.training import StageConfig
 from hibio.run import expand
-from hibio.training.checkpoint import NAME
-from hibio.training.stages import StageConfig
-from preprocessing.run import stores_in
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import SPOT, assert_refused, edit_store, rename_genes, run_config
 
 

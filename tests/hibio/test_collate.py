@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hibio.data.collate import collate, with_halo
-from hibio.data.tiles import iter_tiles
+from hibio.data.collate import collate, iter_tiles, with_halo
 from tests.hibio.toy import make_model, make_slide, permuted, regions_of, whole_batch
 
 

@@ -11,7 +11,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hibio.config import ConfigError, apply_overrides, dump_config, load_config, merge, to_dict
+from hibio.config.files import (
+    ConfigError,
+    apply_overrides,
+    dump_config,
+    load_config,
+    merge,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)

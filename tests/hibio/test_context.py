@@ -11,18 +11,20 @@ import torch
 import torch.nn.functional as F
 
 from eval.embed import load_checkpoint
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.model import ImageInput, VisionConfig
+from hibio.config.run import DataConfig
+from hibio.config.training import StageConfig
 from hibio.data.fitting import fit_artifacts
 from hibio.data.slide import prepare_slide
-from hibio.encoders.vision import VisionConfig, build_vision_encoder
-from hibio.image_input import ImageInput
+from hibio.encoders.vision import build_vision_encoder
 from hibio.model import HiBio
-from hibio.run import DataConfig, train_all
-from hibio.training.stages import StageConfig
+from hibio.run import train_all
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.run import prepare, stores_in
+from preprocessing.run import prepare
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import (
     GENES,
     MODEL,

@@ -7,11 +7,13 @@ from pathlib import Path
 import anndata
 import pytest
 
-from hibio import cli, demo, keys
-from hibio.arguments import build_parser
-from hibio.config import ConfigError, dump_config, load_config
-from hibio.run import RunConfig, expand
-from hibio.training.stages import StageConfig
+from hibio import cli, keys
+from hibio.cli import demo
+from hibio.cli.parser import build_parser
+from hibio.config.files import ConfigError, dump_config, load_config
+from hibio.config.run import RunConfig
+from hibio.config.training import StageConfig
+from hibio.run import expand
 from tests.hibio.toy import SPOT, run_config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))

@@ -17,15 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from hibio import keys
-from hibio.config import dump_config
-from hibio.data.sampler import SamplerConfig
-from hibio.run import RunConfig, build, expand
-from hibio.training.checkpoint import NAME, load_trainer_state
+from hibio.checkpoint import NAME, load_trainer_state, read_log
+from hibio.config.files import dump_config
+from hibio.config.run import RunConfig
+from hibio.config.training import ObjectiveConfig, SamplerConfig, StageConfig
+from hibio.run import build, expand
 from hibio.training.engine import OptimConfig
-from hibio.training.objective import ObjectiveConfig
 from hibio.training.process_group import free_port
-from hibio.training.stages import StageConfig
-from hibio.training_log import read_log
 from tests.hibio.toy import MASKED, REGION, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,7 +254,7 @@ def test_gathered_rows_and_their_gradient(runs):
 
 
 def test_settings_of_the_layout_may_change_and_others_not(toy_stores, tmp_path):
-    from hibio.config import ConfigError
+    from hibio.config.files import ConfigError
 
     one = config(toy_stores, tmp_path / "run")
     train(one, until=1)

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from hibio.config import ConfigError
-from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine
+from hibio.config.files import ConfigError
+from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine, build_engine
 from hibio.training.engine.base import choose_device
-from hibio.training.engine.build import build_engine
-from hibio.training.engine.deepspeed_config import deepspeed_dict
+from hibio.training.engine.deepspeed import deepspeed_dict
 from hibio.training.engine.torch import buckets
 from hibio.training.process_group import (
     VARIABLES,

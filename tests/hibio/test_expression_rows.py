@@ -8,10 +8,10 @@ import pytest
 from scipy import sparse
 
 import hibio.data.counts as counts_module
-import hibio.data.expression as expression_module
-from hibio.config import ConfigError
-from hibio.data.anndata import slide_of_anndata
+import hibio.data.slide as expression_module
+from hibio.config.files import ConfigError
 from hibio.data.counts import ArrayCounts, PanelMap
+from hibio.data.dataset import slide_of_anndata
 from hibio.data.slide import expression_slide, prepare_slide
 from preprocessing.coexpression import spot_vectors
 from preprocessing.store import SlideStore

@@ -12,19 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hibio import features
-from hibio.backbones.encode import encode_patches
-from hibio.backbones.frozen import build_model, load_backbone
+from hibio.backbones.frozen import build_model, encode_patches, load_backbone
 from hibio.backbones.resolve import resolve_backbone
-from hibio.config import ConfigError
-from hibio.features import extract_features, features_report, run
+from hibio.cli import features
+from hibio.cli.features import extract_features, features_report, run
+from hibio.config.files import ConfigError
+from hibio.config.training import StageConfig
 from hibio.run import build, expand
-from hibio.training.stages import StageConfig
 from preprocessing.errors import DataError
-from preprocessing.file_hash import file_sha256
-from preprocessing.run import stores_in
+from preprocessing.files import file_sha256
 from preprocessing.store import SlideStore, verify_store
-from preprocessing.store.features import feature_origin
+from preprocessing.store.read import stores_in
+from preprocessing.store.write import feature_origin
 from tests.hibio.toy import SPOT, run_config
 
 

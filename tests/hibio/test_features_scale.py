@@ -9,15 +9,16 @@ import torch
 
 from hibio.backbones.frozen import load_backbone
 from hibio.backbones.resolve import resolve_backbone
-from hibio.config import ConfigError
+from hibio.cli.features import features_report
+from hibio.config.files import ConfigError
 from hibio.data.slide import prepare_slide
-from hibio.features import features_report
 from preprocessing.manifest import read_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.run import prepare, stores_in
-from preprocessing.slide_stain import sample_patches, stain_normaliser
+from preprocessing.run import prepare
+from preprocessing.stain import sample_patches, stain_normaliser
 from preprocessing.store import SlideStore, verify_store
-from preprocessing.store.features import feature_origin
+from preprocessing.store.read import stores_in
+from preprocessing.store.write import feature_origin
 from tests.hibio.test_features import write_weights
 
 PATCH = PatchConfig(112.0, 16, 448.0)

@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from hibio.config import ConfigError
-from hibio.data.fitting import (
-    GenesConfig,
-    PathwaysConfig,
-    fit_artifacts,
-)
+from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.files import ConfigError
+from hibio.data.fitting import fit_artifacts
 from hibio.data.slide import prepare_slide
 from hibio.data.training_slides import CountBlocks, TfidfStream, fit_vocabulary
 from preprocessing.errors import DataError
-from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 from preprocessing.tfidf import TfidfReweighter
 from tests.hibio.test_artifacts import assert_same
 from tests.hibio.toy import (

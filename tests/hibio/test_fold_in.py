@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from hibio.artifacts import read_artifacts, write_artifacts
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from hibio.data.fitting import fit_artifacts
 from hibio.data.fold_in import fold_in_genes, panel_genes
 from hibio.data.slide import prepare_slide
-from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 from tests.hibio.test_artifacts import assert_same
 from tests.hibio.toy import GENES, OMICS, PATHWAYS, edit_store, make_model, rename_genes
 

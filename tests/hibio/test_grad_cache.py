@@ -7,17 +7,14 @@ import pytest
 import torch
 
 from hibio import keys
-from hibio.data.collate import collate
-from hibio.data.views import Views
-from hibio.encoders.omics import OmicsConfig
-from hibio.encoders.vision import VisionConfig
+from hibio.config.model import OmicsConfig, VisionConfig
+from hibio.config.training import ObjectiveConfig, StageConfig
+from hibio.data.collate import Views, collate
 from hibio.model import HiBio
 from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine
-from hibio.training.grad_cache import take_step
-from hibio.training.objective import Objective, ObjectiveConfig
+from hibio.training.grad_cache import RunningStatistics, take_step
+from hibio.training.objective import Objective
 from hibio.training.process_group import ProcessGroup
-from hibio.training.running_statistics import RunningStatistics
-from hibio.training.stages import StageConfig
 from hibio.training.step_module import TOTAL, StepModule
 from hibio.training.step_outputs import MicroBatch, join, read_micro_batch
 from tests.hibio.toy import make_model, make_slide, regions_of

@@ -5,14 +5,11 @@ import math
 import pytest
 import torch
 
-from hibio.encoders import biased_attention, spot_attention
-from hibio.encoders.gene_attention import GeneAttention
-from hibio.encoders.graph_layers import CrossMessages, HierarchyLayer
-from hibio.encoders.mlp import neighbour_mean
-from hibio.encoders.pooling import AttentionPool
-from hibio.encoders.row_linear import MIN_ROWS, RowLinear
-from hibio.encoders.scratch import Scratch
-from hibio.encoders.spot_attention import SpotAttention
+from hibio.encoders import layers as biased_attention
+from hibio.encoders import layers as spot_attention
+from hibio.encoders.base import AttentionPool, neighbour_mean
+from hibio.encoders.genes import MIN_ROWS, RowLinear, Scratch
+from hibio.encoders.layers import CrossMessages, GeneAttention, HierarchyLayer, SpotAttention
 
 S, K, N, D, H = 5, 7, 3, 12, 3
 

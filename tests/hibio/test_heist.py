@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from hibio.batch import SlideBatch
-from hibio.config import ConfigError
-from hibio.encoders import heist_layers
+from hibio.config.files import ConfigError
+from hibio.config.model import OmicsConfig
+from hibio.encoders import heist as heist_layers
 from hibio.encoders.base import OmicsContext
-from hibio.encoders.gene_pairs import GeneGraphs
-from hibio.encoders.heist import HeistEncoder
-from hibio.encoders.heist_layers import (
+from hibio.encoders.genes import GeneGraphs, OmicsMask
+from hibio.encoders.heist import (
     CrossGate,
     GeneGraphConvolution,
+    HeistEncoder,
     HeistLayer,
     NeighbourSum,
     NormedPerceptron,
@@ -25,7 +26,6 @@ from hibio.encoders.heist_layers import (
     rank_encoding,
     standardised_places,
 )
-from hibio.encoders.omics import OmicsConfig, OmicsMask
 from tests.hibio.heist_loops import (
     array,
     slow_edges,

@@ -7,9 +7,9 @@ import pytest
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from hibio.leiden import leiden, leiden_regions
 from preprocessing.errors import DataError
 from preprocessing.graphs import KNNGraph, components
+from preprocessing.leiden import leiden, leiden_regions
 
 
 def quality(weight: np.ndarray, label: np.ndarray, resolution: float = 1.0) -> float:

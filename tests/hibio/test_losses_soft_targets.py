@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from hibio.losses.contrastive import info_nce
-from hibio.losses.soft_targets import soft_info_nce
+from hibio.losses.contrastive import info_nce, soft_info_nce
 
 
 def pairs(n: int = 7, d: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

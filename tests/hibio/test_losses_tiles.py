@@ -15,8 +15,7 @@ from hibio.losses import (
     spatial_contrast,
     spot_to_region,
 )
-from hibio.losses.logit_tiles import tiles
-from hibio.losses.similarity import cosine_logits, mean_of_rows
+from hibio.losses.logits import cosine_logits, mean_of_rows, tiles
 from hibio.losses.spatial import _Candidates
 from tests.hibio.test_losses_contrastive import Given, cloud
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hibio.data.counts import reading
 from hibio.data.dataset import SlideDataset
-from hibio.data.lost_store import reading
 from hibio.data.splits import read_entries
 from preprocessing.errors import DataError
-from preprocessing.run import stores_in
+from preprocessing.store.read import stores_in
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from hibio.data.slide import PreparedSlide
-from hibio.encoders.omics import OmicsMask
+from hibio.encoders.genes import OmicsMask
 from hibio.training.objective import draw_mask
 from preprocessing.coexpression import spot_vectors
 from preprocessing.store import SlideStore

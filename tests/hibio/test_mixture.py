@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hibio.config import ConfigError
-from hibio.data.mixture import slide_weights
-from hibio.data.sampler import SamplerConfig
-from hibio.data.slide_index import SlideEntry
+from hibio.config.files import ConfigError
+from hibio.config.schema import build_section
+from hibio.config.training import SamplerConfig
+from hibio.data.sampler import slide_weights
+from hibio.data.splits import SlideEntry
 from hibio.run import build
-from hibio.schema import build_section
 from tests.hibio.test_trainer import one_job
 
 

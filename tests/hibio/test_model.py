@@ -10,9 +10,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hibio import HiBio, SlideBatch
-from hibio.checkpoint_files import write_checksums
-from hibio.config import ConfigError, dump_config, to_dict
-from hibio.encoders.vision import VisionConfig
+from hibio.checkpoint import write_checksums
+from hibio.config.files import ConfigError, dump_config, to_dict
+from hibio.config.model import VisionConfig
 from hibio.training.checkpoint import save_checkpoint
 from hibio.training.objective import draw_mask
 from tests.hibio.toy import OMICS, make_model, make_slide, regions_of, run_config, whole_batch

@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from hibio import keys
-from hibio.config import ConfigError
-from hibio.data.views import Views
-from hibio.encoders.mlp import neighbour_mean
-from hibio.encoders.omics import relative_values
-from hibio.encoders.vision import VisionConfig
-from hibio.losses.contrastive import info_nce
-from hibio.losses.soft_targets import soft_info_nce
+from hibio.config.files import ConfigError
+from hibio.config.model import VisionConfig
+from hibio.config.training import ObjectiveConfig, StageConfig
+from hibio.data.collate import Views
+from hibio.encoders.base import neighbour_mean
+from hibio.encoders.genes import relative_values
+from hibio.losses.contrastive import info_nce, soft_info_nce
 from hibio.training import objective as module
 from hibio.training.engine import OptimConfig, TorchEngine
-from hibio.training.objective import Objective, ObjectiveConfig, draw_mask
-from hibio.training.stages import StageConfig
+from hibio.training.objective import Objective, draw_mask
 from tests.hibio.toy import MASKED, OMICS, REGION, SPOT, make_model, make_slide, whole_batch
 
 LEVELS = ("250um", "500um")

@@ -8,20 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.model import OmicsConfig
 from hibio.data.collate import collate, with_halo
 from hibio.data.counts import ArrayCounts
 from hibio.data.slide import PreparedSlide, expression_slide
-from hibio.encoders import gene_pairs, omics
-from hibio.encoders.base import OmicsContext
+from hibio.encoders import genes as gene_pairs
+from hibio.encoders import omics
+from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, neighbour_mean
+from hibio.encoders.genes import OmicsMask, relative_values
 from hibio.encoders.heist import HeistEncoder
-from hibio.encoders.mlp import MlpOmicsEncoder, neighbour_mean
-from hibio.encoders.omics import (
-    OmicsConfig,
-    OmicsMask,
-    build_omics_encoder,
-    relative_values,
-)
+from hibio.encoders.omics import build_omics_encoder
 from preprocessing.store import SlideStore
 from tests.hibio.toy import (
     OMICS,

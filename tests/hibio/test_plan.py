@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.training import ObjectiveConfig, SamplerConfig, StageConfig
 from hibio.data.dataset import SlideDataset
-from hibio.data.sampler import SamplerConfig
 from hibio.data.splits import read_entries
-from hibio.training.objective import Objective, ObjectiveConfig
-from hibio.training.parameter_use import parameter_use
-from hibio.training.plan import Plan, own_micro_batches
-from hibio.training.prefetch import read_ahead
+from hibio.training.objective import Objective
+from hibio.training.plan import Plan, own_micro_batches, read_ahead
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
-from hibio.training.stages import StageConfig
 from hibio.training.step_module import StepModule
-from preprocessing.run import stores_in
+from hibio.training.trainer import parameter_use
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import MASKED, REGION, REGIONS, SPOT, make_model
 
 STAGES = (StageConfig("omics", 1, MASKED), StageConfig("region", 2, REGION))

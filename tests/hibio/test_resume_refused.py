@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from hibio.config import ConfigError
-from hibio.data.slide_index import INDEX_NAME
-from hibio.jobs import Job
-from hibio.run import DataConfig, build, expand
-from hibio.training.stages import StageConfig
+from hibio.config.files import ConfigError
+from hibio.config.run import DataConfig
+from hibio.config.training import StageConfig
+from hibio.data.splits import INDEX_NAME
+from hibio.run import Job, build, expand
 from tests.hibio.toy import SPOT, run_config
 
 

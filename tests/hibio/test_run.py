@@ -9,10 +9,11 @@ import yaml
 
 from hibio import HiBio
 from hibio.bank import read_bank
-from hibio.config import ConfigError, load_config, to_dict
-from hibio.run import DataConfig, RunConfig, build, expand, finish, split_of, train_all
-from hibio.training.checkpoint import NAME, find_checkpoint, load_trainer_state
-from hibio.training.stages import StageConfig
+from hibio.checkpoint import NAME, find_checkpoint, load_trainer_state
+from hibio.config.files import ConfigError, load_config, to_dict
+from hibio.config.run import DataConfig, RunConfig
+from hibio.config.training import StageConfig
+from hibio.run import build, expand, finish, split_of, train_all
 from preprocessing.manifest import read_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.run import prepare

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hibio.data.sampler import RegionSampler, SamplerConfig, pack_regions
+from hibio.config.training import SamplerConfig
+from hibio.data.sampler import RegionSampler, pack_regions
 
 
 def make_regions(sizes: list[int], n_regions: int, seed: int = 0) -> dict[int, np.ndarray]:

@@ -20,12 +20,14 @@ import yaml
 
 from hibio.backbones.resolve import hub_backbone
 from hibio.bank import read_bank
-from hibio.checkpoint_files import write_checksums
-from hibio.config import ConfigError, load_config, load_section
-from hibio.encoders.vision import VisionConfig, build_vision_encoder
-from hibio.model import HiBio, ModelConfig
-from hibio.run import RunConfig, train_all
-from hibio.training.stages import StageConfig
+from hibio.checkpoint import write_checksums
+from hibio.config.files import ConfigError, load_config, load_section
+from hibio.config.model import ModelConfig, VisionConfig
+from hibio.config.run import RunConfig
+from hibio.config.training import StageConfig
+from hibio.encoders.vision import build_vision_encoder
+from hibio.model import HiBio
+from hibio.run import train_all
 from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from tests.hibio.toy import SPOT, edit_store, run_config
@@ -161,9 +163,11 @@ BOMBS = {
 def test_a_bomb_in_the_settings_is_refused_at_once(checkpoint, bomb):
     path = checkpoint / "config.yaml"
     path.write_text(BOMBS[bomb])
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    # From PyYAML 6.0.4 on, merges of one mapping into itself are one: no bomb, but no settings.
+    harmless = "|unknown key 'a'|no section 'model'" if bomb == "merges" else ""
+    with pytest.raises(ConfigError, match=f"not valid YAML{harmless}"):
         load_config(RunConfig, path)
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=f"not valid YAML{harmless}"):
         load_section(ModelConfig, path, "model")
 
 

@@ -1,4 +1,4 @@
-"""A prepared slide against the definitions of METHOD 1-3; the dataset; AnnData as input."""
+"""A prepared slide against the definitions of docs/method.md 1-3; the dataset; AnnData as input."""
 
 import dataclasses
 
@@ -8,19 +8,13 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from hibio.config import ConfigError
-from hibio.data.anndata import image_batch, slide_of_anndata
+from hibio.config.files import ConfigError
 from hibio.data.counts import ArrayCounts, align_columns
-from hibio.data.dataset import SlideDataset, shuffled_pairs
-from hibio.data.slide import (
-    expression_slide,
-    prepare_slide,
-    random_neighbours,
-    standardise_columns,
-)
+from hibio.data.dataset import SlideDataset, image_batch, shuffled_pairs, slide_of_anndata
+from hibio.data.slide import expression_slide, prepare_slide, random_neighbours, standardise_columns
 from hibio.data.splits import read_entries
-from preprocessing.run import stores_in
 from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import all_rows, dense, edit_store, make_model, make_slide, rename_genes
 
 
@@ -97,7 +91,7 @@ def test_neighbours_are_the_nearest_spots(slide):
 
 @pytest.mark.parametrize("n_spots", [2, 3, 40])
 def test_random_neighbours_are_other_spots_at_their_true_distance(n_spots):
-    """The control of METHOD section 6: a shared graph that says nothing about the tissue."""
+    """The control of docs/method.md 6: a shared graph that says nothing about the tissue."""
     xy = np.random.default_rng(0).uniform(0, 1000, (n_spots, 2))
     chosen, distance = random_neighbours(xy, 6)
     assert chosen.shape == distance.shape == (n_spots, 6)

@@ -9,10 +9,10 @@ from pathlib import Path
 import h5py
 import pytest
 
-from hibio.data import slide_index
-from hibio.data.slide_index import INDEX_NAME, SlideEntry, indexed_entries, read_entry
+from hibio.data import splits as slide_index
+from hibio.data.splits import INDEX_NAME, SlideEntry, indexed_entries, read_entry
 from preprocessing.errors import DataError
-from preprocessing.run import stores_in
+from preprocessing.store.read import stores_in
 
 
 @pytest.fixture

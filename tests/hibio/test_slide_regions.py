@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from hibio.config.data import RegionsConfig
 from hibio.data.dataset import SlideDataset
 from hibio.data.splits import read_entries
 from hibio.model import SlideEmbedding
-from hibio.regions import match_labels
-from hibio.slide_regions import RegionsConfig, fused_features, slide_regions
+from hibio.regions import fused_features, match_labels, slide_regions
 from hibio.training import region_state as module
 from hibio.training.region_state import RegionState
-from preprocessing.run import stores_in
+from preprocessing.store.read import stores_in
 from tests.hibio.toy import LEVELS, REGIONS, make_model, make_slide
 
 

@@ -6,15 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hibio.config import ConfigError
-from hibio.data.splits import (
-    SlideEntry,
-    expand_folds,
-    limited,
-    read_entries,
-    split_by_patient,
-)
-from preprocessing.run import stores_in
+from hibio.config.files import ConfigError
+from hibio.data.splits import SlideEntry, expand_folds, limited, read_entries, split_by_patient
+from preprocessing.store.read import stores_in
 
 
 def entry(slide: str, patient: str, has_image: bool = True) -> SlideEntry:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hibio import keys
+from hibio.config.training import StageConfig, stage_lr
 from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine
-from hibio.training.stages import StageConfig, stage_lr
 
 
 def stage(**changes) -> StageConfig:

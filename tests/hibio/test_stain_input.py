@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from eval.embed import load_checkpoint
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.model import ImageInput, VisionConfig
+from hibio.config.run import DataConfig
+from hibio.config.training import StageConfig
 from hibio.data.slide import prepare_slide
-from hibio.encoders.vision import VisionConfig, build_vision_encoder
-from hibio.image_input import ImageInput
+from hibio.encoders.vision import build_vision_encoder
 from hibio.model import HiBio
-from hibio.run import DataConfig, build, expand, train_all
-from hibio.training.stages import StageConfig
+from hibio.run import build, expand, train_all
 from preprocessing.errors import DataError
-from preprocessing.slide_stain import sample_patches, stain_normaliser
+from preprocessing.stain import sample_patches, stain_normaliser
 from preprocessing.store import SlideStore
 from tests.hibio.toy import MODEL, SPOT, edit_store, make_slide, run_config, whole_batch
 

@@ -16,17 +16,20 @@ import torch
 from safetensors.torch import load_file
 
 from hibio.bank import read_bank
-from hibio.checkpoint_files import damaged_files, verify_files
-from hibio.config import dump_config
-from hibio.jobs import Job
-from hibio.run import build, expand, train_all
-from hibio.training.checkpoint import NAME, PREVIOUS, load_trainer_state
+from hibio.checkpoint import (
+    NAME,
+    PREVIOUS,
+    damaged_files,
+    load_trainer_state,
+    read_log,
+    verify_files,
+)
+from hibio.config.files import dump_config
+from hibio.config.training import StageConfig
+from hibio.run import Job, build, expand, train_all
 from hibio.training.engine import NotFiniteError
-from hibio.training.log import RunLog
-from hibio.training.process_group import ProcessGroup
-from hibio.training.stages import StageConfig
-from hibio.training.stopping import on_stop, stops_at_once
-from hibio.training_log import read_log
+from hibio.training.process_group import ProcessGroup, on_stop, stops_at_once
+from hibio.training.trainer import RunLog
 from tests.hibio.killed_training import POINTS
 from tests.hibio.test_trainer import assert_same
 from tests.hibio.toy import MASKED, SPOT, run_config

@@ -13,13 +13,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hibio.config import ConfigError, dump_config, load_config
-from hibio.run import Job, RunConfig, build, expand
-from hibio.training.checkpoint import NAME, find_checkpoint, load_trainer_state
+from hibio.checkpoint import NAME, find_checkpoint, load_trainer_state, read_log
+from hibio.config.files import ConfigError, dump_config, load_config
+from hibio.config.run import RunConfig
+from hibio.run import Job, build, expand
 from hibio.training.engine import NotFiniteError
-from hibio.training.log import RunLog
-from hibio.training.trainer import Trainer
-from hibio.training_log import read_log
+from hibio.training.trainer import RunLog, Trainer
 from tests.hibio.toy import MASKED, REGION, run_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from eval.assemble import JobGroup, assemble
 from eval.embed import load_checkpoint
+from eval.folds.assemble import JobGroup, assemble
 from hibio import keys
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.run import DataConfig
+from hibio.config.training import StageConfig
 from hibio.data.fitting import fit_artifacts
 from hibio.data.splits import read_entries
-from hibio.jobs import start_of
 from hibio.model import HiBio
-from hibio.run import DataConfig, build, expand, train_all
-from hibio.training.stages import StageConfig
-from preprocessing.run import stores_in
+from hibio.run import build, expand, start_of, train_all
+from preprocessing.store.read import stores_in
 from tests.hibio.test_artifacts import assert_same
 from tests.hibio.toy import GENES, MASKED, MODEL, OMICS, PATHWAYS, make_model, run_config
 

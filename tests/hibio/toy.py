@@ -15,18 +15,13 @@ from scipy import sparse
 from hibio import keys
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
-from hibio.data.collate import collate
-from hibio.data.expression import ExpressionRows
-from hibio.data.fitting import GenesConfig, PathwaysConfig
-from hibio.data.sampler import SamplerConfig
-from hibio.data.slide import PreparedSlide, prepare_slide
-from hibio.data.views import Views
-from hibio.encoders.omics import OmicsConfig
-from hibio.encoders.vision import VisionConfig
-from hibio.model import HiBio, ModelConfig
-from hibio.run import DataConfig, RunConfig
-from hibio.slide_regions import RegionsConfig
-from hibio.training.stages import StageConfig
+from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
+from hibio.config.model import ModelConfig, OmicsConfig, VisionConfig
+from hibio.config.run import DataConfig, RunConfig
+from hibio.config.training import SamplerConfig, StageConfig
+from hibio.data.collate import Views, collate
+from hibio.data.slide import ExpressionRows, PreparedSlide, prepare_slide
+from hibio.model import HiBio
 
 GENES = GenesConfig(keyword_genes=16, min_spots=3, rank=8, target_genes=30, graph_edges=8)
 PATHWAYS = PathwaysConfig(min_genes=5)

@@ -16,9 +16,9 @@ from pathways import (
     PathwayDatabase,
     PathwayError,
     fit_anchors,
-    similarity,
     soft_targets,
 )
+from pathways import anchors as similarity
 
 from .toy import N_GENES, N_SETS, make_toy, unit_rows
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pathways import PathwayError, load_pathways, recipes
+from pathways import PathwayError, load_pathways
+from pathways import catalog as recipes
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SETS = DATA / "genesets"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pathways import PathwayError, fetch, load_pathways, recipes
+from pathways import PathwayError, fetch, load_pathways
+from pathways import catalog as recipes
 
 CONTENT = b"A\tx\tTP53\tEGFR\nB\ty\tTP53\tERBB2\n"
 

@@ -4,8 +4,7 @@ import os
 import signal
 import time
 
-from preprocessing.run.preparation import SlideTask
-from preprocessing.run.result import SlideResult, attempt_slide
+from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
 
 
 def attempt(task: SlideTask) -> SlideResult:

@@ -21,12 +21,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hibio.cli.check import check_path
 from preprocessing import prepare
-from preprocessing.check import check_path
 from preprocessing.errors import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.run.preparation import SlideTask
-from preprocessing.run.result import SlideResult
+from preprocessing.run.preparation import SlideResult, SlideTask
 from preprocessing.run.workers import prepare_in_processes
 from tests.preprocessing.fuzz_bases import BASES, PATCH, manifest
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import h5py
 
-from preprocessing import atomic, prepare
+from preprocessing import files as atomic
+from preprocessing import prepare
 from preprocessing.patches import PatchConfig
 from preprocessing.store import write as store_write
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import h5py
 
 from preprocessing.store import verify_store
-from preprocessing.store.checksum import SEAL
+from preprocessing.store.layout import SEAL
 
 
 def sealed(path: Path) -> str:

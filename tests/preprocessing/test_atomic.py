@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.atomic import atomic_path
 from preprocessing.errors import DataError
+from preprocessing.files import atomic_path
 
 
 def test_success_writes_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.hdf5_bounds import oversized, require_sound_sizes
-from preprocessing.readers import unpacked
+from preprocessing.hdf5 import oversized, require_sound_sizes
+from preprocessing.readers import tables as unpacked
 from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.readers.tables import (
+    is_gzip,
+    most_bytes,
+    open_text,
+    open_unpacked,
+    read_header,
+    read_table,
+    read_wide_table,
+)
 from preprocessing.readers.tenx import read_tenx
-from preprocessing.readers.text_table import open_text, read_table
-from preprocessing.readers.unpacked import is_gzip, most_bytes, open_unpacked
-from preprocessing.readers.wide_table import read_header, read_wide_table
 from preprocessing.slides import open_slide
 from tests.preprocessing.cell_sources import xenium_folder
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hibio.cli.check import check_path
 from preprocessing import prepare
-from preprocessing.check import check_path
 from preprocessing.findings import Finding, failed
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from preprocessing.coexpression import (
-    GeneFactors,
-    fit_gene_factors,
-    spot_vectors,
-    standardise,
-)
+from preprocessing.coexpression import GeneFactors, fit_gene_factors, spot_vectors, standardise
+from preprocessing.coexpression.bridge import BridgeSlide
 from preprocessing.coexpression.fold_in import (
-    BridgeSlide,
     FoldIn,
     FoldInRule,
     extend_factors,

@@ -8,8 +8,7 @@ import pytest
 from preprocessing import DataError, read_manifest
 from preprocessing.discovery import draft_manifest
 from preprocessing.format_detection import detect_format
-from preprocessing.manifest import write_manifest
-from preprocessing.manifest_row import FORMATS
+from preprocessing.manifest import FORMATS, write_manifest
 from preprocessing.readers.hd_cells import MATRIX
 from tests.preprocessing.cell_sources import (
     cosmx_folder,

@@ -13,12 +13,12 @@ from preprocessing import DataError, SpotTable
 from preprocessing import gene_ids as module
 from preprocessing.gene_ids import (
     GeneMapConfig,
+    GeneMapReport,
     apply_gene_map,
     map_genes,
     map_spot_table,
     sum_columns,
 )
-from preprocessing.gene_ids.map_report import GeneMapReport
 from preprocessing.gene_ids.table import Gene, GeneTable, read_gene_table, without_version
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 

@@ -158,7 +158,7 @@ def slow_moran(values: np.ndarray, adjacency: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 @pytest.mark.parametrize("block", [1, 1 << 22])
 def test_moran_equals_the_double_loop(form, block, monkeypatch):
-    monkeypatch.setattr("preprocessing.graphs.spot_graph._DENSE_BLOCK", block)
+    monkeypatch.setattr("preprocessing.graphs._DENSE_BLOCK", block)
     graph = KNNGraph(k=4).build(scattered(25))
     values = np.random.default_rng(0).poisson(0.8, (25, 6)).astype(np.float32)
     values[:, 2] = 3  # constant: 0 by definition

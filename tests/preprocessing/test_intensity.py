@@ -12,7 +12,7 @@ from preprocessing.expression import intensity, log_normalise, normalised
 from preprocessing.graphs import KNNGraph
 from preprocessing.selection import SELECTORS, select_genes
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
-from preprocessing.tfidf.intensity_weights import ranks_within
+from preprocessing.tfidf.weights import ranks_within
 
 INTENSITY = ["arcsinh", "rank"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError, SlideStore, prepare, stores_in
-from preprocessing.atomic import atomic_path, remove_abandoned
+from preprocessing.files import atomic_path, remove_abandoned
+from preprocessing.hdf5 import Sink, hdf5_writer
 from preprocessing.manifest import write_manifest
 from preprocessing.store import verify_store
-from preprocessing.store.hdf5_write import Sink, hdf5_writer
-from preprocessing.store.patches import patch_places, read_patches
+from preprocessing.store.read import patch_places, read_patches
 from tests.preprocessing.killed_run import PATCH, POINTS
 from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from hibio.data.training_slides import ordered_map
 from preprocessing.errors import DataError
-from preprocessing.ordered_map import ordered_map
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -10,11 +10,17 @@ import pytest
 
 from preprocessing import DataError, SlideStore
 from preprocessing.qc.cohort import CohortRow, cohort_page, mark_outliers, qc_folder
-from preprocessing.qc.figures import Ground, Panel, cohort_dots, flag_maps, histograms, spot_maps
-from preprocessing.qc.images import data_uri
-from preprocessing.qc.limits import Limits
-from preprocessing.qc.measures import MEASURES, Measure
+from preprocessing.qc.figures import (
+    Ground,
+    Panel,
+    cohort_dots,
+    data_uri,
+    flag_maps,
+    histograms,
+    spot_maps,
+)
 from preprocessing.qc.page import slide_ground
+from preprocessing.qc.slide import MEASURES, Limits, Measure
 from preprocessing.qc.template import shown
 from tests.preprocessing.qc_stores import draw_counts, write_slide
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA

@@ -9,11 +9,17 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore
-from preprocessing.qc import counts as qc_counts
-from preprocessing.qc.counts import count_quality, store_count_quality
-from preprocessing.qc.limits import Limits, robust_limits
-from preprocessing.qc.measures import MEASURES
-from preprocessing.qc.slide import QcConfig, slide_flags, slide_quality
+from preprocessing.qc import slide as qc_counts
+from preprocessing.qc.slide import (
+    MEASURES,
+    Limits,
+    QcConfig,
+    count_quality,
+    robust_limits,
+    slide_flags,
+    slide_quality,
+    store_count_quality,
+)
 from tests.preprocessing.qc_stores import GENES, draw_counts, write_slide
 from tests.preprocessing.test_qc_patches import INK, glass, painted, tissue
 

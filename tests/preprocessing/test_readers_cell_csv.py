@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preprocessing import DataError
 from preprocessing.readers import read_spots
-from preprocessing.readers.wide_table import read_header, read_typed, read_wide_table
+from preprocessing.readers.tables import read_header, read_typed, read_wide_table
 from tests.preprocessing.cell_sources import (
     BARCODES,
     CELLS,
@@ -25,7 +25,7 @@ from tests.preprocessing.cell_sources import (
 
 @pytest.mark.parametrize("block", [4_000_000, 1])
 def test_counts_join_their_cells(tmp_path: Path, monkeypatch, block: int):
-    monkeypatch.setattr("preprocessing.readers.wide_table._BLOCK", block)
+    monkeypatch.setattr("preprocessing.readers.tables._BLOCK", block)
     counts_path, cells_path, counts = csv_pair(tmp_path, draw_counts(40, 3))
     lines = cells_path.read_text().splitlines()
     cells_path.write_text("\n".join([lines[0], *reversed(lines[1:])]))  # another order
@@ -108,7 +108,7 @@ def test_coordinates_inside_the_counts_table(tmp_path: Path):
 def test_bad_cells_are_named(
     tmp_path: Path, monkeypatch, line: int, cell: str | None, said: str, block: int
 ):
-    monkeypatch.setattr("preprocessing.readers.wide_table._BLOCK", block)
+    monkeypatch.setattr("preprocessing.readers.tables._BLOCK", block)
     counts_path, cells_path, _ = csv_pair(tmp_path)
     lines = counts_path.read_text().splitlines()
     cells = lines[line].split(",")

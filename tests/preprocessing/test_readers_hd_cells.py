@@ -14,8 +14,9 @@ from preprocessing import DataError, SlideStore, prepare
 from preprocessing.discovery import draft_manifest
 from preprocessing.manifest import SlideRow, read_manifest, write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.readers import geojson, read_spots, source_files
-from preprocessing.readers.geojson import read_centroids, read_features
+from preprocessing.readers import hd_cells as geojson
+from preprocessing.readers import read_spots, source_files
+from preprocessing.readers.hd_cells import read_centroids, read_features
 from tests.preprocessing.hd_cell_sources import (
     BARCODES,
     CELLS,

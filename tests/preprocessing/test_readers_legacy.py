@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preprocessing import DataError
 from preprocessing.readers import read_spots, source_files
-from preprocessing.readers.lattice import step_px
+from preprocessing.readers.coordinates import step_px
 from preprocessing.readers.legacy_st import read_count_table
 from tests.preprocessing.sources import STEP_PX, legacy_slide, write_legacy_counts
 

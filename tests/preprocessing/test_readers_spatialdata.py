@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from preprocessing import DataError
 from preprocessing.discovery import draft_manifest
-from preprocessing.file_hash import file_sha256
+from preprocessing.files import file_sha256
 from preprocessing.readers import read_spots, source_files
 from preprocessing.readers import spatialdata as reader
 from preprocessing.readers.geometry import (

@@ -10,8 +10,9 @@ import pytest
 
 from preprocessing import DataError
 from preprocessing.manifest import SlideRow
-from preprocessing.readers import parquet, read_spots, source_files
-from preprocessing.readers.lattice import hex_pitch_px
+from preprocessing.readers import read_spots, source_files
+from preprocessing.readers import tables as parquet
+from preprocessing.readers.coordinates import hex_pitch_px
 from preprocessing.spot_table import SpotTable
 from tests.preprocessing.sources import Truth, hex_positions, visium_folder
 

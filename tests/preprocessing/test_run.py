@@ -13,7 +13,7 @@ from preprocessing.discovery import draft_manifest
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_features
 from preprocessing.manifest import SlideRow, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
-from preprocessing.run import result as slide_result
+from preprocessing.run import preparation as slide_result
 from preprocessing.run.preparation import SlideTask, prepare_slide
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store

@@ -14,8 +14,7 @@ from preprocessing.manifest import read_manifest
 from preprocessing.simulate import SimulateConfig, simulate_cohort
 from preprocessing.simulate.config import random_stream
 from preprocessing.simulate.layout import draw_lattice
-from preprocessing.simulate.outcome import RAISE, draw_outcomes
-from preprocessing.simulate.programmes import plant_programmes
+from preprocessing.simulate.programmes import RAISE, draw_outcomes, plant_programmes
 
 PROGRAMMES = {f"P{p:02d}": [f"GENE{(9 * p + g) % 260}" for g in range(12)] for p in range(26)}
 SMALL = {"n_slides": 5, "n_patients": 4, "n_spots": 60, "n_genes": 400, "mpp": 4.0, "seed": 2}

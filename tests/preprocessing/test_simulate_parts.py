@@ -20,7 +20,7 @@ from preprocessing.simulate.programmes import (
     texture_map,
     visibility,
 )
-from preprocessing.simulate.stamps import Stamps, stamp
+from preprocessing.simulate.texture import Stamps, stamp
 
 PROGRAMMES = {f"P{p}": [f"G{p}_{g}" for g in range(10)] for p in range(12)}
 SMALL = SimulateConfig(n_programmes=12, n_genes=300, n_housekeeping=40)

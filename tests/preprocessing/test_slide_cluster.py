@@ -11,9 +11,9 @@ import pytest
 from preprocessing import DataError, prepare, stores_in
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.run import cluster as slide_cluster
-from preprocessing.run.cluster import prepare_on_cluster
+from preprocessing.run import workers as slide_cluster
 from preprocessing.run.preparation import SlideTask
+from preprocessing.run.workers import prepare_on_cluster
 from tests.preprocessing import faulty
 from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide

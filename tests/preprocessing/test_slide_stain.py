@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError, SlideStore
-from preprocessing.slide_stain import (
+from preprocessing.stain import (
     REFERENCE_COLOURS,
     REFERENCE_STAIN,
+    measure_colours,
+    measure_stain,
+    normalise_stain,
     sample_patches,
     stain_normaliser,
+    transfer_colours,
 )
-from preprocessing.stain_normalise import measure_stain, normalise_stain
-from preprocessing.stain_reinhard import measure_colours, transfer_colours
 
 METHODS = ("macenko", "reinhard")
 

@@ -11,8 +11,8 @@ from PIL import Image
 from preprocessing.errors import DataError
 from preprocessing.slides import OpenSlideSlide, Slide, open_slide
 from preprocessing.slides import pixels as slide_pixels
-from preprocessing.slides import plain as slides_plain
-from preprocessing.slides.plain import PlainPicture, PlainTiff
+from preprocessing.slides import tiff as slides_plain
+from preprocessing.slides.tiff import PlainPicture, PlainTiff
 from preprocessing.slides.tiled import direct_tiles
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

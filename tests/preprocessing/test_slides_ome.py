@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from preprocessing.errors import DataError
 from preprocessing.slides import OpenSlideSlide, open_slide
-from preprocessing.slides.ome import OmeTiff
-from preprocessing.slides.plain import PlainTiff
+from preprocessing.slides.tiff import OmeTiff, PlainTiff
 from tests.preprocessing.test_slides import REGIONS, expected_region, noise
 
 WIDTH, HEIGHT = 330, 270

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.stain_normalise import Stain, measure_stain, normalise_stain
+from preprocessing.stain import Stain, measure_stain, normalise_stain
 
 
 def unit(*rows: tuple[float, float, float]) -> np.ndarray:

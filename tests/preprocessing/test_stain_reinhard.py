@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.stain_reinhard import Colours, measure_colours, transfer_colours
+from preprocessing.stain import Colours, measure_colours, transfer_colours
 
 SOURCE = Colours(np.array([-0.6, -0.10, 0.01]), np.array([0.25, 0.05, 0.010]))
 TARGET = Colours(np.array([-0.5, -0.05, 0.02]), np.array([0.20, 0.03, 0.008]))

@@ -14,7 +14,7 @@ from preprocessing import DataError, SlideStore, SpotTable, stores_in
 from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
 from preprocessing.store import SlidePicture, verify_store, write_store
-from preprocessing.store.features import add_features
+from preprocessing.store.write import add_features
 
 PATCH = PatchConfig(100.0, 16)
 SPOTS = 7

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from preprocessing.errors import DataError
-from preprocessing.run import stores_in
 from preprocessing.store import SlideStore, file_sha256, verify_store
-from preprocessing.store import features as store_features
 from preprocessing.store import layout as store_layout
-from preprocessing.store.features import add_features, feature_origin
+from preprocessing.store import write as store_features
+from preprocessing.store.read import stores_in
+from preprocessing.store.write import add_features, feature_origin
 from tests.preprocessing.full_disk import on_a_full_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +114,7 @@ def test_an_error_while_writing_leaves_the_old_store(store, monkeypatch):
 ADD = """
 import numpy as np
 from preprocessing.store import SlideStore
-from preprocessing.store.features import add_features
+from preprocessing.store.write import add_features
 path = sys.argv[1]
 with SlideStore(path) as store:
     spots = store.n_spots
@@ -175,7 +175,7 @@ WRITER = """
 import sys
 import numpy as np
 from preprocessing.store import SlideStore
-from preprocessing.store.features import add_features
+from preprocessing.store.write import add_features
 path = sys.argv[1]
 spots = SlideStore(path).n_spots
 print("ready", flush=True)

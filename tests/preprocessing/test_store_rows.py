@@ -52,8 +52,8 @@ BOUND = st.one_of(st.none(), st.integers(-SPOTS - 3, SPOTS + 3))
 @given(rows=ROWS, start=BOUND, stop=BOUND, step=st.sampled_from([None, 1, 3, -1, -2]))
 @pytest.mark.parametrize(("gap", "piece"), [(0, 10**6), (16_384, 10**6), (16_384, 9)])
 def test_rows_equal_those_of_the_whole(store, monkeypatch, gap, piece, rows, start, stop, step):
-    monkeypatch.setattr("preprocessing.store.counts._GAP", gap)
-    monkeypatch.setattr("preprocessing.store.counts._PIECE", piece)
+    monkeypatch.setattr("preprocessing.store.layout._GAP", gap)
+    monkeypatch.setattr("preprocessing.store.layout._PIECE", piece)
     whole = store.counts().toarray()
     index = np.array(rows, dtype=np.int64)
     mask = np.isin(np.arange(SPOTS), index)
@@ -67,7 +67,7 @@ def test_rows_equal_those_of_the_whole(store, monkeypatch, gap, piece, rows, sta
 
 def test_few_values_are_read_for_few_rows(store, monkeypatch):
     """A slice reads one piece of the values, scattered rows one piece a run."""
-    monkeypatch.setattr("preprocessing.store.counts._GAP", 0)
+    monkeypatch.setattr("preprocessing.store.layout._GAP", 0)
     pieces = []
     real = h5py.Dataset.__getitem__
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibio.config import ConfigError
-from hibio.training.engine.config import OptimConfig
+from hibio.config.files import ConfigError
+from hibio.config.training import OptimConfig
 from hibio.training.process_group import ProcessGroup
 
 #: Of one parameter: step, exp_avg, exp_avg_sq.
 Moments = dict[str, Tensor]
+
 LR_BEFORE_THE_FIRST_STEP = 0.0
 
 

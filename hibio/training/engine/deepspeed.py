@@ -1,5 +1,8 @@
 """DeepSpeed: optimiser state, gradients and parameters partitioned over the processes.
 
+Seen with DeepSpeed 0.19.8. ZeRO flattens the parameters of a group into buffers in fp32, of which
+each process holds a part; what is private to it is read here and nowhere else.
+
 The only module that imports deepspeed, and only inside functions. Three things are done here and
 not by DeepSpeed, so that every engine gives the same numbers:
 
@@ -13,25 +16,206 @@ not by DeepSpeed, so that every engine gives the same numbers:
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hibio.config.files import ConfigError, merge
+from hibio.config.training import OptimConfig
 from hibio.training.engine.base import (
+    LR_BEFORE_THE_FIRST_STEP,
     Engine,
     choose_device,
     decayed_and_not,
     moments_by_name,
     shape_of,
 )
-from hibio.training.engine.config import OptimConfig
-from hibio.training.engine.deepspeed_config import deepspeed_dict
-from hibio.training.engine.zero_buffers import ZeroBuffers, as_vectors
 from hibio.training.process_group import ProcessGroup
+
+#: DeepSpeed's names of what is set elsewhere.
+OURS = {
+    "train_batch_size": "sampler.batches_per_step",
+    "train_micro_batch_size_per_gpu": "sampler.batch_spots",
+    "gradient_accumulation_steps": "sampler.batches_per_step",
+    "gradient_clipping": "optim.clip",
+    "scheduler": "the lr of the stages",
+    "fp16": "optim.precision (fp16 with its loss scale is not supported; take bf16)",
+}
+
+
+def deepspeed_dict(config: OptimConfig, device: str, size: int, n_micro: int) -> dict[str, Any]:
+    """Settings for ``deepspeed.initialize``.
+
+    Clipping is off: the engine clips to the norm of what the stage uses. The optimiser's rate is 0
+    until the first step, because DeepSpeed may step once while it starts.
+
+    Args:
+        config: ours; its ``deepspeed`` mapping is merged over what is generated.
+        device: "cpu" or "cuda".
+        size: number of processes.
+        n_micro: micro-batches of a process in a step.
+
+    Raises:
+        ConfigError: deepspeed is not installed, or the mapping holds what another key decides.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            'optim asks for deepspeed, which is not installed: pip install "hibio[train]", or set '
+            "optim.engine: torch and optim.zero: 0"
+        )
+    for name in config.deepspeed:
+        if name in OURS:
+            raise ConfigError(f"optim.deepspeed.{name}: this is set by {OURS[name]}; take it out")
+    _refuse_layout(dict(config.deepspeed.get("zero_optimization", {})), config.offload)
+    has_bf16 = bool(dict(config.deepspeed.get("bf16", {})).get("enabled", False))
+    if has_bf16 and config.zero < 2:
+        raise ConfigError(
+            f"optim.deepspeed.bf16 (parameters in bf16) needs optim.zero 2 or 3, found "
+            f"{config.zero}; for bf16 arithmetic on fp32 parameters set optim.precision: bf16"
+        )
+    if has_bf16 and (config.precision == "fp32" or (config.precision, device) == ("auto", "cpu")):
+        raise ConfigError(
+            "optim.deepspeed.bf16 (parameters in bf16) needs arithmetic in bf16; set "
+            "optim.precision: bf16"
+        )
+    adam: dict[str, Any] = {
+        "lr": LR_BEFORE_THE_FIRST_STEP,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": config.weight_decay,
+    }
+    if device == "cpu":
+        adam["torch_adam"] = True  # the others are compiled when they are first used
+    zero: dict[str, Any] = {"stage": config.zero}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    if config.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    generated: dict[str, Any] = {
+        "train_batch_size": size * n_micro,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": n_micro,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "zero_optimization": zero,
+    }
+    return merge(generated, config.deepspeed)
+
+
+def _refuse_layout(zero: dict[str, Any], offload: str) -> None:
+    """The stage, and what lies where, are keys of ours: the engine has to know them."""
+    if "stage" in zero:
+        raise ConfigError(
+            "optim.deepspeed.zero_optimization.stage: this is set by optim.zero; take it out"
+        )
+    for name, needs in (("offload_optimizer", ("optimizer", "all")), ("offload_param", ("all",))):
+        if name in zero and (offload not in needs or "device" in zero[name]):
+            raise ConfigError(
+                f"optim.deepspeed.zero_optimization.{name}: set optim.offload: {needs[0]} and take "
+                "the device out (CPU memory is the only one)"
+            )
+
+
+class ZeroBuffers:
+    """Gradients and updated tensors of one process.
+
+    Args:
+        optimizer: DeepSpeed's; the plain one itself for ZeRO 0.
+        adam: the plain optimiser inside it.
+        zero: 0 to 3.
+        offloaded: whether optimiser state lies in CPU memory.
+    """
+
+    def __init__(
+        self, optimizer: Any, adam: torch.optim.Optimizer, zero: int, *, offloaded: bool
+    ) -> None:
+        self.optimizer = optimizer
+        self.adam = adam
+        self.zero = zero
+        self.offloaded = offloaded
+
+    def updated(self) -> list[tuple[int, Tensor]]:
+        """Group number and every tensor that the optimiser updates."""
+        if self.zero == 0:
+            groups = enumerate(self.adam.param_groups)
+            return [(number, one) for number, group in groups for one in group["params"]]
+        if self.zero == 3:
+            numbers = self.optimizer.sub_group_to_group_id
+            buffers = self.optimizer.fp32_partitioned_groups_flat
+            return [(numbers[place], flat) for place, flat in enumerate(buffers)]
+        return list(enumerate(self.optimizer.single_partition_of_fp32_groups))
+
+    def gradients(self, is_idle: Callable[[Mapping[str, Any]], bool]) -> Iterator[Tensor]:
+        """Averaged gradients of this step that this process holds, after the last backward.
+
+        Args:
+            is_idle: tells a parameter group whose gradients do not count.
+        """
+        for place, (number, one) in enumerate(self.updated()):
+            if is_idle(self.adam.param_groups[number]):
+                continue
+            if self.zero and not self.offloaded:
+                yield from self.optimizer.averaged_gradients[place]
+            elif one.grad is not None:
+                yield one.grad
+
+    def forget_gradients(self) -> None:
+        """Zero the buffers that outlive a step: what gets no gradient in the next one is not there.
+
+        DeepSpeed writes only what a backward pass reached, so the rest would be of an older step.
+        """
+        if self.zero == 0:
+            return
+        for _, flat in self.updated():
+            if flat.grad is not None:
+                flat.grad.zero_()
+        if self.zero == 3:
+            self.optimizer.grad_partitions_flat_buffer.zero_()
+        elif self.offloaded:
+            for kept in self.optimizer.accumulated_grads_in_cpu.values():
+                kept.zero_()
+
+    def write(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Put a whole tensor into this process's part of what ZeRO 1 to 3 updates.
+
+        Args:
+            parameter: of the module.
+            value: fp32, of its shape.
+            key: of a moment; None for the fp32 parameter itself.
+        """
+        if self.zero < 3:
+            linked: Any = parameter
+            linked.set_full_hp_param(value, key)
+            return
+        # DeepSpeed's own function wants sizes that the number of processes divides
+        place, start, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+        flat = self.optimizer.fp32_partitioned_groups_flat[place]
+        whole = flat if key is None else self.adam.state[flat][key]
+        size, rank = dist.get_world_size(), dist.get_rank()
+        padded = value.new_zeros(size * length)
+        padded[: value.numel()] = value.flatten()
+        whole.data.narrow(0, start, length).copy_(padded[rank * length : (rank + 1) * length])
+
+    def link_moments(self) -> None:
+        """Tell ZeRO 1 and 2 where the moments of each parameter are, before the first step."""
+        if self.zero in (1, 2):
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def as_vectors(module: nn.Module) -> set[str]:
+    """Give scalar parameters one axis, which DeepSpeed wants; names of those."""
+    scalars = {name for name, value in module.named_parameters() if value.ndim == 0}
+    for name in scalars:
+        parameter = module.get_parameter(name)
+        parameter.data = parameter.data.reshape(1)
+    return scalars
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

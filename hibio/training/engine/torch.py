@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hibio.config.training import OptimConfig
 from hibio.training.engine.base import (
     LR_BEFORE_THE_FIRST_STEP,
     Engine,
@@ -23,7 +24,6 @@ from hibio.training.engine.base import (
     decayed_and_not,
     moments_by_name,
 )
-from hibio.training.engine.config import OptimConfig
 from hibio.training.process_group import ProcessGroup
 
 BUCKET_NUMBERS = 32_000_000  # gradients sent together

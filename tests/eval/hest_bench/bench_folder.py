@@ -11,9 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from eval.hest_bench.gene_choice import choose_genes
 from eval.hest_bench.layout import Sample
-from eval.hest_bench.samples import read_facts
+from eval.hest_bench.samples import choose_genes, read_facts
 from preprocessing.hest_layout import write_hest
 
 TASK = "TOY"

@@ -22,9 +22,9 @@ from eval.hest_bench.encoders import (
 )
 from eval.hest_bench.samples import read_facts
 from hibio.artifacts import Artifacts
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
+from hibio.config.model import VisionConfig
 from hibio.data.slide import prepare_slide
-from hibio.encoders.vision import VisionConfig
 from preprocessing.errors import DataError
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.store import SlideStore

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.fold import FoldError
-from eval.hest_bench.gene_choice import choose_genes, normalised_dispersion
+from eval.errors import FoldError
 from eval.hest_bench.protocol import (
     HestProtocol,
     constant_genes,
@@ -18,7 +17,7 @@ from eval.hest_bench.protocol import (
     published_predictions,
     reduce_features,
 )
-from eval.hest_bench.samples import GeneSums
+from eval.hest_bench.samples import GeneSums, choose_genes, normalised_dispersion
 from preprocessing.errors import DataError
 
 

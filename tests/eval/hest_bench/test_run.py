@@ -14,11 +14,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from eval.hest_bench import HestBenchConfig, hest_bench
-from eval.hest_bench.embeddings import ComputedEmbeddings
-from eval.hest_bench.encoders import HandcraftedPatch, PatchReader
+from eval.hest_bench.encoders import ComputedEmbeddings, HandcraftedPatch, PatchReader
 from eval.hest_bench.layout import read_tasks
 from eval.hest_bench.samples import read_facts, read_targets
-from hibio.config import ConfigError
+from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
 from tests.eval.hest_bench.bench_folder import SAMPLES, TASK, write_embeddings, write_split
 

@@ -1,0 +1,1 @@
+"""Comparisons: a model beside its baselines, and runs beside each other."""

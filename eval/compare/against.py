@@ -1,0 +1,356 @@
+"""`hibio eval`: measure checkpoints, and compare several runs in one report (`--against`)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.compare.paired_results import (
+    Compared,
+    Results,
+    check_same_data,
+    compare_metric,
+    corrected,
+    find_entry,
+)
+from eval.embed import find_checkpoints
+from eval.errors import FoldError
+from eval.report import default_headline
+from eval.report.figures.lines import difference_plot
+from eval.report.glossary import lower_is_better
+from eval.report.markdown import markdown_table
+from eval.report.page import (
+    Html,
+    figures_section,
+    heading_row,
+    is_number,
+    join,
+    number,
+    page,
+    paragraph,
+    table,
+    tag,
+    text,
+)
+from eval.report.tasks import metric_names
+from eval.run import evaluate
+from hibio.config.files import ConfigError
+from preprocessing.files import atomic_path
+
+HEAD = (
+    "task",
+    "metric",
+    "against",
+    "first",
+    "other",
+    "difference",
+    "95 % interval",
+    "p",
+    "p (Holm)",
+    "units",
+    "better in",
+    "verdict",
+)
+
+READING = (
+    "Pairs: the same fold, seed and slide in both runs; seeds and label columns of a slide are "
+    "averaged first. Difference: positive means that the first run is better, also where lower "
+    "values are better. Interval: percentile bootstrap over the units. p: share of random signs of "
+    "the differences that reach the mean (all of them up to 12 units), two-sided; Holm: corrected "
+    "for the number of comparisons on this page. A verdict needs a corrected p below 0.05 and "
+    "three folds. Slides of one fold share a training set, and nothing is trained again, so "
+    "intervals are rather too narrow."
+)
+
+FACTS = (
+    ("checkpoint", "checkpoint"),
+    ("folds", "folds"),
+    ("seeds", "seeds"),
+    ("slides", "n_slides"),
+    ("parameters", "n_parameters"),
+    ("pathways", "pathways"),
+    ("commit", "commit"),
+    ("date", "date"),
+)
+
+
+def write_comparison(
+    out: Path, runs: Sequence[Results], found: Sequence[Compared], notes: Sequence[str]
+) -> Path:
+    """Write against.html and against.md.
+
+    Args:
+        out: folder.
+        runs: the first is compared with the others.
+        found: comparisons, corrected.
+        notes: what was left out.
+
+    Returns:
+        The page.
+    """
+    rows = [_cells(one) for one in found]
+    cells = [tag("tr", *(tag("td", text(value), class_="words") for value in row)) for row in rows]
+    results = join(
+        [
+            table([heading_row(HEAD)], cells, f"{runs[0].label} against the others"),
+            paragraph(READING, "soft"),
+            tag("ul", *(tag("li", text(note)) for note in notes)) if notes else Html(""),
+        ]
+    )
+    sections = [
+        ("differences", "Differences", results),
+        ("figures", "Figures", figures_section([difference_plot(found)] if found else [])),
+        ("runs", "Runs", _runs(runs)),
+    ]
+    path = out / "against.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(f"{runs[0].label} against the others", sections), "utf-8")
+    with atomic_path(out / "against.md") as temporary:
+        temporary.write_text(markdown(runs, found, notes), "utf-8")
+    return path
+
+
+def markdown(runs: Sequence[Results], found: Sequence[Compared], notes: Sequence[str]) -> str:
+    """The same table as Markdown."""
+    shown = markdown_table(HEAD, [_cells(one) for one in found])
+    parts = [f"# {runs[0].label} against {', '.join(run.label for run in runs[1:])}", READING]
+    return "\n\n".join([*parts, shown, *(f"- {note}" for note in notes)]) + "\n"
+
+
+def _cells(one: Compared) -> list[str]:
+    arrow = " (lower is better)" if lower_is_better(one.metric, one.task) else ""
+    interval = "–"
+    if is_number(one.low):
+        interval = f"{number(one.low, 4)} to {number(one.high, 4)}"
+    left_out = f", {one.left_out} pairs undefined" if one.left_out else ""
+    return [
+        one.task,
+        one.metric + arrow,
+        one.second,
+        number(one.value_first, 4),
+        number(one.value_second, 4),
+        f"{one.difference:+.4f}",
+        interval,
+        number(one.p),
+        number(one.corrected),
+        f"{one.units} {one.unit}{left_out}",
+        f"{one.wins} of {one.folds} folds",
+        one.verdict,
+    ]
+
+
+def _runs(runs: Sequence[Results]) -> Html:
+    """What each run says of itself."""
+    body = []
+    for name, key in FACTS:
+        cells = [tag("td", text(_fact(run.body.get("data") or {}, key))) for run in runs]
+        body.append(tag("tr", tag("th", text(name), scope="row"), *cells))
+    return table([heading_row(("", *(run.label for run in runs)))], body)
+
+
+def _fact(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key)
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "not recorded" if value is None else str(value)
+
+
+RESULTS = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class AgainstConfig:
+    """How runs are compared.
+
+    Args:
+        metrics: ``TASK:METRIC``; the headline metric of every task when empty.
+        model: row of the results files; None: the run's own model (of variants: ``hibio``).
+        seed: of the draws.
+        draws: of bootstrap and signs.
+    """
+
+    metrics: tuple[str, ...] = ()
+    model: str | None = None
+    seed: int = 0
+    draws: int = 2000
+
+
+def run(options: argparse.Namespace) -> str:
+    """``hibio eval``: evaluate, compare, or both.
+
+    Returns:
+        What was written, to be printed.
+
+    Raises:
+        ConfigError: neither a checkpoint nor runs to compare, or no data to measure on.
+    """
+    given = () if options.checkpoint is None else (options.checkpoint,)
+    others = tuple(options.against or ())
+    if not given and not others:
+        raise ConfigError("give --checkpoint DIR, or --against DIR DIR, or both")
+    if not others:
+        if options.metrics or options.model:
+            raise ConfigError("--metrics and --model say what --against compares; give it too")
+        report = _measured(options.checkpoint, options.out, options)
+        return f"wrote {options.out / RESULTS}\nreport: {report}"
+    if len(given) + len(others) < 2:
+        raise ConfigError("--against needs two runs; give another one, or --checkpoint")
+    paths = [*given, *others]
+    labels = labels_of(paths)
+    _refuse_unused(given, others, options)
+    for path in paths:
+        if _results_folder(path) is None:
+            find_checkpoints(path)  # before hours of measuring the others
+    runs = []
+    for path, label in zip(paths, labels, strict=True):
+        folder = _results_folder(path)
+        if folder is None or path in given:
+            folder = options.out if path in given else options.out / label.replace("/", "_")
+            _measured(path, folder, options)
+        runs.append(read_results(folder / RESULTS, label))
+    config = AgainstConfig(tuple(options.metrics or ()), options.model)
+    report = compare_runs(runs, options.out, config)
+    return f"wrote {options.out / 'against.json'}\nreport: {report}"
+
+
+def compare_runs(runs: Sequence[Results], out: Path, config: AgainstConfig | None = None) -> Path:
+    """Compare the first run with each of the others and write against.json, .md and .html.
+
+    Args:
+        runs: at least two results files.
+        out: folder.
+        config: what is compared, and how.
+
+    Returns:
+        The page.
+
+    Raises:
+        FoldError: different slides, folds, genes, seeds or keys, or a metric that is missing.
+    """
+    config = config or AgainstConfig()
+    if len(runs) < 2:
+        raise FoldError(f"{len(runs)} run to compare; give at least two")
+    first, others = runs[0], runs[1:]
+    for other in others:
+        check_same_data(first, other)
+    metrics, notes = _metrics(runs, config)
+    found = [
+        compare_metric(first, other, metric, config.model, config.seed, config.draws)
+        for metric in metrics
+        for other in others
+    ]
+    found = corrected(found)
+    body = {
+        "runs": [run.label for run in runs],
+        "config": dataclasses.asdict(config),
+        "comparisons": [_plain(one) for one in found],
+        "notes": notes,
+    }
+    with atomic_path(out / "against.json") as temporary:
+        text = json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return write_comparison(out, runs, found, notes)
+
+
+def read_results(path: Path, label: str) -> Results:
+    """A results file under a short name.
+
+    Raises:
+        FoldError: missing, not JSON, or not a results file.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FoldError(f"{path}: cannot be read as results ({error})") from error
+    if not isinstance(body, dict) or not isinstance(body.get("tasks"), dict) or not body["tasks"]:
+        raise FoldError(f"{path}: no tasks; expected the results.json that `hibio eval` wrote")
+    return Results(label, body)
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart.
+
+    Raises:
+        ConfigError: one path is given twice.
+    """
+    parts = [p.parent.parts if p.name == RESULTS else p.parts for p in map(Path.resolve, paths)]
+    if len(set(parts)) < len(parts):
+        raise ConfigError("--against: a run is given twice; a run equals itself")
+    for depth in range(1, max(len(p) for p in parts) + 1):
+        labels = ["/".join(p[-depth:]) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return ["/".join(p) for p in parts]
+
+
+def _refuse_unused(
+    given: Sequence[Path], others: Sequence[Path], options: argparse.Namespace
+) -> None:
+    """What would not be read, and a results file that would be written over."""
+    folders = [_results_folder(path) for path in others]
+    if not given and None not in folders and (options.tasks or options.peers != "none"):
+        raise ConfigError(
+            "--tasks and --peers say what is measured, but every run has its results.json already; "
+            "leave them out (--metrics chooses what is compared)"
+        )
+    out = options.out.resolve()
+    if given and any(folder is not None and folder.resolve() == out for folder in folders):
+        raise ConfigError(
+            f"{options.out} holds the results of a run of --against, which those of --checkpoint "
+            "would take the place of; give another --out"
+        )
+
+
+def _results_folder(path: Path) -> Path | None:
+    """The folder of a results file, or None for a checkpoint or run that is not measured yet."""
+    if path.name == RESULTS:
+        return path.parent
+    return path if (path / RESULTS).is_file() else None
+
+
+def _measured(path: Path, out: Path, options: argparse.Namespace) -> Path:
+    if options.data is None:
+        raise ConfigError(
+            f"{path} has no {RESULTS}, so it has to be measured; give the stores with --data DIR"
+        )
+    return evaluate(path, options.data, out, options.tasks, options.peers)
+
+
+def _metrics(
+    runs: Sequence[Results], config: AgainstConfig
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """What is compared, and notes on what is not."""
+    if config.metrics:
+        wanted = []
+        for text in config.metrics:
+            task, colon, name = text.partition(":")
+            if not colon:
+                raise FoldError(f"metric {text!r}; expected TASK:METRIC, such as retrieval:...")
+            wanted.append((task, name))
+        return wanted, []
+    rows = [(row.task, row.metric) for row in default_headline(runs[0].body)]
+    kept, notes = [], []
+    for task, name in rows:
+        lacking = [run.label for run in runs if find_entry(run, task, name, config.model) is None]
+        if lacking:
+            notes.append(f"{task}: {name} is not in {', '.join(lacking)}; not compared")
+        else:
+            kept.append((task, name))
+    if not kept:
+        every = {t: metric_names(r["models"])[:3] for t, r in runs[0].body["tasks"].items()}
+        raise FoldError(
+            f"the runs share no headline metric; name one with --metrics (the first has {every})"
+        )
+    return kept, notes
+
+
+def _plain(one: Compared) -> Mapping[str, Any]:
+    """A comparison as JSON holds it; NaN is null."""
+    record = {**dataclasses.asdict(one), "verdict": one.verdict}
+    broken = {k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {key: None if key in broken else value for key, value in record.items()}

@@ -1,0 +1,293 @@
+"""Checkpoints and stores to Folds: what every task sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.embed import Checkpoint, load_checkpoint
+from eval.folds.baselines import baselines, random_sets, raw_features
+from eval.folds.fold import Fold, Representation, SlideData
+from eval.folds.hidden_genes import hide, with_representations
+from eval.results import MAIN, NO_FOLD, RAW, SEED_MEAN, TOWER_SUFFIX
+from hibio.artifacts import Artifacts
+from hibio.config.files import ConfigError
+from hibio.config.model import PATCHES
+from hibio.data.counts import align_columns
+from hibio.data.slide import prepare_slide
+from hibio.data.splits import SlideEntry
+from hibio.regions import slide_tree
+from preprocessing.graphs import KNNGraph
+from preprocessing.store import SlideStore
+
+READ_BESIDE = {"expression", "retrieval"}  # tasks that put the stored features beside an embedding
+
+IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """The checkpoints of one fold and seed: the model first, then its trained baselines."""
+
+    fold: str
+    seed: int
+    checkpoints: tuple[Checkpoint, ...]
+
+    @property
+    def main(self) -> Checkpoint:
+        """The checkpoint whose artifacts the fold is measured with."""
+        return self.checkpoints[0]
+
+
+def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
+    """Load checkpoints and group them by fold and seed; ``hibio`` leads its group.
+
+    Raises:
+        ConfigError: two checkpoints of one variant share a fold and a seed, or two variants of a
+            fold were trained on different slides.
+    """
+    groups: dict[tuple[str, int], list[Checkpoint]] = {}
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        groups.setdefault((checkpoint.fold, checkpoint.seed), []).append(checkpoint)
+    result = []
+    for (fold, seed), members in sorted(groups.items()):
+        members.sort(key=lambda c: (c.variant != MAIN, c.variant))
+        names = [member.variant for member in members]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two checkpoints of fold {fold}, seed {seed} are called {names}")
+        trained_on = {member.model.artifacts.train_slides for member in members}
+        if len(trained_on) > 1:
+            raise ConfigError(
+                f"the variants {names} of fold {fold} were trained on different slides; evaluate "
+                "them one by one"
+            )
+        result.append(JobGroup(fold, seed, tuple(members)))
+    return result
+
+
+def assemble(
+    group: JobGroup,
+    entries: Sequence[SlideEntry],
+    *,
+    with_baselines: bool,
+    tasks: Collection[str] = (),
+) -> Fold:
+    """The fold that one group of checkpoints is measured on.
+
+    A model trained on every slide (``folds: [none]``) is measured on those slides, without
+    training slides: clusterings are the transductive setting of per-slide clustering methods, and
+    read-outs (annotation, imputation) are cross-validated over spatial blocks; both say so.
+
+    Args:
+        group: the model and its trained baselines.
+        entries: every slide; those the model was fitted on are training slides, the others test.
+        with_baselines: also the baselines that need no training (they do not depend on the seed).
+        tasks: names of the tasks that will be run; ``imputation`` hides genes.
+
+    Raises:
+        ConfigError: no test slide, or a test patient that was trained on.
+    """
+    artifacts = group.main.model.artifacts
+    train_entries, test_entries = _split_entries(group, entries)
+    train = tuple(slide_data(entry, artifacts) for entry in train_entries)
+    test = tuple(slide_data(entry, artifacts) for entry in test_entries)
+    fitted_on = train or test
+    every = [*train_entries, *test_entries]
+    models: list[Representation] = []
+    for checkpoint in group.checkpoints:
+        models += representations(checkpoint, every, artifacts)
+    random = None
+    if with_baselines:
+        features = stored_features(every, group.main.image)
+        models += baselines(fitted_on, test if train else (), artifacts.factors, features)
+        if artifacts.database is not None:
+            idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
+            random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
+    hidden = None
+    if IMPUTATION in tasks:
+        hidden = with_representations(
+            hide(train, test, artifacts.genes, artifacts.tfidf.transform),
+            group.checkpoints,
+            every,
+            artifacts,
+            with_baselines=with_baselines,
+        )
+    return Fold(
+        name=group.fold,
+        seed=group.seed,
+        genes=artifacts.genes,
+        train=train,
+        test=test,
+        models=tuple(models),
+        anchors=artifacts.anchors,
+        random_sets=random,
+        factors=artifacts.factors,
+        hidden=hidden,
+        raw_features=None if with_baselines else _beside(group, every, (*train, *test), tasks),
+    )
+
+
+def _beside(
+    group: JobGroup,
+    entries: Sequence[SlideEntry],
+    slides: Sequence[SlideData],
+    tasks: Collection[str],
+) -> Representation | None:
+    """Stored image features for read-outs beside an embedding, where no baseline brings them."""
+    features = stored_features(entries, group.main.image) if READ_BESIDE & set(tasks) else None
+    factors = group.main.model.artifacts.factors
+    return None if features is None else raw_features(slides, features, factors)
+
+
+def _split_entries(
+    group: JobGroup, entries: Sequence[SlideEntry]
+) -> tuple[list[SlideEntry], list[SlideEntry]]:
+    """Training and test slides; without a fold all that were trained on are test slides."""
+    artifacts = group.main.model.artifacts
+    train = [e for e in entries if e.slide_id in artifacts.train_slides]
+    test = [e for e in entries if e.slide_id not in artifacts.train_slides]
+    if group.fold == NO_FOLD:
+        return [], train
+    _check_split(group, artifacts, train, test)
+    return train, test
+
+
+def _check_split(
+    group: JobGroup,
+    artifacts: Artifacts,
+    train: Sequence[SlideEntry],
+    test: Sequence[SlideEntry],
+) -> None:
+    missing = set(artifacts.train_slides) - {entry.slide_id for entry in train}
+    if missing:
+        raise ConfigError(
+            f"fold {group.fold}: {len(missing)} training slides are not in the data "
+            f"({', '.join(sorted(missing)[:4])}); give the folder the model was trained on"
+        )
+    if not test:
+        raise ConfigError(
+            f"fold {group.fold}: the model was trained on every slide of the data, so nothing is "
+            "held out; train with folds: [each], or give a folder with more slides"
+        )
+    pretrained = {*artifacts.settings["pretrain_slides"]} & {entry.slide_id for entry in test}
+    if pretrained:
+        raise ConfigError(
+            f"fold {group.fold}: {len(pretrained)} test slides were seen by the checkpoint that "
+            f"the omics tower started from ({', '.join(sorted(pretrained)[:4])}); remove them "
+            "from the folder"
+        )
+    seen = {entry.patient_id for entry in train} & {entry.patient_id for entry in test}
+    if seen:
+        raise ConfigError(
+            f"fold {group.fold}: patients {', '.join(sorted(seen))} are on both sides of the "
+            "split; remove their untrained slides from the folder"
+        )
+
+
+def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
+    """The measured side of one slide on the vocabulary of ``artifacts``."""
+    with SlideStore(entry.path) as store:
+        counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
+        xy_um, labels = store.xy_um, store.labels()
+        modality, outcome = store.modality, store.outcome
+    k = artifacts.settings["genes"]["neighbours"]
+    return SlideData(
+        slide_id=entry.slide_id,
+        patient_id=entry.patient_id,
+        counts=counts,
+        tfidf=artifacts.tfidf.transform(counts),
+        xy_um=xy_um,
+        neighbours=KNNGraph(k=k).build(xy_um).neighbours(k)[0],
+        labels=labels,
+        has_image=entry.has_image,
+        modality=modality,
+        outcome=outcome,
+    )
+
+
+def stored_features(
+    entries: Sequence[SlideEntry], image: str | None
+) -> dict[str, np.ndarray] | None:
+    """Stored features of the slides with an image: those the model read, else the handcrafted."""
+    key = "handcrafted" if image in (None, PATCHES) else image
+    features = {}
+    for entry in entries:
+        with SlideStore(entry.path) as store:
+            if entry.has_image and key in store.feature_names:
+                features[entry.slide_id] = store.features(key)
+    paired = sum(entry.has_image for entry in entries)
+    return features if features and len(features) == paired else None
+
+
+def representations(
+    checkpoint: Checkpoint, entries: Sequence[SlideEntry], sets: Artifacts
+) -> list[Representation]:
+    """The shared-space embedding of a checkpoint, and the omics tower before the projection.
+
+    Args:
+        checkpoint: a model.
+        entries: slides to embed.
+        sets: artifacts whose gene sets are embedded as anchors (those of the main model).
+    """
+    image, omics, tower, trees = {}, {}, {}, {}
+    bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
+    for entry in bar:
+        slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image_input)
+        embedding = checkpoint.model.encode_slide(slide)
+        trees[entry.slide_id] = slide_tree(slide, embedding)
+        if embedding.image is not None:
+            image[entry.slide_id] = embedding.image
+        if embedding.omics is not None:
+            omics[entry.slide_id] = embedding.omics
+            assert embedding.tower is not None
+            tower[entry.slide_id] = embedding.tower
+    asked = _sets(sets) if image else {}
+    anchor = checkpoint.model.encode_gene_sets(asked) if asked else None
+    own = [
+        Representation(
+            checkpoint.variant,
+            image=image or None,
+            omics=omics or None,
+            aligned=bool(image),
+            anchor=anchor,
+            trees=trees,
+        )
+    ]
+    if checkpoint.variant == MAIN and tower:
+        note = "output of the omics tower, before the projection to the shared space"
+        own.append(Representation(MAIN + TOWER_SUFFIX, omics=tower, aligned=False, notes=(note,)))
+    return own
+
+
+def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
+    if artifacts.database is None:
+        return {}
+    return {name: tuple(artifacts.database.genes_of(name)) for name in artifacts.anchors.names}
+
+
+def seed_means(folds: Sequence[Fold]) -> Fold | None:
+    """One fold whose models are means over seeds, or None when there is one seed.
+
+    Unit embeddings of the seeds side by side: their cosine is the mean of the seeds' cosines.
+
+    Args:
+        folds: the same split under several seeds.
+    """
+    if len(folds) < 2:
+        return None
+    names = [m.name for m in folds[0].models if m.aligned and m.image is not None]
+    models = []
+    for name in names:
+        seeds = [fold.model(name) for fold in folds]
+        image = {s: np.hstack([m.image[s] for m in seeds if m.image]) for s in seeds[0].image or {}}
+        omics = {s: np.hstack([m.omics[s] for m in seeds if m.omics]) for s in seeds[0].omics or {}}
+        note = f"{name}: mean similarity of {len(seeds)} seeds"
+        models.append(Representation(name + SEED_MEAN, image=image, omics=omics, notes=(note,)))
+    raw = folds[0].model(RAW) if folds[0].has_model(RAW) else None
+    return dataclasses.replace(folds[0], models=tuple(models), random_sets=None, raw_features=raw)

@@ -1,0 +1,1 @@
+"""Measures: pure functions of arrays, and what is fitted on top of a frozen embedding."""

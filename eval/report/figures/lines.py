@@ -1,0 +1,409 @@
+"""Bars, curves and differences: one metric or one run in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.report.figures.canvas import (
+    HIGHLIGHT,
+    LINES,
+    QUIET,
+    Figure,
+    grid_size,
+    new_page,
+    png_bytes,
+)
+from eval.report.glossary import HIBIO, kind_of, lower_is_better
+from preprocessing.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from eval.compare.paired_results import Compared
+
+
+def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
+    """Draw one metric of one task for every model that has it.
+
+    Args:
+        results: The content of results.json.
+        task: For example "retrieval".
+        metric: For example "image_to_omics/recall@10%".
+
+    Raises:
+        DataError: No model has this metric.
+    """
+    models = results.get("tasks", {}).get(task, {}).get("models", {})
+    entries = {name: table[metric] for name, table in models.items() if metric in table}
+    means = {name: _number(entry.get("mean")) for name, entry in entries.items()}
+    if not any(np.isfinite(mean) for mean in means.values()):
+        known = sorted({name for table in models.values() for name in table})
+        raise DataError(
+            f"no model has a value of {metric!r} in task {task!r}; metrics there: "
+            f"{', '.join(known) or 'none'}"
+        )
+    lower = lower_is_better(metric, task)
+    order = sorted(means, key=lambda name: _rank(means[name], lower))
+    page = new_page(7.4, 0.85 + 0.3 * len(order))
+    axes = page.subplots()
+    for row, name in enumerate(order):
+        _draw_model(axes, row, name, means[name], entries[name])
+    _draw_chance(axes, entries)
+    _finish(axes, order, f"{metric} ({'lower' if lower else 'higher'} is better)")
+    caption = (
+        "Bar: mean. Dots: every single value (fold, seed or slide). Orange: this checkpoint; "
+        "blue-grey: everything it is compared with."
+    )
+    missing = [name for name in order if not np.isfinite(means[name])]
+    caption += f" No finite mean: {', '.join(missing)}." if missing else ""
+    return Figure(f"{task}: {metric}", caption, png_bytes(page))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float | np.number) else float("nan")
+
+
+def _rank(mean: float, lower: bool) -> float:
+    if not np.isfinite(mean):
+        return float("inf")
+    return mean if lower else -mean
+
+
+def _draw_model(axes: Axes, row: int, name: str, mean: float, entry: Mapping[str, Any]) -> None:
+    colour = HIGHLIGHT if kind_of(name).is_checkpoint else QUIET
+    if np.isfinite(mean):
+        axes.barh(row, mean, height=0.62, color=colour, alpha=0.75, zorder=2)
+    values = np.asarray([_number(value) for value in entry.get("values") or []])
+    values = values[np.isfinite(values)]
+    spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
+    size = 14 if len(values) <= 40 else 6
+    axes.scatter(values, row + spread, s=size, color="#222222", alpha=0.65, linewidths=0, zorder=3)
+
+
+def _draw_chance(axes: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    levels = {_number(entry.get("chance")) for entry in entries.values()}
+    for index, level in enumerate(sorted(level for level in levels if np.isfinite(level))):
+        label = "chance" if index == 0 else None
+        axes.axvline(level, color="#222222", linewidth=1, linestyle=(0, (3, 2)), label=label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False, borderpad=0
+        )
+
+
+def _label(name: str) -> str:
+    """Name for the axis, with its role where it does not compete (oracle, transductive)."""
+    short = name if len(name) <= 40 else name[:39] + "…"
+    kind = kind_of(name)
+    return short if kind.competes else f"{short} ({kind.name})"
+
+
+def _finish(axes: Axes, order: list[str], label: str) -> None:
+    names = [_label(name) for name in order]
+    axes.set_yticks(range(len(order)), labels=names, fontsize=8)
+    for name, tick in zip(order, axes.get_yticklabels(), strict=True):
+        tick.set_fontweight("bold" if name == HIBIO else "normal")
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlabel(label, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    axes.grid(axis="x", color="#E5E7EB", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+Record = Mapping[str, Any]
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+STAGE_SHADES = ("#F1F4F8", "#FFFFFF")
+
+STYLES = ("-", "--", ":", "-.")
+
+MAX_POINTS = 200
+
+
+def loss_curves(logs: Mapping[str, Sequence[Record]]) -> Figure:
+    """Draw the total loss, every term and the learning rate over steps, one colour a run.
+
+    Args:
+        logs: Run name -> log records `{"step", "stage", "terms": {"spot/contrastive": float},
+            "total", "lr", "seconds"}`. Runs may differ in their terms and stages.
+
+    Returns:
+        Small multiples; the stages of the first run are shaded and named in the first panel.
+
+    Raises:
+        DataError: No record at all.
+    """
+    logs = {name: records for name, records in logs.items() if len(records)}
+    if not logs:
+        raise DataError("no training log record was found: train first, or leave the figure out")
+    panels = _loss_panels(logs)
+    rows, columns = grid_size(len(panels), 3)
+    page = new_page(3.3 * columns, 2.15 * rows + 0.45)
+    cells = page.subplots(rows, columns, squeeze=False).ravel()
+    broken = 0
+    for position, (cell, panel) in enumerate(zip(cells, panels, strict=False)):
+        for index, (name, records) in enumerate(logs.items()):
+            broken += _draw_run(cell, records, panel, name, index)
+        _shade_stages(cell, next(iter(logs.values())), named=position == 0)
+        _finish_loss_panel(cell, panel, position < columns, position + columns >= len(panels))
+    for cell in cells[len(panels) :]:
+        cell.set_visible(False)
+    if len(logs) > 1:
+        handles, names = cells[0].get_legend_handles_labels()
+        page.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return Figure("Training losses", _loss_caption(logs, broken), png_bytes(page))
+
+
+def _loss_panels(logs: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Panel keys: total, every term in order of first appearance, then lr when logged."""
+    terms: dict[str, None] = {}
+    has_lr = False
+    for records in logs.values():
+        for record in records:
+            terms.update(dict.fromkeys(record.get("terms") or {}))
+            has_lr = has_lr or record.get("lr") is not None
+    return ["total", *terms, *(["lr"] if has_lr else [])]
+
+
+def _segments(records: Sequence[Record], panel: str) -> list[Curve]:
+    """Steps and values of one panel, cut where the stage changes: terms enter and leave there.
+
+    A term that a record lacks is left out.
+    """
+    pairs: list[list[tuple[float, float]]] = []
+    previous = None
+    for position, record in enumerate(records):
+        source = record if panel in ("total", "lr") else record.get("terms") or {}
+        if panel in source:
+            stage = ("" if panel == "lr" else str(record.get("stage", "")),)
+            if stage != previous:
+                pairs.append([])
+            previous = stage
+            value = source[panel]
+            pairs[-1].append((record.get("step", position), np.nan if value is None else value))
+    tables = [np.asarray(part, dtype=np.float64) for part in pairs]
+    return [(table[:, 0], table[:, 1]) for table in tables]
+
+
+def _draw_run(axes: Axes, records: Sequence[Record], panel: str, name: str, index: int) -> int:
+    """Draw one run in one panel, never across stages; return how many values are not finite."""
+    colour = LINES[index % len(LINES)]
+    style = STYLES[index // len(LINES) % len(STYLES)]
+    broken = 0
+    for part, (steps, values) in enumerate(_segments(records, panel)):
+        broken += int((~np.isfinite(values)).sum())
+        steps, means = _binned(steps, values)
+        marker = "o" if len(steps) == 1 else ""
+        if panel != "lr" and len(means) >= 30:
+            axes.plot(steps, means, color=colour, alpha=0.25, linewidth=0.7)
+            means = _smoothed(means, max(5, len(means) // 15))
+        label = name if part == 0 else None
+        axes.plot(
+            *(steps, means, style),
+            color=colour,
+            linewidth=1.5,
+            marker=marker,
+            markersize=3,
+            label=label,
+        )
+    return broken
+
+
+def _binned(steps: np.ndarray, values: np.ndarray) -> Curve:
+    """Mean of equal runs of records, at most `MAX_POINTS` a stage (non-finite values left out)."""
+    size = -(-len(steps) // MAX_POINTS) if len(steps) else 1
+    starts = np.arange(0, len(steps), size)
+    if not len(starts):
+        return steps, values
+    good = np.isfinite(values)
+    count = np.add.reduceat(good.astype(float), starts)
+    total = np.add.reduceat(np.where(good, values, 0.0), starts)
+    mean = np.divide(total, count, out=np.full(len(starts), np.nan), where=count > 0)
+    middle = np.minimum(starts + size // 2, len(steps) - 1)
+    return steps[middle], mean
+
+
+def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred running mean over finite values, shorter at both ends."""
+    good = np.isfinite(values)
+    kernel = np.ones(width)
+    count = np.convolve(good.astype(float), kernel, mode="same")
+    total = np.convolve(np.where(good, values, 0.0), kernel, mode="same")
+    return np.where(good & (count > 0), total / np.maximum(count, 1), np.nan)
+
+
+def _stage_spans(records: Sequence[Record]) -> list[tuple[str, float, float]]:
+    """(stage, first step, first step of the next stage) for consecutive records of a stage."""
+    spans: list[tuple[str, float, float]] = []
+    for position, record in enumerate(records):
+        stage, step = str(record.get("stage", "")), float(record.get("step", position))
+        if spans and spans[-1][0] == stage:
+            spans[-1] = (stage, spans[-1][1], step)
+        else:
+            if spans:
+                spans[-1] = (*spans[-1][:2], step)
+            spans.append((stage, step, step))
+    return spans
+
+
+def _shade_stages(axes: Axes, records: Sequence[Record], named: bool) -> None:
+    """Shade alternate stages; in the named panel write their names above the axes."""
+    spans = _stage_spans(records)
+    for index, (stage, start, stop) in enumerate(spans):
+        axes.axvspan(start, stop, color=STAGE_SHADES[index % 2], zorder=-10, linewidth=0)
+        if index:
+            axes.axvline(start, color="#9AA5B1", linewidth=0.7, linestyle=(0, (3, 2)), zorder=-5)
+        if named and stage:
+            axes.annotate(
+                _clip(stage, max(4, 40 // len(spans))),
+                ((start + stop) / 2, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                color="#52606D",
+            )
+
+
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _finish_loss_panel(axes: Axes, panel: str, first_row: bool, last_row: bool) -> None:
+    title = {"total": "total loss", "lr": "learning rate"}.get(panel, panel)
+    axes.set_title(title, fontsize=9, loc="left", pad=14 if first_row else 5)
+    axes.tick_params(labelsize=7)
+    axes.margins(x=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    if panel == "lr":
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if last_row:
+        axes.set_xlabel("step", fontsize=8)
+
+
+def _loss_caption(logs: Mapping[str, Sequence[Record]], broken: int) -> str:
+    names = ", ".join(f"{name} ({len(records)} records)" for name, records in logs.items())
+    first = next(iter(logs))
+    text = f"Loss terms over optimiser steps for {names}. Shading: the stages of {first}. "
+    text += "Thick lines are running means, thin ones the logged values. "
+    text += "These are training losses: they say nothing about held-out patients."
+    return text + (f" {broken} values were not finite and left gaps." if broken else "")
+
+
+def retrieval_curves(curves: Mapping[str, Curve], direction: str = "image to omics") -> Figure:
+    """Draw recall against the share of the pool that is looked at, and its first tenth.
+
+    Args:
+        curves: Model -> (fraction (n,) in 0..1 rising, recall (n,) in 0..1).
+        direction: What is searched with what, for the title.
+
+    Raises:
+        DataError: No curve, or arrays that do not match.
+    """
+    from scipy.integrate import trapezoid
+
+    if not curves:
+        raise DataError("no retrieval curve was given: leave the figure out")
+    clean = {name: _checked_curve(name, curve) for name, curve in curves.items()}
+    areas = {name: float(trapezoid(y, x)) for name, (x, y) in clean.items()}
+    order = sorted(clean, key=lambda name: -areas[name])
+    page = new_page(8.8, 3.9 + 0.18 * ((len(order) + 2) // 3))
+    whole, start = page.subplots(1, 2)
+    for axes, limit, title in ((whole, 1.0, "whole pool"), (start, 0.1, "first 10 % of the pool")):
+        for index, name in enumerate(order):
+            _draw_curve(axes, clean[name], limit, f"{name} (area {areas[name]:.3f})", index)
+        axes.plot([0, limit], [0, limit], color="#777777", linestyle=(0, (2, 2)), label="chance")
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xlim(0, limit)
+        axes.set_ylim(0, None if limit < 1 else 1.01)
+        axes.set_xlabel("share of the pool inspected", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set_ylabel("recall", fontsize=8)
+    handles, names = whole.get_legend_handles_labels()
+    page.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    caption = (
+        "Share of queries whose partner is found when that share of the ranked pool is inspected. "
+        "The dotted line is chance; the area under it is 0.5. Right: the first tenth, enlarged."
+    )
+    return Figure(f"Retrieval, {direction}", caption, png_bytes(page))
+
+
+def _checked_curve(name: str, curve: Curve) -> Curve:
+    x, y = (np.asarray(part, dtype=np.float64) for part in curve)
+    if x.ndim != 1 or x.shape != y.shape or len(x) < 2 or (np.diff(x) < 0).any():
+        raise DataError(
+            f"retrieval curve of {name!r}: fractions {x.shape} and recalls {y.shape}, expected "
+            "two rising one-dimensional arrays of the same length >= 2"
+        )
+    return x, y
+
+
+def _draw_curve(axes: Axes, curve: Curve, limit: float, label: str, index: int) -> None:
+    """Draw one curve up to `limit`, ending exactly there so that the y limits fit."""
+    x, y = curve
+    keep = x < limit
+    x_cut, y_cut = np.append(x[keep], limit), np.append(y[keep], np.interp(limit, x, y))
+    style = STYLES[index // len(LINES) % len(STYLES)]
+    axes.plot(x_cut, y_cut, style, color=LINES[index % len(LINES)], linewidth=1.5, label=label)
+
+
+MAX_LABEL = 60
+
+
+def difference_plot(found: Sequence[Compared]) -> Figure:
+    """Draw every difference with its interval; right of zero the first run is better.
+
+    Metrics of different units share the axis only in their direction, so each is divided by its
+    larger absolute mean.
+
+    Args:
+        found: comparisons of one run with one or more others.
+
+    Raises:
+        DataError: no comparison.
+    """
+    if not found:
+        raise DataError("no comparison was made: leave the figure out")
+    others = list(dict.fromkeys(one.second for one in found))
+    page = new_page(8.2, 0.9 + 0.32 * len(found))
+    axes = page.subplots()
+    for row, one in enumerate(found):
+        scale = max(abs(one.value_first), abs(one.value_second), 1e-12)
+        colour = LINES[others.index(one.second) % len(LINES)] if len(others) > 1 else QUIET
+        colour = HIGHLIGHT if one.verdict in ("better", "worse") and len(others) == 1 else colour
+        ends = np.array([one.low, one.high]) / scale
+        if np.isfinite(ends).all():
+            axes.plot(ends, [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+        filled = colour if one.verdict in ("better", "worse") else "white"
+        axes.plot(
+            one.difference / scale, row, "o", color=colour, markerfacecolor=filled, markersize=6
+        )
+    names = [_label_differences(one, len(others) > 1) for one in found]
+    axes.set_yticks(range(len(found)), labels=names, fontsize=8)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.axvline(0, color="#777777", linewidth=0.9)
+    axes.set_xlabel(f"relative difference, right: {found[0].first} is better", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#E5E7EB", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    caption = (
+        "Paired difference of the means and its 95 % bootstrap interval over units (slides, or "
+        "folds for pooled metrics), divided by the larger of the two means. Filled: different "
+        "after correction for the number of comparisons and at least three folds."
+    )
+    return Figure(f"{found[0].first} against {', '.join(others)}", caption, png_bytes(page))
+
+
+def _label_differences(one: Compared, several: bool) -> str:
+    text = f"{one.task}: {one.metric}" + (f" vs {one.second}" if several else "")
+    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"

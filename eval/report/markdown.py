@@ -1,0 +1,178 @@
+"""The headline metrics as Markdown, with every value: what ``docs/results`` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.measures.intervals import headline_interval
+from preprocessing.files import atomic_path
+
+#: Metrics of the short tables, by task; the HTML report and results.json hold all of them.
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "retrieval": (
+        "image_to_omics/recall@10%",
+        "omics_to_image/recall@10%",
+        "image_to_omics/recall@5",
+        "image_to_omics/recall@10%_combined",
+        "image_to_omics/recall@10%_sinkhorn",
+        "image_to_omics/median_rank",
+        "image_to_omics/soft_recall@10",
+        "identity/patient_balanced_accuracy",
+    ),
+    "expression": (
+        "pearson/top50_hvg",
+        "pearson_hest/top50_hvg",
+        "pearson_bleep/top50_hvg",
+        "pearson_combined/top50_hvg",
+        "pearson_via_omics/top50_hvg",
+        "pearson/top200_hvg",
+    ),
+    "pathway_query": (
+        "spearman/default/median",
+        "spearman/ridge/median",
+        "spearman/anchor/median",
+        "spearman_planted/default/median",
+        "spearman_planted/anchor/median",
+    ),
+    "domains": (
+        "omics_ari/kmeans",
+        "omics_ari/gmm",
+        "omics_ari/kmeans_smooth",
+        "omics_ari/gmm_smooth",
+        "omics_ari/kmeans_label_smooth",
+        "omics_ari/kmeans_graph",
+        "omics_ari/gmm_graph_smooth",
+        "omics_nmi/gmm_smooth",
+        "omics_ami/gmm_smooth",
+        "image_ari/kmeans",
+    ),
+    "regions": ("ari/matched", "ari/best_column", "ari/600um"),
+    "annotation": (
+        "omics/balanced_accuracy",
+        "omics/macro_f1",
+        "omics/macro_auroc",
+        "image/balanced_accuracy",
+        "omics/few_shot@1",
+        "omics/few_shot@5",
+        "omics/few_shot@20",
+    ),
+    "outcome": (
+        "omics/mean/c_index",
+        "omics/mean/c_index_low",
+        "omics/mean/c_index_high",
+        "omics/mean/auroc",
+        "omics/attention/auroc",
+        "omics/mean/auroc_low",
+        "omics/mean/auroc_high",
+        "omics/attention/auroc_low",
+        "omics/attention/auroc_high",
+        "image/mean/auroc",
+        "image/attention/auroc",
+    ),
+    "imputation": (
+        "pearson/hidden_genes",
+        "rmse/hidden_genes",
+        "pearson_median/hidden_genes",
+    ),
+}
+
+FACTS = (
+    *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
+    *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
+)
+
+
+def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
+    """Write the short tables of a results file.
+
+    Args:
+        path: the file.
+        results: content of results.json.
+
+    Returns:
+        The path that was written.
+    """
+    parts = [_facts(results["data"])]
+    for task, result in results["tasks"].items():
+        metrics = [m for m in METRICS.get(task, ()) if _models_with(result, m)]
+        if metrics:
+            parts += [f"## {task}", _summary(result, metrics), _intervals(result, metrics[0])]
+            parts += [_values(result, metric) for metric in metrics[:2]]
+            parts += [f"- {note}" for note in result["notes"]]
+    if results["data"].get("models"):
+        parts += ["## Models", _costs(results["data"]["models"])]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts, all columns to the left."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _facts(data: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters and the mean wall time of a fit, a row a model."""
+    shown = []
+    for row in rows:
+        seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        size = f"{row['n_parameters']:,}"
+        shown.append((row["model"], row["source"], size, str(row["fits"]), seconds))
+    return markdown_table(("model", "source", "parameters", "fits", "seconds a fit"), shown)
+
+
+def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
+    models = result["models"]
+    return [name for name in models if models[name].get(metric, {}).get("mean") is not None]
+
+
+def _summary(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    names = [m for m in result["models"] if any(m in _models_with(result, x) for x in metrics)]
+    rows = [[n, *(_cell(result["models"][n].get(metric)) for metric in metrics)] for n in names]
+    rows.append(["*chance*", *(_chance(result, metric) for metric in metrics)])
+    return markdown_table(["model", *metrics], rows)
+
+
+def _intervals(result: Mapping[str, Any], metric: str) -> str:
+    """The 95 % bootstrap interval of the first metric, model by model."""
+    shown = []
+    for name in _models_with(result, metric):
+        found = headline_interval(result["models"][name], metric)
+        if found is not None:
+            shown.append(f"{name} {found.low:.3f} to {found.high:.3f} ({found.over})")
+    return f"95 % bootstrap intervals of `{metric}`: {'; '.join(shown) or 'fewer than two units'}."
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["mean"] is None:
+        return "–"
+    spread = "" if entry["std"] is None else f" ± {entry['std']:.3f}"
+    return f"{entry['mean']:.3f}{spread} (n={entry['n']})"
+
+
+def _chance(result: Mapping[str, Any], metric: str) -> str:
+    found = [m[metric].get("chance") for m in result["models"].values() if metric in m]
+    known = [value for value in found if value is not None]
+    return f"{known[0]:.3f}" if known else "–"
+
+
+def _values(result: Mapping[str, Any], metric: str) -> str:
+    """Every value of one metric: rows are fold/seed/unit, columns are models."""
+    names = _models_with(result, metric)
+    keys = sorted({key for name in names for key in result["models"][name][metric]["keys"]})
+    entries = [result["models"][name][metric] for name in names]
+    known = [dict(zip(entry["keys"], entry["values"], strict=True)) for entry in entries]
+    rows = [[key, *(_value(at.get(key)) for at in known)] for key in keys]
+    title = f"Every value of `{metric}` (fold/seed/unit):"
+    return f"{title}\n\n{markdown_table(['', *names], rows)}"
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,324 @@
+"""What a run leaves in a folder: checkpoint files with their checksums, provenance, log.
+
+``checksums.json`` lists every file of a checkpoint with its size and SHA-256. It tells damage (a
+torn write, a flipped bit), not malice: whoever can change a file can change its checksum too. What
+a checkpoint may hold and what it may not is in ``docs/security.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+
+from hibio.config.files import ConfigError
+from preprocessing.files import atomic_path, file_sha256
+from preprocessing.hdf5 import outside_data
+
+PACKAGES = ("hibio", "torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of the packages that decide results, the machine, the commit and the command."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "commit": _commit(),
+    }
+
+
+def write_provenance(path: Path) -> None:
+    """Write :func:`provenance` as JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(provenance(), indent=2) + "\n")
+
+
+def _version(package: str) -> str:
+    """Installed version; HiBio itself may run from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Commit of the checkout this package lies in; "" for an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a log; a torn last line (killed while writing) is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                raise
+    return records
+
+
+#: Of a run folder: the newest checkpoint, and the one before it.
+NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
+
+CHECKSUMS = "checksums.json"
+
+CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
+
+TRAINER, BANK = "trainer.pt", "bank.h5"
+
+#: What a model needs.
+MODEL_FILES = (CONFIG, ARTIFACTS, WEIGHTS)
+
+UNVERIFIED = (
+    f"no {CHECKSUMS} (written by an older HiBio), so damage cannot be told; resuming the run "
+    "writes one"
+)
+
+#: Of the folder as a whole: which files there are and what they are called. 0 had no checksums.
+SCHEMA_VERSION = 1
+
+#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
+#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
+STATE_VERSION = 1
+
+
+class DamagedError(ConfigError):
+    """A file of a checkpoint is not what was saved.
+
+    Attributes:
+        problem: which file and what is wrong, without the remedy.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"{problem}; the checkpoint is torn or was changed: use its .previous sibling, or "
+            f"train again (if you changed it yourself, remove {CHECKSUMS})"
+        )
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """What is known of one file: its size in bytes and its SHA-256, hexadecimal."""
+
+    n_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileSum:
+        """Of a file as it is now."""
+        return cls(path.stat().st_size, file_sha256(path))
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder by name, or None; its bytes are not looked at."""
+    for name in (NAME, PREVIOUS):
+        if (folder / name / WEIGHTS).is_file():
+            return folder / name
+    return None
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Write ``checksums.json`` for every file below a checkpoint folder, when all are there."""
+    files = {
+        path.relative_to(checkpoint).as_posix(): FileSum.of(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != CHECKSUMS and not path.name.startswith(".")
+    }
+    _write(checkpoint, files)
+
+
+def add_checksum(path: Path) -> None:
+    """Enter a file that came into a checkpoint after the save (the reference bank).
+
+    A folder without checksums (of an older HiBio) stays without: its other files are unknown.
+    """
+    known = read_checksums(path.parent)
+    if known is not None:
+        _write(path.parent, {**known, path.name: FileSum.of(path)})
+
+
+def read_checksums(checkpoint: Path) -> dict[str, FileSum] | None:
+    """The checksums of a checkpoint by file name; None when an older HiBio wrote it without.
+
+    Raises:
+        DamagedError: the list is damaged.
+        ConfigError: it is of a newer HiBio, or names a file outside the folder.
+    """
+    path = checkpoint / CHECKSUMS
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != _seal(content):
+            raise DamagedError(f"{path}: not what was saved")
+        version = int(content["schema_version"])
+        files = {str(k): FileSum(int(v["n_bytes"]), str(v["sha256"])) for k, v in _items(content)}
+    except DamagedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path}: cannot be read ({type(error).__name__})") from error
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: checkpoint schema {version}, this HiBio reads up to {SCHEMA_VERSION}; "
+            "update HiBio, or use the version that wrote it"
+        )
+    for name in files:
+        _refuse_escape(path, name)
+    return files
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the list without its own entry; the same rule in every schema to come."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _items(content: Any) -> Collection[tuple[str, Mapping[str, Any]]]:
+    items: Collection[tuple[str, Mapping[str, Any]]] = content["files"].items()
+    return items
+
+
+def _refuse_escape(path: Path, name: str) -> None:
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        raise ConfigError(
+            f"{path}: names the file {name!r}, which is outside its folder; HiBio writes no such "
+            "list, so do not use this checkpoint"
+        )
+
+
+def verify_files(checkpoint: Path, names: Collection[str] | None = None) -> None:
+    """Compare files of a checkpoint with their checksums (about 1 s for 1 GB).
+
+    Args:
+        checkpoint: its folder; one without checksums passes with a warning.
+        names: which files; all that are listed when None.
+
+    Raises:
+        DamagedError: a file is missing, was changed, or is not listed.
+        ConfigError: the checkpoint is of a newer HiBio.
+    """
+    known = read_checksums(checkpoint)
+    if known is None:
+        warnings.warn(f"{checkpoint}: {UNVERIFIED}", stacklevel=2)
+        return
+    for name in sorted(known if names is None else names):
+        problem = _problem(checkpoint / name, known.get(name))
+        if problem:
+            raise DamagedError(f"{checkpoint / name}: {problem}")
+
+
+def damaged_files(checkpoint: Path) -> dict[str, str] | None:
+    """Every file that is not what was saved -> what is wrong; None for one without checksums.
+
+    Raises:
+        ConfigError: the list itself cannot be used, see :func:`read_checksums`.
+    """
+    known = read_checksums(checkpoint)
+    if known is None:
+        return None
+    found = {name: _problem(checkpoint / name, known[name]) for name in sorted(known)}
+    return {name: problem for name, problem in found.items() if problem}
+
+
+def verify_file(path: Path) -> None:
+    """Compare one file with its checksum, where its folder has checksums.
+
+    Raises:
+        DamagedError: it is missing, was changed, or is not listed.
+    """
+    if (path.parent / CHECKSUMS).is_file():
+        verify_files(path.parent, (path.name,))
+
+
+def _problem(path: Path, known: FileSum | None) -> str | None:
+    if not path.is_file():
+        return "missing"
+    if known is None:
+        return f"not listed in {CHECKSUMS}"
+    n_bytes = path.stat().st_size
+    if n_bytes != known.n_bytes:
+        return f"not what was saved ({n_bytes:,} bytes, {known.n_bytes:,} were written)"
+    found = file_sha256(path)
+    if found != known.sha256:
+        return f"not what was saved (sha256 {found[:12]}..., expected {known.sha256[:12]}...)"
+    return None
+
+
+def _write(checkpoint: Path, files: Mapping[str, FileSum]) -> None:
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "files": {name: vars(files[name]) for name in sorted(files)},
+    }
+    text = json.dumps({**content, "sha256": _seal(content)}, indent=1)
+    with atomic_path(checkpoint / CHECKSUMS) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def refuse_outside_data(file: h5py.File) -> None:
+    """Refuse an HDF5 file that takes values from other files: it could read any file here.
+
+    Raises:
+        ConfigError: a link, an external or a virtual dataset.
+    """
+    found = outside_data(file)
+    if found is not None:
+        raise ConfigError(
+            f"{file.filename}: {found}; HiBio writes no such file, so do not use this checkpoint"
+        )
+
+
+def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """State of the trainer, compared with its checksum, without unpickling code.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or of a newer HiBio.
+    """
+    import torch
+
+    path = checkpoint / TRAINER
+    if not path.is_file():
+        raise ConfigError(f"{checkpoint}: no {TRAINER}, so this run cannot be resumed")
+    verify_file(path)
+    try:
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        version = int(state.get("schema_version", 0))
+    except Exception as error:
+        raise ConfigError(
+            f"{path}: damaged ({type(error).__name__}), so this run cannot be resumed; use the "
+            ".previous sibling, or remove the checkpoint and train again"
+        ) from error
+    if version > STATE_VERSION:
+        raise ConfigError(
+            f"{path}: trainer state {version}, this HiBio reads up to {STATE_VERSION}; update "
+            "HiBio, or resume with the version that wrote it"
+        )
+    return {**state, "schema_version": version}

@@ -1,0 +1,265 @@
+"""`hibio check`: a store, a folder of stores, a manifest or a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hibio.config.files import ConfigError
+from preprocessing.errors import DataError
+from preprocessing.findings import Finding
+from preprocessing.manifest import SlideRow, missing_files, scan_manifest
+from preprocessing.patches import PatchConfig, iter_patches
+from preprocessing.readers import read_slide_spots, read_spots
+from preprocessing.run.preparation import open_row_slide
+from preprocessing.spot_table import SpotTable
+from preprocessing.store import SlideStore, verify_store
+from preprocessing.store.read import stores_in
+from preprocessing.store.verify import feature_word, few_features
+
+
+def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding]:
+    """Check a store (.h5), a folder of stores or a manifest (.csv).
+
+    Args:
+        path: what to check.
+        root: folder that relative paths of a manifest start from.
+
+    Returns:
+        At least one finding; never raises for bad data.
+    """
+    path = Path(path)
+    if not path.exists():
+        return [Finding("FAIL", str(path), "does not exist", "correct the path")]
+    if path.is_dir():
+        return _check_folder(path)
+    if path.suffix.lower() == ".csv":
+        return _check_manifest(path, root)
+    return verify_store(path)
+
+
+def _check_folder(folder: Path) -> list[Finding]:
+    try:
+        stores = stores_in(folder)
+    except DataError as error:
+        return [Finding("FAIL", str(folder), str(error), "run `hibio prepare` first")]
+    findings: list[Finding] = []
+    usable: list[Path] = []
+    for path in tqdm(stores, desc="check", unit="slide", disable=None):
+        found = verify_store(path)
+        findings += found
+        if all(finding.level != "FAIL" for finding in found):
+            usable.append(path)
+    return findings + _across(folder, usable)
+
+
+def _across(folder: Path, stores: list[Path]) -> list[Finding]:
+    """Compare the valid stores of a folder with each other."""
+    ids: list[str] = []
+    patches: set[tuple[float, int]] = set()
+    shared: dict[str, set[str]] = {}
+    for path in stores:
+        with SlideStore(path) as store:
+            ids.append(store.slide_id)
+            if store.has_counts:
+                genes = set(map(str, store.gene_names))
+                shared[store.modality] = shared.get(store.modality, genes) & genes
+            if store.has_image:
+                patches.add((float(store.attrs["patch_um"]), int(store.attrs["patch_px"])))
+    findings = []
+    twice = sorted(name for name, count in Counter(ids).items() if count > 1)
+    if twice:
+        findings.append(
+            Finding(
+                "FAIL", str(folder), f"slide {twice[0]!r} is in two stores", "remove one of them"
+            )
+        )
+    if len(patches) > 1:
+        sizes = ", ".join(f"{um:g} um / {px} px" for um, px in sorted(patches))
+        findings.append(
+            Finding(
+                "FAIL",
+                str(folder),
+                f"patches of different sizes: {sizes}",
+                "prepare all slides with the same --patch-um and --patch-px",
+            )
+        )
+    findings += [
+        Finding(
+            "WARN",
+            str(folder),
+            f"only {len(genes)} {feature_word(modality)} are on all slides",
+            "check that all slides use the same kind of gene names",
+        )
+        for modality, genes in shared.items()
+        if few_features(len(genes), modality) is not None
+    ]
+    return findings
+
+
+def _check_manifest(path: Path, root: str | Path | None) -> list[Finding]:
+    try:
+        rows, problems = scan_manifest(path, root)
+    except DataError as error:
+        return [Finding("FAIL", str(path), str(error), "correct the manifest")]
+    findings = [Finding("FAIL", str(path), problem, "correct this row") for problem in problems]
+    for row in tqdm(rows, desc="check", unit="slide", disable=None):
+        findings += _check_row(row)
+    return findings
+
+
+def _check_row(row: SlideRow) -> Iterable[Finding]:
+    """Read the sources of one slide as `prepare` would, without writing."""
+    missing = missing_files(row)
+    if missing:
+        return [Finding("FAIL", row.slide_id, text, "correct the path") for text in missing]
+    try:
+        table, findings = _read(row), []
+    except MemoryError:
+        text = "reading it needs more memory than there is"
+        return [Finding("FAIL", row.slide_id, text, "are its files what the manifest says?")]
+    except (DataError, OSError) as error:
+        return [Finding("FAIL", row.slide_id, str(error), "correct the files or the manifest row")]
+    genes = len(table.gene_names)
+    word, few = feature_word(table.modality), few_features(genes, table.modality)
+    if row.image is None:
+        findings.append(
+            Finding(
+                "WARN",
+                row.slide_id,
+                "no image: only counts can be used",
+                "fill the column image if there is one",
+            )
+        )
+    if few is not None and not table.image_only:
+        findings.append(Finding("WARN", row.slide_id, f"only {genes} {word}", few))
+    findings += [
+        Finding("WARN", row.slide_id, note, "look whether this is meant")
+        for note in table.notes
+        if note.startswith("mpp ")
+    ]
+    size = f"{table.n_spots} spots x {genes} {word}"
+    if table.image_only:
+        size = f"image only, no counts: {table.n_spots} windows on tissue"
+    summary = f"{size}, {table.mpp:.4g} um per pixel"
+    return findings or [Finding("PASS", row.slide_id, summary)]
+
+
+def _read(row: SlideRow) -> SpotTable:
+    if row.image is None:
+        return read_spots(row)
+    with open_row_slide(row) as (slide, _):
+        patch = PatchConfig()
+        table = read_slide_spots(row, slide, patch.patch_um)
+        names = [str(name) for name in table.barcodes]
+        iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
+    return table
+
+
+def check_any(path: Path) -> list[Finding]:
+    """Findings on a store, a folder of stores, a manifest, or a checkpoint or run folder."""
+    if not path.is_dir():
+        return check_path(path)
+    checkpoints = sorted(p.parent for p in path.glob("**/config.yaml") if _is_checkpoint(p.parent))
+    if not checkpoints:
+        return check_path(path)
+    return [finding for one in checkpoints for finding in _check_one(one, path)]
+
+
+def _check_one(checkpoint: Path, asked: Path) -> list[Finding]:
+    """A checkpoint; in a run folder, of what is not the newest only whether it is whole."""
+    from hibio.checkpoint import NAME, PREVIOUS
+    from hibio.training.checkpoint import DAMAGED, LEAVING, TEMPORARY
+
+    if checkpoint == asked or checkpoint.name not in (DAMAGED, LEAVING, PREVIOUS, TEMPORARY):
+        return check_checkpoint(checkpoint)
+    if checkpoint.name == DAMAGED:
+        text = "a damaged checkpoint that a resumed run set aside"
+        return [Finding("WARN", str(checkpoint), text, "remove it, and check the disk")]
+    if checkpoint.name == PREVIOUS and not checkpoint.with_name(NAME).is_dir():
+        return check_checkpoint(checkpoint)
+    return _check_files(checkpoint) if checkpoint.name == PREVIOUS else []
+
+
+def check_checkpoint(path: Path) -> list[Finding]:
+    """Whether a checkpoint is what was saved and loads; whether it can be resumed and queried."""
+    try:
+        findings = _check_files(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no checksums: told by the finding
+            findings.append(_check_model(path))
+    except ConfigError as error:
+        fix = "train again, or use the .previous sibling"
+        return [Finding("FAIL", str(path), str(error), fix)]
+    return [*findings, _check_trainer(path), _check_bank(path)]
+
+
+def _check_files(path: Path) -> list[Finding]:
+    """One finding for every damaged file, or one for all."""
+    from hibio.checkpoint import (
+        BANK,
+        CHECKSUMS,
+        PREVIOUS,
+        UNVERIFIED,
+        damaged_files,
+        read_checksums,
+    )
+
+    damaged = damaged_files(path)
+    if damaged is None:
+        return [Finding("WARN", str(path), UNVERIFIED, "hibio train --config CONFIG --resume DIR")]
+    if not damaged:
+        n_files = len(read_checksums(path) or {})
+        return [Finding("PASS", str(path), f"{n_files} files are what was saved ({CHECKSUMS})", "")]
+    back = "resume the run, which goes on from the .previous sibling; or use that sibling"
+    if path.name == PREVIOUS:
+        back = "nothing is lost while the newer one is whole; the next save takes its place"
+    anew = "resume the run, which writes it anew"
+    return [
+        Finding("FAIL", str(path / name), text, anew if name == BANK else back)
+        for name, text in damaged.items()
+    ]
+
+
+def _check_model(path: Path) -> Finding:
+    from hibio.model import HiBio
+
+    model = HiBio.from_checkpoint(path)
+    n_weights = sum(parameter.numel() for parameter in model.parameters())
+    genes, sets = model.artifacts.n_genes, model.artifacts.n_pathways
+    text = f"loads: {n_weights:,} weights, {genes:,} genes, {sets} pathways"
+    return Finding("PASS", str(path), text, "")
+
+
+def _check_trainer(path: Path) -> Finding:
+    from hibio.checkpoint import load_trainer_state
+
+    try:
+        finished = load_trainer_state(path)["finished"]
+    except ConfigError as error:
+        return Finding("WARN", str(path), str(error), "it still embeds and evaluates")
+    if finished:
+        return Finding("PASS", str(path), "training is finished", "")
+    fix = "hibio train --config CONFIG --resume RUN_FOLDER"
+    return Finding("WARN", str(path), "training is not finished", fix)
+
+
+def _check_bank(path: Path) -> Finding:
+    from hibio.bank import read_bank
+
+    fix = "train to the end on slides with images, with bank: true"
+    if not (path / "bank.h5").is_file():
+        return Finding("WARN", str(path), "no reference bank: it cannot be queried", fix)
+    try:
+        n_spots = len(read_bank(path / "bank.h5").image)
+    except ConfigError as error:
+        return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
+    return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots", "")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("model.safetensors", "artifacts.h5"))

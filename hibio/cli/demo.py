@@ -1,0 +1,65 @@
+"""The demo as the commands that a user would type."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hibio.config.files import ConfigError
+
+
+def steps(out: Path) -> list[tuple[str, list[str]]]:
+    """What ``hibio demo`` runs: (explanation, arguments of ``hibio``), in order."""
+    cohort, stores, run = str(out / "cohort"), str(out / "stores"), str(out / "run")
+    resume = ["--resume", run] if (out / "run").exists() else []
+    settings = ["--set", f"data.stores={stores}", "--set", f"out={run}"]
+    main_run = str(out / "run" / "hibio")
+    return [
+        ("simulate a cohort with planted truth", ["simulate", "--out", cohort]),
+        (
+            "slides and counts to stores",
+            ["prepare", f"{cohort}/manifest.csv", "--out", stores, "--workers", "2"],
+        ),
+        (
+            "pretrain through all stages, with two baselines",
+            ["train", "--config", str(shipped_config("demo.yaml")), *settings, *resume],
+        ),
+        (
+            "embeddings as AnnData",
+            ["embed", "--checkpoint", main_run, "--data", stores, "--out", str(out / "embeddings")],
+        ),
+        (
+            "a gene set over the tissue from H&E alone",
+            [
+                "query",
+                "--checkpoint",
+                main_run,
+                "--data",
+                stores,
+                "--gene-set",
+                "default",
+                "--out",
+                str(out / "query"),
+            ],
+        ),
+        (
+            "evaluate on the held-out patient and report",
+            ["eval", "--checkpoint", run, "--data", stores, "--out", str(out / "eval")],
+        ),
+    ]
+
+
+def shipped_config(name: str) -> Path:
+    """A configuration that comes with HiBio: from the checkout, or from the installed share.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    places = [
+        Path(__file__).resolve().parents[2] / "configs" / name,
+        Path(sys.prefix) / "share" / "hibio" / "configs" / name,
+    ]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"no {name} in {places[0].parent} or {places[1].parent}; install HiBio again")

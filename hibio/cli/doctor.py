@@ -1,0 +1,190 @@
+"""`hibio doctor`: versions, devices, optional parts and disk space, each with its remedy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable
+from importlib import metadata, util
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from preprocessing.findings import Finding
+
+_GIB = 1024**3
+
+_OPTIONAL = {
+    "deepspeed": ("training over several GPUs with ZeRO", "pip install deepspeed"),
+    "pyvips": ("a second reader for whole-slide images", "pip install 'pyvips[binary]'"),
+    "pyarrow": ("tables in parquet: Space Ranger, Visium HD, Xenium", "pip install pyarrow"),
+    "zarr": ("SpatialData folders", "pip install zarr"),
+    "distributed": ("`hibio prepare --scheduler`", "pip install distributed"),
+}
+
+
+def diagnose() -> list[Finding]:
+    """Look at this machine and this environment.
+
+    Returns:
+        One finding a subject: required packages, what only shows when it is loaded (torch and
+        torchvision, OpenSlide, HDF5), devices, optional packages, disk space.
+    """
+    return [
+        _python(),
+        *required_packages(_requirements("hibio")),
+        _torchvision(),
+        _openslide(),
+        _hdf5(),
+        _cpu(),
+        _cuda(),
+        *(_optional(name, *told) for name, told in _OPTIONAL.items()),
+        disk_space(Path(tempfile.gettempdir())),
+    ]
+
+
+def format_findings(findings: Iterable[Finding]) -> str:
+    """Aligned lines, `LEVEL  subject  message`, each fix on a line of its own below."""
+    findings = list(findings)
+    width = max((len(finding.subject) for finding in findings), default=0)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level}  {finding.subject:<{width}}  {finding.message}".rstrip())
+        if finding.fix:
+            lines.append(f"{'':<{width + 6}}  fix: {finding.fix}")
+    return "\n".join(lines)
+
+
+def required_packages(requirements: Iterable[Requirement]) -> list[Finding]:
+    """Compare what is installed with the ranges of the package's own requirements."""
+    findings = []
+    for requirement in requirements:
+        found = _version(requirement.name)
+        fix = f"pip install '{requirement}'"
+        if found is None:
+            wanted = f"not installed, {requirement.specifier or 'any version'} is needed"
+            findings.append(Finding("FAIL", requirement.name, wanted, fix))
+        elif not requirement.specifier.contains(found, prereleases=True):
+            wanted = f"{found}, expected {requirement.specifier}"
+            findings.append(Finding("FAIL", requirement.name, wanted, fix))
+        else:
+            findings.append(Finding("PASS", requirement.name, found))
+    return findings
+
+
+def disk_space(folder: Path) -> Finding:
+    """Free space where temporary files go."""
+    free = shutil.disk_usage(folder).free / _GIB
+    message = f"{free:.1f} GiB free in {folder}"
+    fix = "free some space or point TMPDIR to a larger disk"
+    if free < 0.5:
+        return Finding("FAIL", "temporary files", message, fix)
+    if free < 5:
+        return Finding("WARN", "temporary files", message, fix)
+    return Finding("PASS", "temporary files", message)
+
+
+def _python() -> Finding:
+    where = f"{platform.system()} {platform.machine()}"
+    return Finding("PASS", "python", f"{platform.python_version()} on {where}")
+
+
+def _requirements(package: str) -> list[Requirement]:
+    """Requirements of an installed package that hold here, without its extras."""
+    try:
+        texts = metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        return [Requirement(package)]
+    parsed = [Requirement(text) for text in texts]
+    return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _torchvision() -> Finding:
+    """The two come in pairs; torchvision names its partner exactly."""
+    subject = "torch + torchvision"
+    if _version("torch") is None or _version("torchvision") is None:
+        fix = "pip install 'torch>=2.6,<2.14' torchvision"
+        return Finding("FAIL", subject, "one of the two is not installed", fix)
+    for partner in _requirements("torchvision"):
+        found = _version("torch") or ""
+        if partner.name == "torch" and not partner.specifier.contains(found, prereleases=True):
+            message = f"torch {found}, but this torchvision was built for torch{partner.specifier}"
+            return Finding("FAIL", subject, message, f"pip install 'torch{partner.specifier}'")
+    try:
+        from hibio.encoders.vision import ensure_torchvision
+
+        compiled = ensure_torchvision()
+    except (ImportError, OSError, RuntimeError) as error:
+        fix = "reinstall both: pip install --force-reinstall torch torchvision"
+        return Finding("FAIL", subject, f"cannot be imported: {_first_line(error)}", fix)
+    extra = "" if compiled else "; without compiled operators (not needed by HiBio)"
+    return Finding("PASS", subject, f"a pair that loads{extra}")
+
+
+def _openslide() -> Finding:
+    try:
+        version = importlib.import_module("openslide").__library_version__
+    except (ImportError, OSError) as error:
+        message = f"cannot be loaded: {_first_line(error)}"
+        return Finding("FAIL", "OpenSlide", message, "pip install openslide-python openslide-bin")
+    return Finding("PASS", "OpenSlide", f"library {version}")
+
+
+def _hdf5() -> Finding:
+    try:
+        version = importlib.import_module("h5py").version.hdf5_version
+    except (ImportError, OSError) as error:
+        message = f"h5py cannot be loaded: {_first_line(error)}"
+        return Finding("FAIL", "HDF5", message, "pip install --force-reinstall h5py")
+    return Finding("PASS", "HDF5", f"library {version}")
+
+
+def _cpu() -> Finding:
+    """Cores that this process may use, and the machine's memory."""
+    may_use = getattr(os, "sched_getaffinity", None)
+    cores = len(may_use(0)) if may_use else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    except (AttributeError, ValueError, OSError):
+        message = f"{cores} cores, memory unknown on {platform.system()}"
+        return Finding("WARN", "CPU", message, "have at least 8 GiB of memory")
+    message = f"{cores} cores, {memory:.0f} GiB memory"
+    if memory < 7:
+        fix = "use smaller batches and fewer workers, or a machine with 8 GiB or more"
+        return Finding("WARN", "CPU", message, fix)
+    return Finding("PASS", "CPU", message)
+
+
+def _cuda() -> Finding:
+    try:
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return Finding("FAIL", "CUDA", f"torch cannot be loaded: {_first_line(error)}", "see torch")
+    if not torch.cuda.is_available():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        fix = "fine for the demo; for training install a CUDA build of torch and the NVIDIA driver"
+        return Finding("WARN", "CUDA", f"no device (torch is {build}); the CPU is used", fix)
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    listed = ", ".join(f"{d.name} {d.total_memory / _GIB:.0f} GiB" for d in devices)
+    return Finding("PASS", "CUDA", f"{torch.version.cuda}: {listed}")
+
+
+def _optional(name: str, purpose: str, fix: str) -> Finding:
+    """An optional package is looked up, not imported: some of them take seconds or compile."""
+    if util.find_spec(name) is None:
+        return Finding("WARN", name, f"not installed; optional: {purpose}", fix)
+    return Finding("PASS", name, f"{_version(name) or 'installed'} (optional)")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Configuration: every key of a YAML file, its type and its rules."""

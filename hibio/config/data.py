@@ -1,0 +1,105 @@
+"""Sections of a configuration that say what is fitted on training slides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hibio.keys import level_name
+
+KINDS = ("tree", "grid", "shuffled", "leiden")
+
+
+@dataclass(frozen=True)
+class GenesConfig:
+    """The expression side of the fit.
+
+    Attributes:
+        tfidf: log | raw | bm25 | depth_matched | spatial; intensities: arcsinh | rank.
+        keyword_genes: K, genes of a spot that enter its gene graph; 64-512.
+        selector: tfidf (each spot's own keywords) | hvg | svg | rank | top | random (one corpus
+            set of K genes).
+        rank: components of the gene factors.
+        neighbours: spatial neighbours of a spot.
+        graph: knn | random (the control: as many random spots of the slide instead of the
+            neighbours, for both towers; docs/method.md 6).
+        min_slide_fraction: a gene enters the vocabulary when it was measured on at least this
+            share of the training slides; 1.0 is the intersection of the panels.
+        min_spots: and was seen in at least this many training spots.
+        exclude: genes never used, by name or shell pattern, e.g. ["MT-*", "RPL*"].
+        target_genes: genes predicted from the image tower (highest variance on training slides).
+        graph_edges: strongest co-expression edges kept for each gene.
+        graph_spots: training spots sampled for a gene graph.
+        graph_groups: label-free groups of spots that have a gene graph of their own.
+        graph_smoothing: rounds of MAGIC-like smoothing before the gene graphs are fitted; the
+            information between genes then measures the smoothing too, so it is off (0).
+    """
+
+    tfidf: str = "log"
+    keyword_genes: int = 128
+    selector: str = "tfidf"
+    rank: int = 20
+    neighbours: int = 6
+    graph: Literal["knn", "random"] = "knn"
+    min_slide_fraction: float = 1.0
+    min_spots: int = 10
+    exclude: tuple[str, ...] = ()
+    target_genes: int = 200
+    graph_edges: int = 16
+    graph_spots: int = 2000
+    graph_groups: int = 1
+    graph_smoothing: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keyword_genes < 1 or self.rank < 1 or self.neighbours < 1:
+            raise ValueError("keyword_genes, rank and neighbours must be at least 1")
+        if not 0.0 < self.min_slide_fraction <= 1.0:
+            raise ValueError(
+                f"min_slide_fraction is a share in (0, 1], not {self.min_slide_fraction}"
+            )
+
+
+@dataclass(frozen=True)
+class PathwaysConfig:
+    """The pathway side of the fit.
+
+    Attributes:
+        source: what :func:`pathways.load_pathways` takes, ``matched_random:SOURCE`` for the
+            control of docs/method.md 2, or ``none`` (small panels, proteins).
+        min_genes: sets with fewer genes in the vocabulary are dropped (and counted).
+        max_genes: sets with more are dropped (and counted).
+        temperature: T_match of the soft targets.
+        top: k_p, pathways that share a spot's target mass.
+        threshold: a match below it (standardised, centred per spot) gets no mass.
+    """
+
+    source: str = "default"
+    min_genes: int = 5
+    max_genes: int = 500
+    temperature: float = 0.5
+    top: int = 5
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class RegionsConfig:
+    """Regions of docs/method.md 5.
+
+    Attributes:
+        diameters_um: equivalent diameter of each level, fine to coarse.
+        kind: tree | grid | shuffled | leiden (all but the first are controls).
+    """
+
+    diameters_um: tuple[float, ...] = (300.0, 600.0, 1200.0)
+    kind: str = "tree"
+
+    def __post_init__(self) -> None:
+        if not self.diameters_um or list(self.diameters_um) != sorted(self.diameters_um):
+            raise ValueError("diameters_um must rise from fine to coarse, e.g. [300, 600, 1200]")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Level names, fine to coarse."""
+        return tuple(level_name(diameter) for diameter in self.diameters_um)

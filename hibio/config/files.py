@@ -1,0 +1,345 @@
+"""A YAML file becomes nested frozen dataclasses, and goes back to YAML unchanged.
+
+A dataclass is the only description of a section: its fields are the keys, its annotations the types
+(`hibio.config.schema` lists them), its ``__post_init__`` the rules.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hibio.config.schema import SchemaError, build_section, dotted, to_plain
+
+C = TypeVar("C")
+
+Layer = tuple[str, Mapping[str, Any]]
+
+#: Values in one file, aliases written out; a bomb has billions.
+LARGEST = 100_000
+
+#: Keys of an older HiBio -> what to do; the settings of its runs have them.
+RENAMED: dict[tuple[str, ...], str] = {
+    ("optim", "amp"): (
+        "a key of an older HiBio; write optim.precision: auto | fp32 | bf16 instead. A run that it "
+        "began embeds and evaluates as it is, and cannot be trained on: train again in another "
+        "folder (--set out=DIR)"
+    ),
+}
+
+_ABSENT = object()
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the file, the key and the remedy."""
+
+
+def _with_exponents(resolvers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Implicit resolvers for which 1e-4 is a number (for plain YAML 1.1 it is text)."""
+    pattern = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+    entry = ("tag:yaml.org,2002:float", pattern)
+    added = {start: [*resolvers.get(start, []), entry] for start in "-+.0123456789"}
+    return {**resolvers, **added}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader that reads 1e-4 as a number and refuses a key that is given twice."""
+
+    yaml_implicit_resolvers = _with_exponents(yaml.SafeLoader.yaml_implicit_resolvers)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                message = f"key '{key.value}' is given twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > LARGEST:
+            message = f"merges (<<) of more than {LARGEST:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Counterpart of the loader: text that looks like 1e-4 is quoted, aliases are written out."""
+
+    yaml_implicit_resolvers = _with_exponents(yaml.SafeDumper.yaml_implicit_resolvers)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _refuse_bomb(data: Any) -> None:
+    """Refuse aliases (``*name``) that write out to a huge or an endless value.
+
+    Raises:
+        yaml.YAMLError: more than 100,000 values, or one that contains itself.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(value: Any) -> float:
+        if not isinstance(value, dict | list | tuple):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = math.inf  # what it is while it is open: its own part
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(value)]
+
+    if size(data) > LARGEST:
+        raise yaml.YAMLError(f"its aliases (*name) write out to more than {LARGEST:,} values")
+
+
+def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
+    """Read a YAML file into a dataclass.
+
+    A top-level ``base: other.yaml`` (relative to the file) gives defaults, section by section.
+
+    Args:
+        cls: dataclass of the whole file; no field of it may be called ``base``.
+        path: YAML file.
+        overrides: ``"model.dim=64"``, applied last; see `apply_overrides`.
+
+    Returns:
+        An instance of ``cls``.
+
+    Raises:
+        ConfigError: unreadable file, unknown or missing key, wrong type, or a section's own rule.
+    """
+    layers = _read_layers(Path(path), ())
+    name = str(path)
+    data: dict[str, Any] = {}
+    for _, layer in layers:
+        data = merge(data, layer)
+    for override in overrides:
+        data = apply_overrides(data, [override])
+        layers.append((f"{path} with --set {override}", apply_overrides({}, [override])))
+    try:
+        return build_section(cls, data)
+    except SchemaError as problem:
+        source = _source_of(layers, problem.key) or name
+        renamed = RENAMED.get(problem.key)
+        told = f"{problem}" if renamed is None else f"{dotted(problem.key)}: {renamed}"
+        raise ConfigError(f"{source}: {told}") from problem
+
+
+def load_section(cls: type[C], path: str | Path, key: str) -> C:
+    """Read one section of a YAML file (a checkpoint's ``config.yaml``) into a dataclass.
+
+    Raises:
+        ConfigError: unreadable file, no such section, or a section that does not fit ``cls``.
+    """
+    data = _read_file(Path(path), "")
+    if "base" in data:
+        raise ConfigError(f"{path}: has a 'base' file, which the settings of a run never have")
+    if key not in data:
+        raise ConfigError(f"{path}: no section '{key}'; the file is cut off, or of something else")
+    try:
+        return build_section(cls, data[key], (key,))
+    except SchemaError as problem:
+        raise ConfigError(f"{path}: {problem}") from problem
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of a config, in what YAML can hold (tuples become lists, paths text)."""
+    plain: dict[str, Any] = to_plain(config)
+    return plain
+
+
+def dump_config(config: Any, path: str | Path) -> None:
+    """Write a config as YAML, atomically; `load_config` gives an equal one back."""
+    path = Path(path)
+    try:
+        text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: a value cannot be written as YAML: {error}") from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: mappings key by key, the rest (lists too) replaced; the inputs do not change."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in patch.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Apply ``"a.b.0.c=value"`` settings to a copy; a number is a place in a list of the file.
+
+    Unknown keys pass here: they are refused, with the nearest valid key, when sections are built.
+
+    Args:
+        data: mapping as read from YAML.
+        overrides: ``KEY=VALUE`` texts, the value read as YAML.
+
+    Raises:
+        ConfigError: not KEY=VALUE, a value that is not YAML, or a path through a plain value.
+    """
+    result = copy.deepcopy(dict(data))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        key = tuple(name.strip().split("."))
+        if not equals or "" in key:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE, for example model.dim=64")
+        try:
+            value = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
+            _refuse_bomb(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        node: Any = result
+        for depth, part in enumerate(key[:-1]):
+            place = _place(node, part, key[:depth], override)
+            if isinstance(node, dict) and node.get(place) is None:
+                node[place] = {}
+            node = node[place]
+        node[_place(node, key[-1], key[:-1], override)] = value
+    return result
+
+
+def _place(node: Any, part: str, above: tuple[str, ...], override: str) -> Any:
+    """The key of a mapping or the index of a list that ``part`` names in ``node``."""
+    if isinstance(node, dict):
+        return part
+    where = f"--set {override}: '{dotted(above)}'"
+    if not isinstance(node, list):
+        raise ConfigError(f"{where} is the value {node!r}, not a section with keys")
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise ConfigError(f"{where} is a list of {len(node)}, counted from 0; it has no '{part}'")
+    return int(part)
+
+
+def _read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
+    """(name, mapping) of every file that the file is based on, then its own."""
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(p.name for p in (*above, resolved))
+        raise ConfigError(f"{path}: 'base' goes in a circle ({chain}); remove one of them")
+    data = _read_file(path, f" (base of {above[-1]})" if above else "")
+    base = data.pop("base", None)
+    if base is None:
+        return [(str(path), data)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'base' must name one YAML file, found {base!r}")
+    return [*_read_layers(path.parent / base, (*above, resolved)), (str(path), data)]
+
+
+def _read_file(path: Path, user: str) -> dict[str, Any]:
+    """The mapping of one YAML file; ``user`` says in messages what wants it."""
+    try:
+        data = yaml.load(path.read_bytes(), Loader=_Loader)  # a SafeLoader: plain values only
+        _refuse_bomb(data)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}{user}: cannot be read: {error.strerror}; check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        found = type(data).__name__
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top level, found {found}")
+    return data
+
+
+def _source_of(layers: list[Layer], key: tuple[str, ...]) -> str | None:
+    """Name of the last layer that sets ``key``, if one does."""
+    for name, layer in reversed(layers):
+        node: Any = layer if key else _ABSENT
+        for part in key:
+            node = node.get(part, _ABSENT) if isinstance(node, Mapping) else _ABSENT
+        if node is not _ABSENT:
+            return name
+    return None
+
+
+EVERY = "*"
+
+
+def changed(data: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of ``data`` with other values under dotted keys.
+
+    A number is a place in a list, ``*`` is every entry of a list that has the rest of the key
+    (``stages.*.weights.pathway/kl: 0`` reaches the stages that have this term). A section is
+    merged into the section that is there; everything else replaces what was there. Keys that no
+    configuration has pass here and are refused, with the nearest valid key, when it is built.
+
+    Args:
+        data: plain values of a configuration.
+        changes: dotted key -> new value.
+        where: the row or section that asks, for messages.
+
+    Raises:
+        ConfigError: a key that is empty, goes through a plain value, or names no list entry.
+    """
+    result = copy.deepcopy(dict(data))
+    for name, value in changes.items():
+        key = tuple(str(name).split("."))
+        if "" in key:
+            raise ConfigError(f"{where}: {name!r} is no key; write it like model.omics.width")
+        if not _put(result, key, value, f"{where}: {name}", known=False):
+            raise ConfigError(f"{where}: {name}: no entry of the list has this key")
+    return result
+
+
+def _put(node: Any, key: tuple[str, ...], value: Any, asked: str, *, known: bool) -> int:
+    """Put ``value`` below ``node``; returns at how many places.
+
+    Args:
+        node: a mapping or a list.
+        key: what is left of the dotted key.
+        value: the new value.
+        asked: who asks for what, for messages.
+        known: only where the key is there already (below ``*``).
+    """
+    part, rest = key[0], key[1:]
+    place: int | str = part
+    if isinstance(node, list):
+        if part == EVERY and rest:
+            return sum(_put(item, rest, value, asked, known=True) for item in node)
+        place = _index(node, part, asked)
+    elif isinstance(node, dict):
+        if known and part not in node:
+            return 0
+        node.setdefault(part, {} if rest else None)
+    else:
+        raise ConfigError(f"{asked}: {part!r} lies below the plain value {node!r}; shorten the key")
+    if rest:
+        if node[place] is None:
+            node[place] = {}
+        return _put(node[place], rest, value, asked, known=known)
+    old = node[place]
+    both = isinstance(old, Mapping) and isinstance(value, Mapping)
+    node[place] = merge(old, value) if both else copy.deepcopy(value)
+    return 1
+
+
+def _index(node: list[Any], part: str, asked: str) -> int:
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise ConfigError(
+            f"{asked}: {part!r} is no entry of a list of {len(node)}; entries are counted from 0, "
+            "and * with a key behind it is every entry"
+        )
+    return int(part)

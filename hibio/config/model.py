@@ -1,0 +1,166 @@
+"""The model section of a configuration: both towers, and how the image of a spot is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hibio.config.files import ConfigError
+from preprocessing.stain import StainMethod
+
+#: Value of ``data.image`` that reads patches from the store (for a timm tower).
+PATCHES = "patches"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a vision tower asks of the data.
+
+    Attributes:
+        key: a stored feature key ("handcrafted"), or ``patches``.
+        context: read the wider patches of each spot too.
+        stain: none | macenko | reinhard: bring the patches of each slide to one stain as they are
+            read.
+
+    Raises:
+        ConfigError: context or stain of stored features, which nothing can be done to.
+    """
+
+    key: str
+    context: bool = False
+    stain: StainMethod = "none"
+
+    def __post_init__(self) -> None:
+        if self.key == PATCHES:
+            return
+        if self.context:
+            raise ConfigError(
+                f"model.vision.context is patch, but data.image reads the stored features "
+                f"{self.key!r}; set data.image: {PATCHES}, or store features of both scales: hibio "
+                "features --scale both"
+            )
+        if self.stain != "none":
+            raise ConfigError(
+                f"model.vision.stain is {self.stain}, but data.image reads the stored features "
+                f"{self.key!r}, whose patches are past changing; set data.image: {PATCHES}, or "
+                f"store features of normalised patches: hibio features --stain {self.stain}"
+            )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower.
+
+    Attributes:
+        name: features (stored ones, e.g. handcrafted or a frozen backbone's) | timm |
+            package.module:Class.
+        width: hidden and output width of the features tower.
+        dropout: of the features tower, on its input and hidden layer.
+        timm_name: model of the timm tower, e.g. ``vit_small_patch16_224``, ``resnet50``,
+            ``hf-hub:MahmoodLab/UNI``.
+        pretrained: ask timm for its weights (needs them cached, or the network).
+        weights: local weights file (safetensors, or a plain state dict) instead.
+        tune: all | none (frozen backbone) of the timm tower.
+        standardise: slide (per-slide stain mean and sd) | pretrained (the model's own constants).
+        stain: none | macenko | reinhard: the patches of every slide are brought to one stain when
+            they are read; measured on the slide alone.
+        context: none | neighbours (the features tower also reads the mean of the spatial
+            neighbours' features; the retrieved item is then a niche on both sides, see
+            docs/method.md) |
+            patch (the timm tower also encodes the wider patch of the spot, from stores prepared
+            with a context, and puts both side by side).
+        feature_dim: F, filled in from the stores.
+    """
+
+    name: str = "features"
+    width: int = 256
+    dropout: float = 0.2
+    timm_name: str = "resnet10t"
+    pretrained: bool = False
+    weights: Path | None = None
+    tune: Literal["all", "none"] = "all"
+    standardise: Literal["slide", "pretrained"] = "slide"
+    stain: StainMethod = "none"
+    context: Literal["none", "neighbours", "patch"] = "none"
+    feature_dim: int | None = None
+
+    def image_input(self, key: str | None) -> ImageInput | None:
+        """How a slide is to be read for this tower; None: without its image.
+
+        Args:
+            key: ``data.image`` of the run.
+
+        Raises:
+            ConfigError: context or stain of stored features.
+        """
+        return None if key is None else ImageInput(key, self.context == "patch", self.stain)
+
+
+@dataclass(frozen=True)
+class OmicsConfig:
+    """The omics tower.
+
+    Attributes:
+        name: graph_hierarchy | mlp (baseline) | package.module:Class.
+        variant: of graph_hierarchy: hibio (docs/method.md 3) | heist (the layer arithmetic of the
+            published v2 model, for comparison; it reads a whole slide at once).
+        width: d.
+        layers: L.
+        heads: attention heads; divides width.
+        dropout: everywhere.
+        identity: what tells genes apart: factors (vocabulary-free) | table (learned, bound to the
+            vocabulary) | none.
+        skip: the spot vector enters the spot token (docs/method.md 3).
+        gene_graph: co-expression as attention bias.
+        spatial_graph: attention over the spatial neighbours.
+        cross: messages between genes and spots.
+        init_from: a checkpoint, omics-only or multimodal, whose omics tower is the start.
+        checkpoint: keep only the tokens between layers while training, and compute the layers
+            again in the backward pass: less memory for about a third more time (graph_hierarchy).
+    """
+
+    name: str = "graph_hierarchy"
+    variant: Literal["hibio", "heist"] = "hibio"
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    dropout: float = 0.1
+    identity: Literal["factors", "table", "none"] = "factors"
+    skip: bool = True
+    gene_graph: bool = True
+    spatial_graph: bool = True
+    cross: bool = True
+    init_from: Path | None = None
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint and (self.name, self.variant) != ("graph_hierarchy", "hibio"):
+            raise ValueError(
+                "checkpoint is of the layers of name: graph_hierarchy, variant: hibio; leave it out"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Both towers and the shared space.
+
+    Attributes:
+        vision: see :class:`VisionConfig`; ``name: none`` for counts alone.
+        omics: see :class:`OmicsConfig`.
+        embed_dim: D.
+        dropout: of the projections.
+        temperature: first value of the learned contrast temperature.
+        anchor_temperature: first value of the learned anchor temperature.
+        anchor: omics (a pathway goes through the omics branch) | table (learned, the baseline).
+    """
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    omics: OmicsConfig = field(default_factory=OmicsConfig)
+    embed_dim: int = 128
+    dropout: float = 0.1
+    temperature: float = 0.1
+    anchor_temperature: float = 0.1
+    anchor: Literal["omics", "table"] = "omics"

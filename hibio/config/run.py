@@ -1,0 +1,99 @@
+"""The configuration of a training run: every section, joined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
+from hibio.config.model import ModelConfig
+from hibio.config.training import ObjectiveConfig, OptimConfig, SamplerConfig, StageConfig
+
+#: ... but for where things lie and how work is done, which decides no number.
+UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
+
+
+MAIN_VARIANT = "hibio"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the stores are and how an image is read.
+
+    Attributes:
+        stores: folder of ``<slide_id>.h5``.
+        image: stored feature key, ``patches`` (timm tower), or null for counts only.
+        shuffle_pairs: the control that gives every spot another spot's image.
+        cache_slides: prepared slides kept in memory.
+        train_patients: train on so many patients only, for learning curves: the first ones by
+            name that are not held out, so that a larger number contains a smaller; null for all.
+        prefetch: batches read ahead in another thread; 0 reads each when it is its turn.
+    """
+
+    stores: Path
+    image: str | None = "handcrafted"
+    shuffle_pairs: bool = False
+    cache_slides: int = 64
+    train_patients: int | None = None
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prefetch < 0:
+            raise ValueError(f"prefetch is {self.prefetch}, 0 or more batches are needed")
+        if self.train_patients is not None and self.train_patients < 1:
+            raise ValueError(f"train_patients is {self.train_patients}, at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run: every variant on every fold with every seed.
+
+    Attributes:
+        out: run folder; each job writes ``<variant>/fold-<fold>/seed-<seed>`` below it.
+        data: see :class:`DataConfig`.
+        folds: held-out patients ("A", "P1+P2"), ``each`` for every patient with an image, or
+            ``none`` to train on all.
+        seeds: one job each.
+        variants: name -> settings that differ from the main run, for baselines trained by the
+            same code ("flat_clip", "shuffled"). The main run is called ``hibio``.
+        genes, pathways, sampler, regions, model, objective, optim: see their classes.
+        stages: the curriculum.
+        device: auto | cpu | cuda.
+        threads: CPU threads of torch and of the fit before the first step, where each of them
+            holds one slide; null leaves torch's default (in the fit at most 8). 1 does not suffer
+            from other work.
+        checkpoint_every: epochs between checkpoints.
+        bank: write the reference bank at the end.
+        variant: name of this job's variant (filled in by :func:`expand`).
+    """
+
+    out: Path
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    folds: tuple[str, ...] = ("each",)
+    seeds: tuple[int, ...] = (0,)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    genes: GenesConfig = field(default_factory=GenesConfig)
+    pathways: PathwaysConfig = field(default_factory=PathwaysConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_every: int = 5
+    bank: bool = True
+    variant: str = MAIN_VARIANT
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty; give at least one stage")
+        if not self.folds or not self.seeds:
+            raise ValueError("folds and seeds need at least one entry each")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
+        self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")

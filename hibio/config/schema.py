@@ -1,0 +1,223 @@
+"""Plain values (mappings, lists, scalars) checked against the annotations of nested dataclasses.
+
+Supported annotations: dataclasses, unions and ``X | None``, ``Literal``, ``Path``,
+``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]``, ``Any``, bool, int, float and
+str. Types are checked, never coerced; the exceptions are int -> float and a number in quotes
+("1e-4") -> float.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+C = TypeVar("C")
+
+Key = tuple[str, ...]
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+
+
+class SchemaError(ValueError):
+    """A value does not fit its annotation.
+
+    Attributes:
+        key: path of the value from the top, for example ``("model", "dim")``.
+    """
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def build_section(cls: type[C], data: Any, key: Key = (), default: C | None = None) -> C:
+    """Build a dataclass from a mapping.
+
+    Args:
+        cls: dataclass whose fields are the valid keys.
+        data: mapping of plain values.
+        key: where the section stands, for messages.
+        default: instance whose values are kept for keys that are not given (else the class's).
+
+    Raises:
+        SchemaError: unknown or missing key, wrong type, or a ``ValueError`` of ``__post_init__``.
+    """
+    if not isinstance(data, Mapping):
+        raise _mismatch(key, "a section (key: value lines)", data)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    for name in data:
+        if name not in fields:
+            raise _unknown((*key, str(name)), list(fields))
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        path = (*key, name)
+        known, given = _default_of(field, default)
+        if name in data:
+            values[name] = _build(hints[name], data[name], path, given)
+        elif known:
+            values[name] = given
+        else:
+            raise SchemaError(path, f"required key '{dotted(path)}' is missing; add it")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        where = f"section '{dotted(key)}'" if key else "the settings do not go together"
+        raise SchemaError(key, f"{where}: {error}") from error
+
+
+def to_plain(value: Any) -> Any:
+    """The same value in what YAML can hold: sections become dicts, tuples lists, paths text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        return {name: to_plain(getattr(value, name)) for name in fields}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dotted(key: Key) -> str:
+    """The key as a user writes it: ``model.dim``."""
+    return ".".join(key)
+
+
+def nearest(name: str, choices: list[str]) -> str | None:
+    """The choice most like ``name``, if any is alike."""
+    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def _default_of(field: dataclasses.Field[Any], instance: Any) -> tuple[bool, Any]:
+    """(is there a default, the default) of a field; ``instance`` goes before the class."""
+    if instance is not None:
+        return True, getattr(instance, field.name)
+    if field.default is not dataclasses.MISSING:
+        return True, field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return True, field.default_factory()
+    return False, None
+
+
+def _build(hint: Any, value: Any, key: Key, default: Any = None) -> Any:
+    """Check ``value`` against one annotation; containers, paths and sections are converted."""
+    if hint is Any:
+        return copy.deepcopy(value)
+    if dataclasses.is_dataclass(hint):
+        same = default if type(default) is hint else None
+        return build_section(typing.cast(Any, hint), value, key, same)
+    origin = typing.get_origin(hint) or hint
+    if origin in (Union, types.UnionType):
+        return _build_union(hint, value, key, default)
+    if origin is Literal:
+        return _build_literal(typing.get_args(hint), value, key)
+    if origin in (list, tuple):
+        return _build_sequence(hint, value, key)
+    if origin is dict:
+        return _build_dict(hint, value, key)
+    return _build_scalar(hint, value, key)
+
+
+def _build_union(hint: Any, value: Any, key: Key, default: Any) -> Any:
+    """An arm that leaves the value as it is goes first, then the first that fits."""
+    arms = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]
+    if value is None and len(arms) < len(typing.get_args(hint)):
+        return None
+    fits: list[Any] = []
+    problems: list[SchemaError] = []
+    for arm in arms:
+        try:
+            fits.append(_build(arm, value, key, default))
+        except SchemaError as problem:
+            problems.append(problem)
+    if not fits:
+        if len(problems) == 1:
+            raise problems[0]
+        raise SchemaError(key, "; or ".join(str(problem) for problem in problems))
+    sections = [type(fit).__name__ for fit in fits if dataclasses.is_dataclass(fit)]
+    if len(sections) > 1:
+        alike = " and ".join(sections)
+        raise SchemaError(key, f"'{dotted(key)}' fits {alike} alike; give a key that only one has")
+    unchanged = [fit for fit in fits if type(fit) is type(value) and fit == value]
+    return (unchanged or fits)[0]
+
+
+def _build_literal(choices: tuple[Any, ...], value: Any, key: Key) -> Any:
+    for choice in choices:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    listed = [str(choice) for choice in choices]
+    near = nearest(str(value), listed)
+    remedy = f"; did you mean '{near}'?" if near else ""
+    message = f"'{dotted(key)}' is {value!r}, expected one of: {', '.join(listed)}{remedy}"
+    raise SchemaError(key, message)
+
+
+def _build_sequence(hint: Any, value: Any, key: Key) -> Any:
+    """A YAML list into ``list[X]``, ``tuple[X, ...]`` or ``tuple[X, Y]``."""
+    kind = typing.get_origin(hint) or hint
+    arms = typing.get_args(hint) or (Any,)
+    if not isinstance(value, list | tuple):
+        raise _mismatch(key, "a list (write the whole list)", value)
+    if kind is list or arms[-1] is Ellipsis or not typing.get_args(hint):
+        arms = arms[:1] * len(value)
+    if len(arms) != len(value):
+        raise _mismatch(key, f"a list of {len(arms)} values", value)
+    items = zip(arms, value, strict=True)
+    return kind(_build(arm, item, (*key, str(i))) for i, (arm, item) in enumerate(items))
+
+
+def _build_dict(hint: Any, value: Any, key: Key) -> Any:
+    of_key, arm = typing.get_args(hint) or (str, Any)
+    if of_key is not str:
+        raise TypeError(f"field '{dotted(key)}': dict keys must be str, found {of_key!r}")
+    if not isinstance(value, Mapping):
+        raise _mismatch(key, "a section (key: value lines)", value)
+    for name in value:
+        if not isinstance(name, str):
+            raise _mismatch((*key, str(name)), "a name as key; put it in quotes", name)
+    return {name: _build(arm, item, (*key, name)) for name, item in value.items()}
+
+
+def _build_scalar(hint: Any, value: Any, key: Key) -> Any:
+    if hint not in (bool, int, float, str, Path):
+        raise TypeError(f"field '{dotted(key)}' has the unsupported annotation {hint!r}")
+    if type(value) is hint:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is float and isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    wanted = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text; put it in quotes",
+        Path: "a path (text)",
+    }
+    raise _mismatch(key, wanted[hint], value)
+
+
+def _mismatch(key: Key, wanted: str, value: Any) -> SchemaError:
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    where = f"'{dotted(key)}'" if key else "the file"
+    found = "nothing (null)" if value is None else f"{type(value).__name__} {shown}"
+    return SchemaError(key, f"{where}: expected {wanted}, found {found}")
+
+
+def _unknown(key: Key, valid: list[str]) -> SchemaError:
+    near = nearest(key[-1], valid)
+    remedy = f"did you mean '{dotted((*key[:-1], near))}'? " if near else ""
+    where = f"'{dotted(key[:-1])}'" if len(key) > 1 else "the top level"
+    listed = ", ".join(sorted(valid)) or "none"
+    return SchemaError(key, f"unknown key '{dotted(key)}'; {remedy}Valid keys of {where}: {listed}")

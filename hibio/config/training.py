@@ -1,0 +1,253 @@
+"""Sections of a configuration that say how it is trained: stages, objective, sampler, optimiser."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hibio.keys import (
+    EMBEDDING_TERMS,
+    IMAGE_TERMS,
+    MASKED_TERMS,
+    TERM_MEMBER,
+    TERM_REGION,
+    TERM_SPATIAL,
+    TERMS,
+)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage.
+
+    Attributes:
+        name: shown in the log and in the loss curves.
+        epochs: passes over its slides.
+        weights: loss term (see :data:`hibio.keys.TERMS`) -> weight; terms left out are off.
+        lr: peak learning rate; each stage warms up and decays by a cosine.
+        rebuild_every: epochs between rebuilds of the region trees; 0 keeps the first ones.
+    """
+
+    name: str
+    epochs: int
+    weights: dict[str, float] = field(default_factory=dict)
+    lr: float = 1e-3
+    rebuild_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"stage {self.name!r}: epochs is {self.epochs}, at least 1 is needed")
+        if not self.lr > 0:
+            raise ValueError(f"stage {self.name!r}: lr is {self.lr}, more than 0 is needed")
+        if self.rebuild_every < 0:
+            raise ValueError(
+                f"stage {self.name!r}: rebuild_every is {self.rebuild_every}; 0 (never) or more "
+                "epochs are needed"
+            )
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        for term in self.weights:
+            if term not in TERMS:
+                near = difflib.get_close_matches(term, TERMS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"stage {self.name!r}: unknown loss term {term!r}{hint} "
+                    f"(terms: {', '.join(TERMS)})"
+                )
+        negative = [term for term, weight in self.weights.items() if not weight >= 0]
+        if negative:
+            raise ValueError(
+                f"stage {self.name!r}: the weight of {negative[0]!r} is "
+                f"{self.weights[negative[0]]}, 0 (off) or more is needed"
+            )
+        if not any(weight > 0 for weight in self.weights.values()):
+            raise ValueError(f"stage {self.name!r}: no loss term has a weight above 0")
+
+    @property
+    def active(self) -> dict[str, float]:
+        """Terms with a weight above 0."""
+        return {term: weight for term, weight in self.weights.items() if weight > 0}
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it trains on slides with images only."""
+        return bool(IMAGE_TERMS & self.active.keys())
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the plain embeddings of the spots are computed."""
+        return bool(EMBEDDING_TERMS & self.active.keys())
+
+    @property
+    def needs_thinned(self) -> bool:
+        """Whether a second view of each spot is drawn."""
+        return TERM_SPATIAL in self.active
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the masked view of the omics branch is computed."""
+        return bool(MASKED_TERMS & self.active.keys())
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether region embeddings are computed."""
+        return bool({TERM_REGION, TERM_MEMBER} & self.active.keys())
+
+
+def stage_lr(stage: StageConfig, step: int, n_steps: int, warmup: float = 0.05) -> float:
+    """Learning rate at ``step`` of ``n_steps``: linear warm-up, then cosine to 1 % of the peak."""
+    warm = max(1, round(warmup * n_steps))
+    if step < warm:
+        return stage.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, n_steps - warm)
+    return stage.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of the loss terms.
+
+    Attributes:
+        negatives: same_slide | all | mixed (docs/method.md 5, slide shortcut).
+        targets: identity | soft (a control: alike spots share the target mass, and none is left
+            out of the negatives).
+        target_temperature: of the soft targets; larger spreads them.
+        duplicate_um: of identity targets: pairs of one slide closer than this ...
+        duplicate_correlation: ... whose spot vectors correlate above this are no negatives.
+        mask_genes: share of keyword genes hidden in the masked view.
+        mask_spots: share of whole spots hidden.
+        query_genes: genes outside its keywords that the masked view of a spot is asked about
+            (most are 0), so that the decoder learns absence too; imputation needs it.
+        contrast_um: radius of the spatial contrast (docs/method.md 3.1) ...
+        contrast_correlation: ... within which spots whose spot vectors correlate above this are
+            positives.
+        drop_genes: share of keyword genes that each view of the spatial contrast lacks.
+        keep_counts: share of its counts that the second view keeps.
+        anchors_per_step: pathways encoded anew in a step; the others come from the cache.
+    """
+
+    negatives: Literal["same_slide", "all", "mixed"] = "same_slide"
+    targets: Literal["identity", "soft"] = "identity"
+    target_temperature: float = 0.1
+    duplicate_um: float = 150.0
+    duplicate_correlation: float = 0.95
+    mask_genes: float = 0.2
+    mask_spots: float = 0.15
+    query_genes: int = 0
+    contrast_um: float = 150.0
+    contrast_correlation: float = 0.5
+    drop_genes: float = 0.2
+    keep_counts: float = 0.7
+    anchors_per_step: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("mask_genes", "mask_spots", "drop_genes", "keep_counts"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if not self.target_temperature > 0:
+            raise ValueError(
+                f"target_temperature is {self.target_temperature}, more than 0 is needed"
+            )
+        if self.query_genes < 0:
+            raise ValueError(f"query_genes is {self.query_genes}, 0 or more is needed")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How spots are drawn.
+
+    Attributes:
+        batch_spots: core spots of a batch, about (whole regions are never split).
+        slides_per_batch: slides that share a batch; 1 keeps the slide shortcut out of the
+            contrast (docs/method.md 5).
+        balance: slide (every slide gives the same number of batches) | spot (by its size).
+        halo: hops of context round the core spots while training.
+        window: slides whose batches are mixed with each other; the next ones follow when these are
+            through. With data.cache_slides as large, a slide is read once an epoch.
+        weights: column (technology, organism, tissue) -> value -> how many batches its slides
+            give, relative to slides that no weight names (1); 0 leaves them out. A slide that
+            several columns name has the product.
+        batches_per_step: N batches make the global batch of one optimiser step, over which the
+            losses compare and average, whatever number of processes shares them; what is left of
+            an epoch after the last N is dropped.
+    """
+
+    batch_spots: int = 512
+    slides_per_batch: int = 1
+    balance: str = "slide"
+    halo: int = 1
+    window: int = 64
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    batches_per_step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batches_per_step < 1:
+            raise ValueError(f"batches_per_step is {self.batches_per_step}, at least 1 is needed")
+        if self.batch_spots < 2 or self.slides_per_batch < 1 or self.halo < 0:
+            raise ValueError("batch_spots >= 2, slides_per_batch >= 1 and halo >= 0 are needed")
+        if self.balance not in ("slide", "spot"):
+            raise ValueError(f"balance is slide or spot, not {self.balance!r}")
+        if self.window < self.slides_per_batch:
+            raise ValueError(
+                f"window is {self.window}, at least slides_per_batch ({self.slides_per_batch}) "
+                "slides are needed; 64 is usual"
+            )
+
+
+#: Keys that say where the work is done and not what is computed; a resumed run may change them.
+LAYOUT = ("engine", "zero", "offload", "deepspeed")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and how it is spread over processes.
+
+    Attributes:
+        weight_decay: on matrices; vectors and scalars have none.
+        clip: largest gradient norm.
+        precision: auto (bf16 autocast on CUDA devices that have it, else fp32) | fp32 | bf16
+            (autocast anywhere); parameters, gradients and optimiser state stay in fp32.
+        engine: auto (deepspeed where one of the keys below asks for it, else torch) | torch
+            (one process, or data-parallel ones) | deepspeed.
+        zero: what DeepSpeed partitions over the processes: 0 nothing | 1 optimiser state | 2 and
+            gradients | 3 and parameters.
+        offload: none | optimizer (its state to CPU memory; zero 1 to 3) | all (the parameters too;
+            zero 3).
+        deepspeed: DeepSpeed settings by its own names, merged over the generated ones.
+    """
+
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    zero: int = 0
+    offload: Literal["none", "optimizer", "all"] = "none"
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}, more than 0 is needed")
+        if self.zero not in (0, 1, 2, 3):
+            raise ValueError(f"zero is {self.zero}, expected 0, 1, 2 or 3")
+        if self.engine == "torch" and self._asks_for_deepspeed:
+            raise ValueError(
+                "zero, offload and deepspeed are settings of engine: deepspeed; set it, or leave "
+                "them out"
+            )
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero < least:
+            raise ValueError(
+                f"offload: {self.offload} needs zero {least} or more, and zero is {self.zero}"
+            )
+
+    @property
+    def _asks_for_deepspeed(self) -> bool:
+        return bool(self.zero or self.deepspeed or self.offload != "none")
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Which engine ``auto`` means."""
+        return self.engine == "deepspeed" or (self.engine == "auto" and self._asks_for_deepspeed)

@@ -1,0 +1,184 @@
+"""Files: written whole or not at all, known by their hash, and safely named."""
+
+import hashlib
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from preprocessing.errors import DataError
+
+_LONGEST = 128
+
+_PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
+
+_NOT_IN_A_PART = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def plain_name(text: str) -> str:
+    """Turn any text into a name that a slide may have."""
+    return (re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".-") or "slide")[:_LONGEST]
+
+
+def require_plain_name(what: str, name: str) -> str:
+    """Return a name that names a file on any system: of a slide, or of a feature set.
+
+    Args:
+        what: what is named, for the message.
+        name: as it was given, or read from a file.
+
+    Raises:
+        DataError: empty, over 128 characters, or with others than letters, digits, ".", "_", "-"
+            (so without separators, NUL and "..").
+    """
+    if not _PLAIN.fullmatch(name):
+        raise DataError(
+            f"{what} {_shown(name)} is not a plain name; use letters, digits, '.', '_', '-' only "
+            f"(at most {_LONGEST}, not beginning with '.' or '-')"
+        )
+    return name
+
+
+def folder_part(text: str) -> str:
+    """Turn a text that is not empty into one that `require_folder_part` accepts."""
+    return _NOT_IN_A_PART.sub("_", text).lstrip(".")[:_LONGEST].strip() or "_"
+
+
+def require_folder_part(what: str, name: str) -> str:
+    r"""Return a free text that becomes part of a folder's name: a patient, a fold, a variant.
+
+    Args:
+        what: what is named, for the message.
+        name: as it was given, or read from a file; blanks and any script are allowed.
+
+    Raises:
+        DataError: empty, over 128 characters, begins with ".", or holds a separator ("/", "\") or
+            a control character.
+    """
+    if not name or len(name) > _LONGEST or name.startswith(".") or _NOT_IN_A_PART.search(name):
+        raise DataError(
+            f"{what} {_shown(name)} cannot name a folder; use 1 to {_LONGEST} characters, no '/', "
+            "'\\' or control characters, not beginning with '.'"
+        )
+    return name
+
+
+def _shown(name: str) -> str:
+    return repr(name) if len(name) <= _LONGEST else f"{name[:40]!r}... ({len(name)} characters)"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; of a folder, of the names and bytes below it."""
+    if path.is_dir():
+        return _folder_sha256(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+ABANDONED_AFTER = 24 * 3600.0  # seconds without a change: a file of another machine's dead process
+
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.part(\..*)?", re.S)
+
+_OLDER = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.S)  # as named before the process was
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path that takes the final name only when the block succeeds.
+
+    The temporary file lies in the folder of ``path`` (a rename across file systems is not atomic)
+    and keeps its suffix, so that writers that look at the suffix work. Its name says which process
+    writes it, so that `remove_abandoned` can tell. The folder is made when it is missing.
+
+    Args:
+        path: the final name. An old file of this name stays until the new one is complete.
+
+    Yields:
+        The temporary path, which does not exist yet. The block must create it and close it.
+
+    Raises:
+        FileNotFoundError: the block ended without writing the temporary file.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
+    temporary = final.parent / f".{final.stem[:80]}.{owner}.part{final.suffix}"
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(final)
+        _fsync(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path | str) -> list[Path]:
+    """Remove the temporary files of `atomic_path` whose process was killed.
+
+    That is a file of this machine whose process is gone, or one that nothing has written to for a
+    day (of another machine, or of an older version). Files that a running process writes, and all
+    other files, stay.
+
+    Args:
+        folder: where to look; not below it.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    with suppress(FileNotFoundError):
+        for path in sorted(Path(folder).iterdir()):
+            with suppress(OSError):  # another run was faster, or the file is not ours to remove
+                if _abandoned(path):
+                    path.unlink()
+                    removed.append(path)
+    return removed
+
+
+def _abandoned(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None and not _OLDER.fullmatch(path.name):
+        return False
+    if match is not None and match["host"] == _host() and os.name != "nt":
+        return not _runs(int(match["pid"]))
+    return time.time() - path.stat().st_mtime > ABANDONED_AFTER
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, and belongs to somebody else
+        return True
+    return True
+
+
+def _host() -> str:
+    """Name of the machine and, in a container, of its own list of processes; 8 hex digits."""
+    space = ""
+    with suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
+def _fsync(path: Path) -> None:
+    """Force a file or folder onto the disk; Windows cannot sync folders and needs no such step."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,410 @@
+"""Text, gzip and Parquet tables, read within bounds; errors name file and row.
+
+Deflate makes at most 1,032 bytes of one; tables of counts reach some 10 to 100.
+
+Shapes: R rows, C columns of numbers.
+"""
+
+import csv
+import gzip
+import importlib.util
+import io
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, vstack
+
+from preprocessing.errors import DataError
+
+MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+MOST_RATIO = 200  # unpacked over packed bytes read so far ...
+
+HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
+
+MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
+
+
+class BoundedGzip(io.RawIOBase):
+    """The content of a gzip file, until it exceeds `MOST_RATIO` or `MOST_BYTES`."""
+
+    def __init__(self, path: Path, packed: BinaryIO) -> None:
+        """Read from ``packed``, open at its beginning; ``path`` is for the message."""
+        super().__init__()
+        self._path, self._packed = path, packed
+        self._stream = gzip.GzipFile(fileobj=packed)
+        self._unpacked = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer.
+
+        Raises:
+            DataError: the content exceeds the bounds.
+        """
+        count = self._stream.readinto(buffer)
+        self._unpacked += count
+        if self._unpacked > HARMLESS_BYTES:
+            self._check()
+        return count
+
+    def _check(self) -> None:
+        packed = max(1, self._packed.tell())
+        if self._unpacked > min(MOST_RATIO * packed, MOST_BYTES):
+            raise DataError(
+                f"{self._path}: {self._unpacked / 2**20:,.0f} MiB of content from "
+                f"{packed / 2**20:,.2f} MiB of gzip, and more to come; expected at most "
+                f"{MOST_RATIO} times its size, and {MOST_BYTES >> 30} GiB: it is damaged, or made "
+                "to fill the memory; if it is right, unpack it with gunzip and give that file"
+            )
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the first two bytes of a file say so."""
+    with path.open("rb") as file:
+        return file.read(2) == GZIP_MAGIC
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, gzipped or not (told by its first bytes, not by its name).
+
+    Raises:
+        DataError: while it is read, content beyond the bounds.
+    """
+    packed = is_gzip(path)
+    with path.open("rb") as raw:
+        yield io.BufferedReader(BoundedGzip(path, raw), 1 << 17) if packed else raw
+
+
+def most_bytes(path: Path) -> int:
+    """How many bytes the content of a file can have at most."""
+    size = path.stat().st_size
+    return max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES)) if is_gzip(path) else size
+
+
+MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a UTF-8 text file, gzipped or not (told by its first bytes, not by its name).
+
+    Raises:
+        DataError: the file is missing, is not text, or its gzip stream is damaged or unpacks
+            beyond the bounds of `preprocessing.readers.tables`.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist or is not a file; correct the path")
+    with open_unpacked(path) as content:
+        try:
+            yield io.TextIOWrapper(content, encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text ({error}); give a text table") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{path} is a damaged gzip file ({error}); download or compress it again"
+            ) from error
+
+
+def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
+    """Read a table of strings; tab-separated when its first line has a tab, else by commas.
+
+    A header one cell shorter than the rows, as R writes it, gets "row_name" in front.
+
+    Args:
+        path: the file.
+        names: column names of a file that has no header.
+
+    Returns:
+        (rows, columns) of str, stripped; empty cells are "".
+
+    Raises:
+        DataError: not a table, or one of more than `MOST_COLUMNS` columns.
+    """
+    with open_text(path) as text:
+        first = text.readline()
+        marks = max(first.count(","), first.count("\t"))
+        if marks >= MOST_COLUMNS:  # some ms a column, so that one long line would take minutes
+            raise DataError(
+                f"{path}: the first line has {marks + 1:,} cells; expected a table of at most "
+                f"{MOST_COLUMNS:,} columns (line ends that were lost, or a table of counts, look "
+                "like this)"
+            )
+        rest = text.read()
+    sample = first if "\t" in first or "," in first else rest.split("\n", 1)[0]
+    separator = "\t" if "\t" in sample else ","
+    if names is None and _cells(first, separator) + 1 == _cells(rest[:100_000], separator):
+        first = f"row_name{separator}{first}"  # as R writes tables: no cell above the row names
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                io.StringIO(first + rest),
+                sep=separator,
+                header=None if names else 0,
+                names=names,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                skipinitialspace=True,
+            )
+    except (pd.errors.ParserWarning, ValueError) as error:
+        raise DataError(
+            f"{path} is not a table with equally many cells in each row ({str(error).strip()})"
+        ) from error
+    frame.columns = [str(c).strip() for c in frame.columns]
+    return frame.fillna("")
+
+
+def _cells(text: str, separator: str) -> int:
+    """Count the cells of the first line of ``text``."""
+    return len(next(csv.reader([text.split("\n", 1)[0]], delimiter=separator), []))
+
+
+def number_column(
+    frame: pd.DataFrame, column: str, path: Path, *, empty_ok: bool = False
+) -> np.ndarray:
+    """Return a column as float64 (rows,); empty cells become NaN where allowed.
+
+    Raises:
+        DataError: a cell is not a finite number; names the file, the row (1 = first data row).
+    """
+    text = frame[column].astype(str).str.strip()
+    values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if empty_ok:
+        bad &= (text != "").to_numpy()
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{path}: {int(bad.sum())} cells of column {column!r} are not numbers (first: "
+            f"data row {row + 1}, {text.iloc[row]!r}); correct or remove these rows"
+        )
+    return values
+
+
+def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+    """Raise DataError when a column is missing, listing the columns found."""
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise DataError(
+            f"{path}: column {', '.join(missing)} is missing; found "
+            f"{', '.join(map(str, frame.columns[:12]))}; expected {', '.join(columns)}"
+        )
+
+
+_BLOCK = 4_000_000  # cells of the table in memory at once
+
+_FIRST = 16  # rows of the first block
+
+_PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """First line of a table: the names of its columns and what separates them."""
+
+    path: Path
+    names: tuple[str, ...]
+    separator: str
+
+
+@dataclass(frozen=True)
+class WideTable:
+    """A wide table: ``ids`` (R, k) texts, ``values`` (R, C) CSR, ``names`` (C,) of its columns."""
+
+    ids: pd.DataFrame
+    values: csr_matrix
+    names: np.ndarray
+
+
+def read_header(path: Path) -> Header:
+    """Read the names of the columns; separated by tabs where the first line has one, else commas.
+
+    A header one cell shorter than the first row, as R writes it, gets "row_name" in front.
+
+    Raises:
+        DataError: no text table, or no second column.
+    """
+    with open_text(path) as text:
+        first, second = text.readline(), text.readline()
+    separator = "\t" if "\t" in first or ("," not in first and "\t" in second) else ","
+    names = [name.strip() for name in _cells_wide_table(first, separator)]
+    if names and len(_cells_wide_table(second, separator)) == len(names) + 1:
+        names.insert(0, "row_name")
+    if len(names) < 2:
+        raise DataError(
+            f"{path}: the first line is no header of a table ({first.strip()[:60]!r}); expected "
+            "names separated by commas or tabs"
+        )
+    return Header(path, tuple(names), separator)
+
+
+def read_wide_table(header: Header, n_ids: int) -> WideTable:
+    """Read ids and numbers.
+
+    Args:
+        header: of the file.
+        n_ids: how many of the first columns are ids, at least 1.
+
+    Raises:
+        DataError: a cell is no finite number (names row and column), or rows of unequal length.
+    """
+    ids: list[pd.DataFrame] = []
+    blocks: list[csr_matrix] = []
+    names = np.array(header.names[n_ids:], dtype=object)
+    if (names == "").any():
+        number = n_ids + int(np.flatnonzero(names == "")[0]) + 1
+        raise DataError(f"{header.path}: column {number} has no name; name every gene")
+    row = 0
+    for frame in _blocks(header, n_ids, max(16, _BLOCK // len(header.names))):
+        ids.append(_id_texts(header, frame.iloc[:, :n_ids], row))
+        blocks.append(csr_matrix(_numbers(header, frame.iloc[:, n_ids:], row)))
+        row += len(frame)
+    if row == 0:
+        raise DataError(f"empty matrix: {header.path} has no rows below the header")
+    table = pd.concat(ids, ignore_index=True)
+    table.columns = pd.Index(_distinct_names(header.names[:n_ids]))
+    return WideTable(table, vstack(blocks, format="csr"), names)
+
+
+def read_typed(path: Path, texts: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Read a table with the types that its columns show: numbers (missing NaN) or texts.
+
+    Args:
+        path: CSV or TSV, gzipped or not.
+        texts: columns to read as texts, such as ids.
+
+    Raises:
+        DataError: no table, or a column name occurs twice.
+    """
+    header = read_header(path)
+    names = list(header.names)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: column {min(twice)!r} occurs twice; give each its own name")
+    missing = {name: ["", *MISSING] for name in names if name not in texts}
+    options = {
+        "names": names,
+        "dtype": dict.fromkeys(set(texts) & set(names), str),
+        "na_values": missing,
+        "low_memory": False,
+    }
+    frames = list(_frames(header, options))
+    if not frames or not len(frames[0]):
+        raise DataError(f"{path} has no rows below the header")
+    return frames[0]
+
+
+def _cells_wide_table(line: str, separator: str) -> list[str]:
+    try:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
+    except csv.Error:
+        return line.rstrip("\r\n").split(separator)
+
+
+def _distinct_names(names: tuple[str, ...]) -> list[str]:
+    return [name or f"column_{i + 1}" for i, name in enumerate(names)]
+
+
+def _blocks(header: Header, n_ids: int, rows: int) -> Iterator[pd.DataFrame]:
+    numbers = range(len(header.names))
+    options = {
+        "names": list(numbers),
+        "dtype": dict.fromkeys(range(n_ids), str),
+        "chunksize": rows,
+        "low_memory": True,
+    }
+    return _frames(header, options)
+
+
+def _frames(header: Header, options: dict[str, object]) -> Iterator[pd.DataFrame]:
+    """Yield what pandas reads below the header, one frame or several."""
+    with open_text(header.path) as text, warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+        text.readline()
+        try:
+            read = pd.read_csv(
+                text,
+                sep=header.separator,
+                header=None,
+                index_col=False,
+                keep_default_na=False,
+                skipinitialspace=True,
+                **options,  # type: ignore[call-overload]
+            )
+            if isinstance(read, pd.DataFrame):
+                yield read
+                return
+            yield read.get_chunk(_FIRST)  # what is no table of numbers is refused soon
+            yield from read
+        except (pd.errors.EmptyDataError, StopIteration):
+            return
+        except (UnicodeDecodeError, DataError):
+            raise
+        except _PARSE_ERRORS as error:
+            raise DataError(
+                f"{header.path} is not a table with equally many cells in each row "
+                f"({' '.join(str(error).split())})"
+            ) from error
+
+
+def _id_texts(header: Header, frame: pd.DataFrame, first: int) -> pd.DataFrame:
+    texts = frame.fillna("").astype(str).apply(lambda column: column.str.strip())
+    empty = (texts == "").all(axis=1).to_numpy()
+    if empty.any():
+        row = first + int(np.flatnonzero(empty)[0]) + 1
+        raise DataError(f"{header.path}: data row {row} has no id; give every row one")
+    return pd.DataFrame(texts)
+
+
+def _numbers(header: Header, frame: pd.DataFrame, first: int) -> np.ndarray:
+    """Return (rows, C) float64; names the first cell that is no finite number."""
+    block = np.empty(frame.shape, order="F")
+    for place, name in enumerate(frame.columns):
+        values = frame[name]
+        if values.dtype.kind not in "iuf":
+            values = pd.to_numeric(values.astype(str).str.strip(), errors="coerce")
+        block[:, place] = values
+    bad = np.argwhere(~np.isfinite(block))
+    if len(bad):
+        row, place = bad[0]
+        raise DataError(
+            f"{header.path}: data row {first + row + 1}, column "
+            f"{header.names[frame.columns[place]]!r}: {str(frame.iloc[row, place])!r} is not a "
+            "finite number; give 0 where nothing was measured, or remove the row (a file cut "
+            "short ends like this too)"
+        )
+    return block
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a parquet table.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is damaged.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DataError(
+            f"{path} is a parquet file, which needs pyarrow: pip install pyarrow (or hibio with "
+            "its extra 'parquet')"
+        )
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a complete parquet file ({error})") from error

@@ -1,0 +1,397 @@
+"""The parts of TF-IDF: term frequencies, idf and their sums, for counts and intensities.
+
+docs/method.md 1. Each part is a frozen dataclass whose fields are its own arguments;
+`tfidf.VARIANTS` pairs them by name.
+Shapes: S spots, G genes.
+
+An intensity is no count: what a cell has of one protein says nothing of how deeply the others were
+measured, and nearly every cell has a little of every protein, so detections tell no idf.
+Shapes: S cells, G proteins, U some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from preprocessing.errors import DataError
+from preprocessing.graphs import SpotGraph, morans_i
+
+FIXED_POINT = 2.0**32  # one unit of a real statistic
+
+
+class TermFrequency(Protocol):
+    """How often a gene is in a spot."""
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """Weighs each stored count, given its spot's depth and the mean depth of the training."""
+        ...
+
+    def finish(self, weights: sparse.csr_matrix, reference: sparse.csr_matrix) -> sparse.csr_matrix:
+        """A last step within each spot, after the weights of genes; none in most variants.
+
+        Args:
+            weights: (S, U) weights of some genes.
+            reference: (S, G) weights of all genes of the spots; often the same matrix.
+
+        Returns:
+            (S, U) finished weights.
+        """
+        return weights
+
+
+@dataclass(frozen=True)
+class LogTf(TermFrequency):
+    """ln(1 + scale x / depth).
+
+    Attributes:
+        scale: counts per spot after depth correction.
+    """
+
+    scale: float = 1e4
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        return np.asarray(np.log1p(self.scale * count / depth))
+
+
+@dataclass(frozen=True)
+class RawTf(TermFrequency):
+    """x / depth."""
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        return count / depth
+
+
+@dataclass(frozen=True)
+class Bm25Tf(TermFrequency):
+    """x (k + 1) / (x + k (1 - b + b depth / mean depth)): saturating, depth corrected.
+
+    Attributes:
+        k: counts at which the weight of an average spot is half saturated.
+        b: share of the depth correction, 0 to 1.
+    """
+
+    k: float = 1.2
+    b: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuses a share outside 0 to 1."""
+        if not 0 <= self.b <= 1:
+            raise DataError(f"TF-IDF argument b is {self.b}, expected 0 to 1 (0.75 is usual).")
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency."""
+        norm = self.k * (1 - self.b + self.b * depth / mean_depth)
+        return count * (self.k + 1) / (count + norm)
+
+
+@dataclass(frozen=True)
+class FitSums:
+    """What TF-IDF learns from training spots; two of them add up.
+
+    Attributes:
+        n_spots: N.
+        depth: sum of all counts.
+        df: (G,) int64, spots with the gene.
+        extra: (G,) int64, fixed-point sum of the variant's own statistic; 0 where it has none.
+    """
+
+    n_spots: int
+    depth: float
+    df: NDArray[np.int64]
+    extra: NDArray[np.int64]
+
+    def __add__(self, other: FitSums) -> FitSums:
+        return FitSums(
+            self.n_spots + other.n_spots,
+            self.depth + other.depth,
+            self.df + other.df,
+            self.extra + other.extra,
+        )
+
+
+class InverseDocumentFrequency(Protocol):
+    """How rare a gene is among spots."""
+
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
+        """The variant's own fixed-point sum (G,) over these spots; zeros when it has none."""
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """Weighs each gene (G,) from the sums."""
+
+
+@dataclass(frozen=True)
+class SmoothIdf:
+    """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
+
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
+        """Nothing beyond df."""
+        return np.zeros(counts.shape[1], np.int64)
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        return _smooth(sums.n_spots, sums.df.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class DepthMatchedIdf:
+    """Smooth idf with df = sum_i [1 - (1 - x_i / n_i)^depth], detections expected at one depth.
+
+    Attributes:
+        depth: the common depth d0, in counts per spot.
+    """
+
+    depth: float = 1000.0
+
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
+        """Expected detections; spots without the gene add exactly 0, so it stays sparse."""
+        share = np.minimum(counts.data / entries(counts, depth), 1)
+        with np.errstate(divide="ignore"):  # a spot with one gene only: log(0), probability 1
+            detected = -np.expm1(self.depth * np.log1p(-share))
+        parts = (fixed_point(detected), counts.indices, counts.indptr)
+        return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        return _smooth(sums.n_spots, sums.extra / FIXED_POINT)
+
+
+@dataclass(frozen=True)
+class SpatialIdf:
+    """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
+
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
+        """Spots x Moran's I of this slide."""
+        if graph is None:
+            raise DataError(
+                "the 'spatial' variant needs the spot graph of every slide, found none. Pass "
+                "graph= to partial_fit (graphs= to fit), e.g. KNNGraph(k=6).build(xy_um)."
+            )
+        moran = morans_i(frequencies(counts, LogTf(), 1.0, depth), graph)
+        return fixed_point(counts.shape[0] * moran)
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        moran = sums.extra / (FIXED_POINT * sums.n_spots)
+        smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
+        return np.asarray(smooth * (1 + np.maximum(moran, 0)))
+
+
+def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
+    """Makes counts a canonical float64 CSR without stored zeros; the input is left as it is.
+
+    Args:
+        counts: (S, G) sparse or dense counts.
+        n_genes: expected G, or None for any.
+
+    Returns:
+        (S, G) float64 CSR.
+
+    Raises:
+        DataError: negative or non-finite values, no spots, or another number of genes.
+    """
+    table = sparse.csr_matrix(counts, dtype=np.float64)
+    if n_genes is not None and table.shape[1] != n_genes:
+        raise DataError(
+            f"counts have {table.shape[1]} genes, expected the {n_genes} fitted ones in the "
+            "fitted order. Align the columns by gene id first (missing genes as zeros)."
+        )
+    if table.shape[0] == 0:
+        raise DataError("counts have no spots; drop empty slides before fitting.")
+    bad = np.flatnonzero(~np.isfinite(table.data) | (table.data < 0))
+    if bad.size:
+        row = int(np.searchsorted(table.indptr, bad[0], side="right")) - 1
+        raise DataError(
+            f"counts hold {bad.size} negative or non-finite values, first {table.data[bad[0]]} in "
+            f"row {row}, column {table.indices[bad[0]]}; expected raw counts or intensities, not "
+            "normalised or scaled values."
+        )
+    if not table.has_canonical_format or (table.data == 0).any():
+        table = table.copy()
+        table.sum_duplicates()
+        table.eliminate_zeros()
+    return table
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DataError:
+    """The error for a name that is not in a table: it lists the choices and the nearest one."""
+    listed = sorted(choices)
+    near = get_close_matches(name, listed, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return DataError(f"unknown {kind} '{name}'; choose one of {', '.join(listed)}.{hint}")
+
+
+def fixed_point(values: NDArray[np.float64], unit: float = FIXED_POINT) -> NDArray[np.int64]:
+    """Real statistics as integers, so that no order of sums matters."""
+    return np.rint(values * unit).astype(np.int64)
+
+
+def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)
+
+
+def spot_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
+    """(S,) sum of each spot's counts."""
+    return np.asarray(table.sum(axis=1), dtype=np.float64).ravel()
+
+
+def entries(table: sparse.csr_matrix, per_spot: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(nnz,) the value of `per_spot` (S,) at every stored entry."""
+    return np.repeat(per_spot, np.diff(table.indptr))
+
+
+def frequencies(
+    table: sparse.csr_matrix,
+    tf: TermFrequency,
+    mean_depth: float,
+    depth: NDArray[np.float64] | None = None,
+) -> sparse.csr_matrix:
+    """The (S, G) float64 term frequencies of checked counts.
+
+    Args:
+        table: (S, G) checked counts.
+        tf: term frequency.
+        mean_depth: of the training spots.
+        depth: (S,) depth of each spot; None is the sum of its counts here.
+    """
+    depth = spot_depth(table) if depth is None else depth
+    data = tf.weigh(table.data, entries(table, depth), mean_depth)
+    return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)
+
+
+_SQUARE_UNIT = 2.0**26  # 10^9 cells of a saturated 16-bit channel fit in 63 bits
+
+
+@dataclass(frozen=True)
+class ArcsinhTf(TermFrequency):
+    """arcsinh(x / cofactor).
+
+    Attributes:
+        cofactor: intensity at which the scale turns from linear to logarithmic; 5 is usual for
+            mass cytometry and imaging, 150 for flow cytometry.
+    """
+
+    cofactor: float = 5.0
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency; the depth is not used."""
+        return np.asarray(np.arcsinh(count / self.cofactor))
+
+
+@dataclass(frozen=True)
+class RankTf(TermFrequency):
+    """Rank of a protein among those found in the cell, over their number; see TypicalWeight.
+
+    1 is the highest, ties share their mean rank. What multiplies a whole cell (exposure, section
+    thickness) drops out. A protein of intensity 0 stays 0 and takes no rank: 0 also stands for a
+    protein that is not on this panel, and that must not move the others.
+    """
+
+    def weigh(
+        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
+    ) -> NDArray[np.float64]:
+        """See TermFrequency; the depth is not used."""
+        return count.copy()
+
+    def finish(self, weights: sparse.csr_matrix, reference: sparse.csr_matrix) -> sparse.csr_matrix:
+        """See TermFrequency."""
+        return ranks_within(weights, reference)
+
+
+@dataclass(frozen=True)
+class ScaleWeight:
+    """1 / root mean square of arcsinh(x / cofactor) over the training cells.
+
+    A protein that no training cell has is on no known scale and gets weight 0.
+
+    Attributes:
+        cofactor: as in the term frequency.
+    """
+
+    cofactor: float = 5.0
+
+    def observe(
+        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+    ) -> NDArray[np.int64]:
+        """Sum of squares."""
+        square = fixed_point(np.square(np.arcsinh(counts.data / self.cofactor)), _SQUARE_UNIT)
+        parts = (square, counts.indices, counts.indptr)
+        return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        rms = self.typical(sums)
+        return np.divide(1, rms, out=np.zeros_like(rms), where=rms > 0)
+
+    def typical(self, sums: FitSums) -> NDArray[np.float64]:
+        """(G,) root mean square of arcsinh."""
+        return np.asarray(np.sqrt(sums.extra / (_SQUARE_UNIT * sums.n_spots)))
+
+
+@dataclass(frozen=True)
+class TypicalWeight(ScaleWeight):
+    """1 / the intensity whose arcsinh is that root mean square; 0 where it is 0.
+
+    Proteins are ranked by intensity over typical intensity, so that a factor of the whole cell
+    changes no order, as it would between arcsinh values.
+    """
+
+    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+        """See InverseDocumentFrequency."""
+        typical = self.cofactor * np.sinh(self.typical(sums))
+        return np.divide(1, typical, out=np.zeros_like(typical), where=typical > 0)
+
+
+def ranks_within(weights: sparse.csr_matrix, reference: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Where each weight would stand among the positive reference weights of its row.
+
+    Args:
+        weights: (S, U) CSR of weights >= 0.
+        reference: (S, G) CSR of weights >= 0.
+
+    Returns:
+        (S, U) float64 CSR: [number smaller + (number equal + 1) / 2] / number of positive ones in
+        the row. With `reference` the same as `weights` these are average ranks over their number.
+        0 stays 0, and a row without reference gives 0.
+    """
+    table, own = (part.copy() for part in (reference, weights))
+    table.eliminate_zeros()
+    own.eliminate_zeros()
+    levels, level = np.unique(np.concatenate([table.data, own.data]), return_inverse=True)
+    stored = np.diff(table.indptr).astype(np.int64)
+    row = np.arange(own.shape[0])
+    reference_key = np.sort(np.repeat(row, stored) * levels.size + level[: table.nnz])
+    own_row = np.repeat(row, np.diff(own.indptr))
+    key = own_row * levels.size + level[table.nnz :]
+    first = np.searchsorted(reference_key, key, side="left")
+    last = np.searchsorted(reference_key, key, side="right")
+    rank = first - table.indptr[own_row] + (last - first + 1) / 2
+    n_found = entries(own, stored.astype(np.float64))
+    own.data = np.divide(rank, n_found, out=np.zeros(rank.size), where=n_found > 0)
+    return own
