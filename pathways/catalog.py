@@ -8,14 +8,13 @@ import os
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 
 from pathways.database import TABLE_SUFFIXES, PathwayDatabase, read_table
-from pathways.errors import PathwayError
+from pathways.errors import PathwayError, did_you_mean
 from pathways.files import GeneSet, read_gmt, write_bytes
 
 CACHE_VARIABLE = "HIBIO_PATHWAYS"
@@ -62,8 +61,7 @@ def recipe_named(name: str) -> Recipe:
     """One recipe; an unknown name is an error with the choices."""
     recipes = read_recipes()
     if name not in recipes:
-        near = get_close_matches(name, recipes, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, recipes)
         raise PathwayError(
             f"no recipe to fetch {name!r}; the choices are {', '.join(recipes)}.{hint}"
         )
@@ -282,8 +280,7 @@ def _load_part(spec: str, root: str | Path | None) -> PathwayDatabase:
     if spec in read_recipes():
         return _load_recipe(spec)
     known = [entry.name for entry in list_databases()]
-    near = get_close_matches(spec.lower(), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(spec.lower(), known, cutoff=0.5)
     raise PathwayError(
         f"unknown pathway database {spec!r}.{hint} Expected one of {', '.join(known)}, a .gmt, "
         ".tsv or .csv file, or package.module:function."
@@ -340,8 +337,7 @@ def _load_function(spec: str) -> PathwayDatabase:
         ) from error
     function: Callable[[], object] | None = getattr(module, function_name, None)
     if not callable(function):
-        near = get_close_matches(function_name, dir(module), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(function_name, dir(module))
         raise PathwayError(f"{spec!r}: {module_name} has no function {function_name!r}.{hint}")
     return _from_object(function(), spec)
 

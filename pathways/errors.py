@@ -1,4 +1,7 @@
-"""The one error type of this package."""
+"""The one error type of this package, and the hint for a name that is not there."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class PathwayError(ValueError):
@@ -7,3 +10,9 @@ class PathwayError(ValueError):
     The message says what was found, what was expected and what to do next; the command line prints
     it as one line and exits with 1.
     """
+
+
+def did_you_mean(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """The sentence that names the choice most like ``name``, or nothing where none is alike."""
+    near = get_close_matches(name, list(choices), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from preprocessing.errors import DataError
-from preprocessing.tfidf.weights import checked_counts, unknown_name
+from preprocessing.errors import DataError, unknown_name
+from preprocessing.tfidf.weights import checked_counts
 
 RNA = "rna"
 

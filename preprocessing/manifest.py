@@ -8,10 +8,9 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import atomic_path, require_folder_part, require_plain_name
 from preprocessing.format_detection import detect_format
 from preprocessing.spot_table import MODALITIES, PROTEIN, RNA
@@ -224,8 +223,8 @@ def _path(name: str, text: str, base: Path) -> Path | None:
 
 def _format(name: str, text: str, base: Path) -> str:
     if text and text not in FORMATS:
-        near = get_close_matches(text, FORMATS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"formats are {', '.join(FORMATS)}"
+        listed = f"formats are {', '.join(FORMATS)}"
+        hint = did_you_mean(text, FORMATS, "did you mean", listed, cutoff=0.4)
         raise ValueError(f"unknown format {text!r} ({hint})")
     return text
 
@@ -401,8 +400,8 @@ def _check_header(path: Path, header: list[str]) -> None:
     problems = []
     for name in header:
         if name not in COLUMNS:
-            near = get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"columns are {', '.join(COLUMNS)}"
+            listed = f"columns are {', '.join(COLUMNS)}"
+            hint = did_you_mean(name, COLUMNS, "did you mean", listed, cutoff=0.5)
             problems.append(f"unknown column {name!r} ({hint})")
     twice = sorted({name for name in header if header.count(name) > 1})
     problems += [f"column {name!r} occurs twice" for name in twice]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, unknown_name
 from preprocessing.expression import MODALITIES, PROTEIN, RNA
 from preprocessing.graphs import SpotGraph, morans_i
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
@@ -27,7 +27,6 @@ from preprocessing.tfidf.weights import (
     TermFrequency,
     checked_counts,
     frequencies,
-    unknown_name,
 )
 
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]

@@ -14,7 +14,7 @@ from typing import Any
 from eval.errors import FoldError
 from eval.tasks import find_task
 from hibio.config.files import ConfigError, load_config
-from hibio.config.schema import nearest
+from preprocessing.errors import did_you_mean
 
 BASELINES = "baselines"
 
@@ -105,8 +105,7 @@ class GridConfig:
             asked += [(f"terms.{title}.row", term.row), (f"terms.{title}.control", term.control)]
         for where, row in asked:
             if row not in self.rows:
-                near = nearest(row, list(self.rows))
-                hint = f"; did you mean {near!r}?" if near else ""
+                hint = did_you_mean(row, list(self.rows), cutoff=0.5)
                 raise ValueError(
                     f"{where} names the row {row!r}, which is not there{hint} (rows: "
                     f"{', '.join(self.rows) or 'none'})"

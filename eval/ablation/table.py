@@ -28,7 +28,8 @@ from eval.results import TaskResult, write_results
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict
 from hibio.config.run import UNSETTLED_DATA, RunConfig
-from hibio.config.schema import SchemaError, build_section, nearest
+from hibio.config.schema import SchemaError, build_section
+from preprocessing.errors import did_you_mean
 from preprocessing.store.read import stores_in
 
 NAME = "scores.json"
@@ -268,8 +269,7 @@ def _check_metrics(grid: GridConfig, values: pd.DataFrame) -> None:
         known = sorted(values.loc[values.task == task, "metric"].unique())
         for metric in metrics:
             if metric not in known:
-                near = nearest(metric, known)
-                hint = f"; did you mean {near!r}?" if near else ""
+                hint = did_you_mean(metric, known, cutoff=0.5)
                 raise ConfigError(
                     f"tasks.{task}: no done job has the metric {metric!r}{hint} (metrics: "
                     f"{', '.join(known) or 'none'})"

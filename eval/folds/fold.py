@@ -13,7 +13,6 @@ Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, k nei
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ from scipy import sparse
 
 from eval.errors import FoldError
 from hibio.regions import RegionTree
+from preprocessing.errors import did_you_mean
 
 if TYPE_CHECKING:
     from eval.folds.hidden_genes import HiddenGenes
@@ -295,8 +295,7 @@ class Fold:
         names = [model.name for model in self.models]
         if name in names:
             return self.models[names.index(name)]
-        near = get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         raise FoldError(f"fold {self.name} has no model {name!r}; it has {names}{hint}")
 
     def has_model(self, name: str) -> bool:

@@ -15,10 +15,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 
 GENE_LIST = "var_50genes.json"
 
@@ -88,8 +87,7 @@ def read_tasks(folder: Path, wanted: Sequence[str] = ()) -> list[BenchTask]:
     by_name = {root.resolve().name: root for root in roots}
     for name in wanted:
         if name not in by_name:
-            near = get_close_matches(name, by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, by_name)
             raise DataError(f"{folder}: no task {name!r} (it has: {', '.join(by_name)}){hint}")
     return [_read_task(name, by_name[name]) for name in by_name if not wanted or name in wanted]
 

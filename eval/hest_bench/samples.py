@@ -6,7 +6,6 @@ HDF5 is read with h5py and nothing is unpickled. Shapes: N patches of p x p pixe
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import h5py
@@ -15,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from eval.hest_bench.layout import Sample
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.readers.hdf5 import index_values, open_hdf5, read_matrix
 
 MIN_DETECTED = 10  # genes; spots with fewer are alike by chance and have no key
@@ -96,8 +95,7 @@ def read_targets(sample: Sample, barcodes: np.ndarray, genes: Sequence[str]) -> 
     column = {name: i for i, name in enumerate(names.tolist())}
     missing = [gene for gene in genes if gene not in column]
     if missing:
-        near = get_close_matches(missing[0], column, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(missing[0], column)
         raise DataError(
             f"{sample.expression}: {len(missing)} of {len(genes)} genes are not measured "
             f"({', '.join(missing[:3])}){hint}"

@@ -5,7 +5,6 @@ whose docstring names its source and what differs from it (docs/baselines.md has
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 
 from eval.errors import FoldError
@@ -18,6 +17,7 @@ from eval.peers.st_align import StAlign
 from eval.peers.stagate import Stagate
 from eval.peers.towers import FlatClip
 from eval.peers.triplex import Triplex
+from preprocessing.errors import did_you_mean
 
 __all__ = ["PEERS", "FittedPeer", "Peer", "TrainingData", "find_peers"]
 
@@ -58,8 +58,7 @@ def find_peers(asked: str | Sequence[str]) -> tuple[Peer, ...]:
         return tuple(PEERS.values())
     for name in names:
         if name not in PEERS:
-            near = get_close_matches(name, PEERS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, PEERS)
             raise FoldError(
                 f"unknown peer {name!r}; give all, none, or names out of {sorted(PEERS)}{hint}"
             )

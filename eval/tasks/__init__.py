@@ -5,7 +5,6 @@ A pooled task has ``run(folds, config)`` with all folds of one seed instead.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from eval.errors import FoldError
@@ -20,6 +19,7 @@ from eval.tasks import (
     regions,
     retrieval,
 )
+from preprocessing.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,5 @@ def find_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    near = get_close_matches(name, TASKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, TASKS)
     raise FoldError(f"unknown task {name!r}; tasks are {sorted(TASKS)}{hint}")

@@ -5,7 +5,6 @@ Only the functions named ``fetch_`` touch the network.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from hibio.backbones.registry import BACKBONES, Backbone, Triple, known_backbone
 from hibio.config.files import ConfigError
 from hibio.encoders.vision import ensure_torchvision
+from preprocessing.errors import did_you_mean
 
 #: Names of a weights file on the hub, the first that exists is taken; safetensors runs no code.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -178,8 +178,7 @@ def _timm_backbone(name: str) -> Backbone:
 
 
 def _unknown(name: str, timm_names: list[str]) -> str:
-    near = difflib.get_close_matches(name, [*BACKBONES, *timm_names], n=3)
-    hint = f"; did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    hint = did_you_mean(name, [*BACKBONES, *timm_names], n=3)
     return (
         f"unknown encoder {name!r}{hint} (choices: {', '.join(BACKBONES)}; a timm name such as "
         "resnet50; hf-hub:ORG/NAME)"

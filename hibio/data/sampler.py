@@ -6,7 +6,6 @@ asked for, from the regions of its own slides, so that no slide is read before i
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from hibio.config.files import ConfigError
 from hibio.config.training import SamplerConfig
 from hibio.data.splits import SlideEntry
+from preprocessing.errors import did_you_mean
 
 COLUMNS = ("technology", "organism", "tissue")
 
@@ -38,7 +38,7 @@ def slide_weights(
     for column, of_value in weights.items():
         if column not in COLUMNS:
             raise ConfigError(
-                f"sampler.weights.{column}: no such column{_nearest(column, COLUMNS)}; choose "
+                f"sampler.weights.{column}: no such column{did_you_mean(column, COLUMNS)}; choose "
                 f"from {', '.join(COLUMNS)}"
             )
         told = _checked(column, of_value, entries)
@@ -66,7 +66,7 @@ def _checked(
             listed = ", ".join(sorted(repr(name) for name in present.values()))
             raise ConfigError(
                 f"{where}: no training slide has this {column}"
-                f"{_nearest(key, list(present))} (found: {listed}); correct or remove it"
+                f"{did_you_mean(key, list(present))} (found: {listed}); correct or remove it"
             )
         if key in told:
             raise ConfigError(f"{where}: named twice, values differ in more than case; remove one")
@@ -76,11 +76,6 @@ def _checked(
 
 def _value(entry: SlideEntry, column: str) -> str:
     return str(getattr(entry, column)).casefold()
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 #: One slide's share of a batch: (slide index, core spots).

@@ -8,7 +8,6 @@ and where it cannot be written (or there are few stores) every store is opened, 
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hibio.config.files import ConfigError
+from preprocessing.errors import did_you_mean
 from preprocessing.files import atomic_path, require_folder_part
 from preprocessing.spot_table import RNA
 from preprocessing.store import SlideStore
@@ -272,8 +272,7 @@ def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:
     patients = sorted({entry.patient_id for entry in entries})
     for patient in held_out:
         if patient not in patients:
-            near = difflib.get_close_matches(patient, patients, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(patient, patients)
             raise ConfigError(
                 f"fold {fold!r} holds out patient {patient!r}, which is not in the data{hint} "
                 f"(patients: {', '.join(patients)})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config.files import ConfigError
+from preprocessing.errors import did_you_mean
 
 
 def mlp(width_in: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:
@@ -193,8 +193,7 @@ def resolve_encoder(name: str, table: Mapping[str, Any], kind: str) -> Any:
         if not (isinstance(found, type) and issubclass(found, nn.Module)):
             raise ConfigError(f"{kind} encoder {name!r} is no torch.nn.Module class; name one")
         return found
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, table)
     raise ConfigError(
         f"unknown {kind} encoder {name!r}{hint} (choices: {', '.join(table)}, or "
         "'package.module:Class')"

@@ -8,14 +8,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.manifest import SlideRow
 from preprocessing.readers.cells import Cells, cell_table
 from preprocessing.readers.h5ad import h5ad_cells
@@ -48,8 +47,8 @@ def st_file(counts: Path, slide_id: str) -> Path:
     if found.is_file():
         return found
     there = [path.stem for path in sorted((counts / ST).glob("*.h5ad"))]
-    near = get_close_matches(slide_id, there, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"found {', '.join(there[:6]) or 'none'}"
+    found_ids = f"found {', '.join(there[:6]) or 'none'}"
+    hint = did_you_mean(slide_id, there, "did you mean", otherwise=found_ids)
     raise DataError(
         f"{counts} has no {ST}/{slide_id}.h5ad ({hint}); the slide_id must be the id of a sample "
         "of HEST-1k, or counts the path of its .h5ad file"

@@ -4,14 +4,13 @@
 """
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.slides.hest import HDF5, HestPatches
 from preprocessing.slides.pixels import (
     BLACK,
@@ -63,8 +62,7 @@ def open_slide(path: Path | str, black_is_background: bool = False, backend: str
 def require_backend(name: str) -> None:
     """Raise DataError where a slide back end is unknown; names the nearest or all of them."""
     if name not in BACKENDS:
-        near = get_close_matches(name, BACKENDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(BACKENDS)}"
+        hint = did_you_mean(name, BACKENDS, "did you mean", f"choose {', '.join(BACKENDS)}")
         raise DataError(f"slide back end {name!r} is unknown ({hint})")
 
 

@@ -4,7 +4,6 @@ Raw patches are gathered from the file mapped into memory, without HDF5. A store
 of them, of the spots and of their context, which are stored and read alike.
 """
 
-from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import file_sha256, require_plain_name
 from preprocessing.hdf5 import outside_data
 from preprocessing.spot_table import RNA
@@ -362,8 +361,8 @@ class SlideStore:
             DataError: there is none of this name; names the nearest.
         """
         if name not in (names := self.feature_names):
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or '-'}"
+            listed = f"there are: {', '.join(names) or '-'}"
+            hint = did_you_mean(name, names, "did you mean", listed)
             raise DataError(f"{self.path} has no features {name!r} ({hint})")
         return np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, unknown_name
 from preprocessing.graphs import SpotGraph
 from preprocessing.tfidf.weights import (
     ArcsinhTf,
@@ -40,7 +40,6 @@ from preprocessing.tfidf.weights import (
     entries,
     frequencies,
     spot_depth,
-    unknown_name,
 )
 
 _VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0

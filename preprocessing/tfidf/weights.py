@@ -11,9 +11,7 @@ Shapes: S cells, G proteins, U some of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import numpy as np
@@ -235,14 +233,6 @@ def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix
         table.sum_duplicates()
         table.eliminate_zeros()
     return table
-
-
-def unknown_name(kind: str, name: str, choices: Iterable[str]) -> DataError:
-    """The error for a name that is not in a table: it lists the choices and the nearest one."""
-    listed = sorted(choices)
-    near = get_close_matches(name, listed, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return DataError(f"unknown {kind} '{name}'; choose one of {', '.join(listed)}.{hint}")
 
 
 def fixed_point(values: NDArray[np.float64], unit: float = FIXED_POINT) -> NDArray[np.int64]:
