@@ -130,7 +130,9 @@ def embed_slide(
             f"slide {slide.slide_id!r} has no counts, and {checkpoint.path} reads no image; embed "
             "it with a checkpoint that has a vision tower"
         )
-    return slide, embedding, slide_regions(slide, embedding, checkpoint.regions)
+    feature_SF = slide.fused(embedding.omics, embedding.image)
+    regions = slide_regions(feature_SF, slide.xy_um, slide.graph, checkpoint.regions)
+    return slide, embedding, regions
 
 
 def region_embedding(model: HiBio, embedding: SlideEmbedding, region: np.ndarray) -> np.ndarray:

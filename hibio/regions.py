@@ -1,11 +1,10 @@
-"""Regions: contiguous parts of one slide, nested over sizes (docs/method.md 5, Regions).
+"""Regions: contiguous parts of one slide, nested over sizes (docs/method.md 5).
 
 Ward linkage constrained by the spatial graph gives one tree per connected piece of tissue; cutting
-the trees at several sizes gives nested regions. The controls (grid, shuffled) stand beside it.
+the trees at several sizes gives nested regions. The controls (grid, shuffled, Leiden) stand beside.
 
-Legend: S spots, F features, L levels, R regions of a level.
-
-docs/method.md 5. Legend: S spots of a slide, L levels.
+Legend: S spots of a slide, F features, V spot-vector length, N neighbours, D width, L levels, R
+regions of a level.
 """
 
 from __future__ import annotations
@@ -20,13 +19,10 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
-from sklearn.cluster import ward_tree
 
 from hibio.config.data import RegionsConfig
-from hibio.data.slide import PreparedSlide
-from hibio.model import SlideEmbedding
 from preprocessing.errors import DataError
-from preprocessing.graphs import SpotGraph, components
+from preprocessing.graphs import SpotGraph, components, in_order_of_appearance
 from preprocessing.leiden import leiden_regions
 
 #: Default sizes of the nested levels, as diameters of circles of the same area, micrometres.
@@ -75,7 +71,7 @@ class RegionTree:
         pair = (node, self.children[:n_merges].ravel())
         forest = sparse.coo_matrix((np.ones(2 * n_merges), pair), shape=(size, size))
         label = connected_components(forest, directed=False)[1]
-        return _in_order_of_appearance(label[: self.n_spots])
+        return in_order_of_appearance(label[: self.n_spots])
 
 
 def fit_region_tree(feature_SF: NDArray[np.floating], graph: SpotGraph) -> RegionTree:
@@ -104,21 +100,53 @@ def fit_region_tree(feature_SF: NDArray[np.floating], graph: SpotGraph) -> Regio
         bad = int((~np.isfinite(feature)).any(axis=1).sum())
         raise DataError(f"features of {bad} of {n_spots} spots are not finite; drop those spots")
     piece = components(graph)
-    matrix = graph.matrix()
-    parts = [_piece_merges(feature, matrix, spots) for spots in _members(piece)]
-    sizes = [len(height) for _, height in parts]
-    first = np.concatenate([[0], np.cumsum(sizes)])[:-1]  # provisional number of a piece's merge 0
-    shifted = [
-        np.where(pair < n_spots, pair, pair + start)
-        for (pair, _), start in zip(parts, first, strict=True)
-    ]
-    children = np.concatenate(shifted).reshape(-1, 2)
-    height = np.concatenate([height for _, height in parts])
+    by_piece = np.argsort(piece, kind="stable")
+    size = np.bincount(piece)
+    place = np.empty(n_spots, dtype=np.int64)  # of a spot within its piece
+    place[by_piece] = np.arange(n_spots) - np.repeat(np.cumsum(size) - size, size)
+    source, target = graph.edges()
+    order = np.argsort(piece[source], kind="stable")
+    edge_piece, source, target = piece[source[order]], place[source[order]], place[target[order]]
+    pairs, heights = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
+    first = n_spots  # number of the next piece's lowest merge, before all are ordered by height
+    for number, spots in enumerate(np.split(by_piece, np.cumsum(size)[:-1])):
+        if len(spots) < 2:
+            continue
+        edges = slice(*np.searchsorted(edge_piece, [number, number + 1]))
+        pair, height = ward_merges(feature[spots], source[edges], target[edges])
+        numbers = np.concatenate([spots, first + np.arange(len(pair))])
+        pairs.append(numbers[pair])
+        heights.append(np.maximum.accumulate(height))
+        first += len(pair)
+    height = np.concatenate(heights)
     order = np.argsort(height, kind="stable")  # stable: a merge stays behind the ones it joins
-    rank = np.empty(n_spots + len(order), dtype=np.int64)
-    rank[:n_spots] = np.arange(n_spots)
+    rank = np.arange(n_spots + len(order))
     rank[n_spots + order] = n_spots + np.arange(len(order))
-    return RegionTree(rank[children[order]], height[order], n_spots, piece)
+    return RegionTree(rank[np.concatenate(pairs)[order]], height[order], n_spots, piece)
+
+
+def ward_merges(
+    feature_SF: NDArray[np.float64], source: NDArray[np.int64], target: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ward linkage of one connected graph.
+
+    Args:
+        feature_SF: (S, F), S at least 2.
+        source: (E,) one end of each edge.
+        target: (E,) the other end.
+
+    Returns:
+        The two nodes that each merge joins (S - 1, 2), merge i making node S + i, and its Ward
+        distance (S - 1,): sqrt(2 |X||Y| / (|X| + |Y|)) times the distance of the two means.
+    """
+    import higra  # loads pyplot
+
+    graph = higra.UndirectedGraph(len(feature_SF))
+    graph.add_edges(source, target)
+    linkage = higra.binary_partition_tree_ward_linkage
+    tree, squared = linkage(graph, feature_SF, altitude_correction="none")
+    children = np.argsort(tree.parents()[:-1], kind="stable").reshape(-1, 2)  # the root has none
+    return children, np.sqrt(2 * squared[len(feature_SF) :])
 
 
 def n_regions_for(diameter_um: float, xy_um: NDArray[np.floating], graph: SpotGraph) -> int:
@@ -222,7 +250,7 @@ def grid_regions(xy_um: NDArray[np.floating], diameter_um: float) -> NDArray[np.
     xy = np.asarray(xy_um, dtype=np.float64)
     side_um = diameter_um * math.sqrt(math.pi) / 2
     cell = np.floor((xy - xy.min(axis=0)) / side_um).astype(np.int64)
-    return _in_order_of_appearance(cell[:, 0] * (cell[:, 1].max() + 1) + cell[:, 1])
+    return in_order_of_appearance(cell[:, 0] * (cell[:, 1].max() + 1) + cell[:, 1])
 
 
 def shuffled_regions(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
@@ -237,30 +265,6 @@ def shuffled_regions(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64
     """
     order = np.random.default_rng(seed).permutation(np.shape(labels)[-1])
     return np.asarray(labels, dtype=np.int64)[..., order]
-
-
-def _piece_merges(
-    feature: NDArray[np.float64], matrix: sparse.csr_matrix, spots: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Merges of one piece: children (slide's spots; S + i is the piece's merge i) and heights."""
-    if len(spots) < 2:
-        return np.empty((0, 2), dtype=np.int64), np.empty(0)
-    local = matrix[spots][:, spots]
-    children, _, n_leaves, _, height = ward_tree(
-        feature[spots], connectivity=local, return_distance=True
-    )
-    children = np.asarray(children, dtype=np.int64)
-    is_leaf = children < n_leaves
-    node = np.where(
-        is_leaf, spots[np.where(is_leaf, children, 0)], children - n_leaves + matrix.shape[0]
-    )
-    return node, np.maximum.accumulate(height)
-
-
-def _members(label: NDArray[np.int32]) -> list[NDArray[np.int64]]:
-    """The spots of each label, in order."""
-    order = np.argsort(label, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(label))[:-1])
 
 
 def _area_per_spot(xy_um: NDArray[np.float64]) -> float:
@@ -281,25 +285,25 @@ def _area_per_spot(xy_um: NDArray[np.float64]) -> float:
     return nearest**2 if around >= 3 else math.pi / math.log(2) * nearest**2
 
 
-def _in_order_of_appearance(label: NDArray[np.integer]) -> NDArray[np.int64]:
-    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return np.asarray(rank[inverse])
-
-
-def fused_features(slide: PreparedSlide, embedding: SlideEmbedding | None) -> np.ndarray:
-    """What the tree clusters: the smoothed spot vector, then also the current embeddings.
+def fused_features(
+    vector_SV: NDArray[np.floating] | None,
+    neighbour_SN: NDArray[np.integer],
+    embeddings_SD: Sequence[NDArray[np.floating] | None] = (),
+) -> NDArray[np.floating]:
+    """What the tree clusters: the spot vector smoothed over the neighbours, then the embeddings.
 
     Each part is scaled to total variance 1, so that none of them rules by its number of columns.
+
+    Args:
+        vector_SV: of each spot, or None where nothing was measured.
+        neighbour_SN: indices of spots, -1 is none.
+        embeddings_SD: current embeddings; None is left out.
     """
-    neighbour = slide.neighbour_SN
-    present = (neighbour >= 0)[..., None]
-    around = (slide.vector_SV[neighbour] * present).sum(axis=1)
-    smooth = (slide.vector_SV + around) / (1.0 + present.sum(axis=1))
-    parts = [smooth] if slide.has_counts else []
-    if embedding is not None:
-        parts += [part for part in (embedding.omics, embedding.image) if part is not None]
+    parts = [part for part in embeddings_SD if part is not None]
+    if vector_SV is not None:
+        present = (neighbour_SN >= 0)[..., None]
+        around = (vector_SV[neighbour_SN] * present).sum(axis=1)
+        parts.insert(0, (vector_SV + around) / (1.0 + present.sum(axis=1)))
     scaled = []
     for part in parts:
         centred = part - part.mean(axis=0)
@@ -307,23 +311,25 @@ def fused_features(slide: PreparedSlide, embedding: SlideEmbedding | None) -> np
     return np.concatenate(scaled, axis=1)
 
 
-def slide_tree(slide: PreparedSlide, embedding: SlideEmbedding | None) -> RegionTree:
-    """Ward tree of one slide on its fused features, constrained by the spatial graph."""
-    return fit_region_tree(fused_features(slide, embedding), slide.graph)
-
-
 def slide_regions(
-    slide: PreparedSlide, embedding: SlideEmbedding | None, config: RegionsConfig
-) -> np.ndarray:
-    """Region of each spot at each level, (L, S)."""
+    feature_SF: NDArray[np.floating],
+    xy_um: NDArray[np.floating],
+    graph: SpotGraph,
+    config: RegionsConfig,
+) -> NDArray[np.int64]:
+    """Region of each spot at each level, (L, S), of the kind that the configuration asks for.
+
+    Args:
+        feature_SF: from `fused_features`; a grid does not read them.
+        xy_um: (S, 2) spot centres, micrometres.
+        graph: spatial graph of the slide.
+        config: kind and sizes.
+    """
     if config.kind == "grid":
-        return np.stack([grid_regions(slide.xy_um, d) for d in config.diameters_um])
+        return np.stack([grid_regions(xy_um, d) for d in config.diameters_um])
     if config.kind == "leiden":
-        feature, xy_um, graph = fused_features(slide, embedding), slide.xy_um, slide.graph
         sizes = [n_regions_for(d, xy_um, graph) for d in config.diameters_um]
-        return np.stack([leiden_regions(feature, graph, size) for size in sizes])
-    tree = slide_tree(slide, embedding)
-    levels = region_levels(tree, slide.xy_um, slide.graph, config.diameters_um)
-    if config.kind == "shuffled":
-        return np.stack([shuffled_regions(level, seed=0) for level in levels])
-    return levels
+        return np.stack([leiden_regions(feature_SF, graph, size) for size in sizes])
+    tree = fit_region_tree(feature_SF, graph)
+    levels = region_levels(tree, xy_um, graph, config.diameters_um)
+    return shuffled_regions(levels, seed=0) if config.kind == "shuffled" else levels

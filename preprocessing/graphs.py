@@ -1,16 +1,16 @@
 """Spatial graphs over the spots of one slide, their pieces, and Moran's I (docs/method.md 3).
 
-Shapes: S spots, G genes, E undirected edges. The strategies that build one are in `graphs`.
+One class is one way to turn spot centres in micrometres into a `SpotGraph`. Graphs are symmetric
+and never cross slides, because each is built from the spots of one slide.
 
-One class is one strategy; all of them turn spot centres in micrometres into a `SpotGraph`. Graphs
-are symmetric and never cross slides, because each is built from the spots of one slide.
+Shapes: S spots, G genes, E undirected edges.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class SpotGraph:
             raise DataError(
                 f"a spot graph needs indptr (S + 1,) and one index and distance per entry; found "
                 f"indptr {self.indptr.shape}, indices {found[0]}, distance_um {found[1]}. "
-                "Build it with KNNGraph, RadiusGraph, DelaunayGraph or GridGraph."
+                "Build it with KNNGraph or DelaunayGraph."
             )
 
     @classmethod
@@ -81,6 +81,12 @@ class SpotGraph:
     def degree(self) -> NDArray[np.int64]:
         """(S,) number of neighbours of each spot."""
         return np.diff(self.indptr)
+
+    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The two ends (E,) of every edge, each edge once."""
+        row = np.repeat(np.arange(self.n_spots), self.degree)
+        once = row < self.indices
+        return row[once], self.indices[once].astype(np.int64)
 
     def neighbours(self, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Padded neighbour lists, as the encoder reads them.
@@ -120,9 +126,14 @@ def components(graph: SpotGraph) -> NDArray[np.int32]:
         (S,) int32, 0 for the piece of the first spot, then in order of appearance.
     """
     labels = connected_components(graph.matrix(), directed=False)[1]
+    return in_order_of_appearance(labels).astype(np.int32)
+
+
+def in_order_of_appearance(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The same labels, numbered from 0 by where each is met first."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(first.size, np.int32)
-    rank[np.argsort(first)] = np.arange(first.size, dtype=np.int32)
+    rank = np.empty(first.size, dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(first.size)
     return rank[inverse]
 
 
@@ -191,29 +202,6 @@ def _moran_ratio(
     return np.asarray(ratio * (adjacency.shape[0] / adjacency.nnz))
 
 
-__all__ = [
-    "DelaunayGraph",
-    "GraphBuilder",
-    "GridGraph",
-    "KNNGraph",
-    "RadiusGraph",
-    "SpotGraph",
-    "components",
-    "morans_i",
-]
-
-_CROWDED = 512  # mean number of neighbours above which a radius is surely a mistake
-
-_GRID_DEGREE = 8  # no planar array has more touching neighbours
-
-
-class GraphBuilder(Protocol):
-    """A strategy that joins the spots of one slide."""
-
-    def build(self, xy_um: NDArray[np.float64]) -> SpotGraph:
-        """Joins spot centres (S, 2), micrometres."""
-
-
 @dataclass(frozen=True)
 class KNNGraph:
     """Joins two spots when either is among the k nearest of the other (the union).
@@ -247,35 +235,6 @@ class KNNGraph:
 
 
 @dataclass(frozen=True)
-class RadiusGraph:
-    """Joins all spots at most `radius_um` apart.
-
-    Attributes:
-        radius_um: reach in micrometres; 150 takes the first ring of a 100 um array.
-    """
-
-    radius_um: float
-
-    def __post_init__(self) -> None:
-        """Refuses settings that no graph can meet."""
-        _check_length("RadiusGraph: radius_um", self.radius_um)
-
-    def build(self, xy_um: NDArray[np.float64]) -> SpotGraph:
-        """Joins spot centres (S, 2), micrometres."""
-        xy = _checked_xy(xy_um)
-        tree = cKDTree(xy)
-        mean = tree.count_neighbors(tree, self.radius_um) / len(xy) - 1
-        if mean > _CROWDED:
-            raise DataError(
-                f"RadiusGraph: within {self.radius_um:g} um a spot has {mean:.0f} neighbours on "
-                f"average, expected at most {_CROWDED}. Give a smaller radius_um, or check that "
-                "the coordinates are micrometres."
-            )
-        pairs = tree.query_pairs(self.radius_um, output_type="ndarray")
-        return _graph_of_pairs(xy, pairs[:, 0], pairs[:, 1], math.inf)
-
-
-@dataclass(frozen=True)
 class DelaunayGraph:
     """Joins the corners of every triangle of the Delaunay triangulation.
 
@@ -304,14 +263,14 @@ class DelaunayGraph:
         except QhullError as error:
             raise DataError(
                 f"DelaunayGraph: the {len(xy)} spots lie on one line (or at one place), so no "
-                "triangle exists. Use KNNGraph for this slide."
+                "triangle exists. Use KNNGraph (genes.graph: knn)."
             ) from error
         if triangles.coplanar.size:
             spot, _, twin = triangles.coplanar[0]
             raise DataError(
                 f"DelaunayGraph: {len(triangles.coplanar)} spots lie on top of another spot, first "
                 f"spot {spot} on spot {twin} at {xy[spot].tolist()} um. Remove the copies or use "
-                "KNNGraph."
+                "KNNGraph (genes.graph: knn)."
             )
         corners = triangles.simplices
         source = np.concatenate([corners[:, 0], corners[:, 1], corners[:, 2]])
@@ -319,56 +278,18 @@ class DelaunayGraph:
         return _graph_of_pairs(xy, source, target, self.prune)
 
 
-@dataclass(frozen=True)
-class GridGraph:
-    """Joins the touching spots of a regular array: 6 on a hexagonal, 4 on a square one.
+def spatial_graph(kind: str, k: int, xy_um: NDArray[np.float64]) -> SpotGraph:
+    """The graph that the setting ``genes.graph`` names: Delaunay, else the k nearest spots.
 
-    Two spots touch when they are at most (1 + tolerance) x pitch apart, so the array geometry
-    itself says which kind it is.
+    Args:
+        kind: delaunay, or anything else for the k nearest.
+        k: neighbours asked for each spot.
+        xy_um: (S, 2) spot centres, micrometres.
 
-    Attributes:
-        pitch_um: centre-to-centre distance; None measures it (median nearest distance).
-        tolerance: slack for stage jitter; must stay below 0.41, where square diagonals begin.
+    Raises:
+        DataError: see the builders.
     """
-
-    pitch_um: float | None = None
-    tolerance: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Refuses settings that no graph can meet."""
-        if self.pitch_um is not None:
-            _check_length("GridGraph: pitch_um", self.pitch_um)
-        if not 0 <= self.tolerance < 0.41:
-            raise DataError(
-                f"GridGraph: tolerance is {self.tolerance:g}, expected 0 to 0.41: above it the "
-                "diagonals of a square array count as touching. Use RadiusGraph for those."
-            )
-
-    def build(self, xy_um: NDArray[np.float64]) -> SpotGraph:
-        """Joins spot centres (S, 2), micrometres.
-
-        Raises:
-            DataError: the coordinates are no array of this pitch.
-        """
-        xy = _checked_xy(xy_um)
-        if len(xy) == 1:
-            return _graph_of_pairs(xy, np.zeros(0, np.int64), np.zeros(0, np.int64), math.inf)
-        step = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
-        pitch = step if self.pitch_um is None else self.pitch_um
-        _check_length("GridGraph: the median distance to the nearest spot", pitch)
-        if step < pitch * (1 - self.tolerance) / 2 or (len(xy) > 2 and step > 4 * pitch):
-            raise self._no_array(pitch, f"the median nearest spot is {step:.4g} um away")
-        graph = RadiusGraph(pitch * (1 + self.tolerance)).build(xy)
-        if graph.degree.max() > _GRID_DEGREE:
-            raise self._no_array(pitch, f"a spot has {graph.degree.max()} touching neighbours")
-        return graph
-
-    def _no_array(self, pitch: float, found: str) -> DataError:
-        return DataError(
-            f"GridGraph: the spots are no regular array of pitch {pitch:g} um: {found}. Leave "
-            "pitch_um out to have it measured, check that coordinates are micrometres, or use "
-            "KNNGraph."
-        )
+    return (DelaunayGraph() if kind == "delaunay" else KNNGraph(k=k)).build(xy_um)
 
 
 def _graph_of_pairs(
@@ -403,8 +324,3 @@ def _checked_xy(xy_um: NDArray[Any]) -> NDArray[np.float64]:
 def _check_prune(prune: float) -> None:
     if not prune >= 1:
         raise DataError(f"prune is {prune}, expected at least 1 x the median edge (3 is usual).")
-
-
-def _check_length(name: str, length_um: float) -> None:
-    if not (length_um > 0 and math.isfinite(length_um)):
-        raise DataError(f"{name} is {length_um}, expected a positive length in micrometres.")

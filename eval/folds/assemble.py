@@ -21,7 +21,7 @@ from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry
-from hibio.regions import slide_tree
+from hibio.regions import fit_region_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
@@ -240,7 +240,8 @@ def representations(
     for entry in bar:
         slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image_input)
         embedding = checkpoint.model.encode_slide(slide)
-        trees[entry.slide_id] = slide_tree(slide, embedding)
+        feature_SF = slide.fused(embedding.omics, embedding.image)
+        trees[entry.slide_id] = fit_region_tree(feature_SF, slide.graph)
         if embedding.image is not None:
             image[entry.slide_id] = embedding.image
         if embedding.omics is not None:

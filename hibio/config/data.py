@@ -21,8 +21,8 @@ class GenesConfig:
             set of K genes).
         rank: components of the gene factors.
         neighbours: spatial neighbours of a spot.
-        graph: knn | random (the control: as many random spots of the slide instead of the
-            neighbours, for both towers; docs/method.md 6).
+        graph: knn | delaunay (of its neighbours the nearest ones) | random (the control: as many
+            random spots of the slide instead, for both towers; docs/method.md 6).
         min_slide_fraction: a gene enters the vocabulary when it was measured on at least this
             share of the training slides; 1.0 is the intersection of the panels.
         min_spots: and was seen in at least this many training spots.
@@ -40,7 +40,7 @@ class GenesConfig:
     selector: str = "tfidf"
     rank: int = 20
     neighbours: int = 6
-    graph: Literal["knn", "random"] = "knn"
+    graph: Literal["knn", "delaunay", "random"] = "knn"
     min_slide_fraction: float = 1.0
     min_spots: int = 10
     exclude: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from preprocessing.coexpression import (
     standardise,
 )
 from preprocessing.coexpression.spot_groups import fit_spot_groups
-from preprocessing.graphs import KNNGraph, SpotGraph
+from preprocessing.graphs import SpotGraph, spatial_graph
 from preprocessing.selection import select_genes
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
@@ -183,7 +183,7 @@ def _fit_expression(
 def _graph(path: Path, genes: GenesConfig) -> SpotGraph:
     with reading(path), SlideStore(path) as store:
         xy_um = store.xy_um
-    return KNNGraph(k=genes.neighbours).build(xy_um)
+    return spatial_graph(genes.graph, genes.neighbours, xy_um)
 
 
 def _fit_tfidf(counts: CountBlocks, genes: GenesConfig) -> TfidfReweighter:

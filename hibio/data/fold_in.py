@@ -19,7 +19,7 @@ from pathways import PathwayAnchors
 from preprocessing.coexpression import GeneGraph
 from preprocessing.coexpression.bridge import BridgeSlide
 from preprocessing.coexpression.fold_in import FoldInReport, extend_factors, extend_tfidf, fold_in
-from preprocessing.graphs import KNNGraph
+from preprocessing.graphs import spatial_graph
 from preprocessing.store import SlideStore
 
 
@@ -59,6 +59,7 @@ def fold_in_genes(
             "fold-in out, or give slides that measure the genes of your panel beside the model's"
         )
     names = np.array(new)
+    fitted = artifacts.settings["genes"]
 
     def blocks() -> Iterator[BridgeSlide]:
         for path in bridge:
@@ -67,7 +68,7 @@ def fold_in_genes(
             yield BridgeSlide(
                 align_columns(counts, genes, artifacts.genes),
                 align_columns(counts, genes, names),
-                KNNGraph(k=artifacts.settings["genes"]["neighbours"]).build(xy_um),
+                spatial_graph(fitted["graph"], fitted["neighbours"], xy_um),
             )
 
     folded, report = fold_in(blocks, new, artifacts.tfidf, artifacts.factors)

@@ -27,11 +27,12 @@ from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput
 from hibio.data.counts import CountSource, PanelMap, StoreCounts, iter_chunks, reading
+from hibio.regions import fused_features
 from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
 from preprocessing.errors import DataError
 from preprocessing.expression import normalised
-from preprocessing.graphs import KNNGraph, SpotGraph
+from preprocessing.graphs import SpotGraph, spatial_graph
 from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore
 
@@ -303,6 +304,11 @@ class PreparedSlide:
         """Whether an image tower can read this slide."""
         return self.features_SF is not None or self.use_patches
 
+    def fused(self, *embeddings_SD: np.ndarray | None) -> np.ndarray:
+        """What its region trees cluster (S, F), of the counts and of embeddings that there are."""
+        vector_SV = self.vector_SV if self.has_counts else None
+        return fused_features(vector_SV, self.neighbour_SN, embeddings_SD)
+
     def patches(self, spots: np.ndarray) -> np.ndarray:
         """Patches of ``spots``, uint8 (n, px, px, 3), in the stain that was asked for."""
         return self._pictures(lambda store: store.patches(spots))
@@ -396,7 +402,7 @@ def expression_slide(
     genes = artifacts.settings["genes"]
     expression, raw = read_expression(source, artifacts)
     vector, mean, scale = standardise(raw, artifacts.factors)
-    graph = KNNGraph(k=genes["neighbours"]).build(xy_um)
+    graph = spatial_graph(genes["graph"], genes["neighbours"], xy_um)
     neighbour, distance = graph.neighbours(genes["neighbours"])
     if genes["graph"] == "random":
         neighbour, distance = random_neighbours(xy_um, genes["neighbours"])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hibio.config.data import RegionsConfig
 from hibio.data.dataset import SlideDataset
+from hibio.data.slide import PreparedSlide
 from hibio.model import HiBio
 from hibio.regions import match_labels, slide_regions
 from hibio.training.process_group import ProcessGroup
@@ -56,7 +57,7 @@ class RegionState:
         if slide in self.rebuilt:
             return self.rebuilt[slide][-1].astype(np.int64)
         if slide not in self._first:
-            self._first[slide] = _small(slide_regions(self.dataset[slide], None, self.config))
+            self._first[slide] = _small(self._regions(self.dataset[slide]))
         self._first.move_to_end(slide)
         while len(self._first) > self.first_trees:
             self._first.popitem(last=False)
@@ -91,9 +92,13 @@ class RegionState:
     def _new_regions(self, model: HiBio, index: int) -> np.ndarray:
         """Regions (L, S) int64 of a slide from its embeddings, named after the current ones."""
         slide = self.dataset[index]
-        new = slide_regions(slide, model.encode_slide(slide), self.config)
+        embedding = model.encode_slide(slide)
+        new = self._regions(slide, embedding.omics, embedding.image)
         pairs = zip(self.current(index), new, strict=True)
         return np.stack([match_labels(old, now) for old, now in pairs])
+
+    def _regions(self, slide: PreparedSlide, *embeddings_SD: np.ndarray | None) -> np.ndarray:
+        return slide_regions(slide.fused(*embeddings_SD), slide.xy_um, slide.graph, self.config)
 
     def _adopt(self, index: int, regions: np.ndarray) -> None:
         past: list[np.ndarray] = []

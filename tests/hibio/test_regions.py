@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
+from sklearn.cluster import ward_tree
 
 from hibio.regions import (
     fit_region_tree,
@@ -18,7 +19,7 @@ from hibio.regions import (
     shuffled_regions,
 )
 from preprocessing.errors import DataError
-from preprocessing.graphs import KNNGraph, RadiusGraph, SpotGraph
+from preprocessing.graphs import KNNGraph, SpotGraph
 
 
 def same_partition(left: np.ndarray, right: np.ndarray) -> bool:
@@ -40,7 +41,7 @@ def two_pieces(seed: int = 0) -> tuple[np.ndarray, np.ndarray, SpotGraph]:
         [rng.uniform(0, 300, (14, 2)), rng.uniform(5000, 5300, (10, 2)), [[20000.0, 0.0]]]
     )
     feature = rng.normal(size=(25, 3))
-    return feature, xy_um, RadiusGraph(radius_um=220.0).build(xy_um)
+    return feature, xy_um, KNNGraph(k=4).build(xy_um)
 
 
 def slow_ward(feature: np.ndarray, graph: SpotGraph, n_regions: int) -> np.ndarray:
@@ -73,6 +74,40 @@ def test_cuts_against_a_greedy_loop():
         assert same_partition(found, slow_ward(feature, graph, n_regions))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_merges_are_those_of_scikit_learn(seed):
+    """Without ties: the same pairs in the same order, the same heights, the same cuts."""
+    rng = np.random.default_rng(seed)
+    xy_um = rng.uniform(0, 3000, (800, 2))
+    graph = KNNGraph(k=6, prune=np.inf).build(xy_um)
+    feature = np.sin(xy_um[:, :1] / 400) + rng.normal(size=(800, 20))
+    tree = fit_region_tree(feature, graph)
+    children, _, _, _, height = ward_tree(
+        feature, connectivity=graph.matrix(), return_distance=True
+    )
+    order = np.argsort(np.maximum.accumulate(height), kind="stable")
+    assert np.array_equal(order, np.arange(799))
+    np.testing.assert_array_equal(np.sort(tree.children, axis=1), np.sort(children, axis=1))
+    np.testing.assert_allclose(tree.height, np.maximum.accumulate(height), rtol=1e-12)
+
+
+def test_pieces_and_copies_of_a_spot_as_scikit_learn_cuts_them():
+    """Each piece on its own, with weights that grow: twins join at height 0, before all else."""
+    feature, _, graph = two_pieces(1)
+    source, target = graph.edges()
+    feature[target[0]] = feature[source[0]]
+    tree = fit_region_tree(feature, graph)
+    assert tree.height[0] == 0
+    assert set(tree.children[0].tolist()) == {source[0], target[0]}
+    matrix, heights = graph.matrix(), []
+    for piece in range(2):
+        inside = tree.component == piece
+        local = matrix[inside][:, inside]
+        found = ward_tree(feature[inside], connectivity=local, return_distance=True)[4]
+        heights.append(np.maximum.accumulate(found))
+    np.testing.assert_allclose(tree.height, np.sort(np.concatenate(heights)), rtol=1e-12)
+
+
 def test_cut_of_planted_stripes():
     xy_um = hexagonal()
     stripe = (xy_um[:, 1] // 320).astype(int)
@@ -102,7 +137,7 @@ def test_one_spot_and_no_edges():
 def test_does_not_depend_on_the_order_of_spots():
     feature, xy_um, graph = two_pieces()
     order = np.random.default_rng(1).permutation(25)
-    turned = fit_region_tree(feature[order], RadiusGraph(radius_um=220.0).build(xy_um[order]))
+    turned = fit_region_tree(feature[order], KNNGraph(k=4).build(xy_um[order]))
     for n_regions in (12, 6, 4):
         found = fit_region_tree(feature, graph).cut(n_regions)
         assert same_partition(turned.cut(n_regions), found[order])

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from hibio.config.data import GenesConfig
 from hibio.config.files import ConfigError
+from hibio.data import fitting
 from hibio.data.counts import ArrayCounts, align_columns
 from hibio.data.dataset import SlideDataset, image_batch, shuffled_pairs, slide_of_anndata
 from hibio.data.slide import expression_slide, prepare_slide, random_neighbours, standardise_columns
 from hibio.data.splits import read_entries
+from preprocessing.graphs import DelaunayGraph
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from tests.hibio.toy import all_rows, dense, edit_store, make_model, make_slide, rename_genes
@@ -118,6 +121,19 @@ def test_the_random_graph_replaces_the_neighbours_and_nothing_else(
         ours, theirs = (getattr(all_rows(one), name) for one in (random, slide))
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(random.graph.indices, slide.graph.indices)  # regions keep theirs
+
+
+def test_the_delaunay_graph_is_the_one_of_fit_slide_and_regions(toy_stores, toy_artifacts, slide):
+    genes = {**toy_artifacts.settings["genes"], "graph": "delaunay"}
+    other = dataclasses.replace(toy_artifacts, settings={**toy_artifacts.settings, "genes": genes})
+    delaunay = make_slide(toy_stores, other, "sim003")
+    with SlideStore(delaunay.path) as store:
+        wanted = DelaunayGraph().build(store.xy_um)
+    np.testing.assert_array_equal(delaunay.graph.indices, wanted.indices)
+    assert not np.array_equal(delaunay.graph.indptr, slide.graph.indptr)
+    np.testing.assert_array_equal(delaunay.neighbour_SN, wanted.neighbours(genes["neighbours"])[0])
+    fitted = fitting._graph(delaunay.path, GenesConfig(graph="delaunay"))
+    np.testing.assert_array_equal(fitted.indices, wanted.indices)
 
 
 def test_standardise_columns_closed_form():

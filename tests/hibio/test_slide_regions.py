@@ -8,11 +8,11 @@ import torch
 
 from hibio.config.data import RegionsConfig
 from hibio.data.dataset import SlideDataset
+from hibio.data.slide import PreparedSlide
 from hibio.data.splits import read_entries
 from hibio.model import SlideEmbedding
-from hibio.regions import fused_features, match_labels, slide_regions
-from hibio.training import region_state as module
-from hibio.training.region_state import RegionState
+from hibio.regions import match_labels, slide_regions
+from hibio.training.region_state import RegionState, _small
 from preprocessing.store.read import stores_in
 from tests.hibio.toy import LEVELS, REGIONS, make_model, make_slide
 
@@ -27,8 +27,12 @@ def embedding(toy_artifacts, slide) -> SlideEmbedding:
     return make_model(toy_artifacts).encode_slide(slide)
 
 
+def regions_of(slide: PreparedSlide, config: RegionsConfig, *embeddings_SD) -> np.ndarray:
+    return slide_regions(slide.fused(*embeddings_SD), slide.xy_um, slide.graph, config)
+
+
 def test_the_first_trees_are_of_the_smoothed_spot_vector(slide):
-    fused = fused_features(slide, None)
+    fused = slide.fused()
     for spot in (0, 33, 69):
         near = [n for n in slide.neighbour_SN[spot] if n >= 0]
         mean = slide.vector_SV[[spot, *near]].mean(axis=0)
@@ -41,7 +45,7 @@ def test_the_first_trees_are_of_the_smoothed_spot_vector(slide):
 
 
 def test_later_trees_join_three_parts_of_equal_weight(slide, embedding):
-    fused = fused_features(slide, embedding)
+    fused = slide.fused(embedding.omics, embedding.image)
     parts = np.split(fused, np.cumsum([8, 16]), axis=1)
     assert [part.shape[1] for part in parts] == [8, 16, 16]
     for part in parts:
@@ -51,14 +55,13 @@ def test_later_trees_join_three_parts_of_equal_weight(slide, embedding):
 
 def test_a_slide_without_counts_has_regions_from_its_image(slide, embedding):
     blank = dataclasses.replace(slide, has_counts=False)
-    image_only = SlideEmbedding(embedding.image, None, None)
-    assert fused_features(blank, image_only).shape == (70, 16)
-    assert slide_regions(blank, image_only, REGIONS).shape == (3, 70)
+    assert blank.fused(None, embedding.image).shape == (70, 16)
+    assert regions_of(blank, REGIONS, None, embedding.image).shape == (3, 70)
 
 
 @pytest.mark.parametrize("kind", ["tree", "grid", "shuffled", "leiden"])
 def test_every_kind_has_a_label_for_every_spot_at_every_level(slide, kind):
-    levels = slide_regions(slide, None, RegionsConfig(LEVELS, kind))
+    levels = regions_of(slide, RegionsConfig(LEVELS, kind))
     assert levels.shape == (3, 70)
     counts = [len(np.unique(level)) for level in levels]
     assert counts == sorted(counts, reverse=True)  # fine to coarse
@@ -66,8 +69,8 @@ def test_every_kind_has_a_label_for_every_spot_at_every_level(slide, kind):
 
 
 def test_shuffled_regions_keep_the_sizes_and_the_nesting_of_the_tree(slide):
-    tree = slide_regions(slide, None, RegionsConfig(LEVELS, "tree"))
-    shuffled = slide_regions(slide, None, RegionsConfig(LEVELS, "shuffled"))
+    tree = regions_of(slide, RegionsConfig(LEVELS, "tree"))
+    shuffled = regions_of(slide, RegionsConfig(LEVELS, "shuffled"))
     for one, other in zip(tree, shuffled, strict=True):
         assert sorted(np.bincount(one)) == sorted(np.bincount(other))
     assert np.mean(tree[0] == shuffled[0]) < 0.5
@@ -98,11 +101,11 @@ def state(toy_stores, toy_artifacts) -> RegionState:
 def test_a_tree_is_built_when_asked_for_and_batches_are_of_the_middle_level(state, monkeypatch):
     built = []
 
-    def counted(slide, embedding, config):
+    def counted(self, slide, *embeddings_SD):
         built.append(slide.slide_id)
-        return slide_regions(slide, embedding, config)
+        return regions_of(slide, self.config, *embeddings_SD)
 
-    monkeypatch.setattr(module, "slide_regions", counted)
+    monkeypatch.setattr(RegionState, "_regions", counted)
     first = state.current(1)
     np.testing.assert_array_equal(state.sampling(1), first[1])
     assert built == ["sim002"]
@@ -127,7 +130,7 @@ def test_only_the_first_slides_keep_all_their_rebuilds(state, toy_artifacts):
 
 
 def test_many_regions_need_wider_numbers():
-    assert module._small(np.array([[0, 40_000]])).tolist() == [[0, 40_000]]
+    assert _small(np.array([[0, 40_000]])).tolist() == [[0, 40_000]]
 
 
 def test_a_rebuild_is_the_tree_of_the_embeddings_with_names_kept(state, toy_artifacts, slide):
@@ -135,7 +138,8 @@ def test_a_rebuild_is_the_tree_of_the_embeddings_with_names_kept(state, toy_arti
     before = state.current(0)
     state.rebuild(model, [0])
     after = state.current(0)
-    fresh = slide_regions(slide, model.encode_slide(slide), REGIONS)
+    embedding = model.encode_slide(slide)
+    fresh = regions_of(slide, REGIONS, embedding.omics, embedding.image)
     for level, now, new in zip(before, after, fresh, strict=True):
         np.testing.assert_array_equal(now, match_labels(level, new))
     assert np.mean(before == after) > np.mean(before == fresh)

@@ -7,15 +7,13 @@ from scipy import sparse
 from preprocessing.errors import DataError
 from preprocessing.graphs import (
     DelaunayGraph,
-    GridGraph,
     KNNGraph,
-    RadiusGraph,
     SpotGraph,
     components,
     morans_i,
 )
 
-BUILDERS = [KNNGraph(k=4), RadiusGraph(150.0), DelaunayGraph(), DelaunayGraph(prune=np.inf)]
+BUILDERS = [KNNGraph(k=4), DelaunayGraph(), DelaunayGraph(prune=np.inf)]
 
 
 def edges(graph: SpotGraph) -> set[tuple[int, int]]:
@@ -29,16 +27,6 @@ def both_ways(pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
 
 def scattered(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 1000, (n, 2))
-
-
-def hexagonal(rows: int, columns: int, pitch: float) -> np.ndarray:
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    return np.stack([(column + 0.5 * (row % 2)) * pitch, row * pitch * np.sqrt(0.75)], axis=1)
-
-
-def test_radius_on_a_hand_drawn_cross():
-    xy = np.array([[0, 0], [100, 0], [0, 100], [-100, 0], [0, -100], [400, 0]], float)
-    assert edges(RadiusGraph(100).build(xy)) == both_ways([(0, 1), (0, 2), (0, 3), (0, 4)])
 
 
 def test_delaunay_on_a_hand_drawn_kite():
@@ -82,21 +70,9 @@ def test_delaunay_circumcircles_are_empty():
         assert any(circles)
 
 
-@pytest.mark.parametrize("jitter", [0.0, 4.0])
-@pytest.mark.parametrize("pitch_um", [None, 100.0])
-def test_grid_finds_six_on_hexagonal_and_four_on_square(pitch_um, jitter):
-    noise = np.random.default_rng(0).uniform(-jitter, jitter, (63, 2))
-    hexagon = GridGraph(pitch_um).build(hexagonal(9, 7, 100) + noise)
-    square = np.stack(np.divmod(np.arange(63), 7), axis=1) * 100.0
-    assert np.bincount(hexagon.degree).argmax() == 6 == hexagon.degree.max()
-    degree = GridGraph(pitch_um).build(square + noise).degree
-    assert degree.max() == 4
-    assert degree.sum() == 2 * (9 * 6 + 8 * 7)
-
-
-@pytest.mark.parametrize("builder", [*BUILDERS, GridGraph()])
+@pytest.mark.parametrize("builder", BUILDERS)
 def test_symmetric_without_loops_and_nearest_first(builder):
-    graph = builder.build(hexagonal(8, 8, 100) if builder == GridGraph() else scattered(80))
+    graph = builder.build(scattered(80))
     found = edges(graph)
     assert len(found) == graph.indices.size > 0
     assert all((j, i) in found and i != j for i, j in found)
@@ -115,7 +91,7 @@ def test_rotation_translation_and_permutation(builder):
     assert {(int(order[i]), int(order[j])) for i, j in moved} == original
 
 
-@pytest.mark.parametrize("builder", [*BUILDERS, GridGraph()])
+@pytest.mark.parametrize("builder", BUILDERS)
 def test_one_and_two_spots(builder):
     one = builder.build(np.array([[5.0, 5.0]]))
     assert (one.n_spots, one.indices.size) == (1, 0)
@@ -133,7 +109,7 @@ def test_copies_of_a_spot_keep_knn_free_of_loops():
 
 def test_neighbour_lists_are_padded_and_nearest_first():
     xy = np.array([[0, 0], [10, 0], [25, 0]], float)
-    graph = RadiusGraph(20).build(xy)
+    graph = KNNGraph(k=1, prune=np.inf).build(xy)
     index, distance = graph.neighbours(2)
     np.testing.assert_array_equal(index, [[1, -1], [0, 2], [1, -1]])
     np.testing.assert_array_equal(distance, [[10, np.inf], [10, 15], [15, np.inf]])
@@ -142,8 +118,9 @@ def test_neighbour_lists_are_padded_and_nearest_first():
 
 
 def test_components_are_numbered_by_first_spot():
-    xy = np.array([[900, 0], [0, 0], [10, 0], [905, 0], [5000, 0]], float)
-    np.testing.assert_array_equal(components(RadiusGraph(20).build(xy)), [0, 1, 1, 0, 2])
+    graph = SpotGraph.from_edges(5, np.array([3, 1]), np.array([0, 2]), np.ones(2))
+    np.testing.assert_array_equal(components(graph), [0, 1, 1, 0, 2])
+    assert [ends.tolist() for ends in graph.edges()] == [[0, 1], [3, 2]]
 
 
 def slow_moran(values: np.ndarray, adjacency: np.ndarray) -> list[float]:
@@ -169,14 +146,15 @@ def test_moran_equals_the_double_loop(form, block, monkeypatch):
 
 def test_moran_of_a_checkerboard_is_minus_one_and_of_halves_is_high():
     row, column = np.divmod(np.arange(64), 8)
-    graph = GridGraph(100).build(np.stack([column, row], axis=1) * 100.0)
+    graph = KNNGraph(k=4, prune=1.0).build(np.stack([column, row], axis=1) * 100.0)
+    assert set(graph.distance_um.tolist()) == {100.0}
     moran = morans_i(np.stack([(row + column) % 2, column < 4], axis=1).astype(float), graph)
     np.testing.assert_allclose(moran[0], -1)
     np.testing.assert_allclose(moran[1], 1 - 2 * 8 / 112)
 
 
 def test_moran_without_edges_is_zero():
-    graph = RadiusGraph(1).build(np.array([[0, 0], [50, 0]], float))
+    graph = SpotGraph.from_edges(2, *np.empty((2, 0), int), np.empty(0))
     np.testing.assert_array_equal(morans_i(np.array([[1.0], [2.0]]), graph), [0])
 
 
@@ -188,10 +166,6 @@ def test_moran_without_edges_is_zero():
         (KNNGraph, [[0, 0], [np.nan, 1]], "not finite, first row 1"),
         (KNNGraph, np.zeros((0, 2)), "expected \\(S, 2\\)"),
         (KNNGraph, [[0, 0, 0]], "expected \\(S, 2\\)"),
-        (lambda: GridGraph(100), [[0, 0], [900, 0], [0, 900]], "no regular array"),
-        (lambda: GridGraph(100), scattered(300) / 10, "no regular array"),
-        (GridGraph, [[0, 0], [0, 0], [0, 0]], "positive length"),
-        (lambda: RadiusGraph(1e6), scattered(600), "smaller radius_um"),
     ],
 )
 def test_unusable_spots_say_what_to_do(make, xy, message):
@@ -204,11 +178,7 @@ def test_unusable_spots_say_what_to_do(make, xy, message):
     [
         lambda: KNNGraph(k=0),
         lambda: KNNGraph(prune=0.5),
-        lambda: RadiusGraph(0),
-        lambda: RadiusGraph(np.inf),
         lambda: DelaunayGraph(prune=np.nan),
-        lambda: GridGraph(-1),
-        lambda: GridGraph(tolerance=0.5),
         lambda: SpotGraph(np.array([0, 2]), np.zeros(1, np.int32), np.zeros(1, np.float32)),
     ],
 )
