@@ -1,21 +1,27 @@
-# make demo    simulate, prepare, train, embed, evaluate and report on this machine's CPU
-# make test    ruff, mypy and the tests, as CI runs them
-# make format  let ruff put the code in order
-# make clean   remove the environment, caches and what the demo wrote
+# make demo         simulate, prepare, train, embed, evaluate and report on this machine's CPU
+# make test         ruff, mypy and the tests, as CI runs them
+# make test-newest  the same with the newest versions that setup.cfg allows, in .venv-newest
+# make lock         write constraints.txt anew from those newest versions; commit it if test-newest passes
+# make format       let ruff put the code in order
+# make clean        remove the environments, caches and what the demo wrote
 #
-# The environment is made once, in .venv, and again when setup.cfg changes.
+# The environment is made once, in .venv, and again when setup.cfg or constraints.txt change: the
+# versions of constraints.txt, so that the two commands do the same next year.
 # Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 BASE := $(VENV)/installed-base
 TEST := $(VENV)/installed-test
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# For what is installed, and for what builds it (a variable of its own from pip 25.3 on).
+LOCKED := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS))
+PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test format clean
+.PHONY: help demo test test-newest lock format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -29,12 +35,25 @@ test: $(TEST)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
+# Local labels (+cpu, +cu130) go: the same versions of torch serve a CPU and a CUDA build, whose
+# own packages torch pins itself.
+lock:
+	rm -rf .venv-newest
+	$(MAKE) .venv-newest/installed-test VENV=.venv-newest CONSTRAINTS=
+	.venv-newest/bin/python -m pip freeze --all --exclude-editable > .venv-newest/freeze.txt
+	{ echo "# Every version that make demo and make test install; made by: make lock"; \
+		sed -n 's/+[a-z0-9.]*$$//; /^pip==/d; /==/p' .venv-newest/freeze.txt; } > constraints.txt
+
 format: $(TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -43,11 +62,11 @@ $(BIN)/python:
 		"; name another one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(BASE): setup.cfg pyproject.toml | $(BIN)/python
+$(BASE): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install -e . < /dev/null
 	@touch $@
 
 # The tests need all of the base, so the base counts as installed too.
-$(TEST): setup.cfg pyproject.toml | $(BIN)/python
+$(TEST): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install -e ".[test]" < /dev/null
 	@touch $(BASE) $@
