@@ -37,7 +37,7 @@ from hibio.run import fitted, split_of, train_job
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run, list or report a grid as the options of `hibio.cli.parser` say."""
+    """Run, list or report a grid as the options of `hibio ablate` say."""
     grid = load_grid(options.config, options.set, options.out)
     if options.list:
         print(listing(grid, plan(grid, options.data)))

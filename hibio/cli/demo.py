@@ -1,11 +1,12 @@
-"""The demo as the commands that a user would type."""
+"""`hibio demo`: the whole way on a simulated cohort, as the commands that a user would type."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from hibio.config.files import ConfigError
+from hibio.cli.command import Command, run_line
 
 
 def steps(out: Path) -> list[tuple[str, list[str]]]:
@@ -13,7 +14,7 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
     cohort, stores, run = str(out / "cohort"), str(out / "stores"), str(out / "run")
     resume = ["--resume", run] if (out / "run").exists() else []
     settings = ["--set", f"data.stores={stores}", "--set", f"out={run}"]
-    main_run = str(out / "run" / "hibio")
+    trained = ["--checkpoint", str(out / "run" / "hibio"), "--data", stores]
     return [
         ("simulate a cohort with planted truth", ["simulate", "--out", cohort]),
         (
@@ -26,21 +27,11 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
         ),
         (
             "embeddings as AnnData",
-            ["embed", "--checkpoint", main_run, "--data", stores, "--out", str(out / "embeddings")],
+            ["embed", *trained, "--out", str(out / "embeddings")],
         ),
         (
             "a gene set over the tissue from H&E alone",
-            [
-                "query",
-                "--checkpoint",
-                main_run,
-                "--data",
-                stores,
-                "--gene-set",
-                "default",
-                "--out",
-                str(out / "query"),
-            ],
+            ["query", *trained, "--gene-set", "default", "--out", str(out / "query")],
         ),
         (
             "evaluate on the held-out patient and report",
@@ -55,6 +46,8 @@ def shipped_config(name: str) -> Path:
     Raises:
         ConfigError: it is in neither place.
     """
+    from hibio.config.files import ConfigError
+
     places = [
         Path(__file__).resolve().parents[2] / "configs" / name,
         Path(sys.prefix) / "share" / "hibio" / "configs" / name,
@@ -63,3 +56,30 @@ def shipped_config(name: str) -> Path:
         if place.is_file():
             return place
     raise ConfigError(f"no {name} in {places[0].parent} or {places[1].parent}; install HiBio again")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``hibio demo``."""
+    plan = steps(options.out)
+    for number, (text, arguments) in enumerate(plan, start=1):
+        print(f"\n[{number}/{len(plan)}] {text}: hibio {' '.join(arguments)}", flush=True)
+        code = run_line(arguments, options.commands)
+        if code:
+            return code
+    print(f"\nreport: {options.out / 'eval' / 'report.html'}")
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "simulate, prepare, train, embed, evaluate and report, on a CPU",
+        "hibio demo --out demo",
+        demo,
+        _arguments,
+    ),
+)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata, util
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from preprocessing.findings import Finding
+from hibio.cli.command import Command
+from preprocessing.findings import Finding, failed
 
 _GIB = 1024**3
 
@@ -46,9 +48,8 @@ def diagnose() -> list[Finding]:
     ]
 
 
-def format_findings(findings: Iterable[Finding]) -> str:
+def format_findings(findings: Sequence[Finding]) -> str:
     """Aligned lines, `LEVEL  subject  message`, each fix on a line of its own below."""
-    findings = list(findings)
     width = max((len(finding.subject) for finding in findings), default=0)
     lines = []
     for finding in findings:
@@ -56,6 +57,12 @@ def format_findings(findings: Iterable[Finding]) -> str:
         if finding.fix:
             lines.append(f"{'':<{width + 6}}  fix: {finding.fix}")
     return "\n".join(lines)
+
+
+def tell_findings(findings: list[Finding]) -> int:
+    """Print findings; the exit code: 1 when one is a FAIL."""
+    print(format_findings(findings))
+    return 1 if failed(findings) else 0
 
 
 def required_packages(requirements: Iterable[Requirement]) -> list[Finding]:
@@ -188,3 +195,18 @@ def _optional(name: str, purpose: str, fix: str) -> Finding:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """``hibio doctor``."""
+    return tell_findings(diagnose())
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        "versions, devices and optional parts, each with its fix",
+        "hibio doctor",
+        doctor,
+    ),
+)

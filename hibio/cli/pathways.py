@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hibio.config.files import ConfigError
-from pathways import fetch, list_databases, load_pathways
-from preprocessing.store import SlideStore
-from preprocessing.store.read import stores_in
+from hibio.cli.command import Command, add_folder
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the action that was asked for."""
-    return ACTIONS[options.action](options)
+def _list(options: argparse.Namespace) -> None:
+    from pathways import list_databases
 
-
-def _list(options: argparse.Namespace) -> int:
     for entry in list_databases():
         place = "shipped" if entry.shipped else f"hibio pathways fetch {entry.name}"
         print(f"{entry.name:<10} {entry.summary} ({entry.version}; {entry.licence}) - {place}")
     print("also: ./file.gmt, ./table.tsv (source, target, weight), pkg.mod:function, a+b")
-    return 0
 
 
-def _show(options: argparse.Namespace) -> int:
+def _show(options: argparse.Namespace) -> None:
+    from pathways import load_pathways
+
     database = load_pathways(options.name)
     print(f"{database.name} {database.version}: {len(database.names)} sets, {database.licence}")
     for name in database.names:
         genes = database.genes_of(name)
         print(f"{name}\t{len(genes)}\t{database.descriptions.get(name, '')}\t{' '.join(genes)}")
-    return 0
 
 
-def _coverage(options: argparse.Namespace) -> int:
+def _coverage(options: argparse.Namespace) -> None:
+    from hibio.config.files import ConfigError
+    from pathways import load_pathways
+    from preprocessing.store import SlideStore
+    from preprocessing.store.read import stores_in
+
     database = load_pathways(options.name)
     paths = stores_in(options.data)
     if not paths:
@@ -47,18 +45,48 @@ def _coverage(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.data}: no slide with counts, so no set has a gene there")
     _, report = database.restrict(sorted(names))
     print(report)
-    return 0
 
 
-def _fetch(options: argparse.Namespace) -> int:
+def _fetch(options: argparse.Namespace) -> None:
+    from pathways import fetch
+
     path = fetch(options.name, Path(options.out))
     print(f"wrote {path}; use it as pathways.source: {path}")
+
+
+#: Action -> help, and what runs it.
+ACTIONS = {
+    "list": ("databases by name", _list),
+    "show": ("the sets of a database", _show),
+    "coverage": ("how many of its genes the stores measure", _coverage),
+    "fetch": ("download a database whose checksum is known", _fetch),
+}
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
+    for action, (text, _) in ACTIONS.items():
+        one = verbs.add_parser(action, help=text)
+        if action != "list":
+            one.add_argument("name", help="name, file, pkg.mod:function, or a+b")
+        if action == "coverage":
+            add_folder(one, "--data")
+        if action == "fetch":
+            one.add_argument("--out", type=Path, default=Path(), metavar="DIR")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the action that was asked for."""
+    ACTIONS[options.action][1](options)
     return 0
 
 
-ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
-    "list": _list,
-    "show": _show,
-    "coverage": _coverage,
-    "fetch": _fetch,
-}
+COMMANDS = (
+    Command(
+        "pathways",
+        "list, show, measure the coverage of, or fetch gene-set databases",
+        "hibio pathways coverage default+./my.gmt --data stores",
+        run,
+        _arguments,
+    ),
+)

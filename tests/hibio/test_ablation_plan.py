@@ -8,7 +8,7 @@ from eval.ablation.config import CohortsConfig, axis_name, load_grid
 from eval.ablation.plan import cohorts_of, plan
 from eval.ablation.run import listing, part_of
 from hibio.cli import COMMANDS
-from hibio.cli.parser import build_parser
+from hibio.cli.command import build_parser
 from hibio.config.files import ConfigError, changed, to_dict
 from preprocessing.errors import DataError
 from tests.hibio.ablation_grids import ROWS, TABLED, grid_of, write_grid

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from hibio import cli
-from hibio.cli.parser import build_parser
+from hibio.cli.command import build_parser
 from hibio.config.files import ConfigError, dump_config
-from tests.hibio.toy import assert_refused
+from tests.hibio.toy import assert_refused, replace_command
 
 SUBCOMMANDS = [*cli.COMMANDS]
 ACTIONS = ["list", "show", "coverage", "fetch"]
@@ -70,15 +70,18 @@ def test_wrong_usage_exits_with_two(run, arguments):
 
 
 def test_every_command_has_its_function():
-    with pytest.raises(KeyError):
-        build_parser({name: run for name, run in cli.COMMANDS.items() if name != "eval"})
+    parser = build_parser({name: one for name, one in cli.COMMANDS.items() if name != "eval"})
+    with pytest.raises(SystemExit):
+        parser.parse_args(["eval", "--out", "x"])
+    options = build_parser(cli.COMMANDS).parse_args(["eval", "--out", "x"])
+    assert options.run is cli.COMMANDS["eval"].run
 
 
 def test_stopping_by_hand_is_no_traceback(run, monkeypatch):
     def stopped(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "doctor", stopped)
+    replace_command(monkeypatch, "doctor", stopped)
     assert_refused(run("doctor"), "stopped")
 
 
@@ -86,7 +89,7 @@ def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
     def fails(options):
         raise ConfigError("first\n  second\n\tthird")
 
-    monkeypatch.setitem(cli.COMMANDS, "doctor", fails)
+    replace_command(monkeypatch, "doctor", fails)
     assert_refused(run("doctor"), "hibio: first second third")
 
 
@@ -94,7 +97,7 @@ def test_a_bug_is_not_hidden(run, monkeypatch):
     def broken(options):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.COMMANDS, "doctor", broken)
+    replace_command(monkeypatch, "doctor", broken)
     with pytest.raises(ZeroDivisionError):
         run("doctor")
 

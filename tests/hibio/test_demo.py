@@ -9,12 +9,12 @@ import pytest
 
 from hibio import cli, keys
 from hibio.cli import demo
-from hibio.cli.parser import build_parser
+from hibio.cli.command import build_parser
 from hibio.config.files import ConfigError, dump_config, load_config
 from hibio.config.run import RunConfig
 from hibio.config.training import StageConfig
 from hibio.run import expand
-from tests.hibio.toy import SPOT, run_config
+from tests.hibio.toy import SPOT, replace_command, run_config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -69,8 +69,8 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, ca
         return 1
 
     for name in ("simulate", "prepare", "embed"):
-        monkeypatch.setitem(cli.COMMANDS, name, lambda options, name=name: ran.append(name) or 0)
-    monkeypatch.setitem(cli.COMMANDS, "train", fail_at_train)
+        replace_command(monkeypatch, name, lambda options, name=name: ran.append(name) or 0)
+    replace_command(monkeypatch, "train", fail_at_train)
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert ran == ["simulate", "prepare", "train"]
     assert "report:" not in capsys.readouterr().out

@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
+from hibio.backbones.features import scale_note
 from hibio.backbones.frozen import FrozenBackbone, build_model, load_backbone, pooled, timm_names
 from hibio.backbones.registry import BACKBONES, Backbone, known_backbone, registry_table
 from hibio.backbones.resolve import fetch_weights, find_weights, hub_backbone, resolve_backbone
-from hibio.cli.features import scale_note
 from hibio.config.files import ConfigError
 
 RUNNABLE = [backbone for backbone in BACKBONES.values() if not backbone.refusal]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hibio.backbones.features import features_report
 from hibio.backbones.frozen import load_backbone
 from hibio.backbones.resolve import resolve_backbone
-from hibio.cli.features import features_report
 from hibio.config.files import ConfigError
 from hibio.data.slide import prepare_slide
 from preprocessing.manifest import read_manifest

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from hibio import keys
+from hibio import cli, keys
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
@@ -35,6 +35,12 @@ FEATURES = 184  # of the handcrafted features, at two scales
 MASKED = {keys.TERM_MASKED: 1.0, keys.TERM_PROFILE: 1.0, keys.TERM_NEIGHBOUR: 0.5}
 SPOT = {keys.TERM_SPOT: 1.0, keys.TERM_EXPRESSION: 1.0}
 REGION = {**SPOT, keys.TERM_PATHWAY: 0.25, keys.TERM_REGION: 0.25, keys.TERM_MEMBER: 0.25}
+
+
+def replace_command(monkeypatch: Any, name: str, run: Callable[..., int]) -> None:
+    """Let a command of ``hibio`` run something else."""
+    command = dataclasses.replace(cli.COMMANDS[name], run=run)
+    monkeypatch.setitem(cli.COMMANDS, name, command)
 
 
 def run_config(stores: Path, out: Path, **changes: Any) -> RunConfig:

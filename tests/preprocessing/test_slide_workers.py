@@ -91,8 +91,8 @@ def test_a_stopped_command_says_so_and_can_be_continued(tmp_path: Path, number: 
     out = tmp_path / "out"
     code = (
         "import sys; from preprocessing.run import prepare; from preprocessing.patches import "
-        "PatchConfig; import hibio.cli as c; "
-        f"sys.exit(c._guarded(lambda: prepare({str(tmp_path / 'm.csv')!r}, {str(out)!r}, "
+        "PatchConfig; from hibio.cli.command import guarded; "
+        f"sys.exit(guarded(lambda: prepare({str(tmp_path / 'm.csv')!r}, {str(out)!r}, "
         "patch=PatchConfig(200.0, 64), workers=1) and 0))"
     )
     process = subprocess.Popen(

@@ -1,11 +1,10 @@
-"""`hibio features`: a frozen encoder over the patches of every store, kept beside them.
+"""A frozen encoder over the patches of every store, kept beside them.
 
 Legend: S patches, H and W pixels, F features.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import time
@@ -18,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from hibio.backbones.frozen import FrozenBackbone, Reader, encode_patches, load_backbone
-from hibio.backbones.registry import Backbone, registry_table
+from hibio.backbones.registry import Backbone
 from hibio.backbones.resolve import find_weights, resolve_backbone
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
@@ -119,51 +118,6 @@ Scale = Literal["spot", "context", "both"]
 _NOT_COMPARED = ("precision",)
 
 
-def extract_features(
-    stores: str | Path,
-    encoder: str,
-    *,
-    weights: Path | None = None,
-    batch: int = 64,
-    device: str = "auto",
-    workers: int = 1,
-    scale: Scale = "spot",
-    stain: StainMethod = "none",
-) -> list[Path]:
-    """Write ``features/<encoder>`` into every store of a folder that has patches.
-
-    Args:
-        stores: folder of stores, or one store.
-        encoder: see :func:`hibio.backbones.resolve.resolve_backbone`.
-        weights: local weights file; None: the hub's cache, else the hub.
-        batch: patches of one forward pass.
-        device: auto | cpu | cuda.
-        workers: threads that decode patches ahead; 0 decodes between the passes.
-        scale: which patches; other than "spot" becomes part of the name.
-        stain: what the patches of a slide are brought to one stain with; becomes part of the name.
-
-    Returns:
-        The stores that now have the features.
-
-    Raises:
-        ConfigError: see :func:`features_report`.
-        DataError: some stores failed, the others are done; their reasons.
-    """
-    report = features_report(
-        stores,
-        encoder,
-        weights=weights,
-        batch=batch,
-        device=device,
-        workers=workers,
-        scale=scale,
-        stain=stain,
-    )
-    if report.failed:
-        raise DataError("; ".join(f"{row.path}: {row.note}" for row in report.failed))
-    return [row.path for row in report.rows if row.status != "no image"]
-
-
 def features_report(
     stores: str | Path,
     encoder: str,
@@ -206,11 +160,9 @@ def features_report(
     paths = [stores] if stores.is_file() else stores_in(stores)
     backbone = resolve_backbone(encoder)
     file = find_weights(backbone, weights)
-    job = _Job(backbone, file, target, scale, stain)
-    rows = []
-    for path in tqdm(paths, desc=job.name, unit="slide", disable=None):
-        rows.append(_attempt(path, job, batch, workers))
-    return FeaturesReport(job.name, tuple(rows))
+    job = _Job(backbone, file, target, scale, stain, batch, workers)
+    bar = tqdm(paths, desc=job.name, unit="slide", disable=None)
+    return FeaturesReport(job.name, tuple(_attempt(path, job) for path in bar))
 
 
 @dataclass(frozen=True)
@@ -222,6 +174,8 @@ class _Job:
     device: torch.device
     scale: Scale
     stain: StainMethod
+    batch: int
+    workers: int
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -276,17 +230,17 @@ class _Job:
         }
 
 
-def _attempt(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatures:
+def _attempt(path: Path, job: _Job) -> SlideFeatures:
     """Encode one store and turn what is wrong with it into a row."""
     begin = time.monotonic()
     try:
-        row = _encode_store(path, job, batch, workers)
+        row = _encode_store(path, job)
     except (DataError, OSError) as error:
         row = SlideFeatures(path, "failed", note=" ".join(str(error).split()))
     return replace(row, seconds=time.monotonic() - begin)
 
 
-def _encode_store(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatures:
+def _encode_store(path: Path, job: _Job) -> SlideFeatures:
     with SlideStore(path) as store:
         if not store.has_image:
             return SlideFeatures(path, "no image", note="counts only, nothing to encode")
@@ -299,19 +253,15 @@ def _encode_store(path: Path, job: _Job, batch: int, workers: int) -> SlideFeatu
         readers = job.readers(store)
         total = store.n_spots * len(readers)
         with tqdm(total=total, desc=path.stem, unit="patch", disable=None, leave=False) as bar:
-            values = np.hstack(
-                [
-                    encode_patches(
-                        read,
-                        store.n_spots,
-                        job.network,
-                        batch=batch,
-                        workers=workers,
-                        progress=bar.update,
-                    )
-                    for read in readers
-                ]
+            encode = functools.partial(
+                encode_patches,
+                spots=store.n_spots,
+                network=job.network,
+                batch=job.batch,
+                workers=job.workers,
+                progress=bar.update,
             )
+            values = np.hstack([encode(read) for read in readers])
     add_features(path, job.name, values, origin)
     spots, dim = values.shape
     return SlideFeatures(path, "done" if before is None else "replaced", spots, dim, note=note)
@@ -337,35 +287,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees none; see `hibio doctor`")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def run(options: argparse.Namespace) -> int:
-    """``hibio features``: prints the table; 1 when a store failed.
-
-    Raises:
-        ConfigError: see :func:`features_report`, or neither an encoder nor --list was asked for.
-        DataError: no store there.
-    """
-    if options.list:
-        print(registry_table())
-        return 0
-    if options.stores is None or options.encoder is None:
-        raise ConfigError(
-            "give stores and an encoder: hibio features STORES --encoder NAME (hibio features "
-            "--list shows the encoders)"
-        )
-    report = features_report(
-        options.stores,
-        options.encoder,
-        weights=options.weights,
-        batch=options.batch,
-        device=options.device,
-        workers=options.workers,
-        scale=options.scale,
-        stain=options.stain,
-    )
-    print(report)
-    if all(row.status == "no image" for row in report.rows):
-        raise DataError(f"no store of {options.stores} has patches; prepare slides with images")
-    print(f"next: train with --set data.image={report.encoder}")
-    return 1 if report.failed else 0

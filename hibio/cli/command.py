@@ -1,0 +1,115 @@
+"""What a command of `hibio` is, the parser of them all, and how a user's error is told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: as it is typed.
+        text: what it does, for the help.
+        example: a command line.
+        run: options -> exit code; imports what is heavy inside.
+        add_arguments: declares the options on the command's parser.
+    """
+
+    name: str
+    text: str
+    example: str
+    run: Callable[[argparse.Namespace], int]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def add_folder(parser: argparse.ArgumentParser, option: str, text: str | None = None) -> None:
+    """Declare a folder that must be given."""
+    parser.add_argument(option, type=Path, required=True, metavar="DIR", help=text)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declare a configuration file and its overrides."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override a key"
+    )
+
+
+def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """The parser of ``hibio``; what it parses has ``run`` and ``commands``, the table itself."""
+    parser = argparse.ArgumentParser(
+        prog="hibio",
+        description="Pretrain on pairs of whole-slide images and spatial transcriptomics: "
+        "spots, pathways and regions in one embedding space.",
+        epilog="Start with `hibio demo`; check the machine with `hibio doctor`.",
+    )
+    actions = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        one = actions.add_parser(
+            name,
+            help=command.text,
+            description=command.text[0].upper() + command.text[1:] + ".",
+            epilog=f"Example: {command.example}",
+        )
+        command.add_arguments(one)
+        one.set_defaults(run=command.run, commands=commands)
+    return parser
+
+
+def run_line(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
+    """Parse and run one command line.
+
+    Returns:
+        0 done, 1 failed (message on stderr), 2 usage.
+    """
+    options = build_parser(commands).parse_args(arguments)
+    return guarded(lambda: options.run(options))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of ``work``; what stops it is told in one line, except for a bug."""
+    from hibio.config.files import ConfigError
+    from pathways.errors import PathwayError
+    from preprocessing.errors import DataError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning  # catch_warnings puts the old one back
+            return work()
+    except InterruptedError as stopped:
+        _tell(stopped)
+        return 0
+    except KeyboardInterrupt:
+        _tell("stopped; whatever was finished is on disk")
+        return 1
+    except (ConfigError, PathwayError, DataError, MemoryError, OSError) as error:
+        _tell(error)
+        return 1
+
+
+def _tell(message: object) -> None:
+    print(f"hibio: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line; the user did not write the line of code that it comes from."""
+    name = "" if category is UserWarning else f"{category.__name__}: "
+    text = " ".join(str(message).split())
+    tqdm.write(f"hibio: warning: {name}{text}", file=sys.stderr)

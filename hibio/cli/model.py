@@ -1,0 +1,108 @@
+"""Commands on models: train, embed, query."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hibio.cli.command import Command, add_config, add_folder
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
+    )
+    parser.add_argument(  # the deepspeed launcher adds it; LOCAL_RANK says the same
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )
+
+
+def train(options: argparse.Namespace) -> int:
+    """``hibio train``."""
+    import dataclasses
+
+    from hibio.config.files import load_config
+    from hibio.config.run import RunConfig
+    from hibio.run import train_all
+    from hibio.training.process_group import end_processes
+
+    config = load_config(RunConfig, options.config, options.set)
+    if options.resume is not None:
+        config = dataclasses.replace(config, out=options.resume)
+    checkpoints = train_all(config, resume=options.resume is not None)
+    if end_processes() > 0:
+        return 0  # another process of the run tells
+    print(f"trained {len(checkpoints)} checkpoint(s) in {config.out}")
+    stores, out = config.data.stores, config.out / "eval"
+    print(f"next: hibio eval --checkpoint {config.out} --data {stores} --out {out}")
+    return 0
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    add_folder(parser, "--checkpoint")
+    add_folder(parser, "--data", "stores")
+    add_folder(parser, "--out")
+
+
+def _embed_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--fold-in",
+        type=Path,
+        metavar="DIR",
+        help="stores that measure the model's genes beside genes of yours that it never saw",
+    )
+
+
+def embed(options: argparse.Namespace) -> int:
+    """``hibio embed``."""
+    from eval.embed import embed_folder
+
+    written = embed_folder(options.checkpoint, options.data, options.out, options.fold_in)
+    print(f"wrote {len(written)} files to {options.out}")
+    return 0
+
+
+def _query_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoint(parser)
+    parser.add_argument("--gene-set", required=True, metavar="NAME_OR_FILE")
+    parser.add_argument(
+        "--readout", choices=("default", "ridge", "retrieval", "anchor"), default="default"
+    )
+
+
+def query(options: argparse.Namespace) -> int:
+    """``hibio query``."""
+    from eval.query import query_folder
+
+    written = query_folder(
+        options.checkpoint, options.data, options.gene_set, options.out, options.readout
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "train",
+        "train every fold, seed and variant of a configuration",
+        "hibio train --config configs/her2st.yaml --set seeds=[0,1]",
+        train,
+        _train_arguments,
+    ),
+    Command(
+        "embed",
+        "write one .h5ad a slide with image, omics and region embeddings",
+        "hibio embed --checkpoint runs/demo --data stores --out embeddings",
+        embed,
+        _embed_arguments,
+    ),
+    Command(
+        "query",
+        "score any gene set over the tissue from H&E alone",
+        "hibio query --checkpoint runs/demo --data stores --gene-set my.gmt --out query",
+        query,
+        _query_arguments,
+    ),
+)
