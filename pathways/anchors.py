@@ -1,8 +1,6 @@
 """Pathway anchors: how well a spot's TF-IDF row matches every pathway (docs/method.md 2).
 
-Shapes: S spots, G genes of the panel, M pathways.
-
-Shapes: S spots, G genes of the panel.
+Shapes: S spots, G genes of the panel, M pathways. TF-IDF rows are L2-normalised.
 """
 
 import warnings
@@ -20,13 +18,9 @@ from pathways.database import PathwayDatabase, gene_index
 from pathways.errors import PathwayError
 
 Floats = npt.NDArray[np.float32]
-
 Doubles = npt.NDArray[np.float64]
-
 BLOCK_SPOTS = 1024
-
 UNIT_TOLERANCE = 1e-3
-
 CONSTANT_SD = 1e-6
 
 
@@ -125,14 +119,7 @@ class PathwayAnchors:
         return self.sd > 0
 
     def raw_match(self, tfidf: csr_matrix) -> Floats:
-        """Cosine of every spot with every pathway.
-
-        Args:
-            tfidf: TF-IDF rows (S, G), L2-normalised; same genes in the same order as in fitting.
-
-        Returns:
-            float32 (S, M), between -1 and 1.
-        """
+        """Cosine (S, M) of TF-IDF rows (S, G) with every pathway; genes ordered as in fitting."""
         return cosine(tfidf, self.matrix)
 
     def standardised(self, tfidf: csr_matrix) -> Floats:
@@ -154,13 +141,7 @@ class PathwayAnchors:
         """Match m_ip: standardised per pathway, then centred per spot over pathways.
 
         A spot without counts matches nothing: its row is 0. So is the column of a pathway that did
-        not vary in training.
-
-        Args:
-            tfidf: TF-IDF rows (S, G), L2-normalised.
-
-        Returns:
-            float32 (S, M); each row has mean 0 over the varying pathways.
+        not vary in training. Each other row of the (S, M) has mean 0 over the varying pathways.
         """
         match = self.standardised(tfidf)
         match -= match[:, self.varying].mean(axis=1, keepdims=True)
@@ -221,10 +202,7 @@ def fit_anchors(
             because a match is a contrast between pathways.
         genes: Panel (G,), the columns of the blocks.
         idf: Inverse document frequencies (G,), not negative.
-        blocks: TF-IDF blocks (S, G) of training spots, rows L2-normalised.
-
-    Returns:
-        The anchors.
+        blocks: TF-IDF blocks (S, G) of training spots.
 
     Raises:
         PathwayError: A pathway without a gene in the panel, fewer than two pathways, no spots,
@@ -323,7 +301,7 @@ def set_vector(
         idf: Inverse document frequencies (G,).
 
     Returns:
-        CSR float32 (1, G), L2 norm 1.
+        CSR float32 (1, G) of length 1.
 
     Raises:
         PathwayError: No gene is in the panel (with a diagnosis), or lengths differ.
@@ -364,7 +342,7 @@ def score_set(
     """Score of one set on the scale of ``PathwayAnchors.match``.
 
     Args:
-        tfidf: TF-IDF rows (S, G), L2-normalised.
+        tfidf: TF-IDF rows (S, G).
         vector: Unit row (1, G) from ``set_vector``.
         mean: Mean of ``raw_score`` over training spots.
         sd: Its standard deviation, > 0.

@@ -18,10 +18,11 @@ from pathways.errors import PathwayError, did_you_mean
 from pathways.files import GeneSet, read_gmt, write_bytes
 
 CACHE_VARIABLE = "HIBIO_PATHWAYS"
-
 MAX_DOWNLOAD = 64 * 1024**2
-
 TIMEOUT_S = 60
+DEFAULT_NAME, DEFAULT_VERSION, DEFAULT_LICENCE = "default", "1", "Apache-2.0"
+GMT_SUFFIXES = (".gmt", ".gmt.gz")
+CONTROL_PREFIX = "matched_random:"
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,14 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "hibio" / "pathways"
 
 
-def fetched_file(name: str, folder: Path | None = None) -> Path:
-    """The file of a collection that was fetched before.
-
-    Args:
-        name: Recipe name.
-        folder: Where to look; default ``cache_folder()``.
+def fetched_file(name: str) -> Path:
+    """The file of a collection that was fetched before, in ``cache_folder()``.
 
     Raises:
         PathwayError: Not there (says how to get it), or its bytes are not those of the recipe.
     """
     recipe = recipe_named(name)
-    path = (folder or cache_folder()) / recipe.filename
+    path = cache_folder() / recipe.filename
     if not path.is_file():
         raise PathwayError(
             f"the collection {name!r} is not shipped and not at {path}. Run `hibio pathways fetch "
@@ -144,7 +141,6 @@ def _fetch_bytes(url: str) -> bytes:
 
 
 def _check_hash(recipe: Recipe, data: bytes, where: str) -> None:
-    """Refuse bytes that are not the recipe's."""
     found = hashlib.sha256(data).hexdigest()
     if found != recipe.sha256:
         raise PathwayError(
@@ -153,22 +149,13 @@ def _check_hash(recipe: Recipe, data: bytes, where: str) -> None:
         )
 
 
-DEFAULT_NAME = "default"
-
-DEFAULT_VERSION = "1"
-
-GMT_SUFFIXES = (".gmt", ".gmt.gz")
-
-CONTROL_PREFIX = "matched_random:"
-
-
 @dataclass(frozen=True)
 class DatabaseEntry:
     """One line of ``list_databases``.
 
     Attributes:
         name: What ``load_pathways`` takes.
-        shipped: True: part of this package. False: fetched first (``recipes.fetch``).
+        shipped: True: part of this package. False: fetched first (``fetch``).
         version: Version of the content.
         licence: Licence of the content.
         summary: One line of meaning.
@@ -183,9 +170,8 @@ class DatabaseEntry:
 
 def list_databases() -> tuple[DatabaseEntry, ...]:
     """Every name that ``load_pathways`` knows."""
-    default = DatabaseEntry(
-        DEFAULT_NAME, True, DEFAULT_VERSION, "Apache-2.0", "working vocabulary: tumour and brain"
-    )
+    summary = "working vocabulary: tumour and brain"
+    default = DatabaseEntry(DEFAULT_NAME, True, DEFAULT_VERSION, DEFAULT_LICENCE, summary)
     fetched = [
         DatabaseEntry(r.name, False, r.version, r.licence, r.summary)
         for r in read_recipes().values()
@@ -207,9 +193,6 @@ def load_pathways(spec: str, root: str | Path | None = None) -> PathwayDatabase:
             - several of these joined by "+"; a pathway name may appear in one part only.
         root: Folder that relative paths start from; default the working folder.
 
-    Returns:
-        The database.
-
     Raises:
         PathwayError: Unknown name (with the nearest), missing or wrong file, wrong return value.
     """
@@ -219,7 +202,7 @@ def load_pathways(spec: str, root: str | Path | None = None) -> PathwayDatabase:
             f"{spec!r} is a control that needs the training data: load "
             f"{spec.removeprefix(CONTROL_PREFIX)!r} and pass it to pathways.matched_random."
         )
-    if "+" not in spec or _is_file(spec, root):
+    if "+" not in spec or (_looks_like_path(spec) and _path(spec, root).is_file()):
         return _load_part(spec, root)
     parts = [part.strip() for part in spec.split("+")]
     if not all(parts):
@@ -229,10 +212,6 @@ def load_pathways(spec: str, root: str | Path | None = None) -> PathwayDatabase:
 
 def concatenate(databases: list[PathwayDatabase], name: str) -> PathwayDatabase:
     """Join databases with different pathway names and one kind of gene identifier.
-
-    Args:
-        databases: At least one.
-        name: Name of the result.
 
     Raises:
         PathwayError: A pathway name in two parts, or parts with different kinds of identifiers.
@@ -265,14 +244,12 @@ def concatenate(databases: list[PathwayDatabase], name: str) -> PathwayDatabase:
 
 
 def _joined(values: list[str]) -> str:
-    """Different non-empty values, joined."""
     return " + ".join(dict.fromkeys(v for v in values if v))
 
 
 def _load_part(spec: str, root: str | Path | None) -> PathwayDatabase:
-    """One name, file or function."""
     if _looks_like_path(spec):
-        return _load_file(Path(root or ".") / Path(spec).expanduser())
+        return _load_file(_path(spec, root))
     if ":" in spec:
         return _load_function(spec)
     if spec == DEFAULT_NAME:
@@ -291,9 +268,8 @@ def _looks_like_path(spec: str) -> bool:
     return "/" in spec or "\\" in spec or spec.lower().endswith((*GMT_SUFFIXES, *TABLE_SUFFIXES))
 
 
-def _is_file(spec: str, root: str | Path | None) -> bool:
-    """A file whose own name has a plus sign."""
-    return _looks_like_path(spec) and (Path(root or ".") / Path(spec).expanduser()).is_file()
+def _path(spec: str, root: str | Path | None) -> Path:
+    return Path(root or ".") / Path(spec).expanduser()
 
 
 def _load_file(path: Path) -> PathwayDatabase:
@@ -313,7 +289,7 @@ def load_default() -> PathwayDatabase:
     with resources.as_file(source) as path:
         sets = read_gmt(path)
     return PathwayDatabase.from_sets(
-        sets, DEFAULT_NAME, "human", "symbol", "Apache-2.0", DEFAULT_VERSION
+        sets, DEFAULT_NAME, "human", "symbol", DEFAULT_LICENCE, DEFAULT_VERSION
     )
 
 

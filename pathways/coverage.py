@@ -1,7 +1,7 @@
 """How well a database and a panel fit: counts per set, and why nothing matches when it does not."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,18 +10,17 @@ import pandas as pd
 
 from pathways.errors import PathwayError
 
-AGREEMENT = 0.8
-
-ENSEMBL = re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?")
-
+AGREEMENT = 0.8  # share of the names that must have the form of one kind
+MIN_MATCH = 0.02  # share of the smaller side that must match
 ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]{0,6}[GTP]\d{11})\.\d+(_PAR_Y)?")
 
-ENTREZ = re.compile(r"\d+")
-
-HUMAN_SYMBOL = re.compile(r"(?=.*[A-Z])(?:[A-Z0-9]|C(?:\d+|X|Y)orf)[A-Z0-9._@-]*")
-
-MOUSE_SYMBOL = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._@()-]*")
-
+#: The form of each kind of identifier; the first that fits names it.
+KINDS = {
+    "ensembl": re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?"),
+    "entrez": re.compile(r"\d+"),
+    "symbol": re.compile(r"(?=.*[A-Z])(?:[A-Z0-9]|C(?:\d+|X|Y)orf)[A-Z0-9._@-]*"),
+    "mouse_symbol": re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._@()-]*"),
+}
 KIND_LABELS = {
     "symbol": "human gene symbols",
     "mouse_symbol": "mouse gene symbols",
@@ -36,32 +35,19 @@ def detect_id_type(names: Iterable[str]) -> str:
 
     A kind is named only if at least 80 % of the names have its form; mixtures are "unknown".
 
-    Args:
-        names: Identifiers, for example the gene names of a panel.
-
     Returns:
         "symbol" (human, upper case), "mouse_symbol" (Actb, 0610009B22Rik), "ensembl", "entrez" or
         "unknown".
     """
-    names = [str(name) for name in names]
-    if not names:
-        return "unknown"
-    kinds = [_kind_of(name) for name in names]
-    for kind in ("ensembl", "entrez", "symbol", "mouse_symbol"):
-        if kinds.count(kind) >= AGREEMENT * len(names):
+    kinds = [_kind_of(str(name)) for name in names]
+    for kind in KINDS if kinds else ():
+        if kinds.count(kind) >= AGREEMENT * len(kinds):
             return kind
     return "unknown"
 
 
 def _kind_of(name: str) -> str:
-    """Kind of one identifier."""
-    tests: tuple[tuple[str, Callable[[str], object]], ...] = (
-        ("ensembl", ENSEMBL.fullmatch),
-        ("entrez", ENTREZ.fullmatch),
-        ("symbol", HUMAN_SYMBOL.fullmatch),
-        ("mouse_symbol", MOUSE_SYMBOL.fullmatch),
-    )
-    return next((kind for kind, matches in tests if matches(name)), "unknown")
+    return next((kind for kind, form in KINDS.items() if form.fullmatch(name)), "unknown")
 
 
 def strip_versions(names: Iterable[str]) -> npt.NDArray[np.str_]:
@@ -69,23 +55,13 @@ def strip_versions(names: Iterable[str]) -> npt.NDArray[np.str_]:
 
     ``ENSG00000141510.16`` becomes ``ENSG00000141510``; a symbol such as ``AC012345.1``, where the
     dot belongs to the name, stays. The ``_PAR_Y`` mark of GENCODE is kept, so that the two copies
-    stay apart.
-
-    Args:
-        names: Identifiers (G,).
-
-    Returns:
-        Identifiers (G,) in the same order. Two versions of one gene become equal: check uniqueness
-        where it matters.
+    stay apart. Two versions of one gene become equal: check uniqueness where it matters.
     """
     stripped = []
     for name in names:
         match = ENSEMBL_VERSION.fullmatch(str(name))
         stripped.append(match[1] + (match[2] or "") if match else str(name))
     return np.array(stripped, dtype=np.str_)
-
-
-MIN_MATCH = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +103,7 @@ class CoverageReport:
 def count_coverage(
     database: str, table: pd.DataFrame, panel: Collection[str], min_genes: int, max_genes: int
 ) -> CoverageReport:
-    """Count per set how many genes the panel has.
-
-    Args:
-        database: Name for the report.
-        table: Long table with columns source and target.
-        panel: Gene identifiers measured.
-        min_genes: Fewest genes in the panel that a set may have.
-        max_genes: Most genes in the panel that a set may have.
-
-    Returns:
-        The report; sets in the order of their first row.
-    """
+    """Count per set of a long table how many genes the panel has; sets in order of first row."""
     present = table["target"].isin(list(panel))
     grouped = present.groupby(table["source"], sort=False)
     size, matched = grouped.size(), grouped.sum()
@@ -172,12 +137,6 @@ def check_coverage(
 ) -> None:
     """Refuse a database that does not speak about this panel.
 
-    Args:
-        report: Counts of this pair.
-        targets: Genes of the database.
-        panel: Genes of the panel.
-        bounds: (min_genes, max_genes), for the message.
-
     Raises:
         PathwayError: Fewer than 2 % of the smaller side match, or no set is within the bounds.
     """
@@ -198,15 +157,7 @@ def check_coverage(
 
 
 def explain_mismatch(targets: Iterable[str], panel: Iterable[str]) -> str:
-    """Say why two lists of gene identifiers do not match, with examples and the remedy.
-
-    Args:
-        targets: Identifiers used by gene sets.
-        panel: Identifiers of the data.
-
-    Returns:
-        Sentences for an error message.
-    """
+    """Sentences that say why the genes of sets and of a panel do not match, and the remedy."""
     targets, panel = [str(g) for g in targets], [str(g) for g in panel]
     return (
         f"The sets use names like {_examples(targets)}; the panel has names like "

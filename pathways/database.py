@@ -18,9 +18,11 @@ from scipy.sparse import csr_matrix
 
 from pathways.coverage import CoverageReport, check_coverage, count_coverage, detect_id_type
 from pathways.errors import PathwayError
-from pathways.files import MAX_BYTES, GeneSet, read_text
+from pathways.files import GeneSet, read_text, repeated
 
 COLUMNS = ["source", "target", "weight"]
+SEPARATORS = {".tsv": "\t", ".csv": ","}
+TABLE_SUFFIXES = tuple(s + z for s in SEPARATORS for z in ("", ".gz"))
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class PathwayDatabase:
         table: One row a (pathway, gene): source (pathway name), target (gene), weight (finite, not
             0; 1 for plain sets; signed weights allowed). Treat as read-only.
         organism: "human", "mouse", or "" where not stated.
-        id_type: Kind of gene identifier, see ``genes.detect_id_type``; detected where not given.
+        id_type: Kind of gene identifier, see ``detect_id_type``; detected where not given.
         licence: Licence of the content, "" where not stated.
         version: Version of the content.
         sha256: Hash of the table, independent of row order; computed, or checked where given.
@@ -90,8 +92,7 @@ class PathwayDatabase:
         """Build from gene sets, every weight 1; names must be unique."""
         sets = list(sets)
         names = [s.name for s in sets]
-        if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
+        if twice := repeated(names):
             raise PathwayError(f"{name}: gene set names used twice: {', '.join(twice[:5])}.")
         sizes = [len(s.genes) for s in sets]
         table = pd.DataFrame(
@@ -177,14 +178,7 @@ class PathwayDatabase:
         return csr_matrix((weight, (row[inside], column[inside])), shape=shape)
 
     def overlap(self, n_top: int = 10) -> OverlapReport:
-        """Jaccard overlap of the sets (weights ignored).
-
-        Args:
-            n_top: How many pairs to list.
-
-        Returns:
-            Largest and mean index and the top pairs.
-        """
+        """Jaccard overlap of the sets (weights ignored), with the ``n_top`` most alike pairs."""
         member = self.matrix(self.genes)
         member.data = np.ones_like(member.data)
         size = np.asarray(member.sum(axis=0)).ravel()
@@ -257,30 +251,18 @@ def _refuse_rows(name: str, table: pd.DataFrame, wrong: "pd.Series[bool]", what:
         )
 
 
-SEPARATORS = {".tsv": "\t", ".csv": ","}
-
-TABLE_SUFFIXES = tuple(s + z for s in SEPARATORS for z in ("", ".gz"))
-
-
-def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> PathwayDatabase:
-    """Read a long table (plain or gzip).
+def read_table(path: str | Path) -> PathwayDatabase:
+    """Read a long table: .tsv, .csv, .tsv.gz or .csv.gz; the database is named after the file.
 
     Columns ``source`` (pathway) and ``target`` (gene) are required, ``weight`` is optional (1);
     other columns are not read. Nothing is taken for a missing value, so a gene called NA stays one.
-
-    Args:
-        path: File ending in .tsv, .csv, .tsv.gz or .csv.gz.
-        max_bytes: Most bytes accepted after decompression.
-
-    Returns:
-        The database, named after the file.
 
     Raises:
         PathwayError: A column is missing, or a row is wrong (file and line are named).
     """
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    rows = _read_rows(path, SEPARATORS[suffix], max_bytes)
+    rows = _read_rows(path, SEPARATORS[suffix])
     header, body = rows[0][1], rows[1:]
     missing = [c for c in COLUMNS[:2] if c not in header]
     if missing:
@@ -302,9 +284,9 @@ def read_table(path: str | Path, max_bytes: int = MAX_BYTES) -> PathwayDatabase:
     return PathwayDatabase(name=path.name, table=table)
 
 
-def _read_rows(path: Path, separator: str, max_bytes: int) -> list[tuple[int, list[str]]]:
+def _read_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:
     """Non-blank rows with their line numbers, all as long as the header."""
-    reader = csv.reader(io.StringIO(read_text(path, max_bytes)), delimiter=separator)
+    reader = csv.reader(io.StringIO(read_text(path)), delimiter=separator)
     try:
         rows = [(reader.line_num, fields) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as error:
@@ -324,7 +306,6 @@ def _read_rows(path: Path, separator: str, max_bytes: int) -> list[tuple[int, li
 
 
 def _weights(path: Path, body: list[tuple[int, list[str]]], column: int | None) -> list[float]:
-    """Weights of the rows; 1 where the table has no such column."""
     if column is None:
         return [1.0] * len(body)
     weights = []

@@ -5,28 +5,23 @@ import os
 import secrets
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pathways.errors import PathwayError
 
-MAX_BYTES = 512 * 1024**2
-
+MAX_BYTES = 512 * 1024**2  # of a file after decompression
 GZIP_MAGIC = b"\x1f\x8b"
+FORBIDDEN = "\t\n\r"
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     r"""Read a UTF-8 text file, plain or gzip (told by its first bytes), with ``\n`` line ends.
 
-    A byte-order mark is dropped; CRLF and CR become LF.
-
-    Args:
-        path: File to read.
-        max_bytes: Most bytes accepted after decompression; protects against gzip bombs.
-
-    Returns:
-        The whole text.
+    A byte-order mark is dropped; CRLF and CR become LF. ``max_bytes`` of text are accepted after
+    decompression, which protects against gzip bombs.
 
     Raises:
         PathwayError: No such file, a folder, too large, a damaged gzip, or not UTF-8.
@@ -74,10 +69,6 @@ def write_text(path: str | Path, text: str) -> None:
     reader sees the old file or the new one. Gzip output carries no time stamp: same text, same
     bytes.
 
-    Args:
-        path: File to write; its folder must exist.
-        text: Content.
-
     Raises:
         PathwayError: The text holds characters that UTF-8 cannot carry.
         OSError: The folder is missing or not writable.
@@ -105,9 +96,6 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-FORBIDDEN = "\t\n\r"
-
-
 @dataclass(frozen=True)
 class GeneSet:
     """One gene set, as a line of a GMT file can hold it.
@@ -127,29 +115,32 @@ class GeneSet:
             object.__setattr__(self, "genes", tuple(self.genes))
         if not self.genes:
             raise PathwayError(f"gene set {self.name!r} has no genes; expected at least one.")
-        _check_fields(self)
-        if len(set(self.genes)) != len(self.genes):
-            repeated = sorted({g for g in self.genes if self.genes.count(g) > 1})
+        self._check_fields()
+        if twice := repeated(self.genes):
             raise PathwayError(
-                f"gene set {self.name!r} lists a gene twice: {', '.join(repeated[:5])}. "
+                f"gene set {self.name!r} lists a gene twice: {', '.join(twice[:5])}. "
                 "List every gene once."
             )
 
+    def _check_fields(self) -> None:
+        """Refuse what a tab-separated line cannot carry without changing it."""
+        for field in (self.name, *self.genes):
+            if not field or field != field.strip():
+                raise PathwayError(
+                    f"gene set {self.name!r}: {field!r} is empty or has spaces around it; expected "
+                    "a plain identifier. Strip it."
+                )
+        for field in (self.name, self.description, *self.genes):
+            if any(c in field for c in FORBIDDEN) or field.startswith("\ufeff"):
+                raise PathwayError(
+                    f"gene set {self.name!r}: {field!r} holds a tab, a line end or a byte-order "
+                    "mark, which GMT cannot store. Remove it."
+                )
 
-def _check_fields(gene_set: GeneSet) -> None:
-    """Refuse what a tab-separated line cannot carry without changing it."""
-    for field in (gene_set.name, *gene_set.genes):
-        if not field or field != field.strip():
-            raise PathwayError(
-                f"gene set {gene_set.name!r}: {field!r} is empty or has spaces around it; expected "
-                "a plain identifier. Strip it."
-            )
-    for field in (gene_set.name, gene_set.description, *gene_set.genes):
-        if any(c in field for c in FORBIDDEN) or field.startswith("\ufeff"):
-            raise PathwayError(
-                f"gene set {gene_set.name!r}: {field!r} holds a tab, a line end or a byte-order "
-                "mark, which GMT cannot store. Remove it."
-            )
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted(name for name, n in Counter(names).items() if n > 1)
 
 
 def read_gmt(path: str | Path, max_bytes: int = MAX_BYTES) -> list[GeneSet]:
@@ -157,14 +148,8 @@ def read_gmt(path: str | Path, max_bytes: int = MAX_BYTES) -> list[GeneSet]:
 
     Tolerated: CRLF line ends, trailing tabs, empty fields, blank lines, a byte-order mark. A gene
     written twice in one line counts once (a set has no multiplicity) and a warning says how often
-    that happened. Spaces never separate fields: they stay part of names and descriptions.
-
-    Args:
-        path: The file.
-        max_bytes: Most bytes accepted after decompression.
-
-    Returns:
-        The sets in file order.
+    that happened. Spaces never separate fields: they stay part of names and descriptions. Sets come
+    in file order; ``max_bytes`` as in ``read_text``.
 
     Raises:
         PathwayError: A line with fewer than three fields, a name used twice, an empty or damaged
@@ -172,12 +157,12 @@ def read_gmt(path: str | Path, max_bytes: int = MAX_BYTES) -> list[GeneSet]:
     """
     first_line: dict[str, int] = {}
     sets: list[GeneSet] = []
-    repeats = 0
+    n_repeats = 0
     for number, line in enumerate(read_text(path, max_bytes).split("\n"), start=1):
         if not line.strip():
             continue
-        gene_set, repeated = _parse_line(line, f"{path}, line {number}")
-        repeats += repeated
+        gene_set, more = _parse_line(line, f"{path}, line {number}")
+        n_repeats += more
         if gene_set.name in first_line:
             raise PathwayError(
                 f"{path}: gene set {gene_set.name!r} is on line {first_line[gene_set.name]} and "
@@ -190,9 +175,10 @@ def read_gmt(path: str | Path, max_bytes: int = MAX_BYTES) -> list[GeneSet]:
             f"{path}: no gene set in it; expected lines of name, description and genes, separated "
             "by tabs."
         )
-    if repeats:
+    if n_repeats:
         warnings.warn(
-            f"{path}: {repeats} gene(s) written twice in the same set; counted once.", stacklevel=2
+            f"{path}: {n_repeats} gene(s) written twice in the same set; counted once.",
+            stacklevel=2,
         )
     return sets
 
@@ -225,19 +211,13 @@ def write_gmt(path: str | Path, sets: Iterable[GeneSet]) -> None:
 
     ``read_gmt`` returns exactly what was written.
 
-    Args:
-        path: File to write.
-        sets: At least one set, names unique.
-
     Raises:
         PathwayError: No set, or a name used twice.
     """
     sets = list(sets)
     if not sets:
         raise PathwayError(f"{path}: no gene set to write; expected at least one.")
-    names = [s.name for s in sets]
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
+    if twice := repeated(s.name for s in sets):
         raise PathwayError(
             f"{path}: gene set names used twice: {', '.join(twice[:5])}. Rename or remove them."
         )

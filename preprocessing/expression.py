@@ -17,9 +17,7 @@ from preprocessing.errors import DataError, unknown_name
 from preprocessing.tfidf.weights import checked_counts
 
 RNA = "rna"
-
 PROTEIN = "protein"
-
 COFACTOR = 5.0  # intensities far below it count about linearly, far above it by their logarithm
 
 

@@ -13,9 +13,7 @@ from pathlib import Path
 from preprocessing.errors import DataError
 
 _LONGEST = 128
-
 _PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
-
 _NOT_IN_A_PART = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
@@ -87,9 +85,7 @@ def _folder_sha256(folder: Path) -> str:
 
 
 ABANDONED_AFTER = 24 * 3600.0  # seconds without a change: a file of another machine's dead process
-
 _TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.part(\..*)?", re.S)
-
 _OLDER = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.S)  # as named before the process was
 
 

@@ -16,11 +16,8 @@ from skimage.color import hed_from_rgb
 from preprocessing.errors import DataError
 
 Float = NDArray[np.float32]
-
 Bool = NDArray[np.bool_]
-
 CHANNELS = ("red", "green", "blue", "haematoxylin", "eosin", "residual", "saturation", "value")
-
 STATISTICS = ("mean", "sd", "p10", "p50", "p90")
 
 RINGS = {  # neighbours in order of angle, on whole pixels: a 90 degree turn only shifts the list
@@ -29,25 +26,15 @@ RINGS = {  # neighbours in order of angle, on whole pixels: a 90 degree turn onl
 }
 
 GREY_LEVELS = 16
-
 DISTANCES = (1, 3)
-
 ANGLES = ((0, 1), (1, 1), (1, 0), (1, -1))
-
 COOCCURRENCE = ("contrast", "dissimilarity", "homogeneity", "energy", "correlation", "entropy")
-
 BLURS = (3, 7, 15)  # edges of the box filters whose differences give the band energies
-
 NUCLEUS = 0.06  # haematoxylin density (scale of skimage's rgb2hed) above which a pixel is nucleus
-
 STEPS = 2**15  # the density is kept in whole steps of 1/STEPS, so that sums do not depend on order
-
 PALE = (0.10, 0.80)  # glass, lumen and fat: saturation below, value above
-
 LUMA = np.array([0.2125, 0.7154, 0.0721])
-
 CHUNK = 64  # patches worked on at once: their planes stay in the processor's cache
-
 MIN_EDGE = 16
 
 FEATURE_NAMES: tuple[str, ...] = (

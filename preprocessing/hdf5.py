@@ -21,7 +21,6 @@ import h5py
 from preprocessing.errors import DataError
 
 DEFLATE_MOST = 1100  # bytes that deflate makes of one, at most 1032
-
 HARMLESS_BYTES = 1 << 28  # a dataset that was never written holds none; so much of it is read
 
 

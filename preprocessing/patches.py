@@ -17,9 +17,7 @@ from preprocessing.errors import DataError
 from preprocessing.slides import Pixels, Slide
 
 SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
-
 BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
-
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
 
 

@@ -13,7 +13,6 @@ from preprocessing.errors import DataError
 from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts
 
 CELLS = "cells"  # label column: how many cells a pseudo-spot holds
-
 SHARE = " share"  # ending of the column with the share of the commonest label
 
 

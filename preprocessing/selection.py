@@ -30,7 +30,6 @@ from preprocessing.tfidf.weights import (
 )
 
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
-
 _MEAN_BINS = 20
 
 

@@ -14,13 +14,9 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 
 Modality = Literal["rna", "protein"]
-
 RNA: Modality = "rna"
-
 PROTEIN: Modality = "protein"
-
 MODALITIES: tuple[Modality, ...] = (RNA, PROTEIN)
-
 _CURVE_BITS = 16
 
 

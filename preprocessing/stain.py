@@ -28,11 +28,8 @@ from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 
 WHITE = 255.0
-
 MIN_DENSITY = 0.15  # pixels with less in any channel are background (Macenko's beta)
-
 MIN_PIXELS = 200
-
 EDGE_PERCENT = 1.0  # robust extremes of the angle (Macenko's alpha)
 
 
@@ -105,7 +102,6 @@ def stain_colour(vector: NDArray[np.float64], amount: float = 0.6) -> tuple[int,
 
 
 STRENGTH_PERCENT = 99.0
-
 _LEAST_ANGLE = 1e-3  # determinant of the vectors' Gram matrix
 
 
@@ -275,7 +271,6 @@ StainMethod = Literal["none", "macenko", "reinhard"]
 
 #: uint8 (n, px, px, 3) -> the same patches in the reference's colours.
 StainNormaliser = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-
 _VECTORS = np.array([[0.56, 0.72, 0.41], [0.22, 0.80, 0.56]])  # hematoxylin, eosin
 
 #: Close to the reference of Macenko et al.; strengths are optical densities of base 10.
@@ -285,9 +280,7 @@ REFERENCE_STAIN = Stain(
 
 #: The same stain's colours, each amount u^3 times its strength with u even in 0..1: mostly pale.
 REFERENCE_COLOURS = Colours(np.array([-0.66, -0.084, 0.017]), np.array([0.19, 0.031, 0.0103]))
-
 _PATCHES = 64  # of a slide, spread over it
-
 _PIXELS = 200_000  # of them
 
 

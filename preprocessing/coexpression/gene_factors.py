@@ -19,9 +19,7 @@ from preprocessing.coexpression.slide_blocks import TfidfBlocks, check_genes, ma
 from preprocessing.errors import DataError
 
 _OVERSAMPLE = 10  # extra search columns, which make the wanted ones converge
-
 _RANK_TOLERANCE = 1e-6  # singular values below this share of the first are noise
-
 _SD_FLOOR = 0.01  # a slide's sd never counts as less than this share of the training spread
 
 

@@ -15,7 +15,6 @@ from scipy import sparse
 from preprocessing.errors import DataError
 
 TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
-
 R = TypeVar("R")
 
 

@@ -31,9 +31,7 @@ from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, rea
 from preprocessing.errors import DataError
 
 VectorBlocks = Callable[[], Iterable[NDArray[Any]]]
-
 _ROWS = 65_536  # spots whose distances are held at once
-
 _STARTS = 4  # k-means restarts
 
 
@@ -183,9 +181,7 @@ def _checked(vectors: NDArray[Any], width: int | None) -> NDArray[Any]:
 
 
 GroupBlocks = Callable[[], Iterable[NDArray[Any]]]
-
 _CORPUS = -1  # "group" of every spot
-
 _NOISE = 5.0  # an edge of n spots has at least 5 / n nats: chance gives that to 1 pair in 600
 
 

@@ -55,15 +55,10 @@ from preprocessing.simulate.programmes import (
 from preprocessing.simulate.texture import TEXTURES, Stain, draw_stain, parameter_maps, render
 
 _TILE = 256
-
 _SMALLEST_LEVEL_PX = 400
-
 _JPEG_QUALITY = 90
-
 _SPOT_DIAMETER_UM = 55.0
-
 _BARCODE_SPACE = 4**16
-
 _BARCODE_STEP = 2_654_435_769
 
 
@@ -197,9 +192,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 __all__ = ["SimulateConfig", "simulate_cohort"]
-
 _MAX_PIXELS = 120_000_000
-
 _RAISED = 0.8
 
 

@@ -17,13 +17,9 @@ from preprocessing.simulate.layout import Lattice
 from preprocessing.simulate.programmes import Programmes
 
 _HOUSEKEEPING_LEVEL = 3.0
-
 _FILLER_LEVEL = 0.06
-
 _LEVEL_SPREAD = 0.6
-
 _HOUSEKEEPING_DISPERSION = 0.1
-
 _NEIGHBOURS = ((0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 

@@ -12,31 +12,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 PITCH_UM = 100.0
-
 CELL_UM = 20.0
-
 N_LAYERED = 3
-
 N_PATCHY = 2
-
 N_COARSE = N_LAYERED + N_PATCHY
-
 N_FINE = 2 * N_COARSE
-
 COARSE_NAMES = tuple(f"D{k + 1}" for k in range(N_COARSE))
-
 FINE_NAMES = tuple(f"{name}{side}" for name in COARSE_NAMES for side in "ab")
-
 _TISSUE_EDGE_UM = 65.0
-
 _GLASS_UM = 140.0
-
 _BAND_UM = 600.0
-
 _PATCH_FIELD_UM = 260.0
-
 _FINE_FIELD_UM = 140.0
-
 _PATCH_SHARE = 0.2
 
 

@@ -31,13 +31,9 @@ from preprocessing.simulate.layout import (
 )
 
 MIN_GENES = 5
-
 N_FIELDS = 3
-
 VARIANCE = {"coarse": 0.5, "fine": 0.25, "field": 0.17, "noise": 0.08}
-
 _FIELD_UM = 220.0
-
 _VISIBLE = 0.5
 
 
@@ -224,13 +220,9 @@ def visible_programmes(ceiling: Mapping[str, float]) -> list[str]:
 
 
 RAISE = 2.5
-
 _OTHERS = 0.25
-
 _PATIENT_SD = 0.3
-
 _MOST = 0.5
-
 _WIDTH_UM = (200.0, 400.0)
 
 

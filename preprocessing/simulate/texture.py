@@ -113,17 +113,11 @@ TEXTURES = (
 )
 
 _KERNEL_UM = 42.0
-
 _STAIN_H = np.array([0.62, 0.72, 0.32])
-
 _STAIN_PINK = np.array([0.07, 0.80, 0.33])
-
 _STAIN_SALMON = np.array([0.13, 0.66, 0.62])
-
 _STAIN_RED = np.array([0.10, 0.85, 0.75])
-
 _GLASS = 243.0
-
 Float = NDArray[np.float32]
 
 

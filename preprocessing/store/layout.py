@@ -24,17 +24,11 @@ from preprocessing.files import require_plain_name
 from preprocessing.hdf5 import datasets
 
 SCHEMA_VERSION = 1
-
 COUNTS = "counts"
-
 GENE_ID, GENE_NAME = "genes/id", "genes/name"
-
 BARCODE, XY_PX0, XY_UM = "spots/barcode", "spots/xy_px0", "spots/xy_um"
-
 TISSUE_FRACTION, LABELS = "spots/tissue_fraction", "spots/label"
-
 PATCHES, CONTEXT = "patches", "context"  # groups of pictures: of a spot, and of its surroundings
-
 BYTES, START, SIZE = "bytes", "start", "size"  # in each of these groups
 
 ABSENT = {  # what to tell who asks for a group that is not there
@@ -43,15 +37,10 @@ ABSENT = {  # what to tell who asks for a group that is not there
 }
 
 FEATURES, THUMBNAIL = "features", "thumbnail"
-
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
-
 JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
-
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
-
 _JPEG_QUALITY = 90
-
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -142,7 +131,6 @@ def _encode_raw(patch: np.ndarray) -> bytes:
 
 
 ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {"jpeg": encode_jpeg, "raw": _encode_raw}
-
 DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"jpeg": decode_jpeg, "raw": _decode_raw}
 
 
@@ -156,9 +144,7 @@ def read_attrs(file: h5py.File) -> dict[str, Any]:
 
 
 _GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
-
 _PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
-
 Rows = slice | np.ndarray
 
 
@@ -260,9 +246,7 @@ def _run(file: h5py.File, start: int, stop: int, indptr: np.ndarray | None) -> c
 
 
 SEAL = "content_sha256"
-
 _OWN = "sha256"
-
 _PIECE_BYTES = 1 << 24
 
 

@@ -15,19 +15,12 @@ from preprocessing.store.layout import broken, unsealed_features
 from preprocessing.store.read import SlideStore
 
 MIN_GENES = 300
-
 MIN_PROTEINS = 10
-
 MIN_DEPTH = 200
-
 _AGAIN = "delete the store and run `hibio prepare` again"
-
 _SAMPLE = 4
-
 _HARMLESS_BYTES = 1 << 24  # what a dataset may claim beyond its bytes
-
 _XY_TOLERANCE_UM = 0.5
-
 Problem = tuple[str, str, str]  # level, message, fix
 
 

@@ -25,7 +25,6 @@ from preprocessing.store.layout import bytes_digest, seal, seal_dataset, write_c
 from preprocessing.store.read import SlideStore
 
 _BUFFER_BYTES = 1 << 20
-
 _CHUNK_BYTES = 1 << 18
 
 
@@ -252,9 +251,7 @@ def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
 
 #: Not the name of a feature set: a configuration means the patches themselves by it.
 RESERVED = ("patches",)
-
 _ATTRIBUTE = "origin"
-
 _ATTEMPTS = 5
 
 
