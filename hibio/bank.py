@@ -22,6 +22,8 @@ from preprocessing.files import atomic_path
 from preprocessing.hdf5 import hdf5_writer
 from preprocessing.store import SlideStore
 
+MAX_SPOTS = 50_000  # of a bank, evenly from every slide
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -40,13 +42,12 @@ class Bank:
     patient: np.ndarray
 
 
-def build_bank(model: HiBio, dataset: SlideDataset, max_spots: int = 50_000) -> Bank | None:
-    """Embed the training spots that have an image; None when there are none.
+def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
+    """Embed the training spots that have an image, at most `MAX_SPOTS`; None when there are none.
 
     Args:
         model: trained.
         dataset: training slides, not shuffled.
-        max_spots: at most so many, evenly from every slide.
     """
     artifacts = model.artifacts
     paired = [i for i, entry in enumerate(dataset.entries) if entry.has_image]
@@ -57,8 +58,8 @@ def build_bank(model: HiBio, dataset: SlideDataset, max_spots: int = 50_000) -> 
     for index in paired:
         slide = dataset[index]
         keep = np.arange(slide.n_spots)
-        if total > max_spots:
-            wanted = max(1, slide.n_spots * max_spots // total)
+        if total > MAX_SPOTS:
+            wanted = max(1, slide.n_spots * MAX_SPOTS // total)
             keep = np.linspace(0, slide.n_spots - 1, wanted).astype(int)
         with SlideStore(dataset.entries[index].path) as store:
             counts = align_columns(store.counts(), store.gene_names, artifacts.genes)

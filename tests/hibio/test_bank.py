@@ -53,8 +53,11 @@ def test_rows_are_embedding_profile_slide_and_patient_of_one_spot(
 
 
 @pytest.mark.parametrize("max_spots", [20, 35, 139, 140])
-def test_the_cap_is_kept_evenly_over_slides_and_tissue(bank, model, dataset, max_spots):
-    few = build_bank(model, dataset, max_spots=max_spots)
+def test_the_cap_is_kept_evenly_over_slides_and_tissue(
+    bank, model, dataset, max_spots, monkeypatch
+):
+    monkeypatch.setattr("hibio.bank.MAX_SPOTS", max_spots)
+    few = build_bank(model, dataset)
     counts = {name: int((few.slide == name).sum()) for name in ("sim001", "sim002")}
     assert len(few.image) == sum(counts.values()) <= max_spots
     assert len(few.image) >= max_spots - 2
