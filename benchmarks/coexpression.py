@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse, stats
 
 from preprocessing.coexpression import GeneGraph, gene_graph, group_gene_graphs
+from preprocessing.coexpression.gene_graph import EdgeRule
 
 Result = TypeVar("Result")
 PAIRS_GENES = 60  # for the per-pair loop, which is scaled up from this many genes
@@ -68,7 +69,10 @@ def run(values: sparse.csr_matrix) -> GeneGraph:
     """The graph over every spot, all genes allowed."""
     spots, genes = values.shape
     return gene_graph(
-        lambda: iter([values]), genes, max_spots=spots, min_information=0, min_detected=1
+        lambda: iter([values]),
+        genes,
+        EdgeRule(min_information=0, min_detected=1),
+        max_spots=spots,
     )
 
 

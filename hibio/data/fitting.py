@@ -31,7 +31,8 @@ from preprocessing.coexpression import (
     spot_vectors,
     standardise,
 )
-from preprocessing.coexpression.spot_groups import fit_spot_groups
+from preprocessing.coexpression.gene_graph import EdgeRule
+from preprocessing.coexpression.spot_groups import Smoothing, fit_spot_groups
 from preprocessing.graphs import SpotGraph, spatial_graph
 from preprocessing.selection import select_genes
 from preprocessing.store import SlideStore
@@ -165,9 +166,9 @@ def _fit_expression(
         lambda: iter(assigned),
         n_genes,
         groups.n_groups,
-        n_neighbours=genes.graph_edges,
+        EdgeRule(genes.graph_edges),
         max_spots=genes.graph_spots,
-        smoothing=genes.graph_smoothing,
+        smoothing=Smoothing(genes.graph_smoothing),
         vectors=vectors,
         seed=seed,
     )

@@ -18,7 +18,7 @@ from hibio.data.counts import align_columns
 from pathways import PathwayAnchors
 from preprocessing.coexpression import GeneGraph
 from preprocessing.coexpression.bridge import BridgeSlide
-from preprocessing.coexpression.fold_in import FoldInReport, extend_factors, extend_tfidf, fold_in
+from preprocessing.coexpression.fold_in import FoldInReport, extend_factors, fold_in
 from preprocessing.graphs import spatial_graph
 from preprocessing.store import SlideStore
 
@@ -76,7 +76,7 @@ def fold_in_genes(
     extended = dataclasses.replace(
         artifacts,
         genes=np.concatenate([artifacts.genes, folded.genes]),
-        tfidf=extend_tfidf(artifacts.tfidf, folded),
+        tfidf=artifacts.tfidf.with_genes(folded.df, folded.extra),
         factors=extend_factors(artifacts.factors, folded),
         gene_graphs=tuple(_with_lone_genes(graph, n_new) for graph in artifacts.gene_graphs),
         anchors=_with_absent_genes(artifacts.anchors, n_new),

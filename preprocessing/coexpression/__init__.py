@@ -1,6 +1,6 @@
 """Co-expression fitted on training counts: gene factors, spot vectors and gene graphs.
 
-docs/method.md 3. The parts live in `gene_factors`, `gene_graph` and `group_gene_graphs`.
+docs/method.md 3. The parts live in `gene_factors`, `gene_graph`, `spot_groups` and `fold_in`.
 """
 
 from preprocessing.coexpression.gene_factors import (

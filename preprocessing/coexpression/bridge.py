@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from preprocessing.coexpression.gene_factors import GeneFactors
+from preprocessing.coexpression.slide_blocks import read_stream
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph
 from preprocessing.tfidf import TfidfReweighter
@@ -38,6 +39,10 @@ class BridgeSlide:
 
 
 BridgeBlocks = Callable[[], Iterable[BridgeSlide]]
+_NO_SLIDE = (
+    "fold-in found no bridge slide. Give at least one that measures known genes and the "
+    "new ones, by a function that returns a fresh iterator on every call."
+)
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,7 @@ def _read(
     blocks: BridgeBlocks, n_known: int, n_new: int
 ) -> Iterator[tuple[sparse.csr_matrix, sparse.csr_matrix, SpotGraph | None]]:
     """Checked counts of known and new genes; spots without known genes have no new ones either."""
-    if not callable(blocks):
-        raise DataError(
-            "bridge slides must be a function that returns a fresh iterator of BridgeSlide, found "
-            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
-        )
-    empty = True
-    for slide in blocks():
-        empty = False
+    for slide in read_stream("bridge slides", blocks, _NO_SLIDE, "of BridgeSlide"):
         known, new = checked_counts(slide.known, n_known), checked_counts(slide.new, n_new)
         if known.shape[0] != new.shape[0]:
             raise DataError(
@@ -106,23 +104,10 @@ def _read(
         new = sparse.csr_matrix(sparse.diags_array((spot_depth(known) > 0).astype(float)) @ new)
         new.eliminate_zeros()
         yield known, new, slide.graph
-    if empty:
-        raise DataError(
-            "fold-in found no bridge slide. Give at least one that measures known genes and the "
-            "new ones, by a function that returns a fresh iterator on every call."
-        )
 
 
 def read_detections(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) -> Detections:
-    """Which known genes are found, and the TF-IDF sums of the new ones.
-
-    Args:
-        blocks: the bridge.
-        n_new: U.
-        tfidf: fitted on the known genes.
-
-    Returns:
-        The sums over all bridge slides.
+    """Which known genes are found, and the TF-IDF sums of the U new ones, over all slides.
 
     Raises:
         DataError: no slide, or counts that do not fit.
@@ -143,17 +128,7 @@ def read_detections(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) ->
 def read_moments(
     blocks: BridgeBlocks, idf: NDArray[np.float64], tfidf: TfidfReweighter, factors: GeneFactors
 ) -> Moments:
-    """Products of spot vectors with the values of known and new genes.
-
-    Args:
-        blocks: the bridge.
-        idf: (U,) weights of the new genes.
-        tfidf: fitted on the known genes.
-        factors: of the known genes.
-
-    Returns:
-        The sums over all bridge slides.
-    """
+    """Products of spot vectors with the values of known and new genes (U weights `idf`)."""
     r, n_known, n_new = factors.rank, tfidf.n_genes, len(idf)
     shapes = ((r, r), (r, n_known), (r, n_new), n_known, n_new)
     sums = Moments(0, 0, *(np.zeros(shape) for shape in shapes))

@@ -1,7 +1,5 @@
 """Fold-in: factors of genes never seen in training, from bridge slides (docs/method.md 3).
 
-Shapes: U new genes, r factors.
-
 A bridge slide measures known genes and new ones. Its known genes give the spot vectors Z; the
 factors of a new gene are the least-squares coefficients of its TF-IDF value x on them, about the
 means of each slide: f = (Z'Z + ridge)^-1 Z'x. The factors of training solve the same equations on
@@ -35,6 +33,9 @@ from preprocessing.tfidf import TfidfReweighter
 from preprocessing.tfidf.weights import FitSums
 
 _LISTED = 5  # dropped genes named for each reason
+_GENES = 1024  # genes whose (r, r) systems are held at once
+_MIN_KNOWN = 5  # known genes found on the bridge
+_MIN_DETECTED = 10  # bridge spots with a new gene
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,6 @@ def extend_factors(factors: GeneFactors, folded: FoldIn) -> GeneFactors:
     The statistics of training spots stay as they are, so spot vectors of a slide with only new
     genes are standardised like those of any other.
 
-    Args:
-        factors: of G genes.
-        folded: U genes, folded in with these factors.
-
-    Returns:
-        Factors of G + U genes.
-
     Raises:
         DataError: another number of components.
     """
@@ -146,22 +140,6 @@ def extend_factors(factors: GeneFactors, folded: FoldIn) -> GeneFactors:
     )
 
 
-def extend_tfidf(tfidf: TfidfReweighter, folded: FoldIn) -> TfidfReweighter:
-    """A reweighter that also knows the folded-in genes, as the last columns.
-
-    Args:
-        tfidf: of G genes.
-        folded: U genes, folded in with this reweighter.
-
-    Returns:
-        One of G + U genes; `tfidf` is left as it is.
-    """
-    return tfidf.with_genes(folded.df, folded.extra)
-
-
-_GENES = 1024  # genes whose (r, r) systems are held at once
-
-
 @dataclass(frozen=True)
 class FoldInRule:
     """What is asked of a bridge and of a gene.
@@ -169,8 +147,7 @@ class FoldInRule:
     Attributes:
         ridge: share of its own variance that is added to each component of Z.
         min_spots: bridge spots with known genes; None is 5 (r + 1).
-        min_known: known genes found on the bridge.
-        min_detected: bridge spots with the new gene.
+
         min_explained: the explained share of a gene's variance must be above it; it is adjusted,
             so 0 is what the spot vectors explain of noise. Higher values keep fewer and better
             genes: on STARmap that lowered the agreement of spot vectors.
@@ -180,8 +157,7 @@ class FoldInRule:
 
     ridge: float = 1e-3
     min_spots: int | None = None
-    min_known: int = 5
-    min_detected: int = 10
+
     min_explained: float = 0.0
     calibrate: bool = True
 
@@ -262,10 +238,10 @@ def _check(genes: Sequence[str], tfidf: TfidfReweighter, factors: GeneFactors) -
 
 def _check_bridge(seen: Detections, rank: int, rule: FoldInRule) -> None:
     matched = int(seen.known.sum())
-    if matched < max(rule.min_known, 1):
+    if matched < _MIN_KNOWN:
         raise DataError(
             f"fold-in: the bridge slides have {matched} of the {seen.known.size} known genes, "
-            f"expected at least {max(rule.min_known, 1)}. Check organism and gene id type, or give "
+            f"expected at least {_MIN_KNOWN}. Check organism and gene id type, or give "
             "slides that measure known genes beside the new ones."
         )
     need = 5 * (rank + 1) if rule.min_spots is None else rule.min_spots
@@ -358,12 +334,12 @@ def _reasons(
     rule: FoldInRule,
 ) -> list[str]:
     """Why each new gene is dropped; empty for those that are kept."""
-    rare = f"found in fewer than {rule.min_detected} bridge spots"
+    rare = f"found in fewer than {_MIN_DETECTED} bridge spots"
     constant = "constant over the bridge spots"
     weak = f"known genes explain no more than {rule.min_explained:.1%} of its variance"
     return [
         rare if few else constant if not varies else weak if share <= rule.min_explained else ""
         for few, varies, share in zip(
-            detected < rule.min_detected, _varies(moments), explained, strict=True
+            detected < _MIN_DETECTED, _varies(moments), explained, strict=True
         )
     ]

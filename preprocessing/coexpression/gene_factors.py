@@ -171,10 +171,7 @@ def _search(
 def _gram_product(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> tuple[int, Any]:
     """Number of spots and X' X basis, (G, B), summed over slides."""
     n_spots, product = 0, np.zeros_like(basis)
-    parts = map_blocks(
-        blocks, basis.shape[0], lambda block: (block.shape[0], block.T @ (block @ basis))
-    )
-    for size, part in parts:
+    for size, part in map_blocks(blocks, len(basis), lambda x: (x.shape[0], x.T @ (x @ basis))):
         product += part
         n_spots += size
     return n_spots, product
@@ -182,8 +179,7 @@ def _gram_product(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> tuple[int,
 
 def _project_moments(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> _Moments:
     """The moments of all slides, added up in their order."""
-    parts = map_blocks(blocks, basis.shape[0], lambda block: _slide_moments(block @ basis))
-    return reduce(operator.add, parts)
+    return reduce(operator.add, map_blocks(blocks, len(basis), lambda x: _slide_moments(x @ basis)))
 
 
 def _slide_moments(projected: NDArray[np.float64]) -> _Moments:
@@ -221,14 +217,7 @@ def _ritz(basis: NDArray[np.float64], moments: _Moments, wanted: int, first: int
 
 
 def spot_vectors(tfidf: sparse.csr_matrix, factors: GeneFactors) -> NDArray[np.float32]:
-    """Projects spots on the factors.
-
-    Args:
-        tfidf: (S, G) TF-IDF rows, genes in the fitted order.
-        factors: of r components.
-
-    Returns:
-        (S, r) float32 raw spot vectors, not yet standardised.
+    """Projects TF-IDF rows (S, G) on the factors: raw spot vectors (S, r), not standardised.
 
     Raises:
         DataError: another number of genes than fitted.
@@ -246,45 +235,29 @@ def standardise(
     The slide sd never counts as less than 1 % of the training spread. A slide of one spot has no
     statistics of its own, so it takes the training mean and sd, as `standardise_global` does.
 
-    Args:
-        raw: (S, r) raw spot vectors of one slide.
-        factors: the fitted factors.
-
     Returns:
         vectors (S, r), slide mean (r,) and slide scale (r,), all float32.
     """
     if len(raw) == 1:
-        mean, sd = factors.mean.astype(np.float64), factors.sd.astype(np.float64)
-    else:
-        mean, sd = raw.mean(axis=0, dtype=np.float64), raw.std(axis=0, dtype=np.float64)
+        return _scaled(raw, factors.mean, factors.sd, factors)
+    mean, sd = raw.mean(axis=0, dtype=np.float64), raw.std(axis=0, dtype=np.float64)
     return _scaled(raw, mean, sd, factors)
 
 
 def standardise_global(raw: NDArray[np.float32], factors: GeneFactors) -> NDArray[np.float32]:
-    """Standardises by training mean and sd: for pathway weights and others that have no slide.
-
-    Args:
-        raw: (S, r) raw vectors.
-        factors: the fitted factors.
-
-    Returns:
-        (S, r) float32.
-    """
-    mean, sd = factors.mean.astype(np.float64), factors.sd.astype(np.float64)
-    return _scaled(raw, mean, sd, factors)[0]
+    """Standardises by training mean and sd: for pathway weights and others that have no slide."""
+    return _scaled(raw, factors.mean, factors.sd, factors)[0]
 
 
 def _scaled(
-    raw: NDArray[np.float32],
-    mean: NDArray[np.float64],
-    sd: NDArray[np.float64],
-    factors: GeneFactors,
+    raw: NDArray[np.float32], mean: NDArray[Any], sd: NDArray[Any], factors: GeneFactors
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     if raw.ndim != 2 or raw.shape[1] != factors.rank or len(raw) == 0:
         raise DataError(
             f"spot vectors have shape {raw.shape}, expected (S, {factors.rank}) with S at least "
             "1. Compute them with spot_vectors and these factors."
         )
+    mean, sd = mean.astype(np.float64), sd.astype(np.float64)
     floor = np.maximum(_SD_FLOOR * factors.spread, np.finfo(np.float32).eps)
     scale = factors.weight / np.maximum(sd, floor)
     vectors = ((raw - mean) * scale).astype(np.float32)

@@ -1,7 +1,5 @@
 """The gene-gene graph: Gaussian-copula mutual information (docs/method.md 3).
 
-Shapes: S spots, G genes.
-
 MI = -0.5 ln(1 - r^2) with r the correlation of rank-normal scores. Ranks and centring are within
 slide, so neither depth nor stain nor batch differences between slides make an edge; scores of all
 slides are then concatenated. `group_gene_graphs` fits one graph for each group of spots.
@@ -23,15 +21,10 @@ from preprocessing.errors import DataError
 
 
 def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
-    """Normal scores of average ranks, gene by gene: Phi^-1(rank / (S + 1)), centred.
+    """Normal scores (S, G) of average ranks, gene by gene: Phi^-1(rank / (S + 1)), centred.
 
-    Zeros share one rank, so only stored values are sorted, all genes in one sort.
-
-    Args:
-        values: (S, G) non-negative sparse values of one slide.
-
-    Returns:
-        (S, G) float32 dense scores with mean 0 in every column.
+    `values` (S, G) are those of one slide. Zeros share one rank, so only stored values are sorted,
+    all genes in one sort.
 
     Raises:
         DataError: a negative or non-finite value.
@@ -58,14 +51,7 @@ def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
 
 
 def average_places(ordered: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Mean position of every run of equal keys in a sorted array, for each of its entries.
-
-    Args:
-        ordered: (n,) sorted keys.
-
-    Returns:
-        (n,) places from 0; equal keys share the mean of theirs.
-    """
+    """Places (n,) from 0 of n sorted keys; equal keys share the mean of theirs."""
     if ordered.size == 0:
         return np.zeros(0)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -78,7 +64,7 @@ _CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
 
 @dataclass(frozen=True)
 class GeneGraph:
-    """The strongest co-expression edges of every gene.
+    """The strongest co-expression edges of every gene, as `gene_graph` fits them.
 
     Attributes:
         neighbour: (G, E) int32 other genes by falling weight, padded with G. An edge is listed
@@ -139,12 +125,9 @@ class EdgeRule:
 def gene_graph(
     blocks: TfidfBlocks,
     n_genes: int,
+    rule: EdgeRule | None = None,
     *,
-    n_neighbours: int = 16,
     max_spots: int = 2000,
-    min_information: float = 0.005,
-    min_detected: int = 10,
-    block: int = 1024,
     seed: int = 0,
 ) -> GeneGraph:
     """Fits the co-expression graph from training spots; the sign of a correlation is ignored.
@@ -155,20 +138,16 @@ def gene_graph(
     Args:
         blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
         n_genes: G.
-        n_neighbours: see EdgeRule.
+        rule: which edges are kept; None: the usual ones.
         max_spots: training spots used, spread evenly over slides.
-        min_information: see EdgeRule.
-        min_detected: see EdgeRule.
-        block: see EdgeRule.
         seed: of the sample of spots.
 
     Returns:
         The graph. A gene that does not vary, or is too rare, has no edge.
 
     Raises:
-        DataError: settings below 1, fewer than 3 spots, or another number of genes.
+        DataError: max_spots below 1, fewer than 3 spots, or another number of genes.
     """
-    rule = EdgeRule(n_neighbours, min_information, min_detected, block)
     check_max_spots(max_spots)
     sizes = np.array([one.shape[0] for one in read_blocks(blocks, n_genes)], dtype=np.int64)
     quota = even_quota(sizes, max_spots)
@@ -177,7 +156,7 @@ def gene_graph(
     for one, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
         if take:
             samples.append(one[np.sort(rng.choice(one.shape[0], size=int(take), replace=False))])
-    return graph_of_samples(samples, n_genes, rule)
+    return graph_of_samples(samples, n_genes, rule or EdgeRule())
 
 
 def check_max_spots(max_spots: int) -> None:
@@ -191,15 +170,7 @@ def check_max_spots(max_spots: int) -> None:
 def graph_of_samples(
     samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
 ) -> GeneGraph:
-    """The graph of spots that are already sampled.
-
-    Args:
-        samples: (S, G) rows of each slide; ranks and centring are within each of them.
-        n_genes: G.
-        rule: which edges are kept.
-
-    Returns:
-        The graph.
+    """The graph of sampled rows (S, G) of each slide; ranks and centring are within each of them.
 
     Raises:
         DataError: fewer than 3 spots, or a negative or non-finite value.

@@ -1,4 +1,4 @@
-"""A stream of TF-IDF blocks, one per slide, that can be read again and again.
+"""Streams that give one item a slide and can be read again and again: TF-IDF blocks and others.
 
 Shapes: S spots, G genes.
 """
@@ -15,7 +15,15 @@ from scipy import sparse
 from preprocessing.errors import DataError
 
 TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
+T = TypeVar("T")
 R = TypeVar("R")
+
+
+_BLOCKS = "TF-IDF blocks"
+_NO_SLIDE = (
+    "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "
+    "returns a fresh iterator on every call."
+)
 
 
 @runtime_checkable
@@ -34,55 +42,54 @@ class ParallelBlocks(Protocol):
 def map_blocks(
     blocks: TfidfBlocks, n_genes: int, function: Callable[[sparse.csr_matrix], R]
 ) -> Iterator[R]:
-    """A function of every slide, in their order, with their shapes checked.
+    """A function of every slide, in their order, with their shapes checked as by `read_blocks`.
 
-    Args:
-        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR; `ParallelBlocks` are
-            worked on by several threads, with the same result to the last bit.
-        n_genes: G.
-        function: of one block.
-
-    Yields:
-        One value per slide.
-
-    Raises:
-        DataError: see `read_blocks`.
+    `ParallelBlocks` are worked on by several threads, with the same result to the last bit.
     """
-    if not isinstance(blocks, ParallelBlocks):
-        yield from map(function, read_blocks(blocks, n_genes))
-        return
-    empty = True
-    for value in blocks.map(lambda block: function(_checked(block, n_genes))):
-        empty = False
-        yield value
-    if empty:
-        raise _no_slide()
+
+    def value(block: sparse.csr_matrix) -> R:
+        return function(_checked(block, n_genes))
+
+    if isinstance(blocks, ParallelBlocks):
+        return read_stream(_BLOCKS, lambda: blocks.map(value), _NO_SLIDE)
+    return map(value, read_stream(_BLOCKS, blocks, _NO_SLIDE))
 
 
 def read_blocks(blocks: TfidfBlocks, n_genes: int) -> Iterator[sparse.csr_matrix]:
     """Reads the slides once, with their shapes checked.
 
-    Args:
-        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR.
-        n_genes: G.
-
-    Yields:
-        One block per slide.
-
     Raises:
         DataError: blocks is no function, gives no slide, a slide without spots, or another G.
     """
-    if not callable(blocks):
+    for block in read_stream(_BLOCKS, blocks, _NO_SLIDE):
+        yield _checked(block, n_genes)
+
+
+def read_stream(
+    what: str, stream: Callable[[], Iterable[T]], none_found: str = "", of: str = "over slides"
+) -> Iterator[T]:
+    """Reads a stream once.
+
+    Args:
+        what: the stream in words, for the message.
+        stream: function that returns a fresh iterator on every call.
+        none_found: the error of a stream that gives nothing; may be empty.
+        of: what its iterator gives, for the message.
+
+    Raises:
+        DataError: it is no function, or gives nothing.
+    """
+    if not callable(stream):
         raise DataError(
-            "TF-IDF blocks must be a function that returns a fresh iterator over slides, found "
-            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
+            f"{what} must be a function that returns a fresh iterator {of}, found "
+            f"{type(stream).__name__}. For a list, pass lambda: iter(the_list)."
         )
     empty = True
-    for block in blocks():
-        yield _checked(block, n_genes)
+    for item in stream():
         empty = False
-    if empty:
-        raise _no_slide()
+        yield item
+    if empty and none_found:
+        raise DataError(none_found)
 
 
 def _checked(block: sparse.csr_matrix, n_genes: int) -> sparse.csr_matrix:
@@ -90,13 +97,6 @@ def _checked(block: sparse.csr_matrix, n_genes: int) -> sparse.csr_matrix:
     if block.shape[0] == 0:
         raise DataError("a slide has no spots; drop empty slides before fitting.")
     return block
-
-
-def _no_slide() -> DataError:
-    return DataError(
-        "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "
-        "returns a fresh iterator on every call."
-    )
 
 
 def check_genes(block: sparse.csr_matrix, n_genes: int) -> None:
@@ -111,13 +111,8 @@ def check_genes(block: sparse.csr_matrix, n_genes: int) -> None:
 def even_quota(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """How many of each slide's spots to take: all of a small slide, equal shares of the others.
 
-    Args:
-        sizes: spots of each slide.
-        total: spots wanted in all.
-
     Returns:
-        int64 like `sizes`, no more than each and `total` together (fewer when there are not so
-        many).
+        int64 like `sizes`, no more than each and `total` together (fewer if there are not so many).
     """
     quota = np.zeros_like(sizes)
     order = np.argsort(sizes, kind="stable")

@@ -1,8 +1,6 @@
 """Label-free groups of spots, and one gene graph for each (docs/method.md 3).
 
-A gene graph is fitted for each group. Groups never come from annotated labels, otherwise the graph
-would tell the label. Shapes: S spots, r components, T groups.
-
+Groups never come from annotated labels, otherwise the graph would tell the label.
 Shapes: S spots, G genes, T groups, r components of a spot vector.
 """
 
@@ -27,12 +25,21 @@ from preprocessing.coexpression.gene_graph import (
     check_max_spots,
     graph_of_samples,
 )
-from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, read_blocks
+from preprocessing.coexpression.slide_blocks import (
+    TfidfBlocks,
+    even_quota,
+    read_blocks,
+    read_stream,
+)
 from preprocessing.errors import DataError
 
-VectorBlocks = Callable[[], Iterable[NDArray[Any]]]
+#: A fresh pass over slides, one array of each: spot vectors (S, r), or the group (S,) of each spot.
+SpotArrays = Callable[[], Iterable[NDArray[Any]]]
 _ROWS = 65_536  # spots whose distances are held at once
 _STARTS = 4  # k-means restarts
+_GROUPS = "groups of spots"
+_CORPUS = -1  # "group" of every spot
+_NOISE = 5.0  # an edge of n spots has at least 5 / n nats: chance gives that to 1 pair in 600
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,9 @@ class SpotGroups:
         return int(self.centroids.shape[0])
 
     def assign(self, vectors: NDArray[Any]) -> NDArray[np.int64]:
-        """The nearest group of each spot; ties go to the lower index.
+        """The nearest group (S,), 0 to T - 1, of standardised spot vectors (S, r).
 
-        Args:
-            vectors: (S, r) standardised spot vectors.
-
-        Returns:
-            (S,) int64, 0 to T - 1. It depends on nothing but the spot's own vector.
+        Ties go to the lower index. It depends on nothing but the spot's own vector.
 
         Raises:
             DataError: another width than fitted, or a value that is not finite.
@@ -85,7 +88,7 @@ class SpotGroups:
 
 
 def fit_spot_groups(
-    blocks: VectorBlocks, n_groups: int, seed: int = 0, *, max_spots: int = 20_000
+    blocks: SpotArrays, n_groups: int, seed: int = 0, *, max_spots: int = 20_000
 ) -> SpotGroups:
     """Fits k-means on a bounded sample of the training spots, spread evenly over slides.
 
@@ -129,7 +132,7 @@ def fit_spot_groups(
 
 
 def _sample(
-    blocks: VectorBlocks, sizes: NDArray[np.int64], max_spots: int, seed: int
+    blocks: SpotArrays, sizes: NDArray[np.int64], max_spots: int, seed: int
 ) -> NDArray[np.float64]:
     """(at most max_spots, r) spots, evenly over slides."""
     rng = np.random.default_rng(seed)
@@ -144,25 +147,19 @@ def _sample(
     return np.concatenate(parts).astype(np.float64)
 
 
-def _read(blocks: VectorBlocks) -> Iterator[NDArray[Any]]:
+def _read(blocks: SpotArrays) -> Iterator[NDArray[Any]]:
     """The slides once, with their shapes checked."""
-    if not callable(blocks):
-        raise DataError(
-            "spot vectors must be a function that returns a fresh iterator over slides, found "
-            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
-        )
     width: int | None = None
-    for block in blocks():
+    none_found = (
+        "spot groups: there is no training slide. Give at least one, and a function that "
+        "returns a fresh iterator on every call."
+    )
+    for block in read_stream("spot vectors", blocks, none_found):
         values = _checked(block, width)
         if len(values) == 0:
             raise DataError("spot groups: a slide has no spots; drop empty slides before fitting.")
         width = values.shape[1]
         yield values
-    if width is None:
-        raise DataError(
-            "spot groups: there is no training slide. Give at least one, and a function that "
-            "returns a fresh iterator on every call."
-        )
 
 
 def _checked(vectors: NDArray[Any], width: int | None) -> NDArray[Any]:
@@ -178,11 +175,6 @@ def _checked(vectors: NDArray[Any], width: int | None) -> NDArray[Any]:
             "them again with spot_vectors and standardise."
         )
     return values
-
-
-GroupBlocks = Callable[[], Iterable[NDArray[Any]]]
-_CORPUS = -1  # "group" of every spot
-_NOISE = 5.0  # an edge of n spots has at least 5 / n nats: chance gives that to 1 pair in 600
 
 
 @dataclass(frozen=True)
@@ -219,19 +211,15 @@ class _Sample:
 
 def group_gene_graphs(
     blocks: TfidfBlocks,
-    groups: GroupBlocks,
+    groups: SpotArrays,
     n_genes: int,
     n_groups: int,
+    rule: EdgeRule | None = None,
     *,
-    n_neighbours: int = 16,
     max_spots: int = 2000,
     min_group_spots: int = 200,
-    min_information: float = 0.005,
-    min_detected: int = 10,
-    block: int = 1024,
-    smoothing: int = 0,
-    smoothing_neighbours: int = 5,
-    vectors: VectorBlocks | None = None,
+    smoothing: Smoothing | None = None,
+    vectors: SpotArrays | None = None,
     seed: int = 0,
 ) -> list[GeneGraph]:
     """Fits the graph of each group as `gene_graph` would on its spots alone.
@@ -245,14 +233,10 @@ def group_gene_graphs(
         groups: function that returns a fresh iterator over the (S,) group of each spot.
         n_genes: G.
         n_groups: T.
-        n_neighbours: see EdgeRule.
+        rule: which edges are kept; None: the usual ones.
         max_spots: spots sampled in each group, spread evenly over slides.
         min_group_spots: a group with fewer spots takes the graph of all spots, with a warning.
-        min_information: see EdgeRule.
-        min_detected: see EdgeRule.
-        block: see EdgeRule.
-        smoothing: rounds of MAGIC-like averaging, see Smoothing; 0 is off.
-        smoothing_neighbours: spots averaged with each.
+        smoothing: MAGIC-like averaging; None is off.
         vectors: standardised spot vectors (S, r) in the order of `blocks`; smoothing needs them.
         seed: of the samples.
 
@@ -263,8 +247,7 @@ def group_gene_graphs(
         DataError: settings out of range, groups that do not fit the slides, smoothing without
             vectors, or fewer than 3 spots.
     """
-    rule = EdgeRule(n_neighbours, min_information, min_detected, block)
-    smooth = Smoothing(smoothing, smoothing_neighbours)
+    rule, smooth = rule or EdgeRule(), smoothing or Smoothing()
     check_max_spots(max_spots)
     _check(n_groups, smooth, vectors)
     quota = _plan(groups, n_groups, max_spots, min_group_spots)
@@ -276,7 +259,7 @@ def group_gene_graphs(
     return [graphs[group if group in graphs else _CORPUS] for group in range(n_groups)]
 
 
-def _check(n_groups: int, smooth: Smoothing, vectors: VectorBlocks | None) -> None:
+def _check(n_groups: int, smooth: Smoothing, vectors: SpotArrays | None) -> None:
     if n_groups < 1:
         raise DataError(f"gene graphs: n_groups is {n_groups}, expected at least 1.")
     if smooth.rounds and vectors is None:
@@ -287,12 +270,11 @@ def _check(n_groups: int, smooth: Smoothing, vectors: VectorBlocks | None) -> No
 
 
 def _plan(
-    groups: GroupBlocks, n_groups: int, max_spots: int, min_group_spots: int
+    groups: SpotArrays, n_groups: int, max_spots: int, min_group_spots: int
 ) -> dict[int, NDArray[np.int64]]:
     """Spots to draw from each slide, for every group with a graph of its own and the corpus."""
-    sizes = np.array([_sizes(one, n_groups) for one in _read_group_gene_graphs(groups)]).reshape(
-        -1, n_groups
-    )
+    sizes = np.array([_sizes(one, n_groups) for one in read_stream(_GROUPS, groups)])
+    sizes = sizes.reshape(-1, n_groups)
     spots = sizes.sum(axis=0)
     small = np.flatnonzero(spots < min_group_spots) if n_groups > 1 else np.arange(1)
     quota = {
@@ -321,19 +303,11 @@ def _own_rule(rule: EdgeRule, group: int, sample: _Sample) -> EdgeRule:
     return replace(rule, min_information=max(rule.min_information, floor))
 
 
-def _read_group_gene_graphs(blocks: Callable[[], Iterable[NDArray[Any]]]) -> Iterator[NDArray[Any]]:
-    if not callable(blocks):
-        raise DataError(
-            "groups of spots must be a function that returns a fresh iterator over slides, found "
-            f"{type(blocks).__name__}. For a list, pass lambda: iter(the_list)."
-        )
-    yield from blocks()
-
-
 def _sizes(group: NDArray[Any], n_groups: int) -> NDArray[np.int64]:
     """(T,) spots of one slide in each group."""
     group = np.asarray(group)
-    if group.ndim != 1 or group.dtype.kind not in "iu" or not _within(group, n_groups):
+    known = group.dtype.kind in "iu" and bool(((group >= 0) & (group < n_groups)).all())
+    if group.ndim != 1 or not known:
         raise DataError(
             f"groups of spots: found shape {group.shape} of {group.dtype}"
             f"{f' up to {group.max()}' if group.size else ''}, expected (S,) integers from 0 to "
@@ -342,14 +316,10 @@ def _sizes(group: NDArray[Any], n_groups: int) -> NDArray[np.int64]:
     return np.bincount(group, minlength=n_groups).astype(np.int64)
 
 
-def _within(group: NDArray[Any], n_groups: int) -> bool:
-    return not group.size or (int(group.min()) >= 0 and int(group.max()) < n_groups)
-
-
 def _draw(
     blocks: TfidfBlocks,
-    groups: GroupBlocks,
-    vectors: VectorBlocks | None,
+    groups: SpotArrays,
+    vectors: SpotArrays | None,
     n_genes: int,
     quota: dict[int, NDArray[np.int64]],
     seed: int,
@@ -357,7 +327,7 @@ def _draw(
     """The sampled spots of every group; each group has its own random numbers."""
     rngs = {group: np.random.default_rng(seed) for group in quota}
     samples = {group: _Sample([], []) for group in quota}
-    streams = [read_blocks(blocks, n_genes), _read_group_gene_graphs(groups)]
+    streams = [read_blocks(blocks, n_genes), read_stream(_GROUPS, groups)]
     if vectors is not None:
         streams.append(iter(vectors()))
     number = -1
@@ -366,7 +336,7 @@ def _draw(
         for group, take in quota.items():
             if not take[number]:
                 continue
-            mine = _members(group_of_spots, group)
+            mine = np.flatnonzero((group_of_spots == group) | (group == _CORPUS))
             drawn = rngs[group].choice(len(mine), size=int(take[number]), replace=False)
             chosen = mine[np.sort(drawn)]
             samples[group].rows.append(rows[chosen])
@@ -377,12 +347,6 @@ def _draw(
             "more. groups must be a function that returns a fresh iterator on every call."
         )
     return samples
-
-
-def _members(group_of_spots: NDArray[Any], group: int) -> NDArray[np.int64]:
-    if group == _CORPUS:
-        return np.arange(len(group_of_spots))
-    return np.flatnonzero(group_of_spots == group)
 
 
 def _together(streams: list[Iterator[Any]]) -> Iterator[tuple[Any, ...]]:

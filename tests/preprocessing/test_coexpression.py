@@ -16,6 +16,7 @@ from preprocessing.coexpression import (
     standardise,
     standardise_global,
 )
+from preprocessing.coexpression.gene_graph import EdgeRule
 from preprocessing.errors import DataError
 from preprocessing.tfidf import TfidfReweighter
 
@@ -144,7 +145,7 @@ def test_graph_equals_the_slow_pairs(block):
     blocks = slides()
     information = slow_information(blocks)
     graph = gene_graph(
-        lambda: iter(blocks), N_GENES, n_neighbours=4, min_information=0.02, block=block
+        lambda: iter(blocks), N_GENES, EdgeRule(n_neighbours=4, min_information=0.02, block=block)
     )
     assert (graph.neighbour.dtype, graph.weight.dtype) == (np.int32, np.float32)
     for gene in range(N_GENES):
@@ -163,7 +164,7 @@ def test_copula_information_of_a_bivariate_normal():
     x, noise, alone = rng.standard_normal((3, 20_000))
     y = -0.8 * x + 0.6 * noise
     values = sparse.csr_matrix(np.stack([np.exp(x), np.exp(3 * y), np.exp(alone)], axis=1))
-    graph = gene_graph(lambda: iter([values]), 3, n_neighbours=2, max_spots=20_000)
+    graph = gene_graph(lambda: iter([values]), 3, EdgeRule(n_neighbours=2), max_spots=20_000)
     assert graph.neighbour.tolist() == [[1, 3], [0, 3], [3, 3]]
     np.testing.assert_allclose(graph.weight[0, 0], -0.5 * np.log(1 - 0.64), rtol=0.03)
 
@@ -171,7 +172,9 @@ def test_copula_information_of_a_bivariate_normal():
 def test_slide_offsets_make_no_edge():
     rng = np.random.default_rng(0)
     blocks = [sparse.csr_matrix(rng.random((400, 5)) + 10 * shift) for shift in range(3)]
-    assert (gene_graph(lambda: iter(blocks), 5, min_information=0.02).neighbour == 5).all()
+    assert (
+        gene_graph(lambda: iter(blocks), 5, EdgeRule(min_information=0.02)).neighbour == 5
+    ).all()
 
 
 def test_rank_scores_equal_rankdata():
@@ -189,11 +192,11 @@ def test_rare_constant_and_copied_genes():
     values[:, 2] = 1
     values[:, 3:5] = 0
     values[5, 3:5] = 1  # two genes that share their only spot
-    graph = gene_graph(lambda: iter([sparse.csr_matrix(values)]), 6, min_information=0.05)
+    graph = gene_graph(lambda: iter([sparse.csr_matrix(values)]), 6, EdgeRule(min_information=0.05))
     assert graph.neighbour[0, 0] == 1
     assert np.isfinite(graph.weight).all()
     assert (graph.neighbour[2:] == 6).all()
-    with_rare = gene_graph(lambda: iter([sparse.csr_matrix(values)]), 6, min_detected=1)
+    with_rare = gene_graph(lambda: iter([sparse.csr_matrix(values)]), 6, EdgeRule(min_detected=1))
     assert with_rare.neighbour[3, 0] == 4
     matrix = graph.matrix().toarray()
     np.testing.assert_array_equal(matrix, matrix.T)
@@ -233,7 +236,7 @@ def test_spots_are_drawn_evenly_and_by_seed():
         (lambda b: gene_graph(lambda: iter([b[0][:2]]), N_GENES), "at least 3"),
         (lambda b: gene_graph(lambda: iter([-b[0]]), N_GENES), "negative"),
         (lambda b: gene_graph(lambda: iter([b[0][:0]]), N_GENES), "no spots"),
-        (lambda b: gene_graph(lambda: iter(b), N_GENES, n_neighbours=0), "at least 1"),
+        (lambda b: gene_graph(lambda: iter(b), N_GENES, EdgeRule(n_neighbours=0)), "at least 1"),
         (
             lambda b: GeneGraph(np.zeros((3, 2), np.int32), np.zeros((3, 1), np.float32)),
             "one shape",

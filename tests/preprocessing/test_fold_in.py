@@ -10,7 +10,6 @@ from preprocessing.coexpression.fold_in import (
     FoldIn,
     FoldInRule,
     extend_factors,
-    extend_tfidf,
     fold_in,
 )
 from preprocessing.errors import DataError
@@ -142,9 +141,9 @@ def unseen_only(tfidf, factors, folded, counts) -> np.ndarray:
     known = sparse.csr_matrix((counts.shape[0], tfidf.n_genes), dtype=counts.dtype)
     table = sparse.hstack([known, counts[:, columns]]).tocsr()
     longer = extend_factors(factors, folded)
-    return standardise(spot_vectors(extend_tfidf(tfidf, folded).transform(table), longer), longer)[
-        0
-    ]
+    return standardise(
+        spot_vectors(tfidf.with_genes(folded.df, folded.extra).transform(table), longer), longer
+    )[0]
 
 
 @pytest.mark.parametrize("variant", ["log", "arcsinh", "rank"])
@@ -197,7 +196,7 @@ def test_extension_leaves_known_genes_as_they_were():
     tfidf, factors = cohort.fit()
     before = tfidf.sums.df.copy()
     folded, _ = fold_in(cohort.bridge([2]), NEW, tfidf, factors)
-    longer, more = extend_tfidf(tfidf, folded), extend_factors(factors, folded)
+    longer, more = tfidf.with_genes(folded.df, folded.extra), extend_factors(factors, folded)
     assert (longer.n_genes, more.n_genes) == (N_KNOWN + folded.n_genes,) * 2
     np.testing.assert_array_equal(tfidf.sums.df, before)
     np.testing.assert_array_equal(longer.idf[:N_KNOWN], tfidf.idf)
@@ -244,7 +243,11 @@ def test_the_report_tells_every_gene():
     assert none.components.shape == (0, RANK)
     assert "constant over the bridge spots" in report.dropped.values()
     assert "0 new genes folded in" in str(report)
-    assert extend_factors(factors, none).n_genes == extend_tfidf(raw, none).n_genes == N_KNOWN
+    assert (
+        extend_factors(factors, none).n_genes
+        == raw.with_genes(none.df, none.extra).n_genes
+        == N_KNOWN
+    )
 
 
 @pytest.mark.parametrize(

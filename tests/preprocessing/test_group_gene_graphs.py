@@ -5,6 +5,8 @@ import pytest
 from scipy import sparse, stats
 
 from preprocessing.coexpression import gene_graph, group_gene_graphs
+from preprocessing.coexpression.gene_graph import EdgeRule
+from preprocessing.coexpression.spot_groups import Smoothing
 from preprocessing.errors import DataError
 
 N_GENES = 12
@@ -29,9 +31,9 @@ def planted(sizes=(700, 500), seed: int = 0):
     return blocks, groups
 
 
-def fit(blocks, groups, n_groups=2, **options):
+def fit(blocks, groups, n_groups=2, rule=None, **options):
     return group_gene_graphs(
-        lambda: iter(blocks), lambda: iter(groups), N_GENES, n_groups, **options
+        lambda: iter(blocks), lambda: iter(groups), N_GENES, n_groups, rule, **options
     )
 
 
@@ -58,7 +60,7 @@ def slow_information(blocks, groups, group) -> np.ndarray:
 
 def test_graphs_equal_the_slow_pairs_of_their_group():
     blocks, groups = planted()
-    graphs = fit(blocks, groups, n_neighbours=3, min_information=0.02)
+    graphs = fit(blocks, groups, rule=EdgeRule(n_neighbours=3, min_information=0.02))
     for group, graph in enumerate(graphs):
         wanted = slow_information(blocks, groups, group)
         for gene in range(N_GENES):
@@ -72,25 +74,25 @@ def test_graphs_equal_the_slow_pairs_of_their_group():
 
 def test_planted_edges_are_found_only_in_their_group():
     blocks, groups = planted()
-    first, second = fit(blocks, groups, min_information=0.05)
+    first, second = fit(blocks, groups, rule=EdgeRule(min_information=0.05))
     assert edges(first) == {PAIR[0], SHARED}
     assert edges(second) == {PAIR[1], SHARED}
     # over all spots the levels of the groups make an edge that neither group has
-    corpus = gene_graph(lambda: iter(blocks), N_GENES, min_information=0.05)
+    corpus = gene_graph(lambda: iter(blocks), N_GENES, EdgeRule(min_information=0.05))
     assert (6, 7) in edges(corpus)
 
 
 @pytest.mark.parametrize("max_spots", [5000, 300])
 def test_a_group_gets_what_gene_graph_gives_its_spots_alone(max_spots):
     blocks, groups = planted((400, 700, 300))
-    graphs = fit(blocks, groups, max_spots=max_spots, min_information=0.02, seed=3)
+    graphs = fit(blocks, groups, rule=EdgeRule(min_information=0.02), max_spots=max_spots, seed=3)
     for group, graph in enumerate(graphs):
         alone = [b[own == group] for b, own in zip(blocks, groups, strict=True)]
         wanted = gene_graph(
             lambda alone=alone: iter(alone),
             N_GENES,
+            EdgeRule(min_information=0.02),
             max_spots=max_spots,
-            min_information=0.02,
             seed=3,
         )
         np.testing.assert_array_equal(graph.neighbour, wanted.neighbour)
@@ -130,15 +132,9 @@ def test_smoothing_equals_a_slow_average_and_measures_diffusion():
     """Genes that are noise become informative of each other: why it is off by default."""
     blocks, groups = planted((160, 120))
     vectors = [np.random.default_rng(i).normal(size=(b.shape[0], 2)) for i, b in enumerate(blocks)]
-    options = {"min_information": 0.05, "min_group_spots": 20, "max_spots": 500}
-    found = fit(
-        blocks,
-        groups,
-        smoothing=2,
-        smoothing_neighbours=4,
-        vectors=lambda: iter(vectors),
-        **options,
-    )
+    options = {"rule": EdgeRule(min_information=0.05), "min_group_spots": 20, "max_spots": 500}
+    smoothing = Smoothing(rounds=2, neighbours=4)
+    found = fit(blocks, groups, smoothing=smoothing, vectors=lambda: iter(vectors), **options)
     for group, graph in enumerate(found):
         place = np.concatenate([v[own == group] for v, own in zip(vectors, groups, strict=True)])
         values = np.concatenate(
@@ -156,7 +152,7 @@ def test_smoothing_equals_a_slow_average_and_measures_diffusion():
 
 
 def limits(options: dict) -> dict:
-    return {name: options[name] for name in ("min_information", "max_spots")}
+    return {name: options[name] for name in ("rule", "max_spots")}
 
 
 @pytest.mark.parametrize(
@@ -171,10 +167,10 @@ def limits(options: dict) -> dict:
         (lambda b, g: fit(b, g[::-1]), "same slides"),
         (lambda b, g: fit([], g), "no slide"),
         (lambda b, g: group_gene_graphs(lambda: iter(b), g, N_GENES, 2), "found list.*lambda"),
-        (lambda b, g: fit(b, g, n_neighbours=0), "at least 1"),
+        (lambda b, g: fit(b, g, rule=EdgeRule(n_neighbours=0)), "at least 1"),
         (lambda b, g: fit(b, g, max_spots=0), "at least 1"),
-        (lambda b, g: fit(b, g, smoothing=1), "found no vectors.*smoothing=0"),
-        (lambda b, g: fit(b, g, smoothing=-1), "0 or more rounds"),
+        (lambda b, g: fit(b, g, smoothing=Smoothing(1)), "found no vectors.*smoothing=0"),
+        (lambda b, g: fit(b, g, smoothing=Smoothing(-1)), "0 or more rounds"),
         (lambda b, g: fit([-one for one in b], g), "negative"),
     ],
 )
