@@ -30,11 +30,11 @@ from PIL import Image
 from scipy import ndimage
 from scipy.sparse import random as random_sparse
 
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.run import prepare
 from preprocessing.run.preparation import SlideTask, attempt_slide
 from preprocessing.simulate import write_pyramid
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.slides.tiled import direct_tiles
 from preprocessing.store import SlideStore

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import write_store
 

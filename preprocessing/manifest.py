@@ -1,204 +1,23 @@
-"""The manifest: one CSV row a slide, naming its files and what is known about it.
-
-Only scale factors and the header of a spot table are opened.
-"""
+"""The manifest: one CSV row a slide, naming its files; read, written, and drafted from a folder."""
 
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import atomic_path, require_folder_part, require_plain_name
-from preprocessing.format_detection import detect_format
-from preprocessing.spot_table import MODALITIES, PROTEIN, RNA
-
-IMAGE_ONLY = "image"  # a slide without counts
-
-VISIUM_HD = "visium_hd"
-
-HEST = "hest"
-
-HD_CELLS = "visium_hd_cells"
-
-CELL_FORMATS = ("h5ad", "loom", "csv", "xenium", "cosmx", "spatialdata", HD_CELLS)
-
-FORMATS = ("visium", VISIUM_HD, "legacy_st", HEST, *CELL_FORMATS, IMAGE_ONLY)
-
-BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
+from preprocessing.files import atomic_path, plain_name, require_folder_part, require_plain_name
+from preprocessing.readers import READERS
+from preprocessing.readers.format import Format, detect_format, format_of
+from preprocessing.slide_row import COLUMNS, IMAGE_ONLY, PATH_COLUMNS, SlideRow
+from preprocessing.spot_table import MODALITIES, RNA
 
 REQUIRED = ("slide_id", "patient_id", "counts")
-
-PATH_COLUMNS = ("counts", "image", "spots", "labels")
-
 _NUMBERS = ("mpp", "image_scale", "pitch_um", "bin_um")
-
-
-@dataclass(frozen=True)
-class SlideRow:
-    """One slide of a manifest; the columns of the CSV carry the same names.
-
-    Attributes:
-        slide_id: plain name [A-Za-z0-9._-]; names the store file.
-        patient_id: splits are made by patient.
-        counts: Space Ranger folder or matrix (visium, visium_hd, visium_hd_cells), output folder
-            (xenium, cosmx), zarr folder (spatialdata), root of HEST-1k or its st/<id>.h5ad (hest),
-            or one file (legacy_st, h5ad, loom, csv); None (image).
-        format: one of `FORMATS` (empty in the manifest: by `detect_format`); "csv" is any table of
-            cells x genes, "image" a slide without counts: its spots are a square grid of windows
-            over the tissue.
-        image: slide image (image: required); None gives a counts-only store.
-        spots: spot table (legacy_st: required; visium: instead of spatial/tissue_positions*);
-            table of cells with coordinates (csv).
-        labels: table with labels or measurements per spot.
-        mpp: um per level-0 pixel of the image file named; without image um per coordinate unit.
-        image_scale: image pixels per coordinate pixel; None: 1, or for Space Ranger by the names
-            tissue_hires_image / tissue_lowres_image.
-        pitch_um: centre-to-centre distance in um of one array step (legacy ST: 200 or 100), of
-            the grid (image; None: as wide as a patch), or of the square pseudo-spots into which
-            cells are summed (tables of cells; None: cells stay).
-        tissue: free text.
-        organism: free text, such as "human".
-        technology: free text, such as "Visium".
-        modality: "rna" (counts, integers) or "protein" (intensities from 0 on).
-        outcome: a class such as "1", or a survival time "34.5;1" (time;event); "" unknown; the
-            same on all slides of a patient.
-        bin_um: edge of the bins to read in um (visium_hd: one of `BINS_UM`; None: 8).
-    """
-
-    slide_id: str
-    patient_id: str
-    counts: Path | None
-    format: str
-    image: Path | None = None
-    spots: Path | None = None
-    labels: Path | None = None
-    mpp: float | None = None
-    image_scale: float | None = None
-    pitch_um: float | None = None
-    tissue: str = ""
-    organism: str = ""
-    technology: str = ""
-    modality: str = RNA
-    outcome: str = ""
-    bin_um: float | None = None
-
-    @property
-    def counts_path(self) -> Path:
-        """The counts, for the readers of formats that have some; DataError where there are none."""
-        if self.counts is None:
-            raise DataError(f"format {self.format} needs the column 'counts'; it is empty")
-        return self.counts
-
-
-COLUMNS = tuple(f.name for f in fields(SlideRow))
-
-
-def parse_row(
-    number: int, header: list[str], cells: list[str], base: Path
-) -> tuple[SlideRow | None, list[str]]:
-    """Parse one row.
-
-    Args:
-        number: line in the file, for the messages.
-        header: column names.
-        cells: the texts of the row.
-        base: folder that relative paths start from.
-
-    Returns:
-        The row, or None where it cannot be used, and one sentence for each problem.
-    """
-    if len(cells) != len(header):
-        return None, [f"row {number}: {len(cells)} cells, the header has {len(header)}"]
-    values = dict(zip(header, cells, strict=True))
-    problems: list[str] = []
-    parsed: dict[str, object] = {}
-    for name, text in values.items():
-        try:
-            parsed[name] = _PARSERS.get(name, _text)(name, text, base)
-        except ValueError as error:
-            problems.append(f"row {number}: {error}")
-    if not values.get("format"):
-        told = _detected(parsed)
-        parsed["format"] = told
-        if told is None:
-            problems.append(f"row {number}: {_unknown_format(values)}")
-    problems += [f"row {number}: {text}" for text in _misfits(parsed, values)]
-    if problems:
-        return None, problems
-    return SlideRow(**parsed), []  # type: ignore[arg-type]
-
-
-def _detected(parsed: Mapping[str, object]) -> str | None:
-    """The format that the files of a row show; None where they show none."""
-    paths = (parsed.get(name) for name in ("counts", "image", "spots"))
-    counts, image, spots = (path if isinstance(path, Path) else None for path in paths)
-    return detect_format(counts, image, spots)
-
-
-def _unknown_format(values: Mapping[str, str]) -> str:
-    if not values["counts"]:
-        return "it names neither counts nor an image; fill one of them"
-    return (
-        f"the format of {values['counts']} does not show; check the path, or write one of "
-        f"{', '.join(FORMATS)} into the column format"
-    )
-
-
-def _misfits(parsed: Mapping[str, object], values: Mapping[str, str]) -> list[str]:
-    """What the format asks of the other columns, and they do not give."""
-    if parsed.get("format") == IMAGE_ONLY:
-        problems = [
-            f"format image lays its own grid; leave the column {name!r} empty"
-            for name in ("counts", "spots", "image_scale", "bin_um")
-            if values.get(name)
-        ]
-        if parsed.get("modality") == PROTEIN:
-            problems.append("format image measures nothing; leave the column 'modality' empty")
-        if not values.get("image"):
-            problems.append("format image needs the column 'image' (slide image)")
-        return problems
-    problems = []
-    if parsed.get("format") and not values["counts"]:
-        problems.append("counts is empty; a slide without counts has the format 'image'")
-    if parsed.get("format") == "legacy_st":
-        if not values.get("spots"):
-            problems.append("format legacy_st needs the column 'spots' (spot table)")
-        if parsed.get("modality") == PROTEIN:
-            problems.append("format legacy_st holds RNA; for a table of proteins use format csv")
-    if parsed.get("format") in (*CELL_FORMATS, HEST):
-        problems += _cell_misfits(str(parsed["format"]), values)
-    return problems + _bin_misfits(parsed, values)
-
-
-def _bin_misfits(parsed: Mapping[str, object], values: Mapping[str, str]) -> list[str]:
-    """Bins and pitch of a format that has, or has not, a fixed grid."""
-    form = parsed.get("format")
-    if form == VISIUM_HD:
-        problems = []
-        if values.get("pitch_um"):
-            problems.append("format visium_hd has bins; give bin_um and leave pitch_um empty")
-        if parsed.get("bin_um") not in (None, *BINS_UM):
-            known = ", ".join(f"{value:g}" for value in BINS_UM)
-            problems.append(f"bin_um is {values.get('bin_um')}; Visium HD has bins of {known} um")
-        return problems
-    if form is not None and values.get("bin_um"):
-        return [f"format {form} has no bins of Visium HD; leave the column 'bin_um' empty"]
-    return []
-
-
-def _cell_misfits(form: str, values: Mapping[str, str]) -> list[str]:
-    """Columns that would be ignored for a table of cells."""
-    problems = []
-    if values.get("spots") and form != "csv":
-        problems.append(f"format {form} brings its own coordinates; leave the column 'spots' empty")
-    if form == HEST and values.get("pitch_um"):
-        problems.append("format hest holds spots already; leave the column 'pitch_um' empty")
-    if values.get("image_scale") and not values.get("image"):
-        problems.append("image_scale is given without image; leave it empty or name the image")
-    return problems
+_MAX_DEPTH = 6
 
 
 def _text(name: str, text: str, base: Path) -> str:
@@ -222,9 +41,9 @@ def _path(name: str, text: str, base: Path) -> Path | None:
 
 
 def _format(name: str, text: str, base: Path) -> str:
-    if text and text not in FORMATS:
-        listed = f"formats are {', '.join(FORMATS)}"
-        hint = did_you_mean(text, FORMATS, "did you mean", listed, cutoff=0.4)
+    if text and text not in READERS:
+        listed = f"formats are {', '.join(READERS)}"
+        hint = did_you_mean(text, READERS, "did you mean", listed, cutoff=0.4)
         raise ValueError(f"unknown format {text!r} ({hint})")
     return text
 
@@ -257,6 +76,47 @@ _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
     **dict.fromkeys(PATH_COLUMNS, _path),
     **dict.fromkeys(_NUMBERS, _number),
 }
+
+
+def _parse_row(
+    number: int, header: list[str], cells: list[str], base: Path
+) -> tuple[SlideRow | None, list[str]]:
+    """The row of line ``number``, or None where it cannot be used, and its problems."""
+    if len(cells) != len(header):
+        return None, [f"row {number}: {len(cells)} cells, the header has {len(header)}"]
+    values = dict(zip(header, cells, strict=True))
+    problems: list[str] = []
+    parsed: dict[str, object] = {}
+    for name, text in values.items():
+        try:
+            parsed[name] = _PARSERS.get(name, _text)(name, text, base)
+        except ValueError as error:
+            problems.append(str(error))
+    if not values.get("format"):
+        parsed["format"] = _detected(parsed)
+        if parsed["format"] is None:
+            problems.append(_unknown_format(values))
+    if parsed.get("format"):
+        filled = {name for name, text in values.items() if text}
+        problems += format_of(str(parsed["format"])).misfits(parsed, filled)
+    if problems:
+        return None, [f"row {number}: {text}" for text in problems]
+    return SlideRow(**parsed), []  # type: ignore[arg-type]
+
+
+def _detected(parsed: Mapping[str, object]) -> str | None:
+    """The format that the files of a row show; None where they show none."""
+    paths = (parsed.get(name) for name in ("counts", "image", "spots"))
+    return detect_format(*(path if isinstance(path, Path) else None for path in paths))
+
+
+def _unknown_format(values: Mapping[str, str]) -> str:
+    if not values["counts"]:
+        return "it names neither counts nor an image; fill one of them"
+    return (
+        f"the format of {values['counts']} does not show; check the path, or write one of "
+        f"{', '.join(READERS)} into the column format"
+    )
 
 
 def read_manifest(
@@ -307,7 +167,7 @@ def scan_manifest(
     problems: list[str] = []
     first_line: dict[str, int] = {}
     for number, cells in body:
-        row, found = parse_row(number, header, cells, base)
+        row, found = _parse_row(number, header, cells, base)
         problems.extend(found)
         if row is None:
             continue
@@ -409,3 +269,74 @@ def _check_header(path: Path, header: list[str]) -> None:
     if problems:
         more = "; separate the cells by commas" if ";" in header[0] or "\t" in header[0] else ""
         raise DataError(f"manifest {path}, header: " + "; ".join(problems) + more)
+
+
+def draft_manifest(folder: str | Path) -> list[SlideRow]:
+    """Find slides below a folder and describe them as manifest rows.
+
+    Every format looks for its layouts; whole-slide images that belong to nothing become slides
+    without counts (mpp stays empty where the files do not state it: fill it in). The patient is
+    the slide id without its trailing number (legacy), what the metadata say (HEST-1k) or the slide
+    id (others): correct it where slides share one.
+
+    Args:
+        folder: where to look, up to six folders deep.
+
+    Returns:
+        Rows sorted by slide id; ids found twice get their parent folder's name in front.
+
+    Raises:
+        DataError: no folder, or none of the layouts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give the folder that holds the data")
+    formats = [format_of(name) for name in READERS]
+    rows = [row for found in _discovered(folder, formats) for row in found]
+    used = {row.image for row in rows if row.counts is not None}
+    rows = [row for row in rows if row.counts is not None or row.image not in used]
+    if not rows:
+        layouts = ", ".join(form.layout for form in formats if form.layout)
+        raise DataError(
+            f"{folder} holds no known layout: looked for {layouts}; write the manifest by hand "
+            "(columns: slide_id, patient_id, counts, format, ...)"
+        )
+    return sorted(_unique_ids(rows), key=lambda row: row.slide_id)
+
+
+def _discovered(top: Path, formats: list[Format]) -> Iterator[list[SlideRow]]:
+    """The rows of every folder; nothing is looked for below one that is a data set as a whole."""
+    images = format_of(IMAGE_ONLY)
+    for place, below, _ in os.walk(top):
+        here = Path(place)
+        whole = next((rows for form in formats if form.whole and (rows := form.discover(here))), [])
+        others = [form for form in formats if not form.whole and (not whole or form is images)]
+        yield whole + [row for form in others for row in form.discover(here)]
+        below[:] = sorted(d for d in below if not d.startswith("."))
+        if whole or len(here.relative_to(top).parts) >= _MAX_DEPTH:
+            below.clear()
+
+
+def _unique_ids(rows: list[SlideRow]) -> list[SlideRow]:
+    ids = [row.slide_id for row in rows]
+    named = [
+        replace(row, slide_id=plain_name(f"{_study(row)}_{row.slide_id}"))
+        if ids.count(row.slide_id) > 1
+        else row
+        for row in rows
+    ]
+    twice = {r.slide_id for r in named if [n.slide_id for n in named].count(r.slide_id) > 1}
+    if twice:
+        raise DataError(
+            f"slides with the same name: {', '.join(sorted(twice))}; draft the "
+            "manifests of their folders one by one"
+        )
+    return named
+
+
+def _study(row: SlideRow) -> str:
+    """Name of the nearest folder above the counts that says more than the layout."""
+    layout = {row.slide_id, "outs", "counts", "ST-cnts", "data", "st"}
+    place = row.image if row.counts is None else row.counts
+    parents = () if place is None else place.resolve().parents
+    return next((p.name for p in parents if p.name not in layout), "")

@@ -179,6 +179,13 @@ def whole_counts(data: np.ndarray) -> np.ndarray:
         return np.asarray(whole & (np.mod(data, 1) == 0) if data.dtype.kind == "f" else whole)
 
 
+def allowed_values(data: np.ndarray, modality: str) -> bool:
+    """Tell whether all values (n,) are counts (rna), or finite numbers from 0 on (protein)."""
+    if modality == PROTEIN:
+        return bool((np.isfinite(data) & (data >= 0)).all())
+    return bool(whole_counts(data).all())
+
+
 def intensities(
     counts: csr_matrix, cells: np.ndarray | None = None, genes: np.ndarray | None = None
 ) -> csr_matrix:
@@ -260,6 +267,14 @@ def unique_names(names: Sequence[str]) -> tuple[np.ndarray, int]:
         seen.add(new)
         result.append(new)
     return np.array(result, dtype=object), renamed
+
+
+def unique_gene_names(names: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Return `unique_names` of genes (G,), and note how many were renamed."""
+    unique, renamed = unique_names(names.tolist())
+    if renamed:
+        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
+    return unique
 
 
 def hilbert_order(xy_um: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding
-from preprocessing.manifest import SlideRow, missing_files, scan_manifest
+from preprocessing.manifest import missing_files, scan_manifest
 from preprocessing.patches import PatchConfig, iter_patches
-from preprocessing.readers import read_slide_spots, read_spots
+from preprocessing.readers.format import read_slide_spots, read_spots
 from preprocessing.run.preparation import open_row_slide
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
 from preprocessing.store.read import stores_in

@@ -75,8 +75,7 @@ def _manifest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def manifest(options: argparse.Namespace) -> int:
     """``hibio manifest``."""
-    from preprocessing.discovery import draft_manifest
-    from preprocessing.manifest import write_manifest
+    from preprocessing.manifest import draft_manifest, write_manifest
 
     rows = draft_manifest(options.folder)
     write_manifest(rows, options.out)

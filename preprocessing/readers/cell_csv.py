@@ -6,16 +6,12 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table, read_joined
-from preprocessing.readers.coordinates import Scale, require_pair
+from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined
+from preprocessing.readers.coordinates import Scale, number_pair, require_pair
+from preprocessing.readers.format import NO_BINS, is_text
 from preprocessing.readers.tables import read_header, read_wide_table
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_csv_cells` reads (image and labels excluded), by role."""
-    return {"counts": row.counts_path} | ({} if row.spots is None else {"spots": row.spots})
 
 
 def read_csv_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -50,7 +46,6 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
         )
     table = read_wide_table(header, max(ends))
     frame = table.ids
-    pair = [pd.to_numeric(frame[name], errors="coerce") for name in (x, y)]
     others = frame.drop(columns=[x, y])
     names = others.iloc[:, 0] if others.shape[1] else frame.index.astype(str).to_series()
     cells = Cells(
@@ -58,7 +53,7 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
         np.asarray(names.to_numpy(dtype=object)),
         table.names,
         table.names,
-        np.column_stack(pair).astype(np.float64),
+        number_pair(frame, x, y),
         _typed(others.iloc[:, 1:]),
     )
     return cells, in_um
@@ -69,3 +64,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = frame.apply(pd.to_numeric, errors="coerce")
     whole = [name for name in frame.columns if (numbers[name].notna() | (frame[name] == "")).all()]
     return frame.assign(**{str(name): numbers[name] for name in whole})
+
+
+FORMAT = cell_format(
+    "csv", read_csv_cells, detect=lambda counts, spots: is_text(counts), forbids=NO_BINS
+)

@@ -1,32 +1,63 @@
 """From the parts of a table of cells to a `SpotTable`. Shapes: S cells, G genes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
 from preprocessing.pseudo_spots import pseudo_spots
 from preprocessing.readers.coordinates import (
     Scale,
     check_coordinates,
     find_pair,
+    number_pair,
     place,
     require_pair,
 )
+from preprocessing.readers.format import NO_BINS, Format
 from preprocessing.readers.labels import CODED, read_labels
-from preprocessing.readers.tables import MISSING, Header, read_header, read_typed, read_wide_table
-from preprocessing.spot_table import RNA, SpotTable, checked_counts, unique_names
+from preprocessing.readers.tables import (
+    MISSING,
+    Header,
+    first_names,
+    match_rows,
+    read_header,
+    read_typed,
+    read_wide_table,
+)
+from preprocessing.readers.tenx import TenxMatrix
+from preprocessing.slide_row import SlideRow
+from preprocessing.spot_table import RNA, SpotTable, checked_counts, unique_gene_names
 
 MEASURED = "activity:"  # number columns with this beginning are measurements of a cell
-
+OWN_PLACES = {"spots": "brings its own coordinates"}
 _ID_FROM = 20  # a text column whose values all differ is an id, in a table larger than this
-
 _LISTED = 6
+_FIRST = 8  # ids stand among the first columns of a counts table
+_ID_NAMES = ("barcode", "cell_id", "cell_ID", "CellID", "cell", "Cell", "row_name", "")
+
+
+def cell_format(
+    name: str, read: Callable[[SlideRow, float | None], SpotTable], **known: Any
+) -> Format:
+    """A `Format` of cells that bring their own coordinates; ``known`` as for `Format`."""
+    defaults: dict[str, Any] = {
+        "forbids": {**OWN_PLACES, **NO_BINS},
+        "complain": _complain,
+        "cells": True,
+    }
+    return Format(name, read, **(defaults | known))
+
+
+def _complain(columns: Mapping[str, object]) -> list[str]:
+    if columns.get("image_scale") and not columns.get("image"):
+        return ["image_scale is given without image; leave it empty or name the image"]
+    return []
 
 
 @dataclass(frozen=True)
@@ -51,17 +82,27 @@ class Cells:
     columns: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_matrix(
+        cls,
+        matrix: TenxMatrix,
+        rows: np.ndarray,
+        xy: np.ndarray,
+        columns: pd.DataFrame,
+        notes: list[str],
+    ) -> "Cells":
+        """The barcodes ``rows`` (S,) of a 10x matrix, at ``xy`` (S, 2)."""
+        counts, barcodes = matrix.counts[rows], matrix.barcodes[rows]
+        return cls(counts, barcodes, matrix.gene_ids, matrix.gene_names, xy, columns, notes)
+
     def take(self, rows: np.ndarray) -> "Cells":
         """Return the cells ``rows`` (numbers or a mask)."""
-        columns = self.columns.iloc[rows].reset_index(drop=True)
-        return Cells(
-            self.counts[rows],
-            self.barcodes[rows],
-            self.gene_ids,
-            self.gene_names,
-            self.xy[rows],
-            columns,
-            self.notes,
+        return replace(
+            self,
+            counts=self.counts[rows],
+            barcodes=self.barcodes[rows],
+            xy=self.xy[rows],
+            columns=self.columns.iloc[rows].reset_index(drop=True),
         )
 
 
@@ -136,10 +177,7 @@ def _distinct(
             counts = checked_counts(counts.astype(np.int64) @ into, modality)
             kept = np.unique(code, return_index=True)[1]
             ids, names = ids[kept], names[kept]
-    renamed_names, renamed = unique_names(names.tolist())
-    if renamed:
-        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
-    return counts, ids, renamed_names
+    return counts, ids, unique_gene_names(names, notes)
 
 
 def label_columns(columns: pd.DataFrame, barcodes: np.ndarray, notes: list[str]) -> pd.DataFrame:
@@ -215,11 +253,6 @@ def _with_file(
     return pd.concat([labels.drop(columns=both), table], axis=1)
 
 
-_FIRST = 8  # ids stand among the first columns of a counts table
-
-_ID_NAMES = ("barcode", "cell_id", "cell_ID", "CellID", "cell", "Cell", "row_name", "")
-
-
 def read_joined(
     counts: Path, spots: Path, keys: Sequence[str] | None = None
 ) -> tuple[Cells, bool, tuple[str, ...]]:
@@ -254,8 +287,16 @@ def read_joined(
         notes.append("counts were genes x cells; turned round")
     for path, names in ((counts, count_keys), (spots, cell_keys)):
         _check_once(path, names)
-    rows, places = _match(counts, spots, count_keys, cell_keys, notes)
-    xy = frame[[x, y]].iloc[places].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    rows, places = match_rows(
+        count_keys,
+        cell_keys,
+        f"no cell of {counts} is in {spots} (counts: {first_names(count_keys)}; cells: "
+        f"{first_names(cell_keys)}); both need the same id columns",
+        notes,
+        f"cells of {counts.name} without a place left out",
+        f"cells of {spots.name} without counts left out",
+    )
+    xy = number_pair(frame, x, y)[places]
     columns = frame.drop(columns=[x, y, *own]).iloc[places].reset_index(drop=True)
     cells = Cells(values[rows], count_keys[rows], genes, genes, xy, columns, notes)
     return cells, in_um, shared
@@ -307,23 +348,3 @@ def _check_once(path: Path, names: np.ndarray) -> None:
             f"{path}: {len(twice)} ids occur twice (first: {twice[0]!r}); keep one row a cell, "
             "with all the columns that tell cells apart (such as fov and cell_ID)"
         )
-
-
-def _match(
-    counts: Path, spots: Path, count_keys: np.ndarray, cell_keys: np.ndarray, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the counts and of the cells that belong together, (S,) each."""
-    found = pd.Index(cell_keys).get_indexer(pd.Index(count_keys))
-    rows = np.flatnonzero(found >= 0)
-    if len(rows) == 0:
-        raise DataError(
-            f"no cell of {counts} is in {spots} (counts: {', '.join(map(str, count_keys[:2]))}; "
-            f"cells: {', '.join(map(str, cell_keys[:2]))}); both need the same id columns"
-        )
-    if len(rows) < len(count_keys):
-        notes.append(
-            f"{len(count_keys) - len(rows)} cells of {counts.name} without a place left out"
-        )
-    if len(rows) < len(cell_keys):
-        notes.append(f"{len(cell_keys) - len(rows)} cells of {spots.name} without counts left out")
-    return rows, found[rows]

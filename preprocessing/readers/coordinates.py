@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
+from preprocessing.slide_row import SlideRow
 
 _PAIRS = (
     ("x_um", "y_um"),
@@ -30,6 +31,11 @@ _WAYS = (
 )
 
 _SAME = 0.01
+_MPP_DIFFERENCE = 0.1
+VISIUM_PITCH_UM = 100.0
+_HEX_STEPS = ((0, 2), (1, 1), (1, -1))
+_MIN_PAIRS = 3
+_HEX_TOLERANCE = 1.05
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,29 @@ def require_pair(names: Iterable[str], where: str) -> tuple[str, str, bool]:
     return pair
 
 
+def number_pair(frame: pd.DataFrame, x: str, y: str) -> np.ndarray:
+    """Return two columns as numbers, (S, 2) float64; NaN where a cell holds none."""
+    return np.asarray(frame[[x, y]].apply(pd.to_numeric, errors="coerce"), dtype=np.float64)
+
+
+def known_mpp(values: Iterable[float | None], unknown: str) -> float:
+    """Return the first um per pixel that is known.
+
+    Raises:
+        DataError: none is; says ``unknown``.
+    """
+    mpp = next((value for value in values if value is not None), None)
+    if mpp is None:
+        raise DataError(f"mpp is unknown: {unknown}")
+    return mpp
+
+
+def note_other_mpp(mpp: float, other: float | None, source: str, notes: list[str]) -> None:
+    """Note where another source of the scale differs by more than a tenth."""
+    if other is not None and abs(mpp / other - 1) > _MPP_DIFFERENCE:
+        notes.append(f"mpp {mpp:.4g} differs from {other:.4g}, which {source}")
+
+
 def check_coordinates(xy: np.ndarray, barcodes: np.ndarray, where: str) -> None:
     """Check that every cell has its place.
 
@@ -125,9 +154,8 @@ def place(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None) 
                 "(um per coordinate unit); leave mpp empty"
             )
         return Places(xy, xy, 1.0)
-    mpp = scale.um_per_unit if row.mpp is None else row.mpp
-    if mpp is None:
-        raise DataError(f"mpp is unknown: the coordinates have no scale; give {_WAYS}{scale.hint}")
+    unknown = f"the coordinates have no scale; give {_WAYS}{scale.hint}"
+    mpp = known_mpp((row.mpp, scale.um_per_unit), unknown)
     return Places(xy, xy * mpp, mpp)
 
 
@@ -135,12 +163,11 @@ def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: floa
     stated = None
     if scale.um_per_unit is not None:
         stated = scale.um_per_unit / (row.image_scale or 1.0)
-    mpp = next((v for v in (row.mpp, image_mpp, stated) if v is not None), None)
-    if mpp is None:
-        raise DataError(
-            f"mpp is unknown: neither the image {row.image} nor the cells state it; give the "
-            "manifest column mpp (um per pixel of the image)"
-        )
+    mpp = known_mpp(
+        (row.mpp, image_mpp, stated),
+        f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
+        "per pixel of the image)",
+    )
     per_unit = row.image_scale
     if scale.in_um:
         per_unit = 1 / mpp if per_unit is None else per_unit
@@ -151,15 +178,6 @@ def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: floa
             )
     xy_px0 = xy if per_unit is None else xy * per_unit
     return Places(xy_px0, xy_px0 * mpp, mpp)
-
-
-VISIUM_PITCH_UM = 100.0
-
-_HEX_STEPS = ((0, 2), (1, 1), (1, -1))
-
-_MIN_PAIRS = 3
-
-_HEX_TOLERANCE = 1.05
 
 
 def step_lengths(array: np.ndarray, xy_px: np.ndarray, step: tuple[int, int]) -> np.ndarray:

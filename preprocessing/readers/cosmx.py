@@ -1,37 +1,32 @@
 """CosMx flat files: a counts table and a table of cells, joined by fov and cell_ID."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table, read_joined
+from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined
 from preprocessing.readers.coordinates import Scale
+from preprocessing.readers.format import first_file
 from preprocessing.readers.tables import read_header, read_typed
+from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
 KEYS = ("fov", "cell_ID")
-
 _COUNTS = ("*_exprMat_file.csv*", "*exprMat*.csv*", "cell_by_gene.csv*")
-
 _CELLS = ("*_metadata_file.csv*", "*metadata*.csv*", "cells.csv*")
-
 _FIELDS = "*fov_positions_file.csv*"
-
 _CONTROL = re.compile(r"(NegPrb|Negative|NegControl|SystemControl|FalseCode|Blank)", re.I)
-
 _FRAMES = {5472: 0.18, 4256: 0.12028}  # width of a field of view, pixels: um per pixel
-
 _HINT = (
     "; CosMx coordinates are pixels: 0.12028 um on commercial instruments (ImPixel_nm in the "
     "run's configuration), 0.18 um in the 2022 lung data (fields of view 5472 pixels wide)"
 )
 
 
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_cosmx` reads (image and labels excluded), by role."""
+def _sources(row: SlideRow) -> dict[str, Path]:
     files = find_cosmx_files(row.counts_path)
     if files is None:
         folder = row.counts_path
@@ -45,7 +40,7 @@ def source_files(row: SlideRow) -> dict[str, Path]:
 
 def find_cosmx_files(folder: Path) -> dict[str, Path] | None:
     """Return counts, table of cells and, where it is there, positions of the fields of view."""
-    counts, cells, fields = (_first(folder, *names) for names in (_COUNTS, _CELLS, (_FIELDS,)))
+    counts, cells, fields = (first_file(folder, *names) for names in (_COUNTS, _CELLS, (_FIELDS,)))
     if counts is None or cells is None:
         return None
     return {"counts": counts, "spots": cells} | ({} if fields is None else {"fields": fields})
@@ -64,7 +59,7 @@ def read_cosmx(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     Raises:
         DataError: a file is missing or unusable, or the scale is unknown.
     """
-    files = source_files(row)
+    files = _sources(row)
     cells, in_um, keys = read_joined(files["counts"], files["spots"], KEYS)
     cells = _real_cells(_real_genes(cells))
     stated = stated_mpp(files["fields"]) if "fields" in files else None
@@ -99,30 +94,17 @@ def mpp_of_frame(fields: Path) -> float | None:
     return near.pop() if len(near) == 1 else None
 
 
-def _first(folder: Path, *patterns: str) -> Path | None:
-    if not folder.is_dir():
-        return None
-    for pattern in patterns:
-        found = sorted(p for p in folder.glob(pattern) if p.is_file())
-        if found:
-            return found[0]
-    return None
-
-
 def _real_genes(cells: Cells) -> Cells:
     control = np.array([_CONTROL.match(str(name)) is not None for name in cells.gene_names])
     if not control.any():
         return cells
     cells.notes.append(f"{int(control.sum())} negative controls left out")
     kept = np.flatnonzero(~control)
-    return Cells(
-        cells.counts[:, kept],
-        cells.barcodes,
-        cells.gene_ids[kept],
-        cells.gene_names[kept],
-        cells.xy,
-        cells.columns,
-        cells.notes,
+    return replace(
+        cells,
+        counts=cells.counts[:, kept],
+        gene_ids=cells.gene_ids[kept],
+        gene_names=cells.gene_names[kept],
     )
 
 
@@ -132,3 +114,32 @@ def _real_cells(cells: Cells) -> Cells:
         return cells
     cells.notes.append(f"{int(outside.sum())} rows of cell_ID 0 (outside cells) left out")
     return cells.take(np.flatnonzero(~outside))
+
+
+def _detect(counts: Path, spots: Path | None) -> bool:
+    return first_file(counts, "*_exprMat_file.csv*", "cell_by_gene.csv*") is not None
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """A folder of flat files; mpp by the width of the fields of view, where it is known."""
+    files = find_cosmx_files(folder)
+    if files is None:
+        return []
+    try:
+        headers = [read_header(files[role]).names for role in ("counts", "spots")]
+    except DataError:
+        return []
+    if not all(set(KEYS) <= set(names) for names in headers):
+        return []
+    mpp = mpp_of_frame(files["fields"]) if "fields" in files else None
+    return [drafted_row(folder.resolve().name, folder, "cosmx", mpp=mpp, technology="CosMx")]
+
+
+FORMAT = cell_format(
+    "cosmx",
+    read_cosmx,
+    sources=_sources,
+    detect=_detect,
+    discover=_discover,
+    layout="CosMx folders",
+)

@@ -8,18 +8,20 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import (
     VISIUM_PITCH_UM,
     Scale,
     find_pair,
     hex_pitch_px,
+    number_pair,
     require_pair,
 )
+from preprocessing.readers.format import file_name
 from preprocessing.readers.hdf5 import (
     Node,
     column_names,
+    files_with_cells,
     first_values,
     index_values,
     open_hdf5,
@@ -29,20 +31,13 @@ from preprocessing.readers.hdf5 import (
     read_texts,
 )
 from preprocessing.readers.tenx import wanted_features
-from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts, whole_counts
+from preprocessing.slide_row import SlideRow
+from preprocessing.spot_table import SpotTable, allowed_values, checked_counts
 
 _WHAT = "an AnnData file (.h5ad)"
-
 _OBSM = ("spatial_um", "X_spatial_um", "spatial", "X_spatial")
-
 _SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
-
 _IDS = ("gene_ids", "gene_id", "ensembl_id", "feature_id", "Accession")
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_h5ad` reads (image and labels excluded), by role."""
-    return {"counts": row.counts_path}
 
 
 def read_h5ad(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -119,12 +114,6 @@ def _sources(file: h5py.File) -> dict[str, tuple[Node, Node]]:
     }
 
 
-def _usable(data: np.ndarray, modality: str) -> bool:
-    if modality == PROTEIN:
-        return bool((np.isfinite(data) & (data >= 0)).all())
-    return bool(whole_counts(data).all())
-
-
 def _counts(
     file: h5py.File, modality: str, notes: list[str], path: Path
 ) -> tuple[csr_matrix, Node]:
@@ -133,10 +122,10 @@ def _counts(
     if not sources:
         raise DataError(f"{path} has neither X, layers['counts'] nor raw.X; expected raw counts")
     for name, (node, var) in sources.items():
-        if not _usable(first_values(node), modality):
+        if not allowed_values(first_values(node), modality):
             continue
         matrix = read_matrix(node)
-        if _usable(matrix.data, modality):
+        if allowed_values(matrix.data, modality):
             notes.append(f"counts are {name}")
             return matrix, var
     name, (node, var) = next(iter(sources.items()))
@@ -157,9 +146,7 @@ def _genes(var: Node, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     columns = column_names(var)
     symbols = next((n for n in _SYMBOLS if n in columns), None)
     given = next((n for n in _IDS if n in columns), None)
-    names = index if index is not None and symbols is None else None
-    if symbols is not None:
-        names = read_texts(var[symbols])
+    names = index if symbols is None else read_texts(var[symbols])
     if names is None:
         raise DataError(f"{path}: var has no index of gene names; found {', '.join(columns)}")
     ids = index
@@ -184,8 +171,7 @@ def _coordinates(
         there = f"{path}: no obsm {' or '.join(map(repr, _OBSM))} (obsm has: "
         there += f"{', '.join(obsm) or 'nothing'}), and obs"
         x, y, in_um = require_pair(columns.columns, there)
-        pair = [pd.to_numeric(columns[name], errors="coerce") for name in (x, y)]
-        return np.column_stack(pair).astype(np.float64), [x, y], in_um
+        return number_pair(columns, x, y), [x, y], in_um
     xy = _obsm_values(obsm[key])
     if xy is None:
         raise DataError(f"{path}: obsm[{key!r}] is not a table of numbers (S, 2)")
@@ -225,3 +211,12 @@ def _stated_mpp(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> float
             pitch = hex_pitch_px(array, xy)
             return None if pitch is None else VISIUM_PITCH_UM / pitch
     return None
+
+
+FORMAT = cell_format(
+    "h5ad",
+    read_h5ad,
+    detect=lambda counts, spots: file_name(counts).endswith(".h5ad"),
+    discover=lambda folder: files_with_cells(folder, "h5ad", has_cells),
+    layout=".h5ad files with coordinates",
+)

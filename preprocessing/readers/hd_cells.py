@@ -19,23 +19,32 @@ import pandas as pd
 from tqdm import tqdm
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geometry import multipolygon_centroid, polygon_centroid
-from preprocessing.readers.tables import open_text
-from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
-from preprocessing.readers.visium import SCALE_FACTORS, image_scale, read_scale_factors
+from preprocessing.readers.tables import first_names, match_rows, open_text
+from preprocessing.readers.tenx import matrix_files, read_tenx
+from preprocessing.readers.visium import (
+    CELL_MATRIX,
+    SCALE_FACTORS,
+    SEGMENTED,
+    image_scale,
+    is_cell_matrix,
+    read_scale_factors,
+    sample_name,
+    scaled_image,
+)
+from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
+OUTLINES = ("cell_segmentations.geojson", "graphclust_annotated_cell_segmentations.geojson")
+_KEY = "cell_id"
+_BARCODE = re.compile(r"cellid_0*(\d+)-\d+")
+_HINT = "; scalefactors_json.json in the folder 'spatial' states it"
 _PIECE = 1 << 20  # characters read at once
-
 _LONGEST = 1 << 26  # characters of one value, such as a feature
-
 _BLANK = " \t\r\n"
-
 _GOES_ON = ("", *".eE+-0123456789")  # behind these the number that was decoded may not be whole
-
 _MISSHAPEN = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
 
@@ -205,19 +214,6 @@ class _Cursor:
         self._buffer, self._at, self._ended = left + piece, 0, not piece
 
 
-SEGMENTED = "segmented_outputs"
-
-MATRIX = "filtered_feature_cell_matrix"
-
-OUTLINES = ("cell_segmentations.geojson", "graphclust_annotated_cell_segmentations.geojson")
-
-_KEY = "cell_id"
-
-_BARCODE = re.compile(r"cellid_0*(\d+)-\d+")
-
-_HINT = "; scalefactors_json.json in the folder 'spatial' states it"
-
-
 @dataclass(frozen=True)
 class CellFiles:
     """The files of one `segmented_outputs`; ``scale_factors`` may be absent."""
@@ -237,12 +233,13 @@ def find_cell_files(counts: Path) -> CellFiles:
         DataError: the matrix or the outlines are not there; names what was looked for.
     """
     start = counts.parent if counts.is_file() else counts
-    places = (start, start / SEGMENTED, start / "outs" / SEGMENTED)
-    matrices = [place / name for place in places for name in (f"{MATRIX}.h5", MATRIX)]
+    matrices = [
+        place / name for place in _places(start) for name in (f"{CELL_MATRIX}.h5", CELL_MATRIX)
+    ]
     matrix = next((path for path in matrices if path.exists()), None)
     if matrix is None:
         raise DataError(
-            f"{counts} holds no {MATRIX}.h5 and no folder {MATRIX} (nor does its folder "
+            f"{counts} holds no {CELL_MATRIX}.h5 and no folder {CELL_MATRIX} (nor does its folder "
             f"{SEGMENTED}); give the output of Space Ranger 4, run with cell segmentation"
         )
     folder = matrix.parent
@@ -253,13 +250,14 @@ def find_cell_files(counts: Path) -> CellFiles:
     return CellFiles(matrix, outlines, next((path for path in spatial if path.is_file()), None))
 
 
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_hd_cells` reads (image and labels excluded), by role."""
+def _places(folder: Path) -> tuple[Path, ...]:
+    return folder, folder / SEGMENTED, folder / "outs" / SEGMENTED
+
+
+def _sources(row: SlideRow) -> dict[str, Path]:
     found = find_cell_files(row.counts_path)
-    files = {**matrix_files(found.matrix), "outlines": found.outlines}
-    if found.scale_factors is not None:
-        files["scale_factors"] = found.scale_factors
-    return files
+    factors = {} if found.scale_factors is None else {"scale_factors": found.scale_factors}
+    return {**matrix_files(found.matrix), "outlines": found.outlines, **factors}
 
 
 def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -281,42 +279,53 @@ def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     notes = [*matrix.notes]
     if empty:
         notes.append(f"{empty} outlines without points left out")
-    rows, places = _match(matrix, numbers, files, notes)
-    cells = Cells(
-        matrix.counts[rows],
-        matrix.barcodes[rows],
-        matrix.gene_ids,
-        matrix.gene_names,
-        centres[places],
-        pd.DataFrame(index=pd.RangeIndex(len(rows))),
+    index = pd.Index(np.array(numbers, dtype=object))
+    if not index.is_unique:
+        twice = index[index.duplicated()][0]
+        raise DataError(f"{files.outlines}: cell {twice} has two outlines; keep one a cell")
+    found = [_BARCODE.fullmatch(str(barcode)) for barcode in matrix.barcodes]
+    rows, places = match_rows(
+        np.array([-1 if match is None else int(match[1]) for match in found], dtype=object),
+        index,
+        f"no cell of {files.matrix} has an outline in {files.outlines} (barcodes: "
+        f"{first_names(matrix.barcodes)}; {_KEY}: {first_names(numbers)}); expected barcodes like "
+        "cellid_000000001-1",
         notes,
+        "cells without an outline left out",
+        "outlines without counts left out",
     )
+    columns = pd.DataFrame(index=pd.RangeIndex(len(rows)))
+    cells = Cells.of_matrix(matrix, rows, centres[places], columns, notes)
     scale = Scale(um_per_unit=factors.get("microns_per_pixel"), hint=_HINT)
     if row.image is not None:
         row = replace(row, image_scale=image_scale(row, factors))
     return cell_table(row, cells, scale, image_mpp)
 
 
-def _match(
-    matrix: TenxMatrix, numbers: list[int], files: CellFiles, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the matrix and of the outlines that belong together, (S,) each."""
-    index = pd.Index(np.array(numbers, dtype=object))
-    if not index.is_unique:
-        twice = index[index.duplicated()][0]
-        raise DataError(f"{files.outlines}: cell {twice} has two outlines; keep one a cell")
-    found = [_BARCODE.fullmatch(str(barcode)) for barcode in matrix.barcodes]
-    keys = np.array([-1 if match is None else int(match[1]) for match in found], dtype=object)
-    place = index.get_indexer(pd.Index(keys))
-    rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        raise DataError(
-            f"no cell of {files.matrix} has an outline in {files.outlines} (barcodes: "
-            f"{', '.join(map(str, matrix.barcodes[:2]))}; {_KEY}: "
-            f"{', '.join(map(str, numbers[:2]))}); expected barcodes like cellid_000000001-1"
-        )
-    if len(rows) < len(place):
-        notes.append(f"{len(place) - len(rows)} cells without an outline left out")
-    if len(rows) < len(numbers):
-        notes.append(f"{len(numbers) - len(rows)} outlines without counts left out")
-    return rows, place[rows]
+def _detect(counts: Path, spots: Path | None) -> bool:
+    return is_cell_matrix(counts) or any(
+        any(place.glob(f"{CELL_MATRIX}*")) and any(place.glob("*cell_segmentations.geojson*"))
+        for place in _places(counts)
+    )
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """The cells of a sample that has no bins beside them."""
+    try:
+        files = find_cell_files(folder)
+    except DataError:
+        return []
+    image = scaled_image(files.matrix.parent / "spatial")
+    name = sample_name(folder)
+    return [drafted_row(name, folder, FORMAT.name, image=image, technology="Visium HD")]
+
+
+FORMAT = cell_format(
+    "visium_hd_cells",
+    read_hd_cells,
+    sources=_sources,
+    detect=_detect,
+    discover=_discover,
+    layout="segmented_outputs/",
+    whole=True,
+)

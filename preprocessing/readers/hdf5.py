@@ -3,8 +3,8 @@
 Values that are neither numbers, truth values nor texts are refused or left out by name.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,24 @@ from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from preprocessing.errors import DataError
 from preprocessing.hdf5 import require_sound_sizes
+from preprocessing.slide_row import SlideRow, drafted_row
 
 _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
-
 _PEEK = 20_000
-
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-
 _MASKED = ("nullable-integer", "nullable-boolean", "nullable-string-array")
 
 Node = Any  # h5py.Group or h5py.Dataset
 
 
 @contextmanager
-def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
+def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> Iterator[h5py.File]:
     """Open an HDF5 file for reading.
 
     Args:
         path: the file.
         what: what is expected, such as "an AnnData file (.h5ad)".
+        damage: what a file is that cannot be read to the end.
 
     Raises:
         DataError: missing, not HDF5, truncated, damaged inside, or a dataset claims far more than
@@ -56,8 +55,22 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
         ) from error
     except _DAMAGE as error:
         raise DataError(
-            f"{path} is truncated or damaged ({error}); expected {what}; download or write it again"
+            f"{path} is {damage} ({error}); expected {what}; download or write it again"
         ) from error
+
+
+def files_with_cells(folder: Path, form: str, has_cells: Callable[[Path], bool]) -> list[SlideRow]:
+    """Rows of the files ``*.<form>`` of a folder that ``has_cells`` accepts, or that are damaged.
+
+    A damaged file is drafted, so that `prepare` says what is wrong with it.
+    """
+    rows = []
+    for path in sorted(p for p in folder.glob(f"*.{form}") if p.is_file()):
+        with suppress(DataError):
+            if not has_cells(path):
+                continue
+        rows.append(drafted_row(path.stem, path, form))
+    return rows
 
 
 def column_names(table: Node) -> list[str]:

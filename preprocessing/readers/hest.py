@@ -15,19 +15,20 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.files import folder_part, plain_name
+from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
+from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.h5ad import h5ad_cells
 from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.slides.hest import hest_coordinates
 from preprocessing.spot_table import SpotTable
 
 ST, WSIS, PATCHES, METADATA = "st", "wsis", "patches", "metadata"
-
 OWN = "hibio"  # key of the metadata with what HEST-1k has no field for
-
 _IMAGES = (".tif", ".tiff", ".svs")
-
+_SAME = 0.1
+_OFF_PX = 2.0  # HEST-1k cuts patches at whole pixels
 _MPP = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 
 
@@ -117,13 +118,7 @@ def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-_SAME = 0.1
-
-_OFF_PX = 2.0  # HEST-1k cuts patches at whole pixels
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_hest` reads (image and labels excluded), by role."""
+def _sources(row: SlideRow) -> dict[str, Path]:
     st = st_file(row.counts_path, row.slide_id)
     metadata = metadata_file(st)
     return {"counts": st} | ({} if metadata is None else {"metadata": metadata})
@@ -142,7 +137,7 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     Raises:
         DataError: a file is missing or unusable, or patches named as image lie elsewhere.
     """
-    files = source_files(row)
+    files = _sources(row)
     st = files["counts"]
     known = read_metadata(files.get("metadata"))
     cells, scale = h5ad_cells(st, row.modality)
@@ -223,3 +218,60 @@ def _diameter_px(st: Path) -> float | None:
         value = libraries[next(iter(libraries))].get("scalefactors/spot_diameter_fullres")
         number = np.nan if value is None else np.ravel(value[()])[0]
     return float(number) if isinstance(number, np.number) and number > 0 else None
+
+
+def _is_root(folder: Path) -> bool:
+    beside = any((folder / name).is_dir() for name in (WSIS, PATCHES, METADATA))
+    return beside and (folder / ST).is_dir()
+
+
+def _detect(counts: Path, spots: Path | None) -> bool:
+    if counts.is_dir():
+        return _is_root(counts)
+    is_st = counts.parent.name == ST and file_name(counts).endswith(".h5ad")
+    return is_st and _is_root(counts.parent.parent)
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """The samples of a root of HEST-1k: st/*.h5ad beside wsis/, patches/ or metadata/."""
+    files = sorted((folder / ST).glob("*.h5ad")) if _is_root(folder) else []
+    return [_drafted(st) for st in files]
+
+
+def _drafted(st: Path) -> SlideRow:
+    try:
+        known = read_metadata(metadata_file(st))
+    except DataError:  # `prepare` says what is wrong with it
+        known = {}
+    own = known.get(OWN)
+    own = own if isinstance(own, dict) else {}
+    row = drafted_row(
+        st.stem,
+        st,
+        "hest",
+        patient_id=folder_part(patient_of(known, plain_name(st.stem))),
+        image=image_file(st),
+        tissue=_text(known, "organ") or _text(known, "tissue"),
+        organism=_text(known, "species"),
+        technology=_text(known, "st_technology"),
+        outcome=_text(own, "outcome"),
+    )
+    return replace(row, modality=_text(own, "modality") or row.modality)
+
+
+def _text(known: Mapping[str, Any], name: str) -> str:
+    value = known.get(name)
+    return " ".join(value.split()) if isinstance(value, str) else ""
+
+
+FORMAT = cell_format(
+    "hest",
+    read_hest,
+    sources=_sources,
+    detect=_detect,
+    discover=_discover,
+    layout="HEST-1k (st/ + wsis/)",
+    whole=True,
+    cells=False,
+    forbids={**OWN_PLACES, "pitch_um": "holds spots already", **NO_BINS},
+)

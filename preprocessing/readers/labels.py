@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.tables import MISSING, number_column, read_table
+from preprocessing.readers.tables import MISSING, first_names, number_column, read_table
+from preprocessing.slide_row import SlideRow
 
 _PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
 
-
 CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
-
 _SUFFIX = re.compile(r"-\d+$")
 
 
@@ -67,7 +66,7 @@ def read_labels(
     if not joined.any():
         raise DataError(
             f"labels {path}: none of its {len(values)} rows belongs to a spot (labels have "
-            f"{_sample(values.index.to_numpy())}, spots are {_sample(wanted)}); give a column "
+            f"{first_names(values.index)}, spots are {first_names(wanted)}); give a column "
             "'barcode' with the barcodes of the counts, or x and y with array positions"
         )
     if not joined.all():
@@ -77,6 +76,17 @@ def read_labels(
         notes.append(f"labels: {unused} rows belong to no spot")
     table = values.reindex(wanted, fill_value="").reset_index(drop=True)
     return pd.DataFrame({c: _typed(table, c, path) for c in table.columns}), tuple(notes)
+
+
+def labels_of(
+    row: SlideRow, barcodes: np.ndarray, notes: list[str], array: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Read the labels that a manifest row names, as `read_labels` does; no columns without."""
+    if row.labels is None:
+        return pd.DataFrame(index=pd.RangeIndex(len(barcodes)))
+    labels, found = read_labels(row.labels, barcodes, array)
+    notes.extend(found)
+    return labels
 
 
 def _with_barcodes(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -121,10 +131,6 @@ def position_names(xy: np.ndarray) -> np.ndarray:
 
 def _without_suffix(names: np.ndarray) -> np.ndarray:
     return np.array([_SUFFIX.sub("", str(name)) for name in names], dtype=object)
-
-
-def _sample(names: np.ndarray) -> str:
-    return ", ".join(map(str, names[:2]))
 
 
 def _typed(table: pd.DataFrame, column: str, path: Path) -> pd.Series:

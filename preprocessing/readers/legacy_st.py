@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +11,28 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.coordinates import step_px
-from preprocessing.readers.labels import position_names, read_labels
-from preprocessing.readers.tables import number_column, open_text, read_table, require_columns
-from preprocessing.spot_table import SpotTable, integer_counts, unique_names
+from preprocessing.files import folder_part
+from preprocessing.readers.coordinates import known_mpp, step_px
+from preprocessing.readers.format import Format, first_file, is_text
+from preprocessing.readers.labels import labels_of, position_names
+from preprocessing.readers.tables import (
+    first_names,
+    number_column,
+    open_text,
+    read_table,
+    require_columns,
+    text_head,
+)
+from preprocessing.slide_row import SlideRow, drafted_row
+from preprocessing.spot_table import SpotTable, integer_counts, unique_gene_names
 
+ST_PITCH_UM = 200.0  # 1,000-spot arrays: neighbouring array positions
+CHECKERBOARD_PITCH_UM = 100.0  # every other position used: diagonal neighbours 141 um apart
 _POSITION = re.compile(r"\d+x\d+")
-
-_SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_legacy_st` reads (image and labels excluded), by role."""
-    return {"counts": row.counts_path} | ({} if row.spots is None else {"spots": row.spots})
+_PIXELS = ("pixel_x", "pixel_y")
+_SPOT_COLUMNS = ("x", "y", *_PIXELS)
+_COUNTS = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*?)\.tsv(\.gz)?")
+_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
 
 
 def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -58,19 +68,17 @@ def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     if len(kept) == 0:
         raise DataError(
             f"no row of {row.counts} belongs to a selected spot of {row.spots} (rows are "
-            f"{', '.join(map(str, names[:2]))}; spots are {', '.join(map(str, keys[:2]))})"
+            f"{first_names(names)}; spots are {first_names(keys)})"
         )
-    labels = pd.DataFrame(index=pd.RangeIndex(len(kept)))
-    if row.labels is not None:
-        labels, found = read_labels(row.labels, keys[kept], array[kept])
-        notes.extend(found)
+    labels = labels_of(row, keys[kept], notes, array[kept])
+    xy_px0 = pixel[kept] * scale
     return SpotTable(
         counts=counts[place[kept]],
         gene_ids=genes,
         gene_names=genes.copy(),
         barcodes=keys[kept],
-        xy_px0=pixel[kept] * scale,
-        xy_um=pixel[kept] * scale * mpp,
+        xy_px0=xy_px0,
+        xy_um=xy_px0 * mpp,
         mpp=mpp,
         labels=labels,
         notes=tuple(notes),
@@ -171,9 +179,7 @@ def _oriented(
     if len(set(names)) != len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise DataError(f"{path}: spot {twice!r} occurs twice; keep one row a spot")
-    genes, renamed = unique_names(columns)
-    if renamed:
-        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
+    genes = unique_gene_names(np.array(columns, dtype=object), notes)
     return counts, np.array(names, dtype=object), genes, notes
 
 
@@ -198,19 +204,122 @@ def _read_spots(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _mpp(row: SlideRow, array: np.ndarray, pixel: np.ndarray, image_mpp: float | None) -> float:
     """Return um per pixel of the image; ``pixel`` are image pixels (S, 2)."""
-    if row.mpp is not None:
-        return row.mpp
-    if row.pitch_um is not None:
+    pitch = None
+    if row.mpp is None and row.pitch_um is not None:
         step = step_px(array, pixel)
         if step is None or step <= 0:
             raise DataError(
                 f"{row.spots}: too few neighbouring spots to turn pitch_um into mpp; give the "
                 "column mpp (um per image pixel)"
             )
-        return row.pitch_um / step
-    if image_mpp is not None:
-        return image_mpp
-    raise DataError(
-        "mpp is unknown; give one of these manifest columns: pitch_um (um per array unit: 200 "
-        "for 1,000-spot ST arrays, 100 for checkerboard arrays) or mpp (um per image pixel)"
+        pitch = row.pitch_um / step
+    return known_mpp(
+        (row.mpp, pitch, image_mpp),
+        "give one of these manifest columns: pitch_um (um per array unit: 200 for 1,000-spot ST "
+        "arrays, 100 for checkerboard arrays) or mpp (um per image pixel)",
     )
+
+
+def _detect(counts: Path, spots: Path | None) -> bool:
+    if spots is None or not is_text(counts):
+        return False
+    head = text_head(spots)
+    return all(column in head for column in _PIXELS)
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    return [*_her2st(folder), *_her2st_clone(folder), *_alignment_tables(folder)]
+
+
+def _slides(
+    folder: Path, spot_folder: Path, spot_name: str, pitch_um: float
+) -> Iterator[tuple[str, SlideRow]]:
+    """Slides with counts <id>.tsv(.gz) in one folder and spots ``spot_name`` in another."""
+    if not folder.is_dir():
+        return
+    for counts in sorted(path for path in folder.iterdir() if path.is_file()):
+        match = _COUNTS.fullmatch(counts.name)
+        spots = first_file(spot_folder, f"{spot_name.format(match['id'])}.tsv*") if match else None
+        if match and spots:
+            slide = match["id"]
+            yield (
+                slide,
+                drafted_row(
+                    slide,
+                    counts,
+                    "legacy_st",
+                    patient_id=slide.rstrip("0123456789") or slide,
+                    spots=spots,
+                    pitch_um=pitch_um,
+                    technology="Spatial Transcriptomics",
+                ),
+            )
+
+
+def _image(folder: Path, name: str) -> Path | None:
+    return first_file(folder, *(f"{name}{ending}" for ending in _IMAGES))
+
+
+def _her2st(folder: Path) -> list[SlideRow]:
+    """The folder counts/ + spotfiles/ (+ images/, pathologist_labels/, sections.csv)."""
+    rows = []
+    found = list(_slides(folder / "counts", folder / "spotfiles", "{}_selection", ST_PITCH_UM))
+    sections = _sections(folder / "sections.csv") if found else {}
+    for slide, row in found:
+        known = sections.get(slide, {})
+        named = known.get("image")
+        image = folder / named if named else _image(folder / "images", slide)
+        scale = known.get("image_over_fullres_scale", "")
+        rows.append(
+            replace(
+                row,
+                patient_id=folder_part(known.get("patient") or row.patient_id),
+                image=image,
+                image_scale=float(scale) if image is not None and scale else None,
+                labels=_labels(folder / "pathologist_labels", slide),
+            )
+        )
+    return rows
+
+
+def _labels(folder: Path, slide: str) -> Path | None:
+    return first_file(folder, f"{slide}_labeled_coordinates.tsv*")
+
+
+def _sections(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    frame = read_table(path)
+    require_columns(frame, ("section", "patient"), path)
+    records = frame.to_dict("records")
+    return {str(r["section"]): {str(k): str(v) for k, v in r.items()} for r in records}
+
+
+def _her2st_clone(folder: Path) -> list[SlideRow]:
+    """The folder ``data`` of a clone of almaan/her2st."""
+    found = _slides(folder / "ST-cnts", folder / "ST-spotfiles", "{}_selection", ST_PITCH_UM)
+    return [
+        replace(
+            row,
+            image=_image(folder / "ST-imgs" / slide[0] / slide, "*"),
+            labels=_labels(folder / "ST-pat" / "lbl", slide),
+        )
+        for slide, row in found
+    ]
+
+
+def _alignment_tables(folder: Path) -> list[SlideRow]:
+    """Counts ``<id>.tsv(.gz)``, ``alignment_table_<id>.tsv`` and ``<id>.jpg`` in one folder."""
+    found = _slides(folder, folder, "alignment_table_{}", CHECKERBOARD_PITCH_UM)
+    return [replace(row, image=_image(folder, slide)) for slide, row in found]
+
+
+FORMAT = Format(
+    "legacy_st",
+    read_legacy_st,
+    detect=_detect,
+    discover=_discover,
+    layout="counts/ + spotfiles/, ST-cnts/ + ST-spotfiles/, alignment_table_*.tsv",
+    needs={"spots": "spot table"},
+    no_protein="holds RNA; for a table of proteins use format csv",
+)

@@ -7,26 +7,25 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
-from preprocessing.readers.coordinates import Scale, find_pair, require_pair
-from preprocessing.readers.hdf5 import column_names, open_hdf5, read_frame, read_matrix, read_texts
+from preprocessing.readers.cells import Cells, cell_format, cell_table
+from preprocessing.readers.coordinates import Scale, find_pair, number_pair, require_pair
+from preprocessing.readers.format import file_name
+from preprocessing.readers.hdf5 import (
+    column_names,
+    files_with_cells,
+    open_hdf5,
+    read_frame,
+    read_matrix,
+    read_texts,
+)
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 
 _WHAT = "a loom file (groups matrix, row_attrs, col_attrs)"
-
 _GENES = ("Gene", "gene", "gene_names", "GeneName", "var_names", "Name")
-
 _IDS = ("Accession", "gene_ids", "EnsemblID")
-
 _CELLS = ("CellID", "obs_names", "cell_id", "barcode")
-
 _VALID = "Valid"
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_loom` reads (image and labels excluded), by role."""
-    return {"counts": row.counts_path}
 
 
 def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -67,7 +66,6 @@ def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
                 f"{len(columns)} cells; write it again"
             )
         counts = read_matrix(file["matrix"], turned=True)
-    pair = [pd.to_numeric(columns[name], errors="coerce") for name in (x, y)]
     name = next((n for n in _CELLS if n in columns.columns), None)
     used = [n for n in (x, y, name, _VALID) if n in columns.columns]
     cells = Cells(
@@ -75,7 +73,7 @@ def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         _barcodes(columns, name),
         names if ids is None else ids,
         names,
-        np.column_stack(pair).astype(np.float64),
+        number_pair(columns, x, y),
         columns.drop(columns=used),
         notes,
     )
@@ -88,11 +86,9 @@ def has_cells(path: Path) -> bool:
         return False
     with open_hdf5(path, _WHAT) as file:
         attributes = file.get("col_attrs")
-        return (
-            "matrix" in file
-            and attributes is not None
-            and (find_pair(column_names(attributes)) is not None)
-        )
+        if "matrix" not in file or attributes is None:
+            return False
+        return find_pair(column_names(attributes)) is not None
 
 
 def _names(group: h5py.Group, choices: tuple[str, ...]) -> np.ndarray | None:
@@ -113,3 +109,12 @@ def _valid(cells: Cells, columns: pd.DataFrame) -> Cells:
         return cells
     cells.notes.append(f"{int((~good).sum())} cells with {_VALID} 0 left out")
     return cells.take(np.flatnonzero(good))
+
+
+FORMAT = cell_format(
+    "loom",
+    read_loom,
+    detect=lambda counts, spots: file_name(counts).endswith(".loom"),
+    discover=lambda folder: files_with_cells(folder, "loom", has_cells),
+    layout=".loom files with coordinates",
+)

@@ -19,21 +19,25 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geometry import ragged_centroids, transform_matrix, wkb_centroids
-from preprocessing.readers.tables import read_parquet
+from preprocessing.readers.tables import first_names, match_rows, read_parquet
 from preprocessing.readers.tenx import wanted_features
-from preprocessing.spot_table import PROTEIN, SpotTable, whole_counts
+from preprocessing.slide_row import SlideRow, drafted_row
+from preprocessing.spot_table import SpotTable, allowed_values
 
 GLOBAL = "global"
-
 _UM = ("micrometer", "micrometre", "micron", "um", "µm", "μm")
-
 _METADATA = (".zarray", ".zmetadata", "zarr.json")
-
 _KINDS = {"POINT": 0, "POLYGON": 3, "MULTIPOLYGON": 6}
+_TABLES = ("tables", "table")
+_ROOT = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
+_OBSM = "spatial"
+_HINT = (
+    "; a section that spatialdata-io read from Xenium is in pixels of 0.2125 um (mpp 0.2125), one "
+    "from Visium in pixels of its image"
+)
 
 
 @dataclass(frozen=True)
@@ -206,23 +210,6 @@ def _placed(folder: Path, ids: np.ndarray, xy: np.ndarray, radius: np.ndarray | 
     return Element(ids, placed, None if radius is None else radius * scale, in_um, name)
 
 
-_TABLES = ("tables", "table")
-
-_ROOT = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
-
-_OBSM = "spatial"
-
-_HINT = (
-    "; a section that spatialdata-io read from Xenium is in pixels of 0.2125 um (mpp 0.2125), one "
-    "from Visium in pixels of its image"
-)
-
-
-def is_spatialdata(folder: Path) -> bool:
-    """Tell whether a folder is a zarr group with tables."""
-    return any((folder / name).is_file() for name in _ROOT) and bool(_tables(folder))
-
-
 def _tables(root: Path) -> dict[str, Path]:
     for name in _TABLES:
         if (root / name).is_dir():
@@ -245,8 +232,7 @@ def _find(counts: Path) -> tuple[Path, Path]:
     return counts, found.get("table", next(iter(found.values())))
 
 
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the folders that `read_spatialdata` reads (image and labels excluded), by role."""
+def _sources(row: SlideRow) -> dict[str, Path]:
     root, table = _find(row.counts_path)
     _require_zarr(row)
     import anndata
@@ -256,9 +242,13 @@ def source_files(row: SlideRow) -> dict[str, Path]:
     with damage_named(table):
         stored = zarr.open_group(str(table), mode="r").get("uns/spatialdata_attrs")
         attrs = {} if stored is None else anndata.io.read_elem(stored)
-    regions = np.atleast_1d(attrs["region"]).tolist() if "region" in attrs else []
-    places = (element_folder(root, str(region)) for region in regions)
+    places = (element_folder(root, region) for region in _regions(attrs))
     return {"counts": table} | {f"shapes/{p.name}": p for p in places if p is not None}
+
+
+def _regions(attrs: Mapping[str, Any]) -> list[str]:
+    """Names of the elements that a table annotates."""
+    return [str(name) for name in np.atleast_1d(attrs["region"])] if "region" in attrs else []
 
 
 def _require_zarr(row: SlideRow) -> None:
@@ -302,21 +292,15 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     columns = data.obs.drop(columns=[k for k in keys if k in data.obs]).reset_index(drop=True)
     barcodes = _strings(data.obs_names)
     rows, xy, in_um = _places(data, element, attrs, table, notes)
+    if len(rows) < len(barcodes):
+        counts, barcodes = counts[rows], barcodes[rows]
+        columns = columns.iloc[rows].reset_index(drop=True)
     cells = Cells(counts, barcodes, ids, names, xy, columns, notes)
-    cells = cells if len(rows) == len(barcodes) else replace(cells, xy=_spread(xy, rows, barcodes))
-    cells = cells if len(rows) == len(barcodes) else cells.take(rows)
     result = cell_table(row, cells, Scale(in_um, hint=_HINT), image_mpp)
     if element is None or element.radius is None or row.pitch_um is not None:
         return result
     unit_um = 1.0 if in_um else result.mpp * (row.image_scale or 1.0)
     return replace(result, diameter_um=float(2 * np.median(element.radius) * unit_um))
-
-
-def _spread(xy: np.ndarray, rows: np.ndarray, barcodes: np.ndarray) -> np.ndarray:
-    """Places of all cells, (S, 2), NaN for those without; ``xy`` belongs to ``rows``."""
-    result = np.full((len(barcodes), 2), np.nan)
-    result[rows] = xy
-    return result
 
 
 def _read_table(table: Path) -> Any:
@@ -339,21 +323,19 @@ def _counts(data: Any, modality: str, table: Path) -> tuple[csr_matrix, str]:
     if not found:
         raise DataError(f"{table} has neither X nor layers['counts']; expected raw counts")
     for name, matrix in found.items():
-        values = matrix.data
-        fits = (values >= 0).all() if modality == PROTEIN else whole_counts(values).all()
-        if fits:
+        if allowed_values(matrix.data, modality):
             return matrix, name
     return next(iter(found.items()))[::-1]
 
 
 def _element(root: Path, table: Path, attrs: Any) -> Element | None:
-    regions = np.atleast_1d(attrs["region"]).tolist() if "region" in attrs else []
+    regions = _regions(attrs)
     if len(regions) > 1:
         raise DataError(
-            f"{table} annotates {len(regions)} sections ({', '.join(map(str, regions[:4]))}); "
+            f"{table} annotates {len(regions)} sections ({', '.join(regions[:4])}); "
             "write one folder a section"
         )
-    return read_element(root, str(regions[0])) if regions else None
+    return read_element(root, regions[0]) if regions else None
 
 
 def _places(
@@ -375,18 +357,41 @@ def _places(
     index = pd.Index(element.ids)
     if not index.is_unique:
         raise DataError(f"{table}: {index[index.duplicated()][0]!r} names two shapes; name each")
-    found = index.get_indexer(pd.Index(_strings(data.obs[key])))
-    rows = np.flatnonzero(found >= 0)
-    if len(rows) == 0:
-        raise DataError(
-            f"no row of {table} has a shape (column {key}: {', '.join(map(str, data.obs[key][:2]))}"
-            f"; shapes: {', '.join(element.ids[:2])})"
-        )
-    if len(rows) < len(found):
-        notes.append(f"{len(found) - len(rows)} cells without a shape left out")
+    keys = _strings(data.obs[key])
+    rows, places = match_rows(
+        keys,
+        index,
+        f"no row of {table} has a shape (column {key}: {first_names(keys)}; shapes: "
+        f"{first_names(element.ids)})",
+        notes,
+        "cells without a shape left out",
+    )
     notes.append(f"places are centres in the coordinate system {element.system!r}")
-    return rows, element.xy[found[rows]], element.in_um
+    return rows, element.xy[places], element.in_um
 
 
 def _strings(values: Any) -> np.ndarray:
     return np.array([str(value) for value in list(values)], dtype=object)
+
+
+def _detect(counts: Path, spots: Path | None) -> bool:
+    root = counts.parent.parent if counts.parent.name in _TABLES else counts
+    return counts.is_dir() and any((root / name).is_dir() for name in _TABLES)
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """A zarr group with tables."""
+    if not any((folder / name).is_file() for name in _ROOT) or not _tables(folder):
+        return []
+    return [drafted_row(folder.resolve().name.removesuffix(".zarr"), folder, "spatialdata")]
+
+
+FORMAT = cell_format(
+    "spatialdata",
+    read_spatialdata,
+    sources=_sources,
+    detect=_detect,
+    discover=_discover,
+    layout="SpatialData zarr",
+    whole=True,
+)

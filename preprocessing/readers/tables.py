@@ -33,6 +33,7 @@ MOST_RATIO = 200  # unpacked over packed bytes read so far ...
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
 
 MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
+_HEAD = 4096
 
 
 class BoundedGzip(io.RawIOBase):
@@ -118,6 +119,15 @@ def open_text(path: Path) -> Iterator[TextIO]:
             raise DataError(
                 f"{path} is a damaged gzip file ({error}); download or compress it again"
             ) from error
+
+
+def text_head(path: Path) -> str:
+    """Return the beginning of a text, gzipped or not; "" where it cannot be read."""
+    try:
+        with open_unpacked(path) as content:
+            return content.read(_HEAD).decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error):
+        return ""
 
 
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
@@ -393,18 +403,57 @@ def _numbers(header: Header, frame: pd.DataFrame, first: int) -> np.ndarray:
     return block
 
 
+def require_pyarrow(path: Path) -> None:
+    """Raise DataError where the parquet file ``path`` cannot be read for want of pyarrow."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise DataError(
+            f"{path} is a parquet file, which needs pyarrow: pip install pyarrow (or hibio with "
+            "its extra 'parquet')"
+        )
+
+
 def read_parquet(path: Path) -> pd.DataFrame:
     """Read a parquet table.
 
     Raises:
         DataError: pyarrow is missing, or the file is damaged.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise DataError(
-            f"{path} is a parquet file, which needs pyarrow: pip install pyarrow (or hibio with "
-            "its extra 'parquet')"
-        )
+    require_pyarrow(path)
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a complete parquet file ({error})") from error
+
+
+def match_rows(
+    keys: Any, known: Any, nothing: str, notes: list[str], left_out: str, unused: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Join two tables by their keys; what is in one only is left out and noted.
+
+    Args:
+        keys: (R,) of the first table.
+        known: (n,) of the second, unique.
+        nothing: the error where no key is in both.
+        notes: gets the number of rows left out.
+        left_out: what the rows of the first table are that the second lacks.
+        unused: the same of the second table; "": not noted.
+
+    Returns:
+        (S,) row numbers of the first and of the second table.
+
+    Raises:
+        DataError: no key is in both.
+    """
+    found = pd.Index(known).get_indexer(pd.Index(keys))
+    rows = np.flatnonzero(found >= 0)
+    if len(rows) == 0:
+        raise DataError(nothing)
+    for count, what in ((len(keys), left_out), (len(known), unused)):
+        if what and count > len(rows):
+            notes.append(f"{count - len(rows)} {what}")
+    return rows, found[rows]
+
+
+def first_names(names: Any) -> str:
+    """The first two names, for a message."""
+    return ", ".join(map(str, names[:2]))

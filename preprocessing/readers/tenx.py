@@ -13,18 +13,18 @@ from scipy.io import mmread
 from scipy.sparse import csc_matrix, csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5 import require_sound_sizes
+from preprocessing.readers.hdf5 import open_hdf5, read_texts
 from preprocessing.readers.tables import most_bytes, open_text, open_unpacked
 from preprocessing.spot_table import PROTEIN, RNA, checked_counts
 
-_GENES = ("Gene Expression",)
-
+_GENES = ("Gene Expression",)  # also what a features table without types holds
 _PROTEINS = ("Antibody Capture", "Protein Expression")
-
-
-def feature_kinds(modality: str) -> tuple[str, ...]:
-    """Names that 10x gives to the features of a modality."""
-    return _PROTEINS if modality == PROTEIN else _GENES
+_BLOCK = 8_000_000  # counts of an .h5 file that are in memory at once, beside the result
+_COLUMNS = 3  # of a table of features that are used: id, name, type
+_HEADER_LINES = 10_000  # comments in front of the size of a Matrix Market file
+_ENTRY_BYTES = 6  # "1 1 1" and the end of the line
+_VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
+_WHAT = "filtered_feature_bc_matrix.h5 with the group 'matrix', as written by Space Ranger"
 
 
 def wanted_features(kinds: np.ndarray, modality: str, where: str) -> tuple[np.ndarray, list[str]]:
@@ -41,7 +41,7 @@ def wanted_features(kinds: np.ndarray, modality: str, where: str) -> tuple[np.nd
     Raises:
         DataError: none is of the kind; lists the kinds found.
     """
-    wanted = feature_kinds(modality)
+    wanted = _PROTEINS if modality == PROTEIN else _GENES
     kept = np.flatnonzero([kind in wanted for kind in kinds])
     found = Counter(map(str, kinds))
     if len(kept) == 0:
@@ -54,21 +54,6 @@ def wanted_features(kinds: np.ndarray, modality: str, where: str) -> tuple[np.nd
         return kept, []
     note = f"{len(kinds) - len(kept)} features that are not {' or '.join(wanted)} left out"
     return kept, [f"{note} ({', '.join(others)})"]
-
-
-_BLOCK = 8_000_000  # counts of an .h5 file that are in memory at once, beside the result
-
-_COLUMNS = 3  # of a table of features that are used: id, name, type
-
-_HEADER_LINES = 10_000  # comments in front of the size of a Matrix Market file
-
-_ENTRY_BYTES = 6  # "1 1 1" and the end of the line
-
-_VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
-
-_AGAIN = "download it again"
-
-_GENES_tenx = "Gene Expression"  # what a features table without types holds
 
 
 @dataclass(frozen=True)
@@ -94,7 +79,8 @@ def read_tenx(path: Path, modality: str = RNA) -> TenxMatrix:
         DataError: damaged, of another layout, or not raw counts.
     """
     if not path.is_dir():
-        return _read_h5(path, modality)
+        with open_hdf5(path, _WHAT, "not a complete 10x matrix") as file:
+            return _h5_matrix(path, file["matrix"], modality)
     matrix, barcodes, ids, names, types = _read_mex(path)
     _check_size(path, matrix.shape, (len(ids), len(barcodes)))
     genes, notes = wanted_features(types, modality, str(path))
@@ -110,39 +96,18 @@ def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -
         )
 
 
-def _read_h5(path: Path, modality: str) -> TenxMatrix:
-    if not path.is_file() or not h5py.is_hdf5(path):
-        raise DataError(f"{path} is not an HDF5 file; expected filtered_feature_bc_matrix.h5")
-    try:
-        with h5py.File(path, "r") as file:
-            require_sound_sizes(path, file)
-            return _h5_matrix(path, file["matrix"], modality)
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(
-            f"{path} asks for more memory than there is ({error}); use a larger machine, or "
-            "download it again if it is damaged"
-        ) from error
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} is not a complete 10x matrix ({error}); expected the group 'matrix' as "
-            "written by Space Ranger; download it again"
-        ) from error
-
-
 def _h5_matrix(path: Path, group: h5py.Group, modality: str) -> TenxMatrix:
     """Read the barcodes in blocks, so that little more than the result is in memory."""
     features = group["features"]
     shape = tuple(int(n) for n in group["shape"][:])
-    ids, names, types = (_strings(features[key]) for key in ("id", "name", "feature_type"))
+    ids, names, types = (read_texts(features[key]) for key in ("id", "name", "feature_type"))
     if not len(ids) == len(names) == len(types):
         raise DataError(
             f"{path}: {len(ids)} ids, {len(names)} names and {len(types)} types of features; "
             "download it again"
         )
     genes, notes = wanted_features(types, modality, str(path))
-    barcodes, starts = _strings(group["barcodes"]), group["indptr"][:].astype(np.int64)
+    barcodes, starts = read_texts(group["barcodes"]), group["indptr"][:].astype(np.int64)
     _check_size(path, shape, (len(ids), len(barcodes)))
     stored = min(len(group["data"]), len(group["indices"]))
     if len(starts) != shape[1] + 1 or starts[0] != 0 or starts[-1] > stored:
@@ -178,19 +143,12 @@ def _h5_block(path: Path, group: h5py.Group, starts: np.ndarray, genes: int) -> 
     return block
 
 
-def _strings(dataset: h5py.Dataset) -> np.ndarray:
-    return np.array(
-        [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in dataset[:]],
-        dtype=object,
-    )
-
-
 def _read_mex(
     folder: Path,
 ) -> tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    matrix_path = mex_file(folder, "matrix.mtx")
-    barcodes = _columns(mex_file(folder, "barcodes.tsv"))
-    features = _columns(mex_file(folder, "features.tsv", "genes.tsv"))
+    files = mex_files(folder)
+    matrix_path = files["matrix"]
+    barcodes, features = _columns(files["barcodes"]), _columns(files["features"])
     _check_entries(matrix_path)
     try:
         with open_unpacked(matrix_path) as content:
@@ -203,7 +161,7 @@ def _read_mex(
         ) from error
     first = np.array([f[0] for f in features], dtype=object)
     second = np.array([f[1] if len(f) > 1 else f[0] for f in features], dtype=object)
-    kind = np.array([f[2] if len(f) > 2 else _GENES_tenx for f in features], dtype=object)
+    kind = np.array([f[2] if len(f) > 2 else _GENES[0] for f in features], dtype=object)
     return matrix, np.array([b[0] for b in barcodes], dtype=object), first, second, kind
 
 
@@ -217,7 +175,9 @@ def _check_entries(path: Path) -> None:
     dense = len(size) == 2
     entries = math.prod(int(number) for number in (size if dense else size[2:]))
     if entries * (_VALUE_BYTES if dense else _ENTRY_BYTES) > most_bytes(path):
-        raise DataError(f"{path} claims {entries:,} entries, more than it can hold; {_AGAIN}")
+        raise DataError(
+            f"{path} claims {entries:,} entries, more than it can hold; download it again"
+        )
 
 
 def mex_file(folder: Path, *names: str) -> Path:

@@ -4,23 +4,23 @@ Shapes: W windows of the whole grid, S of them on tissue.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.labels import read_labels
+from preprocessing.readers.coordinates import known_mpp, note_other_mpp
+from preprocessing.readers.format import Format
+from preprocessing.readers.labels import labels_of
+from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
 from preprocessing.slides import Slide
 from preprocessing.spot_table import SpotTable
 from preprocessing.tissue import tissue_fraction, tissue_mask
 
 MIN_TISSUE = 0.25  # part of a window that must be tissue
-
 MAX_WINDOWS = 4_000_000  # a larger grid means a wrong mpp or pitch_um
-
-_MPP_DIFFERENCE = 0.1
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vmu", ".svslide")
 
 
 def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
@@ -42,7 +42,12 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         DataError: mpp is unknown, the grid is absurdly large, or nothing is tissue.
     """
     notes: list[str] = []
-    mpp = _mpp(row, slide, notes)
+    mpp = known_mpp(
+        (row.mpp, slide.mpp),
+        f"{slide.path} does not state it; give the manifest column mpp (um per image pixel: about "
+        "0.25 for a scan at 40x, 0.5 at 20x), or an image file that states its resolution",
+    )
+    note_other_mpp(mpp, slide.mpp, "the image states", notes)
     pitch_um = patch_um if row.pitch_um is None else row.pitch_um
     place, xy_px0 = window_grid(slide, patch_um / mpp, pitch_um / mpp)
     fraction = tissue_fraction(tissue_mask(slide), xy_px0, patch_um, mpp)
@@ -56,10 +61,7 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
     notes.append(f"{len(place) - len(kept)} of {len(place)} windows left out: not on tissue")
     place, xy_px0 = place[kept], xy_px0[kept]
     barcodes = np.array([f"x{x:04d}_y{y:04d}" for x, y in place.tolist()], dtype=object)
-    labels = pd.DataFrame(index=pd.RangeIndex(len(kept)))
-    if row.labels is not None:
-        labels, found = read_labels(row.labels, barcodes, place)
-        notes.extend(found)
+    labels = labels_of(row, barcodes, notes, place)
     return SpotTable(
         counts=csr_matrix((len(kept), 0), dtype=np.int32),
         gene_ids=np.empty(0, dtype=object),
@@ -103,15 +105,28 @@ def window_grid(slide: Slide, side_px: float, pitch_px: float) -> tuple[np.ndarr
     return np.column_stack([column, row]), np.column_stack([x[column], y[row]])
 
 
-def _mpp(row: SlideRow, slide: Slide, notes: list[str]) -> float:
-    if row.mpp is None:
-        if slide.mpp is None:
-            raise DataError(
-                f"mpp is unknown: {slide.path} does not state it; give the manifest column mpp (um "
-                "per image pixel: about 0.25 for a scan at 40x, 0.5 at 20x), or an image file that "
-                "states its resolution"
-            )
-        return slide.mpp
-    if slide.mpp is not None and abs(row.mpp / slide.mpp - 1) > _MPP_DIFFERENCE:
-        notes.append(f"mpp {row.mpp:.4g} differs from {slide.mpp:.4g}, which the image states")
-    return row.mpp
+def _read(row: SlideRow, image_mpp: float | None) -> SpotTable:
+    raise DataError("format image needs the column 'image'")
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """Whole-slide images."""
+    return [
+        drafted_row(path.stem, None, IMAGE_ONLY, image=path)
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file()
+    ]
+
+
+_GRID = "lays its own grid"
+FORMAT = Format(
+    IMAGE_ONLY,
+    _read,
+    sources=lambda row: {},
+    discover=_discover,
+    layout="whole-slide images",
+    needs={"image": "slide image"},
+    forbids=dict.fromkeys(("counts", "spots", "image_scale", "bin_um"), _GRID),
+    no_protein="measures nothing; leave the column 'modality' empty",
+    lay=read_tissue_grid,
+)

@@ -8,21 +8,31 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px, step_px
-from preprocessing.readers.labels import read_labels
+from preprocessing.readers.coordinates import (
+    VISIUM_PITCH_UM,
+    hex_pitch_px,
+    known_mpp,
+    note_other_mpp,
+    step_px,
+)
+from preprocessing.readers.format import Format, file_name, first_file
+from preprocessing.readers.labels import labels_of
 from preprocessing.readers.tables import (
+    first_names,
+    match_rows,
     number_column,
     open_text,
     read_parquet,
     read_table,
     require_columns,
+    text_head,
 )
-from preprocessing.readers.tenx import matrix_files, read_tenx
-from preprocessing.spot_table import SpotTable, unique_names
+from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
+from preprocessing.slide_row import SlideRow, drafted_row
+from preprocessing.spot_table import SpotTable, unique_gene_names
 
 MATRIX = "filtered_feature_bc_matrix"
-
+CELL_MATRIX = "filtered_feature_cell_matrix"  # of segmented cells, Space Ranger 4
 COLUMNS = [
     "barcode",
     "in_tissue",
@@ -31,21 +41,19 @@ COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
-
 POSITION_FILES = (
     "tissue_positions.csv",
     "tissue_positions_list.csv",
     "tissue_positions.parquet",
 )
-
 SCALE_FACTORS = "scalefactors_json.json"
-
+BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
 _SCALED_IMAGES = {
     "tissue_hires_image": "tissue_hires_scalef",
     "tissue_lowres_image": "tissue_lowres_scalef",
 }
-
-_MPP_DIFFERENCE = 0.1
+BINNED, SEGMENTED = "binned_outputs", "segmented_outputs"
+_LAYOUT = {"outs", BINNED, SEGMENTED}  # folders of Space Ranger itself
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,11 @@ class VisiumFiles:
     matrix: Path
     positions: Path
     scale_factors: Path | None
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The scale factors; empty without their file. DataError where it is damaged."""
+        return {} if self.scale_factors is None else read_scale_factors(self.scale_factors)
 
     def by_role(self) -> dict[str, Path]:
         """Return the files that are there; a matrix of three files has three roles."""
@@ -116,16 +129,11 @@ def _only(folders: list[Path], pattern: str) -> Path | None:
 def _hint(bases: list[Path]) -> str:
     """What the folder is instead, for the error."""
     for base in bases:
-        if (base / "binned_outputs").is_dir() or base.name == "binned_outputs":
+        if (base / BINNED).is_dir() or base.name == BINNED:
             return "; this is a Visium HD sample: write format visium_hd"
         if any(base.glob("*raw_feature_bc_matrix*")):
             return "; it holds the raw matrix only, copy the filtered one"
     return ""
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_visium` reads (image and labels excluded), by role."""
-    return find_visium_files(row.counts_path, row.spots).by_role()
 
 
 def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -146,32 +154,63 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     files = find_visium_files(row.counts_path, row.spots)
     matrix = read_tenx(files.matrix, row.modality)
     positions = read_positions(files.positions)
-    factors = {} if files.scale_factors is None else read_scale_factors(files.scale_factors)
+    factors = files.factors
     scale = image_scale(row, factors)
     pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
     notes = list(matrix.notes)
-    mpp = _mpp(row, array, pixel * scale, image_mpp, factors.get("microns_per_pixel"), scale, notes)
-    place, kept = _join(matrix.barcodes, positions, files, notes)
-    xy_px0 = pixel[kept] * scale
-    barcodes = matrix.barcodes[place]
-    labels = pd.DataFrame(index=pd.RangeIndex(len(kept)))
-    if row.labels is not None:
-        labels, found = read_labels(row.labels, barcodes)
-        notes.extend(found)
-    names, renamed = unique_names(matrix.gene_names.tolist())
-    if renamed:
-        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
+    stated = factors.get("microns_per_pixel")
+    mpp = _mpp(row, array, pixel * scale, image_mpp, stated and stated / scale, notes)
+    place, kept = match_rows(
+        matrix.barcodes,
+        positions["barcode"],
+        f"no barcode of {files.matrix} is in {files.positions} (matrix: "
+        f"{first_names(matrix.barcodes)}; positions: {first_names(positions['barcode'])}); they "
+        "belong to different slides",
+        notes,
+        "barcodes without position left out",
+    )
+    inside = positions["in_tissue"].to_numpy()[kept] == 1
+    if not inside.all():
+        notes.append(f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out")
+    xy_px0 = pixel[kept[inside]] * scale
     diameter = factors.get("spot_diameter_fullres")
+    diameter_um = None if diameter is None else diameter * scale * mpp
+    return matrix_spots(row, matrix, place[inside], xy_px0, mpp, diameter_um, notes)
+
+
+def matrix_spots(
+    row: SlideRow,
+    matrix: TenxMatrix,
+    place: np.ndarray | None,
+    xy_px0: np.ndarray,
+    mpp: float,
+    diameter_um: float | None,
+    notes: list[str],
+) -> SpotTable:
+    """Put the spots of a 10x matrix together, with their labels.
+
+    Args:
+        row: the manifest row.
+        matrix: all barcodes.
+        place: (S,) those that stay; None: all.
+        xy_px0: (S, 2) their centres in pixels of the image.
+        mpp: um per pixel of the image.
+        diameter_um: of a spot.
+        notes: what was left out.
+    """
+    barcodes = matrix.barcodes if place is None else matrix.barcodes[place]
+    labels = labels_of(row, barcodes, notes)
+    names = unique_gene_names(matrix.gene_names, notes)
     return SpotTable(
-        counts=matrix.counts[place],
+        counts=matrix.counts if place is None else matrix.counts[place],
         gene_ids=matrix.gene_ids,
         gene_names=names,
         barcodes=barcodes,
         xy_px0=xy_px0,
         xy_um=xy_px0 * mpp,
         mpp=mpp,
-        diameter_um=None if diameter is None else diameter * scale * mpp,
+        diameter_um=diameter_um,
         labels=labels,
         notes=tuple(notes),
         modality=row.modality,
@@ -253,8 +292,7 @@ def _mpp(
     array: np.ndarray,
     pixel: np.ndarray,
     image_mpp: float | None,
-    full_mpp: float | None,
-    scale: float,
+    stated: float | None,
     notes: list[str],
 ) -> float:
     """Return um per image pixel; ``pixel`` (S, 2) are image pixels of all spots of the array."""
@@ -264,40 +302,82 @@ def _mpp(
     if row.pitch_um is not None:
         step = hexagonal or step_px(array, pixel)
         pitch = row.pitch_um / step if step else None
-    stated = None if full_mpp is None else full_mpp / scale
-    known = (row.mpp, pitch, image_mpp, stated, lattice)
-    mpp = next((value for value in known if value is not None), None)
-    if mpp is None:
-        raise DataError(
-            "mpp is unknown: neither the image nor the scale factors state it and the spots are "
-            "no hexagonal Visium lattice; give one of these manifest columns: mpp (um per image "
-            "pixel) or pitch_um (centre-to-centre um of neighbouring array rows or columns)"
-        )
-    if lattice is not None and abs(mpp / lattice - 1) > _MPP_DIFFERENCE:
-        notes.append(
-            f"mpp {mpp:.4g} differs from {lattice:.4g}, which 100 um between neighbours "
-            "of the Visium lattice would give"
-        )
+    mpp = known_mpp(
+        (row.mpp, pitch, image_mpp, stated, lattice),
+        "neither the image nor the scale factors state it and the spots are no hexagonal Visium "
+        "lattice; give one of these manifest columns: mpp (um per image pixel) or pitch_um "
+        "(centre-to-centre um of neighbouring array rows or columns)",
+    )
+    source = "100 um between neighbours of the Visium lattice would give"
+    note_other_mpp(mpp, lattice, source, notes)
     return mpp
 
 
-def _join(
-    barcodes: np.ndarray, positions: pd.DataFrame, files: VisiumFiles, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of the matrix and rows of ``positions`` of the spots that stay, (S,) each."""
-    where = pd.Index(positions["barcode"]).get_indexer(barcodes)
-    known = where >= 0
-    if not known.any():
-        raise DataError(
-            f"no barcode of {files.matrix} is in {files.positions} (matrix: "
-            f"{', '.join(map(str, barcodes[:2]))}; positions: "
-            f"{', '.join(positions['barcode'][:2])}); they belong to different slides"
-        )
-    if not known.all():
-        notes.append(f"{int((~known).sum())} barcodes without position left out")
-    place = np.flatnonzero(known)
-    kept = where[place]
-    inside = positions["in_tissue"].to_numpy()[kept] == 1
-    if not inside.all():
-        notes.append(f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out")
-    return place[inside], kept[inside]
+def is_cell_matrix(counts: Path) -> bool:
+    """Whether this is the matrix file of segmented cells, by its name."""
+    return file_name(counts).endswith(f"{CELL_MATRIX}.h5")
+
+
+def is_visium(counts: Path) -> bool:
+    """Whether this is a matrix of Space Ranger, or a folder with one; also of bins."""
+    if not counts.is_dir():
+        return file_name(counts).endswith(".h5") and not is_cell_matrix(counts)
+    names = (f"*{MATRIX}", f"*{MATRIX}.h5", f"outs/{MATRIX}", f"outs/{MATRIX}.h5")
+    return any(any(counts.glob(name)) for name in (*names, "matrix.mtx*"))
+
+
+def is_binned(counts: Path) -> bool:
+    """Whether these are bins of Visium HD, by the names of folders or by the scale factors."""
+    places = (counts, counts / BINNED, counts / "outs" / BINNED)
+    if any(any(place.glob("square_*um")) for place in places):
+        return True
+    folder = counts if counts.is_dir() else counts.parent
+    return is_visium(counts) and "bin_size_um" in text_head(folder / "spatial" / SCALE_FACTORS)
+
+
+def sample_name(folder: Path) -> str:
+    """Name of a sample: of the nearest folder that Space Ranger did not name itself."""
+    return next((p for p in reversed(folder.resolve().parts) if p not in _LAYOUT), "slide")
+
+
+def scaled_image(spatial: Path) -> Path | None:
+    """The larger of the scaled images that Space Ranger puts beside the positions."""
+    return first_file(spatial, *(f"{name}.png" for name in _SCALED_IMAGES))
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """A folder with spatial/ and filtered_feature_bc_matrix(.h5); bins of Visium HD by scale."""
+    spatial, matrix = folder / "spatial", folder / MATRIX
+    has_matrix = matrix.is_dir() or first_file(folder, f"*{MATRIX}.h5") is not None
+    if not has_matrix or first_file(spatial, "*tissue_positions*") is None:
+        return []
+    binned = _bin_um(spatial / SCALE_FACTORS)
+    row = drafted_row(
+        sample_name(folder),
+        folder,
+        "visium" if binned is None else "visium_hd",
+        image=scaled_image(spatial),
+        labels=first_file(folder, "*labels*.csv", "*labels*.tsv"),
+        technology="Visium" if binned is None else "Visium HD",
+        bin_um=binned,
+    )
+    return [row]
+
+
+def _bin_um(path: Path) -> float | None:
+    """Size of the bins by the scale factors; None: no bins, or no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig")).get("bin_size_um")
+    except (OSError, ValueError, AttributeError, RecursionError):  # `prepare` tells what is wrong
+        return None
+    return float(found) if found in BINS_UM else None
+
+
+FORMAT = Format(
+    "visium",
+    read_visium,
+    sources=lambda row: find_visium_files(row.counts_path, row.spots).by_role(),
+    detect=lambda counts, spots: is_visium(counts) and not is_binned(counts),
+    discover=_discover,
+    layout="spatial/ + filtered_feature_bc_matrix",
+)

@@ -3,9 +3,8 @@
 Shapes: S bins in tissue, N barcodes.
 """
 
-import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,26 +12,37 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.coordinates import step_px
-from preprocessing.readers.labels import read_labels
-from preprocessing.readers.tables import number_column, require_columns
+from preprocessing.readers.coordinates import known_mpp, note_other_mpp, step_px
+from preprocessing.readers.format import Format
+from preprocessing.readers.tables import (
+    first_names,
+    number_column,
+    require_columns,
+    require_pyarrow,
+)
 from preprocessing.readers.tenx import read_tenx
 from preprocessing.readers.visium import (
+    BINNED,
+    BINS_UM,
     COLUMNS,
     VisiumFiles,
     find_visium_files,
     image_scale,
+    is_binned,
+    matrix_spots,
     read_positions,
-    read_scale_factors,
+    sample_name,
+    scaled_image,
 )
-from preprocessing.spot_table import SpotTable, unique_names
+from preprocessing.slide_row import SlideRow, drafted_row
+from preprocessing.spot_table import SpotTable
 
+DEFAULT_BIN_UM = 8.0
 _BATCH = 1 << 18
-
 _BARCODE = re.compile(rb"s_(\d{3})um_(\d{5})_(\d{5})-(\d+)")
-
 _DIGITS = (slice(8, 13), slice(14, 19))
+_SQUARE = re.compile(r"square_(\d{3})um")
+_SAMPLE = 50_000  # bins that are looked at to measure the pitch
 
 
 @dataclass(frozen=True)
@@ -99,16 +109,15 @@ def match_bins(barcodes: np.ndarray, bins: BinPositions) -> np.ndarray:
     Raises:
         DataError: a bin occurs twice in the positions.
     """
-    places = None if bins.names is not None else bin_places(barcodes)
-    if places is None:
-        names = bins.names
-        if names is None:
-            return np.full(len(barcodes), -1, dtype=np.int64)
-        index = pd.Index(names)
+    if bins.names is not None:
+        index = pd.Index(bins.names)
         if not index.is_unique:
             twice = index[index.duplicated()][0]
             raise DataError(f"barcode {twice!r} occurs twice in the positions; keep one row a bin")
         return np.asarray(index.get_indexer(pd.Index(barcodes)), dtype=np.int64)
+    places = bin_places(barcodes)
+    if places is None:
+        return np.full(len(barcodes), -1, dtype=np.int64)
     width = int(max(bins.array[:, 1].max(), places[:, 1].max(initial=0))) + 1
     keys = bins.array[:, 0].astype(np.int64) * width + bins.array[:, 1]
     order = np.argsort(keys, kind="stable")
@@ -164,11 +173,7 @@ def _batches(path: Path) -> Iterator[pd.DataFrame]:
     if path.suffix != ".parquet":
         yield read_positions(path)
         return
-    if importlib.util.find_spec("pyarrow") is None:
-        raise DataError(
-            f"{path} is a parquet file, which needs pyarrow: pip install pyarrow (or hibio with "
-            "its extra 'parquet')"
-        )
+    require_pyarrow(path)
     import pyarrow
     import pyarrow.parquet
 
@@ -181,17 +186,6 @@ def _batches(path: Path) -> Iterator[pd.DataFrame]:
                 yield frame
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} is not a complete parquet file ({error})") from error
-
-
-DEFAULT_BIN_UM = 8.0
-
-BINNED = "binned_outputs"
-
-_SQUARE = re.compile(r"square_(\d{3})um")
-
-_SAMPLE = 50_000  # bins that are looked at to measure the pitch
-
-_DIFFERENCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -234,11 +228,6 @@ def find_bin_files(row: SlideRow) -> BinFiles:
     return BinFiles(find_visium_files(counts, row.spots), float(named[1]) if named else None)
 
 
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_visium_hd` reads (image and labels excluded), by role."""
-    return find_bin_files(row).files.by_role()
-
-
 def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     """Read the bins of one size; only those in tissue stay.
 
@@ -254,39 +243,18 @@ def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         DataError: a file is unusable, no barcode has a bin, or the scale is unknown.
     """
     found = find_bin_files(row)
-    factors = {}
-    if found.files.scale_factors is not None:
-        factors = read_scale_factors(found.files.scale_factors)
+    factors = found.files.factors
     bin_um = _bin_um(row, found, factors)
     bins = read_bins(found.files.positions)
     matrix = read_tenx(found.files.matrix, row.modality)
     notes = [*matrix.notes, f"bins of {bin_um:g} um"]
     scale = image_scale(row, factors)
-    mpp = _mpp(row, bins, scale, image_mpp, factors.get("microns_per_pixel"), bin_um, notes)
+    stated = factors.get("microns_per_pixel")
+    mpp = _mpp((row.mpp, image_mpp, stated and stated / scale), bins, scale, bin_um, notes)
     place, kept = _join(matrix.barcodes, bins, found.files, notes)
     whole = len(place) == len(matrix.barcodes)
-    barcodes = matrix.barcodes if whole else matrix.barcodes[place]
-    labels = pd.DataFrame(index=pd.RangeIndex(len(kept)))
-    if row.labels is not None:
-        labels, told = read_labels(row.labels, barcodes)
-        notes.extend(told)
-    names, renamed = unique_names(matrix.gene_names.tolist())
-    if renamed:
-        notes.append(f"{renamed} repeated gene names got an ending '-1', '-2', ...")
     xy_px0 = bins.pixel[kept] * scale
-    return SpotTable(
-        counts=matrix.counts if whole else matrix.counts[place],
-        gene_ids=matrix.gene_ids,
-        gene_names=names,
-        barcodes=barcodes,
-        xy_px0=xy_px0,
-        xy_um=xy_px0 * mpp,
-        mpp=mpp,
-        diameter_um=bin_um,
-        labels=labels,
-        notes=tuple(notes),
-        modality=row.modality,
-    )
+    return matrix_spots(row, matrix, None if whole else place, xy_px0, mpp, bin_um, notes)
 
 
 def _bin_um(row: SlideRow, found: BinFiles, factors: dict[str, float]) -> float:
@@ -309,26 +277,21 @@ def _bin_um(row: SlideRow, found: BinFiles, factors: dict[str, float]) -> float:
 
 
 def _mpp(
-    row: SlideRow,
+    stated: tuple[float | None, ...],
     bins: BinPositions,
     scale: float,
-    image_mpp: float | None,
-    full_mpp: float | None,
     bin_um: float,
     notes: list[str],
 ) -> float:
-    """Um per pixel of the image."""
+    """Um per pixel of the image: the first that is stated, else by the distance of the bins."""
     step = step_px(bins.array[:_SAMPLE].astype(np.int64), bins.pixel[:_SAMPLE] * scale)
     grid = bin_um / step if step else None
-    stated = None if full_mpp is None else full_mpp / scale
-    mpp = next((v for v in (row.mpp, image_mpp, stated, grid) if v is not None), None)
-    if mpp is None:
-        raise DataError(
-            "mpp is unknown: neither the image nor the scale factors state it and there are too "
-            "few neighbouring bins; give the manifest column mpp (um per pixel of the image)"
-        )
-    if grid is not None and abs(mpp / grid - 1) > _DIFFERENCE:
-        notes.append(f"mpp {mpp:.4g} differs from {grid:.4g}, which bins of {bin_um:g} um give")
+    mpp = known_mpp(
+        (*stated, grid),
+        "neither the image nor the scale factors state it and there are too few neighbouring "
+        "bins; give the manifest column mpp (um per pixel of the image)",
+    )
+    note_other_mpp(mpp, grid, f"bins of {bin_um:g} um give", notes)
     return mpp
 
 
@@ -341,8 +304,42 @@ def _join(
     if len(place) == 0:
         raise DataError(
             f"no barcode of {files.matrix} is a bin in tissue of {files.positions} (matrix: "
-            f"{', '.join(map(str, barcodes[:2]))}); they belong to different slides or bin sizes"
+            f"{first_names(barcodes)}); they belong to different slides or bin sizes"
         )
     if len(place) < len(barcodes):
         notes.append(f"{len(barcodes) - len(place)} bins outside the tissue or unknown left out")
     return place, found[place]
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """A sample with binned_outputs/square_XXXum; 8 um, or the finest that is there."""
+    folders = bin_folders(folder)
+    if not folders:
+        return []
+    bin_um = DEFAULT_BIN_UM if DEFAULT_BIN_UM in folders else min(folders)
+    image = scaled_image(folders[bin_um] / "spatial")
+    known = {"image": image, "technology": "Visium HD", "bin_um": bin_um}
+    return [drafted_row(sample_name(folder), folder, "visium_hd", **known)]
+
+
+def _complain(columns: Mapping[str, object]) -> list[str]:
+    found = []
+    if columns.get("pitch_um"):
+        found.append("format visium_hd has bins; give bin_um and leave pitch_um empty")
+    if columns.get("bin_um") not in (None, *BINS_UM):
+        known = ", ".join(f"{value:g}" for value in BINS_UM)
+        found.append(f"bin_um is {columns['bin_um']:g}; Visium HD has bins of {known} um")
+    return found
+
+
+FORMAT = Format(
+    "visium_hd",
+    read_visium_hd,
+    sources=lambda row: find_bin_files(row).files.by_role(),
+    detect=lambda counts, spots: is_binned(counts),
+    discover=_discover,
+    layout="binned_outputs/",
+    whole=True,
+    forbids={},
+    complain=_complain,
+)

@@ -6,24 +6,22 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers.cells import Cells, cell_table
+from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
-from preprocessing.readers.tables import read_parquet, read_typed, require_columns
-from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
+from preprocessing.readers.tables import (
+    first_names,
+    match_rows,
+    read_parquet,
+    read_typed,
+    require_columns,
+)
+from preprocessing.readers.tenx import matrix_files, read_tenx
+from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
 _MATRIX = "cell_feature_matrix"
-
 _CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
-
-_PLACE = ("x_centroid", "y_centroid")
-
-
-def source_files(row: SlideRow) -> dict[str, Path]:
-    """Return the files that `read_xenium` reads (image and labels excluded), by role."""
-    matrix, cells = find_xenium_files(row.counts_path)
-    return {**matrix_files(matrix), "spots": cells}
+_PLACE = ["x_centroid", "y_centroid"]
 
 
 def find_xenium_files(folder: Path) -> tuple[Path, Path]:
@@ -59,17 +57,17 @@ def read_xenium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     matrix = read_tenx(matrix_path, row.modality)
     frame = _read_cells(cells_path)
     notes = list(matrix.notes)
-    rows, places = _match(matrix, frame, matrix_path, cells_path, notes)
-    columns = frame.drop(columns=["cell_id", *_PLACE]).iloc[places].reset_index(drop=True)
-    cells = Cells(
-        matrix.counts[rows],
-        matrix.barcodes[rows],
-        matrix.gene_ids,
-        matrix.gene_names,
-        frame[list(_PLACE)].iloc[places].to_numpy(dtype=np.float64),
-        columns,
+    rows, places = match_rows(
+        matrix.barcodes,
+        frame["cell_id"],
+        f"no cell of {matrix_path} is in {cells_path} (matrix: {first_names(matrix.barcodes)}; "
+        f"cells: {first_names(frame['cell_id'])}); they belong to different slides",
         notes,
+        "cells without a place left out",
     )
+    columns = frame.drop(columns=["cell_id", *_PLACE]).iloc[places].reset_index(drop=True)
+    xy = frame[_PLACE].iloc[places].to_numpy(dtype=np.float64)
+    cells = Cells.of_matrix(matrix, rows, xy, columns, notes)
     return cell_table(row, cells, Scale(in_um=True), image_mpp)
 
 
@@ -85,16 +83,24 @@ def _read_cells(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _match(
-    matrix: TenxMatrix, frame: pd.DataFrame, counts: Path, spots: Path, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    found = pd.Index(frame["cell_id"]).get_indexer(pd.Index(matrix.barcodes))
-    rows = np.flatnonzero(found >= 0)
-    if len(rows) == 0:
-        raise DataError(
-            f"no cell of {counts} is in {spots} (matrix: {', '.join(matrix.barcodes[:2])}; cells: "
-            f"{', '.join(frame['cell_id'][:2])}); they belong to different slides"
-        )
-    if len(rows) < len(found):
-        notes.append(f"{len(found) - len(rows)} cells without a place left out")
-    return rows, found[rows]
+def _sources(row: SlideRow) -> dict[str, Path]:
+    matrix, cells = find_xenium_files(row.counts_path)
+    return {**matrix_files(matrix), "spots": cells}
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    try:
+        find_xenium_files(folder)
+    except DataError:
+        return []
+    return [drafted_row(folder.resolve().name, folder, "xenium", technology="Xenium")]
+
+
+FORMAT = cell_format(
+    "xenium",
+    read_xenium,
+    sources=_sources,
+    detect=lambda counts, spots: any(counts.glob(f"{_MATRIX}*")) and any(counts.glob("cells.*")),
+    discover=_discover,
+    layout="Xenium folders",
+)

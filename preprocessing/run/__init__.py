@@ -11,7 +11,7 @@ from preprocessing.errors import DataError
 from preprocessing.files import remove_abandoned, require_plain_name
 from preprocessing.gene_ids import GeneMapConfig
 from preprocessing.gene_ids.table import read_gene_table
-from preprocessing.manifest import SlideRow, scan_manifest
+from preprocessing.manifest import scan_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.run.preparation import (
     Images,
@@ -22,6 +22,7 @@ from preprocessing.run.preparation import (
     attempt_slide,
 )
 from preprocessing.run.workers import interruptible, prepare_in_processes, prepare_on_cluster
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
 

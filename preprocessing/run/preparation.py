@@ -18,10 +18,11 @@ import numpy as np
 from preprocessing.errors import DataError
 from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
 from preprocessing.handcrafted import handcrafted_batch
-from preprocessing.manifest import CELL_FORMATS, SlideRow, missing_files
+from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.pseudo_spots import beyond_picture
-from preprocessing.readers import read_slide_spots, read_spots, source_files
+from preprocessing.readers.format import format_of, read_slide_spots, read_spots, source_files
+from preprocessing.slide_row import PATH_COLUMNS, SlideRow
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.tiled import direct_tiles
 from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
@@ -193,8 +194,6 @@ _BATCH = 64
 
 _BEYOND = "centre beyond the edge of the picture"
 
-_PATH_FIELDS = ("counts", "image", "spots", "labels")
-
 
 @dataclass(frozen=True)
 class SlideTask:
@@ -289,7 +288,7 @@ def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:
 
 def _settings(task: SlideTask) -> dict[str, Any]:
     """Return everything but the file contents that the store depends on, as plain JSON values."""
-    fields = {k: v for k, v in asdict(task.row).items() if k not in _PATH_FIELDS}
+    fields = {k: v for k, v in asdict(task.row).items() if k not in PATH_COLUMNS}
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     backend = {} if task.backend == "auto" else {"backend": task.backend}
@@ -352,7 +351,7 @@ def _write(
 
 def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
     """The table without pseudo-spots centred beyond the picture's edge, and their number."""
-    if row.format not in CELL_FORMATS or row.pitch_um is None:
+    if row.pitch_um is None or not format_of(row.format).cells:
         return table, 0
     width, height = slide.level_dimensions[0]
     beyond = beyond_picture(table, row.pitch_um, (width, height))

@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any
 
 from preprocessing.errors import DataError
-from preprocessing.manifest import PATH_COLUMNS, SlideRow
 from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
+from preprocessing.slide_row import PATH_COLUMNS, SlideRow
 
 Attempt = Callable[[SlideTask], SlideResult]
 

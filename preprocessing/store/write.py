@@ -17,8 +17,8 @@ import numpy as np
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.hdf5 import Sink, hdf5_writer
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import layout
 from preprocessing.store.layout import bytes_digest, seal, seal_dataset, write_counts

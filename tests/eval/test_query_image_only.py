@@ -28,9 +28,9 @@ from hibio.run import train_all
 from pathways import load_pathways
 from preprocessing import SlideStore, SpotTable, prepare, read_manifest, stores_in
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
 from preprocessing.simulate import SimulateConfig, simulate_cohort
+from preprocessing.slide_row import SlideRow
 from preprocessing.store import SlidePicture, write_store
 
 PATCH = PatchConfig(112.0, 16)

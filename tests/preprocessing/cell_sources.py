@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 
-from preprocessing.manifest import SlideRow
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.sources import draw_counts
 
 CELLS, GENES = 12, 5

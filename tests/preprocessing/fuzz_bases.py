@@ -9,8 +9,8 @@ import tifffile
 from PIL import Image
 
 from preprocessing import prepare
-from preprocessing.manifest import COLUMNS
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import COLUMNS
 from tests.preprocessing import cell_sources
 from tests.preprocessing.hd_cell_sources import segmented_folder
 from tests.preprocessing.sources import legacy_slide, tissue_image, visium_folder

@@ -24,9 +24,9 @@ import numpy as np
 from hibio.cli.check import check_path
 from preprocessing import prepare
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
 from preprocessing.run.preparation import SlideResult, SlideTask
 from preprocessing.run.workers import prepare_in_processes
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.fuzz_bases import BASES, PATCH, manifest
 
 MEMORY_BYTES = 4 * 2**30

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlidePicture, write_store
 

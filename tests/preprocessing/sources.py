@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import mmwrite
 from scipy.sparse import csc_matrix
 
-from preprocessing.manifest import SlideRow
+from preprocessing.slide_row import SlideRow
 
 STEP_PX = 40  # pixels between neighbouring array positions
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from preprocessing import DataError, read_manifest
-from preprocessing.discovery import draft_manifest
-from preprocessing.format_detection import detect_format
-from preprocessing.manifest import FORMATS, write_manifest
-from preprocessing.readers.hd_cells import MATRIX
+from preprocessing.manifest import draft_manifest, write_manifest
+from preprocessing.readers import READERS
+from preprocessing.readers.format import detect_format
+from preprocessing.readers.visium import CELL_MATRIX as MATRIX
 from tests.preprocessing.cell_sources import (
     cosmx_folder,
     csv_pair,
@@ -71,7 +71,7 @@ def test_every_format(tmp_path: Path) -> None:
     assert detect_format(counts, None, cells) == "csv"
     assert detect_format(None, legacy.image, None) == "image"
     assert detect_format(None, None, None) is None
-    assert set(FORMATS) == {f for f in found.values() if f} | {"legacy_st", "image"}
+    assert set(READERS) == {f for f in found.values() if f} | {"legacy_st", "image"}
 
 
 def test_rows_without_a_format(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from scipy.sparse import csr_matrix
 from hibio.cli.check import check_path
 from preprocessing import DataError, SlideStore, SpotTable, prepare, read_manifest
 from preprocessing.handcrafted import FEATURE_NAMES
-from preprocessing.manifest import SlideRow, write_manifest
+from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig, read_patch
-from preprocessing.readers import read_slide_spots, read_spots, source_files
+from preprocessing.readers.format import read_slide_spots, read_spots, source_files
 from preprocessing.run.preparation import SlideTask, drop_mask, drop_reasons, prepare_slide
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.tissue import tissue_mask
 from tests.preprocessing.sources import legacy_slide

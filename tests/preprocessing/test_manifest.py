@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError, read_manifest
-from preprocessing.manifest import COLUMNS, SlideRow, scan_manifest, write_manifest
+from preprocessing.manifest import scan_manifest, write_manifest
+from preprocessing.slide_row import COLUMNS, SlideRow
 
 HEADER = "slide_id,patient_id,counts,format"
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from preprocessing import DataError, SlideStore, prepare, read_manifest
-from preprocessing.discovery import draft_manifest
-from preprocessing.manifest import write_manifest
+from preprocessing.manifest import draft_manifest, write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.readers import read_spots
+from preprocessing.readers.format import read_spots
 from tests.preprocessing.cell_sources import (
     cosmx_folder,
     toy_anndata,

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from hibio.cli.check import check_path
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.discovery import draft_manifest
 from preprocessing.files import folder_part, plain_name, require_folder_part, require_plain_name
-from preprocessing.manifest import read_manifest
+from preprocessing.manifest import draft_manifest, read_manifest
 from preprocessing.store import verify_store
 from preprocessing.store.read import stores_in
 from tests.preprocessing.sources import legacy_slide

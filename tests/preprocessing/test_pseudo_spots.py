@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore, SpotTable, prepare
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
 from preprocessing.pseudo_spots import beyond_picture, pseudo_spots
-from preprocessing.readers import read_spots
+from preprocessing.readers.format import read_spots
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.cell_sources import (
     cell_row,
     cosmx_folder,

@@ -213,9 +213,9 @@ def test_numbers_are_shown_with_their_unit():
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)
 def test_real_slides(tmp_path):
     from preprocessing import prepare
-    from preprocessing.discovery import draft_manifest
-    from preprocessing.manifest import SlideRow
+    from preprocessing.manifest import draft_manifest
     from preprocessing.patches import PatchConfig
+    from preprocessing.slide_row import SlideRow
 
     rows = [row for row in draft_manifest(REAL_DATA / "her2st") if row.slide_id in ("A1", "G2")]
     rows.append(SlideRow("grid", "g", REAL_DATA / "breast_dcis_grid", "visium", mpp=0.85))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError
-from preprocessing.readers import read_spots
+from preprocessing.readers.format import read_spots
 from preprocessing.readers.tables import read_header, read_typed, read_wide_table
 from tests.preprocessing.cell_sources import (
     BARCODES,

@@ -20,8 +20,8 @@ from scipy.sparse import csc_matrix
 from scipy.spatial import cKDTree
 
 from preprocessing import SlideStore, SpotTable, prepare, read_manifest
-from preprocessing.discovery import draft_manifest
-from preprocessing.readers import read_spots
+from preprocessing.manifest import draft_manifest
+from preprocessing.readers.format import read_spots
 from preprocessing.store import verify_store
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 

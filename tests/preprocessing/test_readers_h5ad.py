@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from preprocessing import DataError
-from preprocessing.readers import read_spots
+from preprocessing.readers.format import read_spots
 from tests.preprocessing.cell_sources import (
     CELLS,
     NAMES,

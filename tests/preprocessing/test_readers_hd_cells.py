@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.discovery import draft_manifest
-from preprocessing.manifest import SlideRow, read_manifest, write_manifest
+from preprocessing.manifest import draft_manifest, read_manifest, write_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.readers import hd_cells as geojson
-from preprocessing.readers import read_spots, source_files
+from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.hd_cells import read_centroids, read_features
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.hd_cell_sources import (
     BARCODES,
     CELLS,

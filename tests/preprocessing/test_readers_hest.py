@@ -13,11 +13,11 @@ import tifffile
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.discovery import draft_manifest
 from preprocessing.hest_layout import write_hest
-from preprocessing.manifest import SlideRow, read_manifest, write_manifest
+from preprocessing.manifest import draft_manifest, read_manifest, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
-from preprocessing.readers import read_spots, source_files
+from preprocessing.readers.format import read_spots, source_files
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.slides.hest import HestPatches
 from tests.preprocessing.sources import draw_counts, legacy_slide

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError
-from preprocessing.readers import read_spots, source_files
 from preprocessing.readers.coordinates import step_px
+from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.legacy_st import read_count_table
 from tests.preprocessing.sources import STEP_PX, legacy_slide, write_legacy_counts
 

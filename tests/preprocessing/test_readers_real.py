@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.discovery import draft_manifest
-from preprocessing.manifest import SlideRow
-from preprocessing.readers import read_spots
+from preprocessing.manifest import draft_manifest
+from preprocessing.readers.format import read_spots
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 
 pytestmark = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError
-from preprocessing.discovery import draft_manifest
 from preprocessing.files import file_sha256
-from preprocessing.readers import read_spots, source_files
+from preprocessing.manifest import draft_manifest
 from preprocessing.readers import spatialdata as reader
+from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.geometry import (
     polygon_centroid,
     ragged_centroids,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers import read_spots, source_files
 from preprocessing.readers import tables as parquet
 from preprocessing.readers.coordinates import hex_pitch_px
+from preprocessing.readers.format import read_spots, source_files
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from tests.preprocessing.sources import Truth, hex_positions, visium_folder
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_matrix
 
 from preprocessing import DataError
-from preprocessing.manifest import SlideRow
-from preprocessing.readers import read_spots, source_files, tenx
 from preprocessing.readers import tables as parquet
+from preprocessing.readers import tenx
 from preprocessing.readers import visium_hd as hd_bins
+from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.visium_hd import bin_places, match_bins, read_bins
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA, draw_counts
 
 GENES, FINE = 6, 16  # bins of 2 um along one edge

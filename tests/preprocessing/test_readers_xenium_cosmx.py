@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError
-from preprocessing.readers import read_spots, source_files
+from preprocessing.readers.format import read_spots, source_files
 from tests.preprocessing.cell_sources import (
     BARCODES,
     NAMES,

@@ -9,12 +9,12 @@ import pytest
 
 from preprocessing import DataError, SlideStore, prepare, stores_in
 from preprocessing import run as run_module
-from preprocessing.discovery import draft_manifest
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_features
-from preprocessing.manifest import SlideRow, write_manifest
+from preprocessing.manifest import draft_manifest, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.run import preparation as slide_result
 from preprocessing.run.preparation import SlideTask, prepare_slide
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store
 from tests.preprocessing.cell_sources import (

@@ -10,8 +10,8 @@ from PIL import Image
 
 from preprocessing import SlideStore, prepare
 from preprocessing.errors import DataError
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig, read_patch
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import BACKENDS, OpenSlideSlide, open_slide
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 from tests.preprocessing.test_slides import REGIONS, noise, write_tiff

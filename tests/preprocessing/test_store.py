@@ -11,8 +11,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore, SpotTable, stores_in
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.store import SlidePicture, verify_store, write_store
 from preprocessing.store.write import add_features
 

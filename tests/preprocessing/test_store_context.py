@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig, read_patch
+from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store, write_store
 from tests.preprocessing.sources import legacy_slide

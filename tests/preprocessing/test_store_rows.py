@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse import random as random_sparse
 
 from preprocessing import DataError, SlideStore, SpotTable
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.store import verify_store, write_store
 
 SPOTS, GENES = 60, 7

@@ -1,0 +1,197 @@
+"""A format of source files: what it asks of a manifest row, how its slides are found and read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from preprocessing.errors import DataError
+from preprocessing.readers import READERS
+from preprocessing.slide_row import IMAGE_ONLY, SlideRow
+from preprocessing.slides.pixels import Slide
+from preprocessing.spot_table import PROTEIN, SpotTable
+
+NO_BINS = {"bin_um": "has no bins of Visium HD"}
+
+
+def counts_file(row: SlideRow) -> dict[str, Path]:
+    """Return the sources of a format of one file, and its spot table where the row names one."""
+    return {"counts": row.counts_path} | ({} if row.spots is None else {"spots": row.spots})
+
+
+def _fits_nothing(counts: Path, spots: Path | None) -> bool:
+    return False
+
+
+def _finds_nothing(folder: Path) -> list[SlideRow]:
+    return []
+
+
+def _no_complaint(columns: Mapping[str, object]) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format; the file of its reader defines it as ``FORMAT``.
+
+    Attributes:
+        name: in the manifest's column format.
+        read: row, and um per level-0 px that its image file states (or None) -> spots.
+        sources: row -> the files that `read` reads (image and labels excluded), by role; a store
+            is up to date while their hashes stay.
+        detect: counts, and the spot table of the row (or None) -> whether they are of this format;
+            by names, and at most the beginning of a text.
+        discover: folder -> rows of the slides that lie in it.
+        layout: what `discover` looks for, for messages.
+        whole: nothing else is looked for in and below a folder in which `discover` finds slides.
+        cells: the rows are cells, which a pitch_um sums into pseudo-spots.
+        needs: column that must be filled -> what it names.
+        forbids: column that must be empty -> why, as it follows "format NAME".
+        no_protein: why the modality cannot be "protein", as it follows "format NAME"; "": it can.
+        complain: values of a row by column (None: empty, absent: unusable) -> sentences on what
+            ``needs`` and ``forbids`` cannot say.
+        lay: row, open slide and edge of a patch in um -> spots, for slides without counts.
+    """
+
+    name: str
+    read: Callable[[SlideRow, float | None], SpotTable]
+    sources: Callable[[SlideRow], dict[str, Path]] = counts_file
+    detect: Callable[[Path, Path | None], bool] = _fits_nothing
+    discover: Callable[[Path], list[SlideRow]] = _finds_nothing
+    layout: str = ""
+    whole: bool = False
+    cells: bool = False
+    needs: Mapping[str, str] = field(default_factory=dict)
+    forbids: Mapping[str, str] = field(default_factory=lambda: NO_BINS)
+    no_protein: str = ""
+    complain: Callable[[Mapping[str, object]], list[str]] = _no_complaint
+    lay: Callable[[SlideRow, Slide, float], SpotTable] | None = None
+
+    def misfits(self, columns: Mapping[str, object], filled: set[str]) -> list[str]:
+        """Return a sentence for every column of a row that does not fit this format.
+
+        Args:
+            columns: usable values of the row by column.
+            filled: columns in which anything stands.
+        """
+        found = []
+        if self.lay is None and "counts" not in filled:
+            found.append(f"counts is empty; a slide without counts has the format {IMAGE_ONLY!r}")
+        found += [
+            f"format {self.name} {why}; leave the column {name!r} empty"
+            for name, why in self.forbids.items()
+            if name in filled
+        ]
+        if columns.get("modality") == PROTEIN and self.no_protein:
+            found.append(f"format {self.name} {self.no_protein}")
+        found += [
+            f"format {self.name} needs the column {name!r} ({what})"
+            for name, what in self.needs.items()
+            if name not in filled
+        ]
+        return found + self.complain(columns)
+
+
+def format_of(name: str) -> Format:
+    """Return the format of a name, and import its reader.
+
+    Raises:
+        DataError: there is no such format.
+    """
+    if name not in READERS:
+        raise DataError(f"unknown format {name!r}; formats are {', '.join(READERS)}")
+    found: Format = import_module(READERS[name]).FORMAT
+    return found
+
+
+def detect_format(counts: Path | None, image: Path | None, spots: Path | None) -> str | None:
+    """Tell the format of a slide's files; looks at names, hardly inside.
+
+    Args:
+        counts: its counts; None: there are none.
+        image: its slide image.
+        spots: its spot table.
+
+    Returns:
+        A name of the table, or None where nothing fits (or the files are missing).
+    """
+    if counts is None:
+        return None if image is None else IMAGE_ONLY
+    try:
+        return next((name for name in READERS if format_of(name).detect(counts, spots)), None)
+    except (OSError, ValueError):  # a name the system cannot hold, or no permission
+        return None
+
+
+@contextmanager
+def _slide_named(row: SlideRow) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        known = row.counts is None or str(row.counts) in str(error)
+        place = "" if known else f" ({row.counts})"
+        raise DataError(f"slide {row.slide_id}{place}: {error}") from error
+
+
+def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
+    """Read counts, coordinates and labels of one slide.
+
+    Args:
+        row: the manifest row.
+        image_mpp: um per level-0 px that the image file states, if it does.
+
+    Raises:
+        DataError: names the slide and what is wrong with its files.
+    """
+    with _slide_named(row):
+        return format_of(row.format).read(row, image_mpp)
+
+
+def read_slide_spots(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
+    """Read the spots of a slide with an image; without counts they are windows over its tissue.
+
+    Args:
+        row: the manifest row.
+        slide: its open image.
+        patch_um: edge of the patches of this run, um.
+
+    Raises:
+        DataError: names the slide and what is wrong with its files.
+    """
+    with _slide_named(row):
+        lay = format_of(row.format).lay
+        if lay is not None:
+            return lay(row, slide, patch_um)
+        return format_of(row.format).read(row, slide.mpp)
+
+
+def source_files(row: SlideRow) -> dict[str, Path]:
+    """Return every file that belongs to a slide, by role (counts, spots, image, labels, ...).
+
+    Raises:
+        DataError: a file of the format is missing.
+    """
+    files = format_of(row.format).sources(row)
+    others = {"image": row.image, "labels": row.labels}
+    return files | {role: path for role, path in others.items() if path is not None}
+
+
+def file_name(counts: Path) -> str:
+    """Return the name of a file in small letters, without .gz; "" of a folder."""
+    return "" if counts.is_dir() else counts.name.lower().removesuffix(".gz")
+
+
+def is_text(counts: Path) -> bool:
+    """Whether a file is there and a text table by its name."""
+    return file_name(counts).endswith((".csv", ".tsv", ".txt")) and counts.is_file()
+
+
+def first_file(folder: Path, *patterns: str) -> Path | None:
+    """Return the first file by name of the first pattern that fits any."""
+    for pattern in patterns:
+        found = sorted(p for p in folder.glob(pattern) if p.is_file())
+        if found:
+            return found[0]
+    return None
