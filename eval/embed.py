@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from eval.results import Role
 from hibio import keys
 from hibio.checkpoint import ARTIFACTS, WEIGHTS, find_checkpoint
 from hibio.config.data import RegionsConfig
 from hibio.config.files import ConfigError
 from hibio.config.model import ImageInput
 from hibio.config.schema import build_section
+from hibio.data.fitting import MATCHED_RANDOM
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
@@ -61,12 +63,36 @@ class Checkpoint:
         return self.model.config.vision.image_input(self.image)
 
     @property
+    def role(self) -> Role:
+        """Its role in a comparison: a control by its settings, never by its name."""
+        if self.variant == keys.MAIN:
+            return "model"
+        return "control" if is_control(self.settings) else "baseline"
+
+    @property
     def sha256(self) -> str:
         """Hash of the weights and the artifacts."""
         digest = hashlib.sha256()
         for name in (WEIGHTS, ARTIFACTS):
             digest.update((self.path / name).read_bytes())
         return digest.hexdigest()
+
+
+def is_control(settings: Mapping[str, Any]) -> bool:
+    """Whether a run has pairs, pathways, neighbours, genes or regions that are random on purpose.
+
+    Args:
+        settings: resolved configuration of the run; keys that an old one lacks are not random.
+    """
+    data, pathways, genes, regions = (
+        settings.get(name) or {} for name in ("data", "pathways", "genes", "regions")
+    )
+    return (
+        bool(data.get("shuffle_pairs"))
+        or str(pathways.get("source")).startswith(MATCHED_RANDOM)
+        or "random" in (genes.get("graph"), genes.get("selector"))
+        or regions.get("kind", "tree") != "tree"
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

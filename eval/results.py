@@ -1,8 +1,11 @@
 """Results of tasks: values per (fold, seed, slide), merged over folds, written as strict JSON.
 
-The schema is that of docs/architecture.md:
-``{"config", "data", "tasks": {TASK: {"models": {MODEL: {METRIC: {...}}}, "notes": [...]}}}`` and a
-metric is ``{"mean", "std", "n", "values", "unit", "keys", "chance"?}``. NaN becomes null.
+A task declares what it asks (`Question`), what each of its metrics is (`Measure`) and what each
+row is (`Row`), where it computes them; the readers of results.json look nothing up by name. A task
+in the file (docs/architecture.md) is
+``{"models": {MODEL: {METRIC: {"mean", "std", "n", "values", "unit", "keys", "chance"?}}},
+"notes": [...], "words": ..., "short": [METRIC, ...], "metrics": {METRIC: {"better", "words",
+"transductive"}}, "rows": {MODEL: {"role", "words"}}}``; NaN becomes null.
 """
 
 import dataclasses
@@ -11,25 +14,94 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from eval.errors import FoldError
-from eval.folds.fold import Representation
 from preprocessing.files import atomic_path
 
-MAIN = "hibio"
-
 RAW = "raw_features"
-
 TOWER_SUFFIX = "_tower"
-
 DECODER_SUFFIX = "_decoder"
-
 SEED_MEAN = "_seed_mean"
-
 NO_FOLD = "none"  # trained on every slide
+
+Role = Literal["model", "variant", "baseline", "control", "oracle"]
+Better = Literal["high", "low", "none"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a task asks.
+
+    Args:
+        task: its name.
+        words: the question in a sentence or two.
+        short: the metrics that stand for it, of which the first that a model has is its headline.
+    """
+
+    task: str
+    words: str = ""
+    short: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a metric is.
+
+    Args:
+        name: such as ``image_to_omics/recall@10%``.
+        unit: what a value is and of what, such as ``Pearson r per slide``.
+        better: which values are; ``none`` of a number that ranks nothing.
+        words: sentences on the parts of the name, ``part: meaning``.
+        transductive: whether all spots of the test slide were used at once.
+    """
+
+    name: str
+    unit: str
+    better: Better = "high"
+    words: tuple[str, ...] = ()
+    transductive: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The declaration as the results file holds it; the unit stands with the values."""
+        record = {"better": self.better, "words": list(self.words)}
+        return record | {"transductive": self.transductive}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row of the results is.
+
+    Args:
+        role: ``model`` under test, ``variant`` built on its embeddings, ``baseline``, ``control``
+            (something is shuffled or random on purpose), or ``oracle`` (sees what no prediction
+            has).
+        words: what it does; may be empty.
+    """
+
+    role: Role
+    words: str = ""
+
+
+class Described(Protocol):
+    """A model that says what it is; `eval.folds.fold.Representation` is one."""
+
+    @property
+    def name(self) -> str:
+        """Row name."""
+        ...
+
+    @property
+    def row(self) -> Row:
+        """What it is."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Printed with the results."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,70 +157,97 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """All values of one task: ``models[MODEL][METRIC]`` and notes that a report must print."""
+    """All values of one task, with what was declared of them.
+
+    Args:
+        task: its name.
+        models: ``models[MODEL][METRIC]``.
+        notes: what a report must print.
+        question: what is asked.
+        measures: of every metric.
+        rows: of every model.
+    """
 
     task: str
     models: dict[str, dict[str, Metric]]
     notes: list[str] = field(default_factory=list)
+    question: Question | None = None
+    measures: dict[str, Measure] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The task as the results file holds it."""
-        models = {
-            model: {name: metric.to_json() for name, metric in metrics.items()}
-            for model, metrics in self.models.items()
+        question = self.question or Question(self.task)
+        return {
+            "models": {
+                model: {name: metric.to_json() for name, metric in metrics.items()}
+                for model, metrics in self.models.items()
+            },
+            "notes": list(self.notes),
+            "words": question.words,
+            "short": list(question.short),
+            "metrics": {name: measure.to_json() for name, measure in self.measures.items()},
+            "rows": {name: dataclasses.asdict(row) for name, row in self.rows.items()},
         }
-        return {"models": models, "notes": list(self.notes)}
 
 
 class ResultTable:
     """Collects single values while a task runs; `result` freezes them."""
 
-    def __init__(self, task: str) -> None:
-        self._task = task
+    def __init__(self, question: Question) -> None:
+        self._question = question
         self._cells: dict[tuple[str, str], list[tuple[str, float, float | None]]] = {}
         self._units: dict[tuple[str, str], str] = {}
+        self._measures: dict[str, Measure] = {}
+        self._rows: dict[str, Row] = {}
         self._notes: list[str] = []
 
     def add(
-        self,
-        model: str,
-        metric: str,
-        key: str,
-        value: float,
-        unit: str,
-        chance: float | None = None,
+        self, model: str, measure: Measure, key: str, value: float, chance: float | None = None
     ) -> None:
         """Add one value of one metric of one model, under its ``fold/seed/slide`` key."""
-        self._cells.setdefault((model, metric), []).append((key, float(value), chance))
-        self._units[model, metric] = unit
+        self._cells.setdefault((model, measure.name), []).append((key, float(value), chance))
+        self._units[model, measure.name] = measure.unit
+        self._measures.setdefault(measure.name, measure)
 
-    def add_model(self, model: str) -> None:
-        """List a model even when no metric of it can be computed."""
-        self._cells.setdefault((model, ""), [])
+    def row(self, model: str, role: Role, words: str = "") -> None:
+        """Declare a row that the task itself makes."""
+        self._rows.setdefault(model, Row(role, words))
 
     def note(self, text: str) -> None:
         """Add a note once."""
         if text not in self._notes:
             self._notes.append(text)
 
-    def result(self, described: Iterable[Representation] = ()) -> TaskResult:
-        """Everything that was added, with the notes of those described models that have values."""
-        present = {model for model, _ in self._cells}
-        for one in described:
-            for text in one.notes if one.name in present else ():
-                self.note(f"{one.name}: {text}")
+    def result(self, described: Iterable[Described] = ()) -> TaskResult:
+        """Everything that was added, with roles and notes of those models that have values.
+
+        Raises:
+            FoldError: nobody says what a row is.
+        """
         models: dict[str, dict[str, Metric]] = {}
         for (model, name), cell in self._cells.items():
-            metrics = models.setdefault(model, {})
-            if name:
-                chances = [chance for _, _, chance in cell if chance is not None]
-                metrics[name] = Metric(
-                    values=[value for _, value, _ in cell],
-                    unit=self._units[model, name],
-                    chance=math.fsum(chances) / len(chances) if chances else None,
-                    keys=[key for key, _, _ in cell],
-                )
-        return TaskResult(self._task, models, list(self._notes))
+            chances = [chance for _, _, chance in cell if chance is not None]
+            models.setdefault(model, {})[name] = Metric(
+                values=[value for _, value, _ in cell],
+                unit=self._units[model, name],
+                chance=math.fsum(chances) / len(chances) if chances else None,
+                keys=[key for key, _, _ in cell],
+            )
+        for one in described:
+            if one.name in models:
+                self._rows.setdefault(one.name, one.row)
+                for text in one.notes:
+                    self.note(f"{one.name}: {text}")
+        unknown = [model for model in models if model not in self._rows]
+        if unknown:
+            raise FoldError(
+                f"task {self._question.task}: nobody says what the row {unknown[0]!r} is; declare "
+                "it with ResultTable.row, or pass its representation to ResultTable.result"
+            )
+        rows = {model: self._rows[model] for model in models}
+        task = self._question.task
+        return TaskResult(task, models, list(self._notes), self._question, self._measures, rows)
 
 
 def merge(results: Iterable[TaskResult]) -> dict[str, TaskResult]:
@@ -178,7 +277,14 @@ def _join(left: TaskResult, right: TaskResult) -> TaskResult:
             where = f"{right.task}, {model}, {name}"
             row[name] = _join_metric(row[name], metric, where) if name in row else metric
     notes = left.notes + [note for note in right.notes if note not in left.notes]
-    return TaskResult(left.task, models, notes)
+    return dataclasses.replace(
+        left,
+        models=models,
+        notes=notes,
+        question=left.question or right.question,
+        measures=left.measures | right.measures,
+        rows=left.rows | right.rows,
+    )
 
 
 def _join_metric(left: Metric, right: Metric, where: str) -> Metric:

@@ -14,6 +14,8 @@ OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
 
 UNS = "hibio"
 
+MAIN = "hibio"  # the main variant of a run, and its row in results.json
+
 SPOT = "spot"
 
 TERM_SPOT = "spot/contrastive"

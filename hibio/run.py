@@ -26,7 +26,7 @@ from hibio.checkpoint import (
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, dump_config, merge, to_dict
 from hibio.config.model import PATCHES, ModelConfig
-from hibio.config.run import MAIN_VARIANT, RunConfig
+from hibio.config.run import RunConfig
 from hibio.config.schema import SchemaError, build_section
 from hibio.data.dataset import SlideDataset
 from hibio.data.fitting import fit_artifacts
@@ -39,6 +39,7 @@ from hibio.data.splits import (
     split_by_patient,
     with_counts,
 )
+from hibio.keys import MAIN
 from hibio.model import HiBio
 from hibio.training.checkpoint import load_newest, refuse_other_settings, whole_checkpoint
 from hibio.training.engine import build_engine
@@ -102,8 +103,8 @@ def expand(config: RunConfig) -> list[Job]:
 
 
 def _variant(config: RunConfig, name: str) -> RunConfig:
-    if name == MAIN_VARIANT or not name.replace("_", "").replace("-", "").isalnum():
-        allowed = f"letters, digits, - and _, and not {MAIN_VARIANT!r}"
+    if name == MAIN or not name.replace("_", "").replace("-", "").isalnum():
+        allowed = f"letters, digits, - and _, and not {MAIN!r}"
         raise ConfigError(f"variants.{name}: a variant's name is {allowed}")
     base = {**to_dict(config), "variants": {}, "variant": name}
     try:

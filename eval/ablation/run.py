@@ -148,7 +148,9 @@ def measure(
         with threadpool_limits(1):
             result = task.run(fold, task.config())
         own = {model: values for model, values in result.models.items() if model == row}
-        results.append(TaskResult(name, own, result.notes))
+        results.append(
+            dataclasses.replace(result, models=own, rows={row: result.rows[row]} if own else {})
+        )
     return results, time.perf_counter() - started
 
 

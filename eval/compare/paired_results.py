@@ -20,9 +20,10 @@ import numpy as np
 from eval.errors import FoldError
 from eval.folds.assemble import JobGroup
 from eval.measures.intervals import holm, paired_bootstrap, unit_kind
-from eval.report.glossary import HIBIO, lower_is_better
+from eval.report.glossary import lower_is_better
 from eval.report.headline import MIN_FOLDS, values_by_key
 from hibio.data.splits import SlideEntry
+from hibio.keys import MAIN
 from preprocessing.store import SlideStore
 
 
@@ -181,7 +182,7 @@ def find_entry(
     if model is not None:
         return having.get(model)
     own = str((results.body.get("data") or {}).get("main_model", ""))
-    name = next((name for name in (own, HIBIO) if name in having), None)
+    name = next((name for name in (own, MAIN) if name in having), None)
     if name is None and len(having) == 1:
         name = next(iter(having))
     return None if name is None else having[name]
@@ -197,7 +198,7 @@ def entry_of(results: Results, task: str, metric: str, model: str | None) -> Map
     if found is None:
         having = _models_with(results, task, metric)
         raise FoldError(
-            f"{results.label}: task {task!r}, metric {metric!r}: no model {model or HIBIO!r} (it "
+            f"{results.label}: task {task!r}, metric {metric!r}: no model {model or MAIN!r} (it "
             f"has: {', '.join(having) or 'none'}); name one with --model"
         )
     return found

@@ -14,13 +14,14 @@ from eval.embed import Checkpoint, load_checkpoint
 from eval.folds.baselines import baselines, random_sets, raw_features
 from eval.folds.fold import Fold, Representation, SlideData
 from eval.folds.hidden_genes import hide, with_representations
-from eval.results import MAIN, NO_FOLD, RAW, SEED_MEAN, TOWER_SUFFIX
+from eval.results import NO_FOLD, RAW, SEED_MEAN, TOWER_SUFFIX, Role
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry
+from hibio.keys import MAIN
 from hibio.regions import fit_region_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
@@ -255,6 +256,8 @@ def representations(
             checkpoint.variant,
             image=image or None,
             omics=omics or None,
+            role=checkpoint.role,
+            words="" if checkpoint.role == "model" else "trained by the same code, other settings",
             aligned=bool(image),
             anchor=anchor,
             trees=trees,
@@ -262,7 +265,8 @@ def representations(
     ]
     if checkpoint.variant == MAIN and tower:
         note = "output of the omics tower, before the projection to the shared space"
-        own.append(Representation(MAIN + TOWER_SUFFIX, omics=tower, aligned=False, notes=(note,)))
+        name = MAIN + TOWER_SUFFIX
+        own.append(Representation(name, None, tower, (note,), "variant", aligned=False))
     return own
 
 
@@ -289,6 +293,7 @@ def seed_means(folds: Sequence[Fold]) -> Fold | None:
         image = {s: np.hstack([m.image[s] for m in seeds if m.image]) for s in seeds[0].image or {}}
         omics = {s: np.hstack([m.omics[s] for m in seeds if m.omics]) for s in seeds[0].omics or {}}
         note = f"{name}: mean similarity of {len(seeds)} seeds"
-        models.append(Representation(name + SEED_MEAN, image=image, omics=omics, notes=(note,)))
+        role: Role = "variant" if seeds[0].role == "model" else seeds[0].role
+        models.append(Representation(name + SEED_MEAN, image, omics, (note,), role))
     raw = folds[0].model(RAW) if folds[0].has_model(RAW) else None
     return dataclasses.replace(folds[0], models=tuple(models), random_sets=None, raw_features=raw)

@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import sparse
 
 from eval.errors import FoldError
+from eval.results import Role, Row
 from hibio.regions import RegionTree
 from preprocessing.errors import did_you_mean
 
@@ -144,6 +145,8 @@ class Representation:
         image: slide_id -> (S, D) from the image alone, or None.
         omics: slide_id -> (S, D) from the counts, or None.
         notes: printed with the results.
+        role: what it is in a comparison; see `eval.results.Row`.
+        words: what it does, where the notes do not say it.
         aligned: whether image and omics live in one space, so that their cosine means something.
             Retrieval bridges the two by ridge where they do not.
         anchor: (M, D) embeddings of the fold's pathways in the image space, or None.
@@ -157,12 +160,19 @@ class Representation:
     image: Mapping[str, np.ndarray] | None = None
     omics: Mapping[str, np.ndarray] | None = None
     notes: tuple[str, ...] = ()
+    role: Role = "baseline"
+    words: str = ""
     aligned: bool = True
     anchor: np.ndarray | None = None
     held_out_anchor: np.ndarray | None = None
     trees: Mapping[str, RegionTree] | None = None
     prediction: Prediction | None = None
     cost: Cost | None = None
+
+    @property
+    def row(self) -> Row:
+        """Its role and what it does."""
+        return Row(self.role, self.words or "; ".join(self.notes))
 
     def rows(self, modality: str, slides: Iterable[SlideData]) -> list[np.ndarray]:
         """Embeddings of the slides in order, each (S, D) float64, checked.

@@ -16,10 +16,11 @@ from eval.embed import Checkpoint
 from eval.folds.baselines import baselines
 from eval.folds.fold import Representation, SlideData
 from eval.folds.variable_genes import expression
-from eval.results import DECODER_SUFFIX, MAIN, TOWER_SUFFIX
+from eval.results import DECODER_SUFFIX, TOWER_SUFFIX
 from hibio.artifacts import Artifacts
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry
+from hibio.keys import MAIN
 from preprocessing.coexpression import GeneFactors
 
 Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
@@ -232,8 +233,8 @@ def _embedded(
             predicted[entry.slide_id] = model.impute(slide, names)
     if decodes:
         decoded[variant + DECODER_SUFFIX] = predicted
-    rows = [Representation(variant, omics=omics)]
+    rows = [Representation(variant, omics=omics, role=checkpoint.role)]
     if variant == MAIN:
         note = "output of the omics tower, before the projection to the shared space"
-        rows.append(Representation(variant + TOWER_SUFFIX, omics=tower, notes=(note,)))
+        rows.append(Representation(variant + TOWER_SUFFIX, None, tower, (note,), "variant"))
     return rows

@@ -28,6 +28,26 @@ TIE = 1e-9
 
 FLAT = 1e-10
 
+#: What a value is, for the reports.
+WORDS = {
+    "pearson": "pearson: correlation of predicted and measured values, 1 is perfect; constant "
+    "genes have none and are left out",
+    "spearman": "spearman: correlation of ranks, 1 is perfect",
+    "recall": "recall@k: share of queries whose partner is among the first k (k % of the pool)",
+    "median_rank": "median_rank: where the right partner stands in the ranked pool, in the unit "
+    "stated with the values; lower is better",
+    "mrr": "mrr: mean of 1/rank of the right partner, 1 is perfect",
+    "ari": "ari: adjusted Rand index of two partitions, 0 is chance, 1 is identical",
+    "nmi": "nmi: normalised mutual information of two partitions, 1 is identical",
+    "ami": "ami: mutual information of two partitions adjusted for chance, 0 is chance, "
+    "1 is identical",
+    "balanced_accuracy": "balanced_accuracy: mean recall over classes",
+    "macro_f1": "macro_f1: F1 averaged over classes, so rare classes count as much",
+    "auroc": "auroc: probability that a case is ranked above a non-case, 0.5 is chance",
+    "pooled": "pooled: over all test spots of a fold together, so differences between slides count "
+    "as well",
+}
+
 
 def pearson_per_gene(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation (G,) of each column over the rows of (S, G) and (S, G).

@@ -8,10 +8,10 @@ from typing import Any
 
 from eval.report.facts import config_section, models_section, run_section
 from eval.report.figures.canvas import Figure
-from eval.report.glossary import HIBIO
 from eval.report.headline import HeadlineRow, headline_section
 from eval.report.page import Html, figures_section, page
 from eval.report.tasks import metric_names, task_section
+from hibio.keys import MAIN
 from preprocessing.files import atomic_path
 
 __all__ = ["HeadlineRow", "default_headline", "write_report"]
@@ -71,7 +71,7 @@ def default_headline(results: Mapping[str, Any]) -> list[HeadlineRow]:
     rows = []
     for task, result in (results.get("tasks") or {}).items():
         models = result.get("models") or {}
-        own = list(models.get(HIBIO) or {}) or metric_names(models)
+        own = list(models.get(MAIN) or {}) or metric_names(models)
         wanted = [m for part in PREFERRED.get(task.split("/")[0], ()) for m in own if part in m]
         if own:
             rows.append(HeadlineRow(task, task, (wanted or own)[0]))

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eval.report.glossary import HIBIO
 from eval.report.page import (
     MISSING,
     Html,
@@ -22,6 +21,7 @@ from eval.report.page import (
     tag,
     text,
 )
+from hibio.keys import MAIN
 
 # Label and the names under which a run may have kept it; the shallowest match is shown.
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -161,5 +161,5 @@ def _cells(row: Mapping[str, Any]) -> Html:
         tag("td", text(number(row.get("fits")))),
         tag("td", text(MISSING if seconds is None else duration(float(seconds)))),
     )
-    own = "self" if row["model"] == HIBIO else None
+    own = "self" if row["model"] == MAIN else None
     return tag("tr", tag("th", text(str(row["model"])), scope="row"), *cells, class_=own)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-HIBIO = "hibio"
+from hibio.keys import MAIN
 
 TASKS: dict[str, str] = {
     "expression": "Gene expression of held-out patients' spots, predicted from H&E: frozen image "
@@ -199,7 +199,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"csls|sinkhorn|transductive", TRANSDUCTIVE),
     (r"oracle|ceiling", ORACLE),
     (r"shuffl|random(?!_?forest)|permut|facts", CONTROL),
-    (rf"^{HIBIO}\W|^{HIBIO}_", VARIANT),
+    (rf"^{MAIN}\W|^{MAIN}_", VARIANT),
 )
 
 # What a baseline does, by patterns in its name; several may apply to one name.
@@ -243,7 +243,7 @@ METHODS: tuple[tuple[str, str], ...] = (
 def kind_of(model: str) -> Kind:
     """Role of a model by its name; an unknown name is a baseline."""
     name = model.lower()
-    if name == HIBIO:
+    if name == MAIN:
         return CHECKPOINT
     return next((kind for pattern, kind in KINDS if re.search(pattern, name)), BASELINE)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eval.measures.intervals import headline_interval
-from eval.report.glossary import HIBIO, kind_of, lower_is_better
+from eval.report.glossary import kind_of, lower_is_better
 from eval.report.page import (
     MISSING,
     Html,
@@ -28,6 +28,7 @@ from eval.report.page import (
     tag,
     text,
 )
+from hibio.keys import MAIN
 
 MIN_FOLDS = 3
 
@@ -174,7 +175,7 @@ def headline_section(results: Mapping[str, Any], rows: Sequence[HeadlineRow]) ->
     """The table and how to read it; a row without results is shown with dashes."""
     names = (
         "question",
-        f"{HIBIO}, 95 % interval",
+        f"{MAIN}, 95 % interval",
         "best baseline",
         "its value",
         "difference",
@@ -190,7 +191,7 @@ def headline_section(results: Mapping[str, Any], rows: Sequence[HeadlineRow]) ->
 def control_warnings(results: Mapping[str, Any], row: HeadlineRow) -> list[str]:
     """One sentence for each control that this checkpoint does not beat on a headline metric."""
     entries = _entries(results, row)
-    mine: Any = entries.get(HIBIO, {}).get("mean")
+    mine: Any = entries.get(MAIN, {}).get("mean")
     lower = lower_is_better(row.metric, row.task)
     lines = []
     for name, entry in entries.items():
@@ -217,7 +218,7 @@ def _headline_cells(results: Mapping[str, Any], row: HeadlineRow) -> Html:
         name for name in entries if kind_of(name).competes and not _is_own(name)
     )
     best = best_model(entries, lower, rivals)
-    mine = entries.get(HIBIO, {})
+    mine = entries.get(MAIN, {})
     outcome = compare(mine, entries[best], lower) if best and mine else None
     return tag(
         "tr",
@@ -242,7 +243,7 @@ def _value(entry: Mapping[str, Any], interval: str) -> Html:
 def _interval(results: Mapping[str, Any], row: HeadlineRow) -> str:
     """Interval of this checkpoint's mean, with what it was drawn over."""
     models = results.get("tasks", {}).get(row.task, {}).get("models", {})
-    own = models.get(HIBIO) or {}
+    own = models.get(MAIN) or {}
     found = headline_interval(own, row.metric) if row.metric in own else None
     if found is None:
         return MISSING

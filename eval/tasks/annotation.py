@@ -25,11 +25,30 @@ from sklearn.linear_model import LogisticRegression
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData, spot_names, stack
 from eval.folds.spatial_blocks import BlocksConfig, BlockSplit, block_splits
-from eval.measures.metrics import balanced_accuracy, macro_auroc, macro_f1
+from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc, macro_f1
 from eval.measures.ridge import group_folds, zscore
-from eval.results import ResultTable, TaskResult
+from eval.results import Measure, Question, ResultTable, TaskResult
 
-METRIC = "few_shot"
+QUESTION = Question(
+    "annotation",
+    "A linear probe on frozen embeddings predicts the pathologist's or planted label, or the type "
+    "of a cell, in patients it was not fitted on; without such patients in spatial blocks of the "
+    "slide it was not fitted on.",
+    (
+        "omics/balanced_accuracy",
+        "omics/macro_f1",
+        "omics/macro_auroc",
+        "image/balanced_accuracy",
+        "omics/few_shot@1",
+        "omics/few_shot@5",
+        "omics/few_shot@20",
+    ),
+)
+
+FEW_SHOT = (
+    "few_shot@k: balanced accuracy of a probe fitted on k labelled spots of each class, several "
+    "random draws"
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,7 @@ class Case:
 
 def run(fold: Fold, config: AnnotationConfig) -> TaskResult:
     """Fit a probe on labelled training spots and score it on each test patient or block."""
-    table = ResultTable("annotation")
+    table = ResultTable(QUESTION)
     if fold.train:
         _over_patients(table, fold, config)
     else:
@@ -320,8 +339,10 @@ def _add(
         }
         for name, (value, chance) in values.items():
             of = f"{name.replace('_', ' ')} per {tested}"
+            words = WORDS["auroc" if name == "macro_auroc" else name]
+            measure = Measure(f"{case.modality}/{name}", of, words=(words,))
             key = fold.key(unit or f"{patient}:{case.column}")
-            table.add(case.model, f"{case.modality}/{name}", key, value, of, chance)
+            table.add(case.model, measure, key, value, chance)
 
 
 def _add_few_shot(
@@ -344,8 +365,8 @@ def _add_few_shot(
     sides = (train.x, train.y), (test.x, test.y, test.patient)
     for one in few_shot_scores(*sides, fold.seed, config):
         key = fold.key(f"{one.patient}:{case.column}:draw{one.draw}")
-        metric = f"{case.modality}/{METRIC}@{one.k}"
-        table.add(case.model, metric, key, one.value, unit, one.chance)
+        measure = Measure(f"{case.modality}/few_shot@{one.k}", unit, words=(FEW_SHOT,))
+        table.add(case.model, measure, key, one.value, one.chance)
 
 
 def _thinned(train: Labelled, fold: Fold, config: AnnotationConfig, table: ResultTable) -> Labelled:

@@ -25,8 +25,8 @@ from sklearn.mixture import GaussianMixture
 
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData, neighbour_weights
-from eval.measures.metrics import ami, ari, nmi
-from eval.results import ResultTable, TaskResult
+from eval.measures.metrics import WORDS, ami, ari, nmi
+from eval.results import Measure, Question, ResultTable, TaskResult
 
 #: Directions of less variance than this share of the widest are rounding and are dropped.
 RANK_TOLERANCE = 1e-10
@@ -98,6 +98,32 @@ def _whitened(rows: np.ndarray) -> np.ndarray:
 
 MODALITIES = ("omics", "image")
 
+QUESTION = Question(
+    "domains",
+    "Clusters of the embedding compared with annotated tissue domains or cell niches; the number "
+    "of clusters is the number of labels, and labels are used for scoring only.",
+    (
+        "omics_ari/kmeans",
+        "omics_ari/gmm",
+        "omics_ari/kmeans_smooth",
+        "omics_ari/gmm_smooth",
+        "omics_ari/kmeans_label_smooth",
+        "omics_ari/kmeans_graph",
+        "omics_ari/gmm_graph_smooth",
+        "omics_nmi/gmm_smooth",
+        "omics_ami/gmm_smooth",
+        "image_ari/kmeans",
+    ),
+)
+
+#: Part of a method's name -> what it does.
+METHODS = {
+    "_label_smooth": "label_smooth: cluster labels replaced by the majority among the neighbours "
+    "afterwards",
+    "_graph": "graph: axes of the embedding that vary most over the tissue beside what differs "
+    "between neighbours (minimum noise fraction); fitted on the slide, without labels",
+}
+
 SCORES = {"ari": ari, "nmi": nmi, "ami": ami}
 
 ADJUSTED = ("ari", "ami")  # random clusters score 0
@@ -130,7 +156,7 @@ class DomainsConfig:
 
 def run(fold: Fold, config: DomainsConfig) -> TaskResult:
     """Cluster every test slide with K = its number of labels and compare with the labels."""
-    table = ResultTable("domains")
+    table = ResultTable(QUESTION)
     cases = [case for slide in fold.test for case in _labelled(slide, config, table)]
     if not cases:
         table.note(f"fold {fold.name}: no test slide has a column with two classes; not run")
@@ -260,10 +286,18 @@ def _add_scores(
     model, modality, key = where
     for score, function in SCORES.items():
         mean = float(np.mean([function(truth, labels) for labels in found]))
-        unit = f"{score.upper()} per slide and label column"
         known = score in ADJUSTED and not method.endswith("_smooth")  # smoothed noise is above 0
         chance = 0.0 if known else None
-        table.add(model, f"{modality}_{score}/{method}", key, mean, unit, chance)
+        table.add(model, _measure(modality, score, method), key, mean, chance)
+
+
+def _measure(modality: str, score: str, method: str) -> Measure:
+    words = [WORDS[score]]
+    words += [text for part, text in METHODS.items() if part in method]
+    if method.endswith("_smooth") and not method.endswith("_label_smooth"):
+        words.append("smooth: embeddings averaged over neighbouring spots before clustering")
+    unit = f"{score.upper()} per slide and label column"
+    return Measure(f"{modality}_{score}/{method}", unit, words=tuple(words))
 
 
 def _among(neighbours: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -17,10 +17,37 @@ import numpy as np
 
 from eval.folds.fold import Fold, Representation, SlideData, neighbour_mean, stack
 from eval.folds.variable_genes import expression, variable_genes
-from eval.measures.metrics import pearson_per_gene, summarise
+from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
-from eval.results import RAW, ResultTable, TaskResult
+from eval.results import RAW, Measure, Question, ResultTable, TaskResult
 from eval.tasks.probes import ImageProbe, split_rows
+
+QUESTION = Question(
+    "expression",
+    "Gene expression of held-out patients' spots, predicted from H&E: frozen image embeddings, a "
+    "ridge (or neighbour) read-out fitted on the training patients.",
+    (
+        "pearson/top50_hvg",
+        "pearson_hest/top50_hvg",
+        "pearson_bleep/top50_hvg",
+        "pearson_combined/top50_hvg",
+        "pearson_via_omics/top50_hvg",
+        "pearson/top200_hvg",
+    ),
+)
+
+#: Suffix of the metric -> what the read-out is.
+READOUTS = {
+    "": "",
+    "_hest": "hest: ridge with the fixed penalty of HEST-Bench",
+    "_bleep": "bleep: mean expression of the nearest training spots",
+    "_both": "both: ridge on raw features and embedding side by side",
+    "_combined": "combined: z-scored mean of ridge and nearest training spots",
+    "_via_omics": "via_omics: ridge on raw features and embedding to the spot vector, and from "
+    "there to genes by least squares on training spots",
+    "_ridge": "pearson_ridge: ridge on the embedding of a model that predicts expression itself, "
+    "whose own prediction is plain pearson",
+}
 
 UNIT = "Pearson r per slide, mean over genes"
 
@@ -65,7 +92,7 @@ class Targets:
 
 def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
     """Predict variable genes of the test slides from every model's image embedding."""
-    table = ResultTable("expression")
+    table = ResultTable(QUESTION)
     if not fold.paired_train or not fold.paired_test:
         table.note(f"fold {fold.name}: no training or no test slide with an image; not run")
         return table.result()
@@ -173,24 +200,31 @@ def _add(
     table: ResultTable, fold: Fold, cell: tuple[str, str, Targets], parts: list[np.ndarray]
 ) -> None:
     model, suffix, targets = cell
+    words = tuple(text for text in (WORDS["pearson"], READOUTS[suffix]) if text)
+    measure = Measure(f"pearson{suffix}/{targets.name}", UNIT, words=words)
+    pooled = Measure(
+        f"pearson{suffix}_pooled/{targets.name}", POOLED, words=(*words, WORDS["pooled"])
+    )
     by_slide = [split_rows(part, fold.paired_test) for part in parts]
     for index, slide in enumerate(fold.paired_test):
         mixed = zscore_mean(*(part[index] for part in by_slide))
         r = summarise(pearson_per_gene(mixed, targets.test[index])).mean
-        table.add(model, f"pearson{suffix}/{targets.name}", fold.key(slide.slide_id), r, UNIT)
-    pooled = summarise(pearson_per_gene(zscore_mean(*parts), stack(targets.test))).mean
-    table.add(model, f"pearson{suffix}_pooled/{targets.name}", fold.key("pooled"), pooled, POOLED)
+        table.add(model, measure, fold.key(slide.slide_id), r)
+    r = summarise(pearson_per_gene(zscore_mean(*parts), stack(targets.test))).mean
+    table.add(model, pooled, fold.key("pooled"), r)
 
 
 def _add_references(table: ResultTable, fold: Fold, targets: Targets) -> None:
     """The mean of the training spots, and the neighbours' true expression."""
     flat = np.tile(targets.train.mean(axis=0), (sum(len(t) for t in targets.test), 1))
+    table.row("mean", "baseline", "predicts the training mean")
     _add(table, fold, ("mean", "", targets), [flat])
     table.note("mean: a constant prediction has no correlation; it is reported as 0")
     near = [
         neighbour_mean(values, slide.neighbours)
         for slide, values in zip(fold.paired_test, targets.test, strict=True)
     ]
+    table.row("neighbour_oracle", "oracle", "measured expression of the neighbouring test spots")
     _add(table, fold, ("neighbour_oracle", "", targets), [stack(near)])
     table.note("neighbour_oracle: reference that sees the test counts of the neighbouring spots")
 

@@ -16,15 +16,34 @@ import numpy as np
 from eval.folds.fold import Fold, SlideData, stack
 from eval.folds.hidden_genes import HiddenGenes
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
-from eval.measures.metrics import pearson_per_gene, summarise
+from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
-from eval.results import ResultTable, TaskResult
+from eval.results import DECODER_SUFFIX, Measure, Question, ResultTable, TaskResult
 
 KNN_OF = "pca_expression"
 
-PEARSON = "Pearson r over the cells of a held-out part, {} over genes"
+QUESTION = Question(
+    "imputation",
+    "Random genes are removed from the counts before anything is computed and predicted back from "
+    "the rest: by ridge on each embedding, fitted on training patients (or other spatial blocks of "
+    "the slide), and by decoders that need no fit.",
+    ("pearson/hidden_genes", "rmse/hidden_genes", "pearson_median/hidden_genes"),
+)
 
-RMSE = "RMSE in training standard deviations of the gene, mean over genes"
+HIDDEN = "hidden_genes: genes whose counts no input holds a trace of"
+UNIT = "Pearson r over the cells of a held-out part, {} over genes"
+MEAN = Measure("pearson/hidden_genes", UNIT.format("mean"), words=(WORDS["pearson"], HIDDEN))
+MEDIAN = Measure(
+    "pearson_median/hidden_genes",
+    UNIT.format("median"),
+    words=(WORDS["pearson"], HIDDEN, "median: over genes; otherwise their mean"),
+)
+RMSE = Measure(
+    "rmse/hidden_genes",
+    "RMSE in training standard deviations of the gene, mean over genes",
+    "low",
+    ("rmse: error of predicted values; lower is better", HIDDEN),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ class Split:
 
 def run(fold: Fold, config: ImputationConfig) -> TaskResult:
     """Predict the hidden genes of held-out cells from every representation of the rest."""
-    table = ResultTable("imputation")
+    table = ResultTable(QUESTION)
     hidden = fold.hidden
     if hidden is None or not hidden.names:
         table.note(f"fold {fold.name}: no genes were hidden; not run")
@@ -81,6 +100,7 @@ def run(fold: Fold, config: ImputationConfig) -> TaskResult:
     if hidden is None or not hidden.names:
         return table.result()
     _note_protocol(table, fold, hidden)
+    _declare_rows(table, hidden)
     for split in _splits(fold, hidden, config, table):
         truth = _gathered(hidden.truth, split.train)
         _note_constant(table, hidden, split)
@@ -90,6 +110,18 @@ def run(fold: Fold, config: ImputationConfig) -> TaskResult:
             decoded = [by_slide[part.slide.slide_id][part.spots] for part in split.test]
             _add(table, name, (hidden, split), decoded)
     return table.result(hidden.models)
+
+
+def _declare_rows(table: ResultTable, hidden: HiddenGenes) -> None:
+    """Rows that are no representation; a decoder has the role of the model that it is part of."""
+    table.row("gene_mean", "baseline", "predicts the training mean")
+    nearest = "mean of the nearest training cells in principal components of the visible genes"
+    table.row("knn", "baseline", nearest)
+    roles = {model.name: model.role for model in hidden.models}
+    for name in hidden.decoded or {}:
+        own = roles.get(name.removesuffix(DECODER_SUFFIX), "baseline")
+        words = "predicts hidden genes by the model itself, no read-out is fitted"
+        table.row(name, "variant" if own == "model" else own, words)
 
 
 def _splits(
@@ -154,14 +186,11 @@ def _add(
     for part, found in zip(split.test, predicted, strict=True):
         truth = hidden.truth[part.slide.slide_id][part.spots].astype(np.float64)
         summary = summarise(pearson_per_gene(found, truth))
-        table.add(
-            model, "pearson/hidden_genes", part.key, summary.mean, PEARSON.format("mean"), 0.0
-        )
-        unit = PEARSON.format("median")
-        table.add(model, "pearson_median/hidden_genes", part.key, summary.median, unit, 0.0)
+        table.add(model, MEAN, part.key, summary.mean, 0.0)
+        table.add(model, MEDIAN, part.key, summary.median, 0.0)
         if train_truth is not None:
             error = relative_rmse(found, truth, train_truth.std(axis=0))
-            table.add(model, "rmse/hidden_genes", part.key, error, RMSE)
+            table.add(model, RMSE, part.key, error)
 
 
 def relative_rmse(predicted: np.ndarray, truth: np.ndarray, spread: np.ndarray) -> float:

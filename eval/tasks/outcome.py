@@ -24,7 +24,7 @@ import numpy as np
 
 from eval.folds.fold import Fold
 from eval.measures.intervals import auroc_interval
-from eval.measures.metrics import balanced_accuracy, macro_auroc
+from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc
 from eval.measures.survival import (
     concordance_index,
     concordance_interval,
@@ -32,7 +32,7 @@ from eval.measures.survival import (
     is_survival,
     survival_of,
 )
-from eval.results import ResultTable, TaskResult
+from eval.results import Better, Measure, Question, ResultTable, TaskResult
 from eval.tasks.patients import (
     AttentionPoolConfig,
     Patients,
@@ -45,6 +45,55 @@ from eval.tasks.patients import (
     probe_probabilities,
     pseudobulk,
 )
+
+QUESTION = Question(
+    "outcome",
+    "Slide embeddings predict a patient-level outcome of patients not fitted on.",
+    (
+        "omics/mean/c_index",
+        "omics/mean/c_index_low",
+        "omics/mean/c_index_high",
+        "omics/mean/auroc",
+        "omics/attention/auroc",
+        "omics/mean/auroc_low",
+        "omics/mean/auroc_high",
+        "omics/attention/auroc_low",
+        "omics/attention/auroc_high",
+        "image/mean/auroc",
+        "image/attention/auroc",
+    ),
+)
+
+POOLING_WORDS = {
+    "mean": "mean: the patient is the mean of the embeddings of its spots",
+    "attention": "attention: the patient is a learned weighted mean of its spots",
+}
+SCORE_WORDS = {
+    "auroc": WORDS["auroc"],
+    "auroc_low": "auroc_low, auroc_high: 95 % bootstrap interval over patients",
+    "auroc_high": "auroc_low, auroc_high: 95 % bootstrap interval over patients",
+    "balanced_accuracy": WORDS["balanced_accuracy"],
+    "c_index": "c_index: share of comparable pairs in the right order, 0.5 is chance",
+    "c_index_low": "c_index_low, c_index_high: 95 % bootstrap interval over patients",
+    "c_index_high": "c_index_low, c_index_high: 95 % bootstrap interval over patients",
+    "log_hazard": "log_hazard: predicted risk of a test patient, higher is earlier",
+    "probability_of_outcome": "probability_of_outcome: what the true class of a test patient was "
+    "given",
+}
+
+
+def _measure(modality: str, pooling: str, score: str, unit: str) -> Measure:
+    """A score of the patients; a risk, or the probability of a class, ranks no model."""
+    known = [text for text in (POOLING_WORDS[pooling], SCORE_WORDS.get(score)) if text]
+    ranks = score in SCORE_WORDS and score != "log_hazard"
+    better: Better = "high" if ranks else "none"
+    return Measure(f"{modality}/{pooling}/{score}", unit, better, tuple(known))
+
+
+def _declare_tables(table: ResultTable) -> None:
+    table.row("pseudobulk", "baseline", "mean expression of the patient")
+    table.row("cohort_facts", "control", "number of spots and mean depth, no expression")
+
 
 TABLES = {"pseudobulk": pseudobulk, "cohort_facts": cohort_facts}
 
@@ -186,12 +235,12 @@ def _add(
         "c_index_low": (low, f"lower end of its {percent} interval over patients", None),
         "c_index_high": (high, f"upper end of its {percent} interval over patients", None),
     }
-    where = f"{row[1]}/mean/"
     for name, (value, unit, chance) in values.items():
-        table.add(row[0], where + name, pooled, value, unit, chance)
+        table.add(row[0], _measure(row[1], "mean", name, unit), pooled, value, chance)
     unit = "log hazard per test patient against the mean training patient; the key ends in the time"
+    measure = _measure(row[1], "mean", "log_hazard", unit)
     for name in names:
-        table.add(row[0], where + "log_hazard", keys[name], risks[name], unit)
+        table.add(row[0], measure, keys[name], risks[name])
 
 
 FEW = 10
@@ -241,7 +290,8 @@ def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
         folds: all folds of one seed.
         config: settings.
     """
-    table = ResultTable("outcome")
+    table = ResultTable(QUESTION)
+    _declare_tables(table)
     outcomes = patient_outcomes([s for fold in folds for s in (*fold.train, *fold.test)])
     if is_survival(outcomes):
         add_survival(table, folds, outcomes, config.survival)
@@ -386,7 +436,6 @@ def _add_outcome(
         )
     for pooling in poolings:
         score = np.concatenate([one.by_pooling[pooling] for one in found])
-        where = f"{row[1]}/{pooling}/"
         low, high = auroc_interval(truth, score, classes, patients, config.level, config.draws)
         percent = f"{100 * config.level:g} %"
         predicted = np.array(classes)[score.argmax(axis=1)]
@@ -401,13 +450,13 @@ def _add_outcome(
             ),
         }
         for name, (value, unit, chance) in values.items():
-            table.add(row[0], where + name, pooled, value, unit, chance)
-        _add_probabilities(table, (row[0], where), keys, score, truth, classes)
+            table.add(row[0], _measure(row[1], pooling, name, unit), pooled, value, chance)
+        _add_probabilities(table, (*row, pooling), keys, score, truth, classes)
 
 
 def _add_probabilities(
     table: ResultTable,
-    row: tuple[str, str],
+    row: tuple[str, str, str],
     keys: Sequence[str],
     score: np.ndarray,
     truth: np.ndarray,
@@ -420,5 +469,6 @@ def _add_probabilities(
     for name, column in columns.items():
         chance = 1.0 / len(classes) if name == "probability_of_outcome" else None
         unit = "probability per test patient; the key ends in the outcome"
+        measure = _measure(*row[1:], name, unit)
         for key, value in zip(keys, score[np.arange(len(truth)), column], strict=True):
-            table.add(row[0], row[1] + name, key, value, unit, chance)
+            table.add(row[0], measure, key, value, chance)

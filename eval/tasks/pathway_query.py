@@ -13,10 +13,27 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eval.folds.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, stack
-from eval.measures.metrics import pearson_per_gene, spearman_per_gene, summarise, unit_rows
+from eval.measures.metrics import WORDS, pearson_per_gene, spearman_per_gene, summarise, unit_rows
 from eval.measures.ridge import RidgeConfig, zscore_mean
-from eval.results import ResultTable, TaskResult
+from eval.results import Measure, Question, ResultTable, TaskResult
 from eval.tasks.probes import ImageProbe, split_rows
+
+QUESTION = Question(
+    "pathway_query",
+    "A gene set, also one never trained on, is scored on H&E alone and compared with the set's "
+    "measured score on the same spots.",
+    (
+        "spearman/default/median",
+        "spearman/ridge/median",
+        "spearman/anchor/median",
+        "spearman_planted/default/median",
+        "spearman_planted/anchor/median",
+    ),
+)
+
+ANCHOR = "anchor: cosine of the image embedding and the gene set's own embedding"
+PLANTED = "planted: compared with the simulated truth instead of the measured score"
+HELD_OUT = "held_out: gene sets that were not used in training"
 
 CORRELATIONS = {"pearson": pearson_per_gene, "spearman": spearman_per_gene}
 
@@ -56,7 +73,7 @@ class Query:
 
 def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
     """Score gene sets on test slides from the image alone and compare with the counts."""
-    table = ResultTable("pathway_query")
+    table = ResultTable(QUESTION)
     pictured = fold.paired_train and fold.paired_test
     if fold.anchors is None or not len(fold.anchors.names) or not pictured:
         table.note(f"fold {fold.name}: no pathways, or no training or test images; not run")
@@ -71,6 +88,7 @@ def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
             anchor = model.held_out_anchor if query.prefix else model.anchor
             _add_model(table, fold, (model, probe, anchor), query, config)
     for query in queries:
+        table.row("measured_oracle", "oracle", "the measured score itself")
         measured = {"measured": query.test}
         _add_planted(table, fold, "measured_oracle", query, measured)
     _add_random(table, fold, models, config)
@@ -137,14 +155,21 @@ def _add_correlations(
         for name, function in CORRELATIONS.items():
             summary = summarise(function(score, truth))
             unit = f"{name.title()} r per slide, over {len(query.names)} gene sets"
-            head = f"{query.prefix}{name}/{readout}"
-            table.add(model, f"{head}/mean", key, summary.mean, unit, 0.0)
-            table.add(model, f"{head}/median", key, summary.median, unit, 0.0)
+            for over, value in (("mean", summary.mean), ("median", summary.median)):
+                measure = _measure(query, name, readout, over, unit)
+                table.add(model, measure, key, value, 0.0)
             if summary.n_constant:
                 table.note(
                     f"slide {slide.slide_id}: {summary.n_constant} gene sets have a constant "
                     "measured score and are left out"
                 )
+
+
+def _measure(query: Query, score: str, readout: str, over: str, unit: str) -> Measure:
+    words = [WORDS[score.removesuffix("_planted")]]
+    words += [HELD_OUT] * bool(query.prefix) + [PLANTED] * score.endswith("_planted")
+    words += [ANCHOR] * (readout == "anchor")
+    return Measure(f"{query.prefix}{score}/{readout}/{over}", unit, words=tuple(words))
 
 
 def _add_planted(
@@ -163,9 +188,9 @@ def _add_planted(
         column = [query.names.index(name) for name in planted]
         for readout, by_slide in predicted.items():
             median = summarise(spearman_per_gene(by_slide[index][:, column], truth)).median
-            metric = f"{query.prefix}spearman_planted/{readout}/median"
             unit = "Spearman r per slide with the planted activity"
-            table.add(model, metric, fold.key(slide.slide_id), median, unit, 0.0)
+            measure = _measure(query, "spearman_planted", readout, "median", unit)
+            table.add(model, measure, fold.key(slide.slide_id), median, 0.0)
 
 
 def _add_random(
@@ -178,6 +203,7 @@ def _add_random(
     model = fold.model(config.random_of) if config.random_of else pictured[0]
     query = Query.of(fold, fold.random_sets)
     probe = ImageProbe.of(fold, model)
+    table.row("matched_random", "control", "random gene sets matched in size and mean expression")
     for readout, by_slide in _readouts(fold, probe, query, config):
         _add_correlations(table, fold, ("matched_random", readout), query, by_slide)
     table.note(f"matched_random: random sets' own scores, read from {model.name}'s embeddings")

@@ -23,6 +23,8 @@ from eval.measures.ridge import (
     zscore,
 )
 
+BRIDGED = "ridge_to_lsa"  # the row of raw features that ridge turns into the spot vector
+
 
 @dataclass(frozen=True)
 class ImageProbe:
@@ -182,7 +184,7 @@ def _bridged(
         return None
     train = stack(known.rows("omics", fold.paired_train))
     predicted = ImageProbe.of(fold, model).ridge(train, ridge)
-    name = "ridge_to_lsa" if model.name == target else model.name
+    name = BRIDGED if model.name == target else model.name
     truth = known.rows("omics", fold.paired_test)
     image = [centre(x) for x in split_rows(predicted, fold.paired_test)]
     return Pairs(name, image, [centre(x) for x in truth])

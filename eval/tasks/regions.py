@@ -16,12 +16,19 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from eval.folds.fold import Fold, Representation, SlideData
-from eval.measures.metrics import ari
-from eval.results import ResultTable, TaskResult
+from eval.measures.metrics import WORDS, ari
+from eval.results import Measure, Question, ResultTable, TaskResult
 from eval.tasks.domains import smooth
 from hibio.keys import level_name
 from hibio.regions import DIAMETERS_UM, RegionTree, fit_region_tree, region_levels
 from preprocessing.graphs import KNNGraph, SpotGraph
+
+QUESTION = Question(
+    "regions",
+    "Region trees cut on held-out slides, compared with the contiguous pieces of the labels; "
+    "coordinates is the control that knows positions alone.",
+    ("ari/matched", "ari/best_column", "ari/600um"),
+)
 
 UNIT = "ARI per slide and label column, against the contiguous pieces of the labels"
 
@@ -43,7 +50,7 @@ class RegionsTaskConfig:
 
 def run(fold: Fold, config: RegionsTaskConfig) -> TaskResult:
     """Cut every model's region tree on the test slides and compare it with the labels."""
-    table = ResultTable("regions")
+    table = ResultTable(QUESTION)
     cases = [case for slide in fold.test for case in _cases(slide, config)]
     if not cases:
         table.note(f"fold {fold.name}: no test slide has a column with two classes; not run")
@@ -56,14 +63,18 @@ def run(fold: Fold, config: RegionsTaskConfig) -> TaskResult:
             key = fold.key(f"{slide.slide_id}:{column}")
             matched = _matched(tree, piece, config)
             best[slide.slide_id] = max(matched, best.get(slide.slide_id, -1.0))
-            table.add(model.name, "ari/matched", key, matched, UNIT, 0.0)
+            table.add(model.name, _measure("matched"), key, matched, 0.0)
             levels = region_levels(tree, slide.xy_um, graph, config.diameters_um)
             for diameter, level in zip(config.diameters_um, levels, strict=True):
                 value = _score(piece, level)
-                table.add(model.name, f"ari/{level_name(diameter)}", key, value, UNIT, 0.0)
+                table.add(model.name, _measure(level_name(diameter)), key, value, 0.0)
         for slide_id, value in best.items():
-            table.add(model.name, "ari/best_column", fold.key(slide_id), value, UNIT, 0.0)
+            table.add(model.name, _measure("best_column"), fold.key(slide_id), value, 0.0)
     return table.result(fold.models)
+
+
+def _measure(cut: str) -> Measure:
+    return Measure(f"ari/{cut}", UNIT, words=(WORDS["ari"],))
 
 
 def contiguous_pieces(labels: np.ndarray, graph: SpotGraph) -> np.ndarray:

@@ -33,6 +33,7 @@ from eval.folds.fold import Fold, Representation, SlideData, stack
 from eval.folds.variable_genes import expression, variable_genes
 from eval.measures.metrics import (
     TIE,
+    WORDS,
     Ranks,
     balanced_accuracy,
     chance_mrr,
@@ -46,8 +47,16 @@ from eval.measures.metrics import (
     unit_rows,
 )
 from eval.measures.ridge import RidgeConfig, spatial_blocks, zscore
-from eval.results import RAW, ResultTable, TaskResult
-from eval.tasks.probes import Pairs, averaged, item_graphs, pairs_of, raw_bridge, side_by_side
+from eval.results import RAW, Measure, Question, ResultTable, TaskResult
+from eval.tasks.probes import (
+    BRIDGED,
+    Pairs,
+    averaged,
+    item_graphs,
+    pairs_of,
+    raw_bridge,
+    side_by_side,
+)
 
 BLOCK = 512
 
@@ -198,6 +207,42 @@ def _cross_predict(rows: np.ndarray, truth: np.ndarray, fold: np.ndarray, seed: 
     return predicted.astype(str)
 
 
+QUESTION = Question(
+    "retrieval",
+    "Given a spot's image, find its own expression profile among those of a fixed pool, and the "
+    "reverse; within one slide unless a metric says pooled.",
+    (
+        "image_to_omics/recall@10%",
+        "omics_to_image/recall@10%",
+        "image_to_omics/recall@5",
+        "image_to_omics/recall@10%_combined",
+        "image_to_omics/recall@10%_sinkhorn",
+        "image_to_omics/median_rank",
+        "image_to_omics/soft_recall@10",
+        "identity/patient_balanced_accuracy",
+    ),
+)
+
+WHOLE_SLIDE = "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)"
+SOFT = (
+    "soft_recall@k: share of the first k items whose measured expression is among the 5 % of the "
+    "slide most like the query's own"
+)
+IDENTITY = (
+    "identity: accuracy of a probe that tells slide or patient from the embedding, so that stain "
+    "or depth shortcuts are kept; lower is better"
+)
+#: Part of a metric's name -> what it changes.
+CHANGES = {
+    "pooled_": WORDS["pooled"],
+    "_random_graph": "random_graph: items averaged over random spots instead of neighbours; a "
+    "niche gains only what it has beyond this",
+    "_combined": "combined: cosine of the embeddings plus cosine of the spot vector and its ridge "
+    "prediction from the raw image features",
+    "_csls": WHOLE_SLIDE,
+    "_sinkhorn": WHOLE_SLIDE,
+}
+
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 
 
@@ -241,12 +286,13 @@ class RetrievalConfig:
 
 def run(fold: Fold, config: RetrievalConfig) -> TaskResult:
     """Retrieve the omics of a spot by its image and the image by its omics."""
-    table = ResultTable("retrieval")
+    table = ResultTable(QUESTION)
     slides = fold.paired_test
     if not slides:
         table.note(f"fold {fold.name}: no test slide with an image; not run")
         return table.result()
     table.note(f"item: {config.item}; pool: one test slide; embeddings centred per slide")
+    table.row(BRIDGED, "baseline", "ridge from image features to the omics vector")
     table.note("ties count at their expectation; csls and sinkhorn rows are transductive")
     if config.item != "spot":
         table.note("soft recall is of single spots; it is left out for niches")
@@ -340,23 +386,36 @@ def _add_soft(
         found, chance = soft_recall(query, item, profiles[index], k, config.soft_share)
         unit = f"share of retrieved items within the {100 * config.soft_share:g} % most alike"
         for length, value in zip(k, found, strict=True):
-            table.add(pairs.name, f"{direction}/soft_recall@{length}", key, value, unit, chance)
+            measure = Measure(f"{direction}/soft_recall@{length}", unit, words=(SOFT,))
+            table.add(pairs.name, measure, key, value, chance)
 
 
 def _add_ranks(
     table: ResultTable, where: tuple[str, str, str, str], found: Ranks, config: RetrievalConfig
 ) -> None:
-    model, prefix, suffix, key = where
+    model, key = where[0], where[-1]
     n = found.n_items
     lengths = {f"recall@{k}": k for k in config.k}
     lengths |= {f"recall@{100 * f:g}%": list_length(f, n) for f in config.fractions}
     for name, k in lengths.items():
-        chance = chance_recall_at_k(k, n)
-        metric = f"{prefix}{name}{suffix}"
-        table.add(model, metric, key, recall_at_k(found, k), "share of queries", chance)
-    rank_unit = "rank / pool, lower is better"
-    table.add(model, f"{prefix}median_rank{suffix}", key, median_rank(found), rank_unit, 0.5)
-    table.add(model, f"{prefix}mrr{suffix}", key, mrr(found), "reciprocal rank", chance_mrr(n))
+        measure = _measure(where, name, "share of queries")
+        table.add(model, measure, key, recall_at_k(found, k), chance_recall_at_k(k, n))
+    measure = _measure(where, "median_rank", "rank / pool, lower is better")
+    table.add(model, measure, key, median_rank(found), 0.5)
+    table.add(model, _measure(where, "mrr", "reciprocal rank"), key, mrr(found), chance_mrr(n))
+
+
+def _measure(where: tuple[str, str, str, str], score: str, unit: str) -> Measure:
+    _, prefix, suffix, _ = where
+    words = [WORDS[score.split("@")[0]]]
+    words += [text for part, text in CHANGES.items() if part in prefix + suffix]
+    return Measure(
+        f"{prefix}{score}{suffix}",
+        unit,
+        "low" if score == "median_rank" else "high",
+        tuple(words),
+        transductive=WHOLE_SLIDE in words,
+    )
 
 
 def _add_identity(
@@ -369,6 +428,7 @@ def _add_identity(
     rows = model.rows("image", slides)
     for kind in ("slide", "patient"):
         value, chance = identity_accuracy(rows, slides, kind, config.identity_spots, fold.seed)
-        metric, unit = f"identity/{kind}_balanced_accuracy", "balanced accuracy, lower is better"
+        name, unit = f"identity/{kind}_balanced_accuracy", "balanced accuracy, lower is better"
         if np.isfinite(chance):
-            table.add(model.name, metric, fold.key("pooled"), value, unit, chance)
+            measure = Measure(name, unit, "low", (IDENTITY,))
+            table.add(model.name, measure, fold.key("pooled"), value, chance)

@@ -9,12 +9,10 @@ from typing import Any
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
 from hibio.config.model import ModelConfig
 from hibio.config.training import ObjectiveConfig, OptimConfig, SamplerConfig, StageConfig
+from hibio.keys import MAIN
 
 #: ... but for where things lie and how work is done, which decides no number.
 UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
-
-
-MAIN_VARIANT = "hibio"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class RunConfig:
     threads: int | None = None
     checkpoint_every: int = 5
     bank: bool = True
-    variant: str = MAIN_VARIANT
+    variant: str = MAIN
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -148,7 +148,9 @@ def stub(variant, omics, genes):
     model = SimpleNamespace(
         omics=omics, artifacts=artifacts, impute=impute, encode_slide=encode_slide
     )
-    return SimpleNamespace(variant=variant, model=model), asked
+    return SimpleNamespace(
+        variant=variant, model=model, role="model" if variant == "hibio" else "baseline"
+    ), asked
 
 
 def test_checkpoints_see_slides_without_the_genes_and_decode_test_slides_alone(

@@ -9,12 +9,26 @@ import numpy as np
 import pytest
 
 from eval.errors import FoldError
-from eval.results import Metric, ResultTable, TaskResult, merge, to_json, write_results
+from eval.results import (
+    Measure,
+    Metric,
+    Question,
+    ResultTable,
+    Row,
+    TaskResult,
+    merge,
+    to_json,
+    write_results,
+)
+
+QUESTION = Question("retrieval", "Find the partner.", ("image_to_omics/recall@10%",))
+RECALL = Measure("image_to_omics/recall@10%", "share", words=("recall: found",))
 
 
 def result(fold: str, value: float, chance: float | None = 0.1) -> TaskResult:
-    table = ResultTable("retrieval")
-    table.add("hibio", "image_to_omics/recall@10%", f"{fold}/0/s1", value, "share", chance)
+    table = ResultTable(QUESTION)
+    table.row("hibio", "model", "under test")
+    table.add("hibio", RECALL, f"{fold}/0/s1", value, chance)
     table.note("item: spot")
     table.note("item: spot")
     return table.result()
@@ -48,22 +62,47 @@ def test_merge_does_not_depend_on_grouping():
 
 
 def test_models_of_single_folds_and_other_tasks_stay():
-    other = ResultTable("domains")
-    other.add("lsa", "omics_ari/kmeans", "A/0/s1", 0.5, "ARI")
-    other.add_model("hibio")
+    other = ResultTable(Question("domains"))
+    other.row("lsa", "baseline")
+    other.add("lsa", Measure("omics_ari/kmeans", "ARI"), "A/0/s1", 0.5)
     merged = merge([result("A", 0.2), other.result()])
     assert list(merged) == ["retrieval", "domains"]
-    assert merged["domains"].models["hibio"] == {}
     assert merged["domains"].models["lsa"]["omics_ari/kmeans"].chance is None
 
 
 def test_the_same_unit_twice_or_another_unit_is_refused():
     with pytest.raises(FoldError, match="two values under the key 'A/0/s1'"):
         merge([result("A", 0.2), result("A", 0.3)])
-    other = ResultTable("retrieval")
-    other.add("hibio", "image_to_omics/recall@10%", "B/0/s1", 1.0, "percent")
+    other = ResultTable(QUESTION)
+    other.row("hibio", "model")
+    other.add("hibio", Measure("image_to_omics/recall@10%", "percent"), "B/0/s1", 1.0)
     with pytest.raises(FoldError, match="units"):
         merge([result("A", 0.2), other.result()])
+
+
+def test_a_row_that_nobody_declared_is_refused():
+    table = ResultTable(QUESTION)
+    table.add("mean", RECALL, "A/0/s1", 0.5)
+    with pytest.raises(FoldError, match="nobody says what the row 'mean' is"):
+        table.result()
+    table.row("mean", "baseline", "predicts the mean")
+    assert table.result().rows == {"mean": Row("baseline", "predicts the mean")}
+
+
+def test_declarations_are_written_beside_the_values():
+    rank = Measure("image_to_omics/median_rank_csls", "rank", "low", ("a", "b"), transductive=True)
+    table = ResultTable(QUESTION)
+    table.row("hibio", "model", "under test")
+    table.row("absent", "oracle")
+    table.add("hibio", rank, "B/0/s1", 4.0)
+    task = to_json({}, {}, [result("A", 0.5), table.result()])["tasks"]["retrieval"]
+    assert task["words"] == "Find the partner."
+    assert task["short"] == ["image_to_omics/recall@10%"]
+    assert task["rows"] == {"hibio": {"role": "model", "words": "under test"}}
+    assert task["metrics"] == {
+        RECALL.name: {"better": "high", "words": ["recall: found"], "transductive": False},
+        rank.name: {"better": "low", "words": ["a", "b"], "transductive": True},
+    }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 
 from eval.errors import FoldError
 from eval.folds.spatial_blocks import REACH_HOPS, BlocksConfig, block_splits, blocks_of, reach_um
-from eval.results import ResultTable
+from eval.results import Question, ResultTable
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def slide(toy_fold):
 
 
 def test_buffer_equals_a_loop_over_all_pairs(slide):
-    splits = block_splits(slide, BlocksConfig(4, 160.0), ResultTable("x"))
+    splits = block_splits(slide, BlocksConfig(4, 160.0), ResultTable(Question("x")))
     assert len(splits) == 4
     for split in splits:
         held_out = slide.xy_um[split.test]
@@ -56,7 +56,7 @@ def test_the_default_buffer_is_the_reach_of_an_embedding(slide):
         labels=slide.labels[:4],
     )
     assert reach_um(line) == REACH_HOPS * 25.0
-    table = ResultTable("x")
+    table = ResultTable(Question("x"))
     block_splits(slide, BlocksConfig(3), table)
     assert f"closer than {reach_um(slide):.0f} um" in table.result().notes[0]
 
@@ -64,7 +64,7 @@ def test_the_default_buffer_is_the_reach_of_an_embedding(slide):
 def test_too_few_positions_are_refused_or_noted(slide):
     with pytest.raises(FoldError, match="1 different positions cannot be cut into 5 blocks"):
         blocks_of(np.zeros((9, 2)), 5)
-    table = ResultTable("x")
+    table = ResultTable(Question("x"))
     heap = replace(slide, xy_um=np.zeros_like(slide.xy_um))
     assert block_splits(heap, BlocksConfig(), table) == []
     assert "too few for 5 blocks" in table.result().notes[0]

@@ -8,7 +8,7 @@ import pytest
 
 from eval.folds.fold import Representation
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
-from eval.results import ResultTable
+from eval.results import Question, ResultTable
 from eval.tasks.annotation import AnnotationConfig, run
 
 CONFIG = AnnotationConfig(blocks=BlocksConfig(4, 120.0))
@@ -50,7 +50,7 @@ def test_shuffled_labels_are_at_chance(toy_fold):
 
 def test_labels_inside_the_buffer_do_not_reach_the_probe(toy_fold, result):
     slide = toy_fold.test[0]
-    split = block_splits(slide, CONFIG.blocks, ResultTable("x"))[1]
+    split = block_splits(slide, CONFIG.blocks, ResultTable(Question("x")))[1]
     inside = ~split.train & ~split.test
     assert inside.sum() == split.n_left_out > 5
     labels = slide.labels["domain"].to_numpy().copy()
@@ -70,7 +70,7 @@ def test_notes_say_what_was_seen_and_what_was_left_out(result):
 
 def test_a_block_without_anything_to_learn_or_to_test_is_noted(toy_fold):
     slide = toy_fold.test[0]
-    splits = block_splits(slide, CONFIG.blocks, ResultTable("x"))
+    splits = block_splits(slide, CONFIG.blocks, ResultTable(Question("x")))
     labels = slide.labels["domain"].to_numpy().copy()
     labels[splits[0].test] = "unknown"
     result = run(one_slide(toy_fold, labels), CONFIG)

@@ -10,7 +10,7 @@ from eval.folds.baselines import baselines
 from eval.folds.fold import Representation
 from eval.folds.hidden_genes import HiddenGenes, HiddenGenesConfig, factor_prediction, hide
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
-from eval.results import ResultTable
+from eval.results import Question, ResultTable
 from eval.tasks.imputation import ImputationConfig, relative_rmse, run
 from preprocessing.tfidf import TfidfReweighter
 
@@ -136,7 +136,7 @@ def test_without_training_slides_blocks_are_held_out(blocks):
 
 def test_expression_inside_the_buffer_does_not_reach_the_readout(blocks):
     slide = blocks.hidden.test[0]
-    split = block_splits(slide, CONFIG.blocks, ResultTable("x"))[2]
+    split = block_splits(slide, CONFIG.blocks, ResultTable(Question("x")))[2]
     inside = ~split.train & ~split.test
 
     def spoiled(truth):

@@ -16,7 +16,8 @@ from eval.report.figures.canvas import (
     new_page,
     png_bytes,
 )
-from eval.report.glossary import HIBIO, kind_of, lower_is_better
+from eval.report.glossary import kind_of, lower_is_better
+from hibio.keys import MAIN
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _finish(axes: Axes, order: list[str], label: str) -> None:
     names = [_label(name) for name in order]
     axes.set_yticks(range(len(order)), labels=names, fontsize=8)
     for name, tick in zip(order, axes.get_yticklabels(), strict=True):
-        tick.set_fontweight("bold" if name == HIBIO else "normal")
+        tick.set_fontweight("bold" if name == MAIN else "normal")
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
