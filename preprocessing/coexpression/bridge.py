@@ -20,7 +20,7 @@ from preprocessing.coexpression.slide_blocks import read_stream
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph
 from preprocessing.tfidf import TfidfReweighter
-from preprocessing.tfidf.weights import FitSums, checked_counts, spot_depth
+from preprocessing.tfidf.weights import FitSums, checked_counts, detections, spot_depth
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def read_detections(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) ->
     sums = FitSums(0, 0.0, np.zeros(n_new, np.int64), np.zeros(n_new, np.int64))
     for known, new, graph in _read(blocks, tfidf.n_genes, n_new):
         depth = spot_depth(known)
-        df = np.bincount(new.indices, minlength=n_new).astype(np.int64)
-        extra = tfidf.idf_rule.observe(new, depth, graph)
+        df = detections(new)
+        extra = tfidf.idf_rule.observe(new, graph, depth)
         sums += FitSums(known.shape[0], float(new.data.sum()), df, extra)
         found[known.indices] = True
         n_spots += len(depth)

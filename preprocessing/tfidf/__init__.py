@@ -1,13 +1,11 @@
 """TF-IDF reweighting: a spot is a document, a gene is a term (docs/method.md 1).
 
-Shapes: S spots, G genes, K keyword genes.
-
-A variant is a pair of one term frequency and one inverse document frequency: `term_weights` has
-those for counts, `intensity_weights` those for protein intensities, which no depth divides.
+A variant is a pair of one term frequency and one inverse document frequency of `weights`.
 Everything that is fitted is a sum over spots, so fitting slide by slide, merging partial fits and
 fitting at once give the same numbers to the last bit (of intensities: the weights of `arcsinh` and
 `rank` are the same to the last bit).
-Shapes: S spots, G genes.
+
+Shapes: S spots, G genes, K keyword genes.
 """
 
 from __future__ import annotations
@@ -36,76 +34,18 @@ from preprocessing.tfidf.weights import (
     SmoothIdf,
     SpatialIdf,
     TypicalWeight,
-    checked_counts,
+    checked_table,
+    detections,
     entries,
-    frequencies,
+    row_blocks,
+    row_sums,
     spot_depth,
 )
 
-_VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
-
-_VALUE_MASK = (1 << _VALUE_BITS) - 1
-
-
-def keyword_genes(
-    tfidf: sparse.csr_matrix, k: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Picks the k genes of largest weight in every spot.
-
-    Row, falling value and gene are packed into one 64-bit key, so that one plain sort orders a
-    whole slide.
-
-    Args:
-        tfidf: (S, G) CSR of non-negative weights.
-        k: K, genes per spot; 128 is usual.
-
-    Returns:
-        index (S, K) int32 padded with G and value (S, K) float32 padded with 0, by falling value,
-        ties by rising gene index. Genes of weight 0 are never keywords.
-
-    Raises:
-        DataError: k below 1, or a negative or non-finite weight.
-    """
-    if k < 1:
-        raise DataError(f"keyword_genes: k is {k}, expected at least 1 (128 is usual).")
-    table = sparse.csr_matrix(tfidf, dtype=np.float32)
-    if not (np.isfinite(table.data) & (table.data >= 0)).all():
-        raise DataError("keyword_genes: a weight is negative or not finite; give TF-IDF rows.")
-    if not table.has_canonical_format:
-        table = table.copy()
-        table.sum_duplicates()
-    n_spots, n_genes = table.shape
-    index = np.full((n_spots, k), n_genes, np.int32)
-    value = np.zeros((n_spots, k), np.float32)
-    gene_bits = max(1, (n_genes - 1).bit_length())
-    step = 1 << min(30, 64 - _VALUE_BITS - gene_bits)
-    for start in range(0, n_spots, step):
-        rows = slice(start, start + step)
-        _fill(table[rows], gene_bits, index[rows], value[rows])
-    return index, value
-
-
-def _fill(
-    block: sparse.csr_matrix, gene_bits: int, index: NDArray[np.int32], value: NDArray[np.float32]
-) -> None:
-    """Writes the keyword genes of the rows of `block` into `index` and `value`, both (rows, K)."""
-    row = np.repeat(np.arange(block.shape[0], dtype=np.uint64), np.diff(block.indptr))
-    falling = np.uint64(_VALUE_MASK) - (block.data + np.float32(0)).view(np.uint32)
-    shift = np.uint64(gene_bits)
-    key = (((row << np.uint64(_VALUE_BITS)) | falling) << shift) | block.indices.astype(np.uint64)
-    key = np.sort(key[block.data > 0])
-    row = key >> np.uint64(_VALUE_BITS + gene_bits)
-    start = np.searchsorted(row, np.arange(block.shape[0], dtype=np.uint64))
-    row = row.astype(np.int64)
-    place = np.arange(key.size) - start[row]
-    kept = place < index.shape[1]
-    key, row, place = key[kept], row[kept], place[kept]
-    index[row, place] = (key & np.uint64((1 << gene_bits) - 1)).astype(np.int32)
-    bits = np.uint64(_VALUE_MASK) - ((key >> shift) & np.uint64(_VALUE_MASK))
-    value[row, place] = bits.astype(np.uint32).view(np.float32)
-
-
 __all__ = ["VARIANTS", "TfidfReweighter", "keyword_genes"]
+
+_VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
+_VALUE_MASK = (1 << _VALUE_BITS) - 1
 
 #: Term frequency and inverse document frequency of each variant.
 VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
@@ -190,10 +130,11 @@ class TfidfReweighter:
         Raises:
             DataError: negative or non-finite counts, another G than before, or no graph.
         """
-        table = checked_counts(counts, None if self._sums is None else self.n_genes)
-        df = np.bincount(table.indices, minlength=table.shape[1]).astype(np.int64)
-        extra = self.idf_rule.observe(table, spot_depth(table), graph)
-        new = FitSums(table.shape[0], float(table.data.sum()), df, extra)
+        table = checked_table(counts, None if self._sums is None else self.n_genes)
+        extra = self.idf_rule.observe(table, graph)
+        new = FitSums(
+            table.shape[0], float(table.data.sum(dtype=np.float64)), detections(table), extra
+        )
         self._sums = new if self._sums is None else self._sums + new
         return self
 
@@ -240,16 +181,21 @@ class TfidfReweighter:
         Returns:
             (S, G) float32 CSR, rows of unit L2 length; a spot without counts stays all zero.
         """
-        table = checked_counts(counts, self.n_genes)
-        raw = self.weighted(table, self.idf)
-        weights = self.tf.finish(raw, raw)
-        square = sparse.csr_matrix(
-            (np.square(weights.data), weights.indices, weights.indptr), shape=weights.shape
-        )
-        length = np.sqrt(spot_depth(square))
-        entry_length = entries(weights, length)
-        np.divide(weights.data, entry_length, out=weights.data, where=entry_length > 0)
-        return weights.astype(np.float32)
+        table, idf = checked_table(counts, self.n_genes), self.idf
+        value, gene = np.empty(table.nnz, np.float32), np.empty_like(table.indices)
+        stored, n_stored = [np.zeros(1, table.indptr.dtype)], 0
+        for part in row_blocks(table):
+            self._weigh(part, idf, spot_depth(part))
+            weights = self.tf.finish(part, part)
+            length = np.sqrt(row_sums(np.square(weights.data), weights.indptr))
+            own = slice(n_stored, n_stored + weights.nnz)
+            value[own] = weights.data / entries(weights, np.where(length > 0, length, 1))
+            gene[own] = weights.indices
+            stored.append(np.diff(weights.indptr))
+            n_stored += weights.nnz
+        pointer = np.cumsum(np.concatenate(stored), dtype=table.indptr.dtype)
+        parts = (value[:n_stored], gene[:n_stored], pointer)
+        return sparse.csr_matrix(parts, shape=table.shape)
 
     def weighted(
         self,
@@ -270,11 +216,19 @@ class TfidfReweighter:
         Raises:
             DataError: fitted on spots without any count.
         """
+        weights = table.astype(np.float64)
+        self._weigh(weights, idf, spot_depth(table) if depth is None else depth)
+        return weights
+
+    def _weigh(
+        self, table: sparse.csr_matrix, idf: NDArray[np.float64], depth: NDArray[np.float64]
+    ) -> None:
+        """`weighted`, in place."""
         if self.sums.depth == 0:
             raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
-        weights = frequencies(table, self.tf, self.sums.depth / self.n_spots, depth)
-        weights.data *= idf[weights.indices]
-        return weights
+        mean_depth = self.sums.depth / self.n_spots
+        table.data = self.tf.weigh(table.data, entries(table, depth), mean_depth)
+        table.data *= idf[table.indices]
 
     def with_genes(self, df: NDArray[np.int64], extra: NDArray[np.int64]) -> TfidfReweighter:
         """A reweighter that also knows further genes; this one is left as it is.
@@ -330,3 +284,61 @@ class TfidfReweighter:
 
     def _arguments(self) -> dict[str, float]:
         return asdict(self.tf) | asdict(self.idf_rule)
+
+
+def keyword_genes(
+    tfidf: sparse.csr_matrix, k: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Picks the k genes of largest weight in every spot.
+
+    Row, falling value and gene are packed into one 64-bit key, so that one plain sort orders a
+    whole slide.
+
+    Args:
+        tfidf: (S, G) CSR of non-negative weights.
+        k: K, genes per spot; 128 is usual.
+
+    Returns:
+        index (S, K) int32 padded with G and value (S, K) float32 padded with 0, by falling value,
+        ties by rising gene index. Genes of weight 0 are never keywords.
+
+    Raises:
+        DataError: k below 1, or a negative or non-finite weight.
+    """
+    if k < 1:
+        raise DataError(f"keyword_genes: k is {k}, expected at least 1 (128 is usual).")
+    table = sparse.csr_matrix(tfidf, dtype=np.float32)
+    if not (np.isfinite(table.data) & (table.data >= 0)).all():
+        raise DataError("keyword_genes: a weight is negative or not finite; give TF-IDF rows.")
+    if not table.has_canonical_format:
+        table = table.copy()
+        table.sum_duplicates()
+    n_spots, n_genes = table.shape
+    index = np.full((n_spots, k), n_genes, np.int32)
+    value = np.zeros((n_spots, k), np.float32)
+    gene_bits = max(1, (n_genes - 1).bit_length())
+    step = 1 << min(30, 64 - _VALUE_BITS - gene_bits)
+    for start in range(0, n_spots, step):
+        rows = slice(start, start + step)
+        _fill(table[rows], gene_bits, index[rows], value[rows])
+    return index, value
+
+
+def _fill(
+    block: sparse.csr_matrix, gene_bits: int, index: NDArray[np.int32], value: NDArray[np.float32]
+) -> None:
+    """Writes the keyword genes of the rows of `block` into `index` and `value`, both (rows, K)."""
+    row = np.repeat(np.arange(block.shape[0], dtype=np.uint64), np.diff(block.indptr))
+    falling = np.uint64(_VALUE_MASK) - (block.data + np.float32(0)).view(np.uint32)
+    shift = np.uint64(gene_bits)
+    key = (((row << np.uint64(_VALUE_BITS)) | falling) << shift) | block.indices.astype(np.uint64)
+    key = np.sort(key[block.data > 0])
+    row = key >> np.uint64(_VALUE_BITS + gene_bits)
+    start = np.searchsorted(row, np.arange(block.shape[0], dtype=np.uint64))
+    row = row.astype(np.int64)
+    place = np.arange(key.size) - start[row]
+    kept = place < index.shape[1]
+    key, row, place = key[kept], row[kept], place[kept]
+    index[row, place] = (key & np.uint64((1 << gene_bits) - 1)).astype(np.int32)
+    bits = np.uint64(_VALUE_MASK) - ((key >> shift) & np.uint64(_VALUE_MASK))
+    value[row, place] = bits.astype(np.uint32).view(np.float32)

@@ -1,17 +1,18 @@
-"""The parts of TF-IDF: term frequencies, idf and their sums, for counts and intensities.
+"""The parts of TF-IDF: term frequencies, idf and their sums (docs/method.md 1).
 
-docs/method.md 1. Each part is a frozen dataclass whose fields are its own arguments;
-`tfidf.VARIANTS` pairs them by name.
-Shapes: S spots, G genes.
+Each part is a frozen dataclass whose fields are its own arguments; `tfidf.VARIANTS` pairs them by
+name. The last four are of protein intensities, which no depth divides: an intensity is no count.
+What a cell has of one protein says nothing of how deeply the others were measured, and nearly
+every cell has a little of every protein, so detections tell no idf.
 
-An intensity is no count: what a cell has of one protein says nothing of how deeply the others were
-measured, and nearly every cell has a little of every protein, so detections tell no idf.
-Shapes: S cells, G proteins, U some of them.
+Shapes: S spots (cells), G genes (proteins), U some of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph, morans_i
 
 FIXED_POINT = 2.0**32  # one unit of a real statistic
+_SQUARE_UNIT = 2.0**26  # 10^9 cells of a saturated 16-bit channel fit in 63 bits
+_BLOCK_ENTRIES = 1 << 16  # what is computed on them stays in the second-level cache
 
 
 class TermFrequency(Protocol):
@@ -128,9 +131,18 @@ class InverseDocumentFrequency(Protocol):
     """How rare a gene is among spots."""
 
     def observe(
-        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+        self,
+        counts: sparse.csr_matrix,
+        graph: SpotGraph | None,
+        depth: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
-        """The variant's own fixed-point sum (G,) over these spots; zeros when it has none."""
+        """The variant's own fixed-point sum (G,) over these spots; zeros when it has none.
+
+        Args:
+            counts: (S, G), from `checked_table`.
+            graph: of the spots; only `SpatialIdf` reads it.
+            depth: (S,) depth of the spots; None is the sum of these counts.
+        """
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """Weighs each gene (G,) from the sums."""
@@ -141,7 +153,10 @@ class SmoothIdf:
     """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
 
     def observe(
-        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+        self,
+        counts: sparse.csr_matrix,
+        graph: SpotGraph | None,
+        depth: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
         """Nothing beyond df."""
         return np.zeros(counts.shape[1], np.int64)
@@ -162,14 +177,18 @@ class DepthMatchedIdf:
     depth: float = 1000.0
 
     def observe(
-        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+        self,
+        counts: sparse.csr_matrix,
+        graph: SpotGraph | None,
+        depth: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
         """Expected detections; spots without the gene add exactly 0, so it stays sparse."""
+        counts = counts.astype(np.float64, copy=False)
+        depth = spot_depth(counts) if depth is None else depth
         share = np.minimum(counts.data / entries(counts, depth), 1)
         with np.errstate(divide="ignore"):  # a spot with one gene only: log(0), probability 1
             detected = -np.expm1(self.depth * np.log1p(-share))
-        parts = (fixed_point(detected), counts.indices, counts.indptr)
-        return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+        return _fixed_point_sums(counts, detected, FIXED_POINT)
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """See InverseDocumentFrequency."""
@@ -181,7 +200,10 @@ class SpatialIdf:
     """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
 
     def observe(
-        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+        self,
+        counts: sparse.csr_matrix,
+        graph: SpotGraph | None,
+        depth: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
         """Spots x Moran's I of this slide."""
         if graph is None:
@@ -189,91 +211,15 @@ class SpatialIdf:
                 "the 'spatial' variant needs the spot graph of every slide, found none. Pass "
                 "graph= to partial_fit (graphs= to fit), e.g. KNNGraph(k=6).build(xy_um)."
             )
+        counts = counts.astype(np.float64, copy=False)
         moran = morans_i(frequencies(counts, LogTf(), 1.0, depth), graph)
-        return fixed_point(counts.shape[0] * moran)
+        return _fixed_point(counts.shape[0] * moran, FIXED_POINT)
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """See InverseDocumentFrequency."""
         moran = sums.extra / (FIXED_POINT * sums.n_spots)
         smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
         return np.asarray(smooth * (1 + np.maximum(moran, 0)))
-
-
-def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
-    """Makes counts a canonical float64 CSR without stored zeros; the input is left as it is.
-
-    Args:
-        counts: (S, G) sparse or dense counts.
-        n_genes: expected G, or None for any.
-
-    Returns:
-        (S, G) float64 CSR.
-
-    Raises:
-        DataError: negative or non-finite values, no spots, or another number of genes.
-    """
-    table = sparse.csr_matrix(counts, dtype=np.float64)
-    if n_genes is not None and table.shape[1] != n_genes:
-        raise DataError(
-            f"counts have {table.shape[1]} genes, expected the {n_genes} fitted ones in the "
-            "fitted order. Align the columns by gene id first (missing genes as zeros)."
-        )
-    if table.shape[0] == 0:
-        raise DataError("counts have no spots; drop empty slides before fitting.")
-    bad = np.flatnonzero(~np.isfinite(table.data) | (table.data < 0))
-    if bad.size:
-        row = int(np.searchsorted(table.indptr, bad[0], side="right")) - 1
-        raise DataError(
-            f"counts hold {bad.size} negative or non-finite values, first {table.data[bad[0]]} in "
-            f"row {row}, column {table.indices[bad[0]]}; expected raw counts or intensities, not "
-            "normalised or scaled values."
-        )
-    if not table.has_canonical_format or (table.data == 0).any():
-        table = table.copy()
-        table.sum_duplicates()
-        table.eliminate_zeros()
-    return table
-
-
-def fixed_point(values: NDArray[np.float64], unit: float = FIXED_POINT) -> NDArray[np.int64]:
-    """Real statistics as integers, so that no order of sums matters."""
-    return np.rint(values * unit).astype(np.int64)
-
-
-def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)
-
-
-def spot_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
-    """(S,) sum of each spot's counts."""
-    return np.asarray(table.sum(axis=1), dtype=np.float64).ravel()
-
-
-def entries(table: sparse.csr_matrix, per_spot: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(nnz,) the value of `per_spot` (S,) at every stored entry."""
-    return np.repeat(per_spot, np.diff(table.indptr))
-
-
-def frequencies(
-    table: sparse.csr_matrix,
-    tf: TermFrequency,
-    mean_depth: float,
-    depth: NDArray[np.float64] | None = None,
-) -> sparse.csr_matrix:
-    """The (S, G) float64 term frequencies of checked counts.
-
-    Args:
-        table: (S, G) checked counts.
-        tf: term frequency.
-        mean_depth: of the training spots.
-        depth: (S,) depth of each spot; None is the sum of its counts here.
-    """
-    depth = spot_depth(table) if depth is None else depth
-    data = tf.weigh(table.data, entries(table, depth), mean_depth)
-    return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)
-
-
-_SQUARE_UNIT = 2.0**26  # 10^9 cells of a saturated 16-bit channel fit in 63 bits
 
 
 @dataclass(frozen=True)
@@ -327,12 +273,14 @@ class ScaleWeight:
     cofactor: float = 5.0
 
     def observe(
-        self, counts: sparse.csr_matrix, depth: NDArray[np.float64], graph: SpotGraph | None
+        self,
+        counts: sparse.csr_matrix,
+        graph: SpotGraph | None,
+        depth: NDArray[np.float64] | None = None,
     ) -> NDArray[np.int64]:
         """Sum of squares."""
-        square = fixed_point(np.square(np.arcsinh(counts.data / self.cofactor)), _SQUARE_UNIT)
-        parts = (square, counts.indices, counts.indptr)
-        return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+        square = np.square(np.arcsinh(counts.data.astype(np.float64) / self.cofactor))
+        return _fixed_point_sums(counts, square, _SQUARE_UNIT)
 
     def weight(self, sums: FitSums) -> NDArray[np.float64]:
         """See InverseDocumentFrequency."""
@@ -385,3 +333,121 @@ def ranks_within(weights: sparse.csr_matrix, reference: sparse.csr_matrix) -> sp
     n_found = entries(own, stored.astype(np.float64))
     own.data = np.divide(rank, n_found, out=np.zeros(rank.size), where=n_found > 0)
     return own
+
+
+def checked_counts(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
+    """Makes counts a canonical float64 CSR without stored zeros; the input is left as it is.
+
+    Args:
+        counts: (S, G) sparse or dense counts.
+        n_genes: expected G, or None for any.
+
+    Returns:
+        (S, G) float64 CSR.
+
+    Raises:
+        DataError: negative or non-finite values, no spots, or another number of genes.
+    """
+    return checked_table(counts, n_genes).astype(np.float64, copy=False)
+
+
+def checked_table(counts: Any, n_genes: int | None = None) -> sparse.csr_matrix:
+    """`checked_counts` in the type of the input, whose arrays it may share."""
+    table = sparse.csr_matrix(counts, dtype=None if sparse.issparse(counts) else np.float64)
+    if n_genes is not None and table.shape[1] != n_genes:
+        raise DataError(
+            f"counts have {table.shape[1]} genes, expected the {n_genes} fitted ones in the "
+            "fitted order. Align the columns by gene id first (missing genes as zeros)."
+        )
+    if table.shape[0] == 0:
+        raise DataError("counts have no spots; drop empty slides before fitting.")
+    lowest, highest = table.data.min(initial=1), table.data.max(initial=0)
+    if not (lowest >= 0 and highest < np.inf):  # NaN is neither
+        bad = np.flatnonzero(~np.isfinite(table.data) | (table.data < 0))
+        row = int(np.searchsorted(table.indptr, bad[0], side="right")) - 1
+        raise DataError(
+            f"counts hold {bad.size} negative or non-finite values, first "
+            f"{float(table.data[bad[0]])} in row {row}, column {table.indices[bad[0]]}; expected "
+            "raw counts or intensities, not normalised or scaled values."
+        )
+    if not table.has_canonical_format or lowest == 0:
+        table = table.astype(np.float64)
+        table.sum_duplicates()
+        table.eliminate_zeros()
+    return table
+
+
+def row_blocks(table: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
+    """The rows of a checked table, a few at a time, as float64."""
+    start = table.indptr[:-1]
+    edges = np.searchsorted(
+        start, np.arange(_BLOCK_ENTRIES, table.nnz, _BLOCK_ENTRIES), side="right"
+    )
+    for first, last in pairwise(np.unique([0, *edges, table.shape[0]])):
+        pointer = table.indptr[first : last + 1]
+        stored = slice(pointer[0], pointer[-1])
+        parts = (table.data[stored].astype(np.float64), table.indices[stored], pointer - pointer[0])
+        yield sparse.csr_matrix(parts, shape=(last - first, table.shape[1]))
+
+
+def detections(table: sparse.csr_matrix) -> NDArray[np.int64]:
+    """(G,) spots that have each gene."""
+    found = np.zeros(table.shape[1], np.int64)
+    for start in range(0, table.nnz, _BLOCK_ENTRIES):  # else it copies all indices
+        part = table.indices[start : start + _BLOCK_ENTRIES]
+        found += np.bincount(part, minlength=table.shape[1])
+    return found
+
+
+def spot_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
+    """(S,) sum of each spot's counts."""
+    return row_sums(table.data, table.indptr)
+
+
+def row_sums(values: NDArray[Any], indptr: NDArray[np.integer]) -> NDArray[np.float64]:
+    """(S,) sums of values at the stored entries of each row, in float64."""
+    sums = np.zeros(len(indptr) - 1)
+    filled = np.flatnonzero(np.diff(indptr))
+    sums[filled] = np.add.reduceat(values.astype(np.float64, copy=False), indptr[filled])
+    return sums
+
+
+def entries(table: sparse.csr_matrix, per_spot: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(nnz,) the value of `per_spot` (S,) at every stored entry."""
+    return np.repeat(per_spot, np.diff(table.indptr))
+
+
+def frequencies(
+    table: sparse.csr_matrix,
+    tf: TermFrequency,
+    mean_depth: float,
+    depth: NDArray[np.float64] | None = None,
+) -> sparse.csr_matrix:
+    """The (S, G) float64 term frequencies of checked counts.
+
+    Args:
+        table: (S, G) checked counts.
+        tf: term frequency.
+        mean_depth: of the training spots.
+        depth: (S,) depth of each spot; None is the sum of its counts here.
+    """
+    depth = spot_depth(table) if depth is None else depth
+    data = tf.weigh(table.data, entries(table, depth), mean_depth)
+    return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)
+
+
+def _fixed_point(values: NDArray[np.float64], unit: float) -> NDArray[np.int64]:
+    """Real statistics as integers, so that no order of sums matters."""
+    return np.rint(values * unit).astype(np.int64)
+
+
+def _fixed_point_sums(
+    counts: sparse.csr_matrix, values: NDArray[np.float64], unit: float
+) -> NDArray[np.int64]:
+    """(G,) sums of a value at every stored entry."""
+    parts = (_fixed_point(values, unit), counts.indices, counts.indptr)
+    return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
+
+
+def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)

@@ -13,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from preprocessing.errors import DataError
 from preprocessing.graphs import KNNGraph, morans_i
 from preprocessing.tfidf import VARIANTS, TfidfReweighter, keyword_genes
+from preprocessing.tfidf.weights import row_blocks
 
 GRAPHLESS = [name for name in VARIANTS if name != "spatial"]
 
@@ -119,6 +120,39 @@ def test_streaming_and_merging_equal_fitting_at_once(variant, cuts, order_seed):
         np.testing.assert_array_equal(other.idf, whole.idf)
         found, wanted = other.transform(counts), whole.transform(counts)
         np.testing.assert_array_equal(found.toarray(), wanted.toarray())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float32])
+def test_the_type_of_the_counts_changes_no_bit(variant, kind):
+    """Thirds of counts in float32: their sums in float32 would differ."""
+    counts = draw_counts().astype(kind)
+    if kind == np.float32:
+        counts.data /= np.float32(3)
+    assert counts.dtype == kind
+    graphs = [KNNGraph(k=4).build(np.random.default_rng(2).uniform(0, 1000, (40, 2)))]
+    given = {"graphs": graphs} if variant == "spatial" else {}
+    one, other = (
+        TfidfReweighter(variant).fit([table], **given) for table in (counts, counts.astype(float))
+    )
+    assert one.state()["depth"] == other.state()["depth"]
+    for name in ("df", "extra"):
+        np.testing.assert_array_equal(one.state()[name], other.state()[name])
+    found, wanted = one.transform(counts), other.transform(counts.astype(float))
+    np.testing.assert_array_equal(found.toarray(), wanted.toarray())
+
+
+@pytest.mark.parametrize("variant", GRAPHLESS)
+def test_rows_at_a_time_change_no_bit(variant, monkeypatch):
+    counts = draw_counts()
+    fitted = TfidfReweighter(variant).fit(counts)
+    whole = fitted.transform(counts)
+    for entries in (1, 7, 100):
+        monkeypatch.setattr("preprocessing.tfidf.weights._BLOCK_ENTRIES", entries)
+        assert len(list(row_blocks(counts.astype(float)))) > 400 // (entries + 25)
+        found = fitted.transform(counts)
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(found, part), getattr(whole, part))
 
 
 @pytest.mark.parametrize("variant", GRAPHLESS)
