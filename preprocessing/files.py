@@ -15,6 +15,9 @@ from preprocessing.errors import DataError
 _LONGEST = 128
 _PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _NOT_IN_A_PART = re.compile(r"[/\\\x00-\x1f\x7f]")
+ABANDONED_AFTER = 24 * 3600.0  # seconds without a change: a file of another machine's dead process
+_TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.part(\..*)?", re.S)
+_OLDER = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.S)  # as named before the process was
 
 
 def plain_name(text: str) -> str:
@@ -24,10 +27,6 @@ def plain_name(text: str) -> str:
 
 def require_plain_name(what: str, name: str) -> str:
     """Return a name that names a file on any system: of a slide, or of a feature set.
-
-    Args:
-        what: what is named, for the message.
-        name: as it was given, or read from a file.
 
     Raises:
         DataError: empty, over 128 characters, or with others than letters, digits, ".", "_", "-"
@@ -49,9 +48,7 @@ def folder_part(text: str) -> str:
 def require_folder_part(what: str, name: str) -> str:
     r"""Return a free text that becomes part of a folder's name: a patient, a fold, a variant.
 
-    Args:
-        what: what is named, for the message.
-        name: as it was given, or read from a file; blanks and any script are allowed.
+    Blanks and any script are allowed.
 
     Raises:
         DataError: empty, over 128 characters, begins with ".", or holds a separator ("/", "\") or
@@ -84,24 +81,14 @@ def _folder_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-ABANDONED_AFTER = 24 * 3600.0  # seconds without a change: a file of another machine's dead process
-_TEMPORARY = re.compile(r"\..*\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{16}\.part(\..*)?", re.S)
-_OLDER = re.compile(r"\..*\.[0-9a-f]{32}\.part(\..*)?", re.S)  # as named before the process was
-
-
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path that takes the final name only when the block succeeds.
 
     The temporary file lies in the folder of ``path`` (a rename across file systems is not atomic)
     and keeps its suffix, so that writers that look at the suffix work. Its name says which process
-    writes it, so that `remove_abandoned` can tell. The folder is made when it is missing.
-
-    Args:
-        path: the final name. An old file of this name stays until the new one is complete.
-
-    Yields:
-        The temporary path, which does not exist yet. The block must create it and close it.
+    writes it, so that `remove_abandoned` can tell. The folder is made when it is missing. The block
+    must create the file and close it; an old one of the final name stays until then.
 
     Raises:
         FileNotFoundError: the block ended without writing the temporary file.
@@ -120,14 +107,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path | str) -> list[Path]:
-    """Remove the temporary files of `atomic_path` whose process was killed.
+    """Remove from a folder the temporary files of `atomic_path` whose process was killed.
 
     That is a file of this machine whose process is gone, or one that nothing has written to for a
     day (of another machine, or of an older version). Files that a running process writes, and all
     other files, stay.
-
-    Args:
-        folder: where to look; not below it.
 
     Returns:
         What was removed.

@@ -1,8 +1,8 @@
 """HDF5 files from anywhere: bounds, links and values outside the file, and a full disk as an error.
 
-A few kilobytes can declare a dataset of terabytes, which reading it would fill the memory with.
-
-A file from somebody else could read any file of this machine with them; HiBio writes none.
+A few kilobytes can declare a dataset of terabytes, with which reading it would fill the memory.
+By links and values in other files, which HiBio never writes, somebody else's file could read any
+file of this machine.
 
 When the system refuses a write, the HDF5 library cannot close the file any more, and the process
 dies of it (h5py issue 914). So HDF5 writes through a file of ours: after the first refusal it
@@ -11,7 +11,7 @@ keeps in memory what HDF5 still writes, lets it close in peace, and then the err
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from preprocessing.errors import DataError
 
 DEFLATE_MOST = 1100  # bytes that deflate makes of one, at most 1032
 HARMLESS_BYTES = 1 << 28  # a dataset that was never written holds none; so much of it is read
+_LARGE, _PAGE = 1 << 17, 4096  # what is larger begins on a page: memory copies are faster then
 
 
 def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -35,11 +36,9 @@ def datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def oversized(group: h5py.Group, harmless_bytes: int) -> list[str]:
-    """Names of the datasets that claim more values than their bytes in the file can hold.
+    """Names of the datasets that claim more than ``harmless_bytes`` beyond what their bytes hold.
 
-    Args:
-        group: a file, or a part of it; nothing is read.
-        harmless_bytes: what a dataset may claim beyond that.
+    Nothing of the group, a file or a part of it, is read.
     """
     return [
         name
@@ -51,11 +50,7 @@ def oversized(group: h5py.Group, harmless_bytes: int) -> list[str]:
 
 
 def require_sound_sizes(path: Path, group: h5py.Group) -> None:
-    """Refuse a file with a dataset that its bytes cannot hold.
-
-    Raises:
-        DataError: names the datasets and what they claim.
-    """
+    """Refuse a file with a dataset that its bytes cannot hold, by a DataError that names it."""
     absurd = oversized(group, HARMLESS_BYTES)
     if absurd:
         first = group[absurd[0]]
@@ -69,14 +64,9 @@ def require_sound_sizes(path: Path, group: h5py.Group) -> None:
 
 
 def outside_data(file: h5py.File) -> str | None:
-    """Find the first name that is a link, or whose values are in another file.
+    """The first name that is a link, or whose values are in another file, for a message.
 
-    Args:
-        file: open for reading.
-
-    Returns:
-        What was found, for a message; None when everything is inside. Groups that contain
-        themselves are looked into once.
+    None when everything is inside. Groups that contain themselves are looked into once.
     """
     pending, seen = [file["/"]], set()
     while pending:
@@ -95,9 +85,6 @@ def outside_data(file: h5py.File) -> str | None:
             if isinstance(item, h5py.Group):
                 pending.append(item)
     return None
-
-
-_LARGE, _PAGE = 1 << 17, 4096  # what is larger begins on a page: memory copies are faster then
 
 
 class Sink(io.RawIOBase):
@@ -135,22 +122,20 @@ class Sink(io.RawIOBase):
         """HDF5 reads what it wrote."""
         return True
 
-    def writable(self) -> bool:
-        """Yes."""
-        return True
+    writable = seekable = readable
 
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
+    def _attempt(self, change: Callable[[], object]) -> None:
+        """Make a change of the file, unless one was refused before."""
+        if self.error is None:
+            try:
+                change()
+            except BaseException as error:  # noqa: BLE001 - kept, and raised by `check`
+                self.error = error
 
     def write(self, data: Any) -> int:
         """Write all of it, to the disk or, after a refusal, to memory."""
         view = memoryview(data).cast("B")
-        if self.error is None:
-            try:
-                self._store(view)
-            except BaseException as error:  # noqa: BLE001 - kept, and raised by `check`
-                self.error = error
+        self._attempt(lambda: self._store(view))
         if self.error is not None:
             self._kept.append((self._at, bytes(view)))
         self._at += len(view)
@@ -180,11 +165,7 @@ class Sink(io.RawIOBase):
     def truncate(self, size: int | None = None) -> int:
         """Set the size."""
         self._size = self._at if size is None else size
-        if self.error is None:
-            try:
-                self._file.truncate(self._size)
-            except BaseException as error:  # noqa: BLE001 - kept, and raised by `check`
-                self.error = error
+        self._attempt(lambda: self._file.truncate(self._size))
         return self._size
 
     def close(self) -> None:
@@ -195,11 +176,7 @@ class Sink(io.RawIOBase):
 
 @contextmanager
 def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File, Sink]]:
-    """Make an HDF5 file, or change one.
-
-    Args:
-        path: where; an old file of this name is overwritten, unless it is to be changed.
-        change: open the file that is there and keep what is in it.
+    """Make an HDF5 file in place of any old one, or ``change`` the one that is there.
 
     Yields:
         The open file, and what it is written through: call its ``check`` between large writes.

@@ -1,19 +1,18 @@
 """Stain of H&E: its vectors, and patches brought to a reference by Macenko or Reinhard.
 
-The vectors are estimated for reports, after Macenko et al. (ISBI 2009): light that passes stained
-tissue is weakened by the factor 10^-(amount x vector), so pixels lie in the plane of the two
-vectors, and the outermost directions in that plane are the stains. Shapes: N pixels.
+Macenko et al. (ISBI 2009): light that passes stained tissue is weakened by the factor
+10^-(amount x vector), so pixels lie in the plane of the two vectors, and the outermost directions
+in that plane are the stains. The amounts of both are kept up to one factor each; their vectors and
+strengths are replaced.
 
-The amounts of both stains are kept up to one factor each; their vectors and strengths are replaced.
-Shapes: n patches, N pixels; vectors are (2, 3): hematoxylin, eosin in red, green, blue.
-
-Mean and deviation of three nearly independent channels (l alpha beta: lightness, yellow-blue,
-red-green of the logarithm of the cones' answers) are moved to wanted ones. Needs no stain vectors,
-so it also works where one stain is nearly missing. Unlike in the paper glass stays as it is: the
-change fades out towards white. Shapes: N pixels, n patches.
+Reinhard et al. (2001): mean and deviation of three nearly independent channels (l alpha beta:
+lightness, yellow-blue, red-green of the logarithm of the cones' answers) are moved to wanted ones.
+Needs no stain vectors, so it also works where one stain is nearly missing. Unlike in the paper
+glass stays as it is: the change fades out towards white.
 
 Everything is measured on the slide itself; the reference is a constant, so nothing is fitted on
-other slides. Shapes: n patches.
+other slides. Shapes: n patches, N pixels; vectors are (2, 3): hematoxylin, eosin in red, green,
+blue.
 """
 
 from collections.abc import Callable
@@ -31,6 +30,23 @@ WHITE = 255.0
 MIN_DENSITY = 0.15  # pixels with less in any channel are background (Macenko's beta)
 MIN_PIXELS = 200
 EDGE_PERCENT = 1.0  # robust extremes of the angle (Macenko's alpha)
+STRENGTH_PERCENT = 99.0
+_LEAST_ANGLE = 1e-3  # determinant of the vectors' Gram matrix
+_LEAST_SD = 1e-3  # of a channel; below it the pixels have one colour
+_PATCHES = 64  # of a slide, spread over it
+_PIXELS = 200_000  # of them
+
+#: Equations 4 and 6 of Reinhard: RGB -> answers of the three cones -> l alpha beta of their log10.
+_CONES_OF_RGB = np.array(
+    [[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]]
+)
+_LAB_OF_CONES = np.diag(1 / np.sqrt([3.0, 6.0, 2.0])) @ np.array(
+    [[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]]
+)
+
+StainMethod = Literal["none", "macenko", "reinhard"]
+#: uint8 (n, px, px, 3) -> the same patches in the reference's colours.
+StainNormaliser = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -49,21 +65,13 @@ class StainVectors:
 
 
 def optical_density(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return -log10(value / 255) of each channel; 0 counts as 1, so the largest value is 2.41.
-
-    Args:
-        pixels: uint8, any shape.
-    """
+    """Return -log10(value / 255) of each channel; 0 counts as 1, so the largest value is 2.41."""
     table = -np.log10(np.maximum(np.arange(256), 1) / WHITE)
     return np.asarray(table.astype(np.float32)[pixels])
 
 
 def stain_vectors(density_N3: NDArray[np.float32]) -> StainVectors | None:
-    """Estimate the two stains of a slide.
-
-    Args:
-        density_N3: optical densities (red, green, blue) of a sample of pixels; background is left
-            out here.
+    """Estimate the two stains of a slide from a sample of its pixels; background is left out here.
 
     Returns:
         The vectors, that of hematoxylin absorbing more of the red; None when fewer than 200 pixels
@@ -91,18 +99,9 @@ def stain_vectors(density_N3: NDArray[np.float32]) -> StainVectors | None:
 
 
 def stain_colour(vector: NDArray[np.float64], amount: float = 0.6) -> tuple[int, int, int]:
-    """Return the colour (red, green, blue) of some of one stain on white, for a swatch.
-
-    Args:
-        vector: (3,) of length 1.
-        amount: optical density along the vector.
-    """
+    """The colour (red, green, blue) of an amount (optical density) of one stain on white."""
     red, green, blue = np.rint(WHITE * 10.0 ** (-amount * vector)).astype(int)
     return int(red), int(green), int(blue)
-
-
-STRENGTH_PERCENT = 99.0
-_LEAST_ANGLE = 1e-3  # determinant of the vectors' Gram matrix
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,7 @@ class Stain:
 
 
 def measure_stain(pixels: NDArray[np.uint8]) -> Stain:
-    """Estimate the stain of a slide from a sample of its pixels.
-
-    Args:
-        pixels: uint8 (..., 3); background is left out here.
+    """Estimate the stain of a slide from a sample of its pixels (..., 3), background or not.
 
     Raises:
         DataError: too few stained pixels, or only one stain.
@@ -153,15 +149,9 @@ def measure_stain(pixels: NDArray[np.uint8]) -> Stain:
 
 
 def normalise_stain(patches: NDArray[np.uint8], source: Stain, target: Stain) -> NDArray[np.uint8]:
-    """Give patches another stain; white stays white.
+    """Give patches (..., 3) of a slide stained like ``source`` the stain ``target``.
 
-    Args:
-        patches: uint8 (..., 3), of the slide that ``source`` describes; not altered.
-        source: of their slide.
-        target: wanted.
-
-    Returns:
-        uint8 of the same shape. What neither stain explains (ink, pigment) is lost.
+    White stays white; what neither stain explains (ink, pigment) is lost.
     """
     amounts = _amounts(optical_density(patches.reshape(-1, 3)), source.vectors_23)
     back = -np.log(10.0) * (target.strength_2 / source.strength_2)[:, None] * target.vectors_23
@@ -176,18 +166,6 @@ def _amounts(
     """Amount of each stain in each pixel by least squares, not below 0; (N, 2)."""
     unmixed = density_N3 @ np.linalg.pinv(vectors_23).astype(np.float32)
     return np.asarray(np.maximum(unmixed, 0.0))
-
-
-_LEAST_SD = 1e-3  # of a channel; below it the pixels have one colour
-
-#: Equations 4 and 6 of the paper: RGB -> answers of the three cones -> l alpha beta of their log10.
-_CONES_OF_RGB = np.array(
-    [[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]]
-)
-
-_LAB_OF_CONES = np.diag(1 / np.sqrt([3.0, 6.0, 2.0])) @ np.array(
-    [[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]]
-)
 
 
 @dataclass(frozen=True)
@@ -215,10 +193,7 @@ class Colours:
 
 
 def measure_colours(pixels: NDArray[np.uint8]) -> Colours:
-    """Mean and deviation of the stained pixels of a slide.
-
-    Args:
-        pixels: uint8 (..., 3); background is left out here.
+    """Mean and deviation of the stained ones of a sample of a slide's pixels (..., 3).
 
     Raises:
         DataError: too few stained pixels, or all of one colour.
@@ -237,16 +212,10 @@ def measure_colours(pixels: NDArray[np.uint8]) -> Colours:
 def transfer_colours(
     patches: NDArray[np.uint8], source: Colours, target: Colours
 ) -> NDArray[np.uint8]:
-    """Give patches other colours, pixel by pixel; white stays white.
+    """Give patches (..., 3) of a slide with the colours ``source`` those of ``target``.
 
-    Args:
-        patches: uint8 (..., 3), of the slide that ``source`` describes; not altered.
-        source: of their slide.
-        target: wanted.
-
-    Returns:
-        uint8 of the same shape; colours beyond 0..255 are cut off. A pixel whose strongest density
-        is below 0.15 is changed in proportion to it.
+    White stays white: a pixel whose strongest density is below 0.15 is changed in proportion to
+    it. Colours beyond 0..255 are cut off.
     """
     flat = patches.reshape(-1, 3)
     scale = target.sd_3 / source.sd_3
@@ -267,10 +236,6 @@ def _log_cones(pixels_N3: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(np.log10(light @ _CONES_OF_RGB.T.astype(np.float32)))
 
 
-StainMethod = Literal["none", "macenko", "reinhard"]
-
-#: uint8 (n, px, px, 3) -> the same patches in the reference's colours.
-StainNormaliser = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 _VECTORS = np.array([[0.56, 0.72, 0.41], [0.22, 0.80, 0.56]])  # hematoxylin, eosin
 
 #: Close to the reference of Macenko et al.; strengths are optical densities of base 10.
@@ -280,8 +245,6 @@ REFERENCE_STAIN = Stain(
 
 #: The same stain's colours, each amount u^3 times its strength with u even in 0..1: mostly pale.
 REFERENCE_COLOURS = Colours(np.array([-0.66, -0.084, 0.017]), np.array([0.19, 0.031, 0.0103]))
-_PATCHES = 64  # of a slide, spread over it
-_PIXELS = 200_000  # of them
 
 
 def sample_patches(store: SlideStore) -> NDArray[np.uint8]:
@@ -293,12 +256,8 @@ def sample_patches(store: SlideStore) -> NDArray[np.uint8]:
 def stain_normaliser(method: StainMethod, patches: NDArray[np.uint8]) -> StainNormaliser:
     """Measure a slide's stain and return what brings its patches to the reference.
 
-    Args:
-        method: macenko | reinhard, or none, which changes nothing.
-        patches: uint8 (n, px, px, 3), a sample of the slide.
-
-    Returns:
-        What normalises patches (n, px, px, 3) of this slide, of any scale; it can be pickled.
+    ``patches`` (n, px, px, 3) are a sample of the slide; what is returned normalises patches of any
+    scale, and can be pickled. The method none changes nothing.
 
     Raises:
         DataError: an unknown method, too few stained pixels, or a single stain.

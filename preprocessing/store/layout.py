@@ -30,25 +30,36 @@ BARCODE, XY_PX0, XY_UM = "spots/barcode", "spots/xy_px0", "spots/xy_um"
 TISSUE_FRACTION, LABELS = "spots/tissue_fraction", "spots/label"
 PATCHES, CONTEXT = "patches", "context"  # groups of pictures: of a spot, and of its surroundings
 BYTES, START, SIZE = "bytes", "start", "size"  # in each of these groups
-
 ABSENT = {  # what to tell who asks for a group that is not there
     PATCHES: "patches (counts only); give an image in the manifest and prepare the slide again",
     CONTEXT: "context patches; prepare the slide again with --context-um UM",
 }
-
 FEATURES, THUMBNAIL = "features", "thumbnail"
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
 JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
 _JPEG_QUALITY = 90
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+_GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
+_PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
+Rows = slice | np.ndarray
+SEAL = "content_sha256"
+_OWN = "sha256"
+_PIECE_BYTES = 1 << 24
+
+
+def _encoded(item: Any, kind: str, version: str = "0.2.0") -> Any:
+    """The same dataset or group, marked as AnnData marks it."""
+    item.attrs.update({"encoding-type": kind, "encoding-version": version})
+    return item
 
 
 def write_strings(file: h5py.Group, path: str, values: np.ndarray) -> h5py.Dataset:
     """Write (n,) strings as an AnnData string array."""
-    data = file.create_dataset(path, data=[str(v) for v in values], dtype=h5py.string_dtype())
-    data.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
-    return data
+    texts = [str(v) for v in values]
+    return _encoded(
+        file.create_dataset(path, data=texts, dtype=h5py.string_dtype()), "string-array"
+    )
 
 
 def read_strings(file: h5py.Group, path: str) -> np.ndarray:
@@ -58,12 +69,10 @@ def read_strings(file: h5py.Group, path: str) -> np.ndarray:
 
 def write_array(file: h5py.Group, path: str, values: np.ndarray) -> h5py.Dataset:
     """Write numbers as an AnnData array."""
-    data = file.create_dataset(path, data=values)
-    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return data
+    return _encoded(file.create_dataset(path, data=values), "array")
 
 
-def write_features(file: h5py.File, name: str, values: np.ndarray) -> None:
+def write_features(file: h5py.File, name: str, values: np.ndarray) -> h5py.Dataset:
     """Write features (S, F): float16, or float32 when a value exceeds the float16 range.
 
     Raises:
@@ -76,7 +85,7 @@ def write_features(file: h5py.File, name: str, values: np.ndarray) -> None:
         )
     narrow = values.size == 0 or float(np.abs(values).max()) <= _FLOAT16_MAX
     dtype = np.float16 if narrow else np.float32
-    write_array(file, f"{FEATURES}/{name}", values.astype(dtype))
+    return write_array(file, f"{FEATURES}/{name}", values.astype(dtype))
 
 
 def write_label(file: h5py.File, position: int, column: str, values: np.ndarray) -> None:
@@ -112,11 +121,7 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
 
 
 def decode_jpeg(data: np.ndarray) -> np.ndarray:
-    """Decode JPEG bytes, uint8 (n,) -> uint8 (h, w, 3).
-
-    Raises:
-        OSError: damaged bytes.
-    """
+    """Decode JPEG bytes, uint8 (n,) -> uint8 (h, w, 3); OSError where they are damaged."""
     with Image.open(io.BytesIO(data.tobytes()), formats=("JPEG",)) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -136,22 +141,13 @@ DECODERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"jpeg": decode_jpeg, 
 
 def read_attrs(file: h5py.File) -> dict[str, Any]:
     """Read the attributes of a store as plain Python values."""
-    values: dict[str, Any] = {}
-    for key, value in file.attrs.items():
-        plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-        values[key] = json.loads(plain) if key in JSON_ATTRS else plain
-    return values
-
-
-_GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
-_PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
-Rows = slice | np.ndarray
+    values = {key: _plain(value) for key, value in file.attrs.items()}
+    return {k: json.loads(v) if k in JSON_ATTRS else v for k, v in values.items()}
 
 
 def write_counts(file: h5py.File, counts: csr_matrix) -> None:
     """Write counts (S, G) as an AnnData csr_matrix group: int32, intensities float32."""
-    group = file.create_group(COUNTS)
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+    group = _encoded(file.create_group(COUNTS), "csr_matrix", "0.1.0")
     group.attrs["shape"] = np.array(counts.shape, dtype=np.int64)
     parts = (
         ("data", counts.data, np.float32 if counts.dtype.kind == "f" else np.int32),
@@ -170,11 +166,7 @@ def counts_shape(file: h5py.File) -> tuple[int, int]:
 
 
 def read_counts(file: h5py.File) -> csr_matrix:
-    """Read counts, (S, G) CSR, int32 or float32.
-
-    Raises:
-        ValueError: the three arrays do not make a CSR matrix.
-    """
+    """Read counts, (S, G) CSR, int32 or float32; ValueError where they make no CSR matrix."""
     group = file[COUNTS]
     shape = counts_shape(file)
     matrix = csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape)
@@ -245,25 +237,12 @@ def _run(file: h5py.File, start: int, stop: int, indptr: np.ndarray | None) -> c
     return matrix
 
 
-SEAL = "content_sha256"
-_OWN = "sha256"
-_PIECE_BYTES = 1 << 24
-
-
-def seal(file: h5py.File) -> str:
-    """Write the checksums of a store that is complete.
-
-    Args:
-        file: open for writing.
-
-    Returns:
-        The checksum of the whole, 64 hexadecimal digits.
-    """
+def seal(file: h5py.File) -> None:
+    """Write the checksums of a store that is complete."""
     for _, data in datasets(file):
         if _OWN not in data.attrs:
             seal_dataset(data)
     file.attrs[SEAL] = _over_all(file)
-    return str(file.attrs[SEAL])
 
 
 def seal_dataset(data: h5py.Dataset, digest: str | None = None) -> None:
@@ -278,9 +257,6 @@ def bytes_digest() -> Any:
 
 def broken(file: h5py.File) -> list[str] | None:
     """Compare a store with its checksums; every dataset is read once, in pieces.
-
-    Args:
-        file: open for reading.
 
     Returns:
         What differs: names of datasets, or "attributes"; None when the store was not sealed (it
@@ -318,17 +294,14 @@ def _digest(data: h5py.Dataset) -> str:
     if data.ndim == 1 and data.dtype == np.uint8:
         running = bytes_digest()
     else:
-        running = hashlib.sha256(f"{_type(data)} {data.shape}".encode())
+        kind = "text" if h5py.check_string_dtype(data.dtype) else data.dtype.str
+        running = hashlib.sha256(f"{kind} {data.shape}".encode())
     rows = max(1, _PIECE_BYTES // max(1, data.dtype.itemsize * int(np.prod(data.shape[1:]))))
     for start in range(0, len(data), rows) if data.ndim else ():
         running.update(_bytes(data, data[start : start + rows]))
     if not data.ndim:
         running.update(np.asarray(data[()]).tobytes())
     return str(running.hexdigest())
-
-
-def _type(data: h5py.Dataset) -> str:
-    return "text" if h5py.check_string_dtype(data.dtype) else str(data.dtype.str)
 
 
 def _bytes(data: h5py.Dataset, values: Any) -> bytes:
@@ -340,10 +313,7 @@ def _bytes(data: h5py.Dataset, values: Any) -> bytes:
 
 def _over_all(file: h5py.File) -> str:
     sealed = {
-        name: [
-            data.attrs.get(_OWN),
-            {key: _plain(data.attrs.get(key)) for key in ("name", "position")},
-        ]
+        name: [data.attrs.get(_OWN), {k: _plain(data.attrs.get(k)) for k in ("name", "position")}]
         for name, data in datasets(file)
         if not name.startswith(f"{FEATURES}/")
     }

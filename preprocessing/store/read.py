@@ -5,7 +5,6 @@ of them, of the spots and of their context, which are stored and read alike.
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import h5py
@@ -19,6 +18,8 @@ from preprocessing.hdf5 import outside_data
 from preprocessing.spot_table import RNA
 from preprocessing.store import layout
 from preprocessing.store.layout import Rows, read_count_rows, read_counts
+
+_AGAIN = "delete the file and run `hibio prepare` again"
 
 
 class PatchPlaces(NamedTuple):
@@ -58,15 +59,7 @@ def _mapped(file: h5py.File, group: str, start: np.ndarray, size: np.ndarray) ->
 
 
 def read_patches(file: h5py.File, places: PatchPlaces, index: np.ndarray) -> np.ndarray:
-    """Read and decode patches.
-
-    Args:
-        file: the store.
-        places: as `patch_places` gives them.
-        index: (n,) spot numbers in any order, repeats allowed.
-
-    Returns:
-        uint8 (n, px, px, 3).
+    """Read and decode the patches of spots (n,), in any order and repeated: (n, px, px, 3).
 
     Raises:
         ValueError: damaged bytes; names the patch.
@@ -88,11 +81,7 @@ def read_patches(file: h5py.File, places: PatchPlaces, index: np.ndarray) -> np.
 def patch_bytes(
     file: h5py.File, places: PatchPlaces, index: np.ndarray
 ) -> list[tuple[int, np.ndarray]]:
-    """Read the encoded patches of the spots ``index`` (n,).
-
-    Returns:
-        (position in ``index``, uint8 bytes) of each, in any order.
-    """
+    """The encoded patches of spots (n,): (position in ``index``, uint8 bytes), in any order."""
     start, size = places.start[index], places.size[index]
     order = np.argsort(start, kind="stable")
     begin, end = start[order], (start + size)[order]
@@ -105,9 +94,6 @@ def patch_bytes(
         piece = data[low : int(end[run].max())]
         result += [(int(order[i]), piece[begin[i] - low : end[i] - low]) for i in run]
     return result
-
-
-_AGAIN = "delete the file and run `hibio prepare` again"
 
 
 class SlideStore:
@@ -177,12 +163,7 @@ class SlideStore:
         """Return the open store."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.findings import Finding
+from preprocessing.findings import Finding, Level
 from preprocessing.hdf5 import oversized
 from preprocessing.spot_table import PROTEIN, repeated_names
 from preprocessing.store.layout import broken, unsealed_features
@@ -21,14 +21,11 @@ _AGAIN = "delete the store and run `hibio prepare` again"
 _SAMPLE = 4
 _HARMLESS_BYTES = 1 << 24  # what a dataset may claim beyond its bytes
 _XY_TOLERANCE_UM = 0.5
-Problem = tuple[str, str, str]  # level, message, fix
+Problem = tuple[Level, str, str]  # level, message, fix
 
 
 def verify_store(path: str | Path) -> list[Finding]:
     """Check one store: schema, shapes, counts, coordinates, patches, features, labels.
-
-    Args:
-        path: the store.
 
     Returns:
         FAIL and WARN findings, or a single PASS; never raises for a bad file.
@@ -38,7 +35,7 @@ def verify_store(path: str | Path) -> list[Finding]:
     try:
         with SlideStore(path) as store:
             for check in _CHECKS:
-                findings += [_finding(path, p) for p in _run(check, store)]
+                findings += [Finding(p[0], str(path), *p[1:]) for p in _run(check, store)]
                 if check is _check_sizes and findings:  # to read it would fill the memory
                     return findings
             if not findings:
@@ -65,11 +62,6 @@ def few_features(count: int, modality: str) -> str | None:
     if modality == PROTEIN:
         return "expect coarse cell types" if count < MIN_PROTEINS else None
     return "expect weak pathway coverage" if count < MIN_GENES else None
-
-
-def _finding(path: Path, problem: Problem) -> Finding:
-    level, message, fix = problem
-    return Finding("FAIL" if level == "FAIL" else "WARN", str(path), message, fix)
 
 
 def _run(check: Callable[[SlideStore], list[Problem]], store: SlideStore) -> list[Problem]:
@@ -183,13 +175,8 @@ def _check_places(store: SlideStore) -> list[Problem]:
     if size is not None:
         outside = ((xy_px0 < 0) | (xy_px0 > np.asarray(size))).any(axis=1)
         if outside.any():
-            problems.append(
-                (
-                    "FAIL",
-                    f"{int(outside.sum())} spots lie outside the image",
-                    "correct image_scale or the positions; prepare again",
-                )
-            )
+            text = f"{int(outside.sum())} spots lie outside the image"
+            problems.append(("FAIL", text, "correct image_scale or the positions; prepare again"))
     return problems
 
 

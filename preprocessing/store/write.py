@@ -26,6 +26,10 @@ from preprocessing.store.read import SlideStore
 
 _BUFFER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
+#: Not the name of a feature set: a configuration means the patches themselves by it.
+RESERVED = ("patches",)
+_ORIGIN = "origin"  # attribute of a feature set
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,7 @@ def _write_patches(
 ) -> None:
     """Write a group of patches one behind the other; ``start``, ``size`` (S,): where each lies."""
     encode = layout.ENCODERS[encoding]
-    start = np.full(spots, -1, dtype=np.int64)
-    size = np.zeros(spots, dtype=np.int64)
+    start, size = np.full(spots, -1, dtype=np.int64), np.zeros(spots, dtype=np.int64)
     data = _patch_dataset(file, group, spots * px * px * 3 if encoding == "raw" else None)
     end = 0
     buffer, digest = bytearray(), bytes_digest()
@@ -249,12 +252,6 @@ def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
     file.attrs["slide_size_px0"] = np.array(picture.size_px0, dtype=np.int64)
 
 
-#: Not the name of a feature set: a configuration means the patches themselves by it.
-RESERVED = ("patches",)
-_ATTRIBUTE = "origin"
-_ATTEMPTS = 5
-
-
 class _StoreChangedError(Exception):
     """Another process exchanged the store while it was copied."""
 
@@ -301,9 +298,8 @@ def _exchange(path: Path, name: str, values: np.ndarray, origin: str) -> None:
         with hdf5_writer(temporary, change=True) as (file, _):
             if f"{layout.FEATURES}/{name}" in file:
                 del file[f"{layout.FEATURES}/{name}"]
-            layout.write_features(file, name, np.asarray(values))
-            data = file[f"{layout.FEATURES}/{name}"]
-            data.attrs[_ATTRIBUTE] = origin
+            data = layout.write_features(file, name, np.asarray(values))
+            data.attrs[_ORIGIN] = origin
             seal_dataset(data)
         if _state(path) != before:
             raise _StoreChangedError
@@ -316,19 +312,15 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def feature_origin(path: str | Path, name: str) -> dict[str, Any] | None:
-    """Where a feature set comes from, as given to :func:`add_features`.
+    """Where a feature set comes from, as given to `add_features`; empty when that was not kept.
 
-    Returns:
-        None when the store has no such features; empty when their origin was not kept.
-
-    Raises:
-        DataError: not a store.
+    None when the store has no such features.
     """
     with SlideStore(path) as store:
         if name not in store.feature_names:
             return None
     with h5py.File(path, "r") as file:
-        text = file[f"{layout.FEATURES}/{name}"].attrs.get(_ATTRIBUTE, "{}")
+        text = file[f"{layout.FEATURES}/{name}"].attrs.get(_ORIGIN, "{}")
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):

@@ -141,9 +141,8 @@ def unseen_only(tfidf, factors, folded, counts) -> np.ndarray:
     known = sparse.csr_matrix((counts.shape[0], tfidf.n_genes), dtype=counts.dtype)
     table = sparse.hstack([known, counts[:, columns]]).tocsr()
     longer = extend_factors(factors, folded)
-    return standardise(
-        spot_vectors(tfidf.with_genes(folded.df, folded.extra).transform(table), longer), longer
-    )[0]
+    rows = tfidf.with_genes(folded.df, folded.extra).transform(table)
+    return standardise(spot_vectors(rows, longer), longer)[0]
 
 
 @pytest.mark.parametrize("variant", ["log", "arcsinh", "rank"])
