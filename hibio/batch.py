@@ -8,7 +8,6 @@ features, C H W a patch, D embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +129,7 @@ class LevelPair:
     Attributes:
         image: (n, D), or None when the batch has no image.
         omics: (n, D).
-        group: (n,) slide of each item within the batch.
+        group: (n,) slide of each item.
     """
 
     image: Tensor | None
@@ -145,10 +144,6 @@ class MaskedView:
     value_SK: Tensor
     own_SV: Tensor
     around_SV: Tensor
-
-
-#: Level name ("spot", "300um", ...) -> its pair.
-LevelEmbeddings = Mapping[str, LevelPair]
 
 
 @dataclass(frozen=True)

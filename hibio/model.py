@@ -2,18 +2,14 @@
 
 Nothing here depends on how spots are batched: a tile carries the halo that its core spots need.
 
-Legend: S spots, K keyword genes, Q genes imputed together, M gene sets, D shared width.
-
-What a trained model is asked is in :mod:`hibio.model`.
-
-Legend: S spots, K keyword genes, V gene factors, R regions, M pathways, D shared width.
+Legend: S spots, K keyword genes, Q genes imputed together, V gene factors, R regions, M gene sets,
+H target genes, D shared width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
-from hibio.batch import LevelEmbeddings, LevelPair, MaskedView, SlideBatch
+from hibio.batch import LevelPair, MaskedView, SlideBatch
 from hibio.checkpoint import MODEL_FILES, verify_files
 from hibio.config.files import ConfigError, load_section
 from hibio.config.model import ModelConfig
@@ -39,11 +35,10 @@ from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code
 from hibio.encoders.genes import OmicsMask
 from hibio.encoders.omics import build_omics_encoder
 from hibio.encoders.vision import build_vision_encoder
-from hibio.keys import SPOT
 from preprocessing.coexpression.fold_in import FoldInReport
-from preprocessing.stain import StainMethod
 
 QUERIES = 32  # genes imputed together
+MAX_SCALE = 100.0  # cap of 1 / temperature
 
 
 @dataclass(frozen=True)
@@ -61,28 +56,128 @@ class SlideEmbedding:
     tower: np.ndarray | None
 
 
-class Inference(nn.Module, ABC):
-    """The inference half of :class:`hibio.HiBio`, which adds towers, heads and training."""
+class HiBio(nn.Module):
+    """The model of docs/method.md 3-5.
 
-    artifacts: Artifacts
-    omics: Any
+    Args:
+        config: sizes and switches.
+        artifacts: what was fitted on the training slides.
+    """
+
+    omics: Any  # towers are user-replaceable: see encoders.base.SpotEncoder
     vision: Any
-    omics_head: nn.Module
-    log_scale: Tensor
-    stain: StainMethod  # of the patches that the vision tower reads
 
-    @abstractmethod
+    def __init__(self, config: ModelConfig, artifacts: Artifacts) -> None:
+        super().__init__()
+        self.config = config
+        self.artifacts = artifacts
+        self.stain = config.vision.stain
+        width = config.embed_dim
+        n_factors = artifacts.factors.components.shape[1]
+        self.omics = build_omics_encoder(config.omics, OmicsContext.of(artifacts))
+        self.omics_head = mlp(self.omics.embed_dim, 2 * width, width, config.dropout)
+        self.vision = None
+        if config.vision.name != "none":
+            self.vision = build_vision_encoder(config.vision)
+            self.image_head = mlp(self.vision.embed_dim, 2 * width, width, config.dropout)
+            self.expression_head = nn.Linear(width, len(artifacts.target_genes))
+        self.pool = AttentionPool(width)
+        if hasattr(self.omics, "encode"):
+            self.decoder = mlp(2 * self.omics.embed_dim, self.omics.embed_dim, 1, 0.0)
+        self.own_head = nn.Linear(width, n_factors)
+        self.around_head = nn.Linear(width, n_factors)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        self.log_scale_anchor = nn.Parameter(torch.tensor(-math.log(config.anchor_temperature)))
+        self.anchors = AnchorTable(artifacts, width, learned=config.anchor == "table")
+
+    # ------------------------------------------------------------------ training
+    @property
+    def temperature(self) -> Tensor:
+        """Learned temperature of the contrast, at least 0.01."""
+        return 1.0 / self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    @property
+    def anchor_temperature(self) -> Tensor:
+        """Learned temperature of the pathway softmax, at least 0.01."""
+        return 1.0 / self.log_scale_anchor.exp().clamp(max=MAX_SCALE)
+
     def project_omics(self, batch: SlideBatch) -> Tensor:
         """Omics embedding before normalisation, (S, D)."""
+        return self.omics_head(self.omics(batch))
 
-    @abstractmethod
     def project_image(self, batch: SlideBatch) -> Tensor:
         """Image embedding before normalisation, (S, D)."""
+        if self.vision is None:
+            raise ConfigError("this model has no vision tower (model.vision.name is none)")
+        return self.image_head(self.vision(batch))
 
-    @abstractmethod
+    def forward(self, batch: SlideBatch, *, image: bool = True) -> LevelPair:
+        """Unit embeddings of the core spots.
+
+        Args:
+            batch: core spots and halo.
+            image: whether the image tower runs, where it finds something to read.
+        """
+        core = batch.core_S
+        omics_SD = F.normalize(self.project_omics(batch)[core], dim=1)
+        image_SD = None
+        if image and self.vision is not None and batch.has_image:
+            image_SD = F.normalize(self.project_image(batch)[core], dim=1)
+        return LevelPair(image_SD, omics_SD, batch.slide_of_spot_S[core])
+
+    def regions(self, spot: LevelPair, region_S: Tensor) -> tuple[LevelPair, Tensor]:
+        """Embeddings of the regions that the spots lie in, by rising id; each spot's place there.
+
+        Args:
+            spot: of the spots.
+            region_S: id of each spot's region.
+        """
+        ids, index_S = torch.unique(region_S, return_inverse=True)
+        group_R = index_S.new_zeros(len(ids)).scatter_(0, index_S, spot.group)
+        image_RD, omics_RD = (
+            None if one is None else self.pooled(one, index_S, len(ids))
+            for one in (spot.image, spot.omics)
+        )
+        assert omics_RD is not None
+        return LevelPair(image_RD, omics_RD, group_R), index_S
+
+    def pooled(self, spot_SD: Tensor, region_S: Tensor, n_regions: int) -> Tensor:
+        """Unit region embeddings (R, D) from unit spot embeddings; the same for both towers."""
+        return F.normalize(self.pool(spot_SD, region_S, n_regions), dim=1)
+
     def masked_view(self, batch: SlideBatch, mask: OmicsMask) -> MaskedView:
-        """Predictions from the masked omics view."""
+        """Predictions from the masked omics view (docs/method.md 3.1)."""
+        if not hasattr(self.omics, "encode"):
+            raise ConfigError(
+                f"encoder {self.config.omics.name!r} has no masked view; leave the omics/ terms out"
+            )
+        spot_SD, gene_SKD = self.omics.encode(batch, mask)
+        joint = torch.cat([gene_SKD, spot_SD[:, None, :].expand_as(gene_SKD)], dim=2)
+        embedding_SD = self.omics_head(spot_SD)
+        return MaskedView(
+            self.decoder(joint).squeeze(2),
+            self.own_head(embedding_SD),
+            self.around_head(embedding_SD),
+        )
 
+    def expression(self, image_SD: Tensor) -> Tensor:
+        """Target genes from the normalised image embedding, (S, H) standardised per slide."""
+        return self.expression_head(image_SD * math.sqrt(image_SD.shape[1]))
+
+    def anchor_embeddings(self, fresh_m: Tensor | None = None) -> Tensor:
+        """Unit anchor embeddings (M, D).
+
+        Args:
+            fresh_m: pathways to encode anew, with gradient; the others come from the cache. All
+                when None.
+        """
+        if self.anchors.table_MD is not None:
+            return F.normalize(self.anchors.table_MD, dim=1)
+        return self.anchors.embed(
+            lambda sets: F.normalize(self.project_omics(sets), dim=1), fresh_m
+        )
+
+    # ------------------------------------------------------------------ inference
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients; the mode before comes back."""
@@ -209,133 +304,7 @@ class Inference(nn.Module, ABC):
             embedding = F.normalize(self.project_image(batch), dim=1)
         return _numpy(embedding)
 
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.float().cpu().numpy()
-
-
-MAX_SCALE = 100.0  # cap of 1 / temperature
-
-
-class HiBio(Inference):
-    """The model of docs/method.md 3-5.
-
-    Args:
-        config: sizes and switches.
-        artifacts: what was fitted on the training slides.
-    """
-
-    omics: Any  # towers are user-replaceable: see encoders.base.SpotEncoder
-    vision: Any
-
-    def __init__(self, config: ModelConfig, artifacts: Artifacts) -> None:
-        super().__init__()
-        self.config = config
-        self.artifacts = artifacts
-        self.stain = config.vision.stain
-        width = config.embed_dim
-        n_factors = artifacts.factors.components.shape[1]
-        self.omics = build_omics_encoder(config.omics, OmicsContext.of(artifacts))
-        self.omics_head = mlp(self.omics.embed_dim, 2 * width, width, config.dropout)
-        self.vision = None
-        if config.vision.name != "none":
-            self.vision = build_vision_encoder(config.vision)
-            self.image_head = mlp(self.vision.embed_dim, 2 * width, width, config.dropout)
-            self.expression_head = nn.Linear(width, len(artifacts.target_genes))
-        self.pool = AttentionPool(width)
-        if hasattr(self.omics, "encode"):
-            self.decoder = mlp(2 * self.omics.embed_dim, self.omics.embed_dim, 1, 0.0)
-        self.own_head = nn.Linear(width, n_factors)
-        self.around_head = nn.Linear(width, n_factors)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        self.log_scale_anchor = nn.Parameter(torch.tensor(-math.log(config.anchor_temperature)))
-        self.anchors = AnchorTable(artifacts, width, learned=config.anchor == "table")
-
-    # ------------------------------------------------------------------ training
-    @property
-    def temperature(self) -> Tensor:
-        """Learned temperature of the contrast, at least 0.01."""
-        return 1.0 / self.log_scale.exp().clamp(max=MAX_SCALE)
-
-    @property
-    def anchor_temperature(self) -> Tensor:
-        """Learned temperature of the pathway softmax, at least 0.01."""
-        return 1.0 / self.log_scale_anchor.exp().clamp(max=MAX_SCALE)
-
-    def project_omics(self, batch: SlideBatch) -> Tensor:
-        """Omics embedding before normalisation, (S, D)."""
-        return self.omics_head(self.omics(batch))
-
-    def project_image(self, batch: SlideBatch) -> Tensor:
-        """Image embedding before normalisation, (S, D)."""
-        if self.vision is None:
-            raise ConfigError("this model has no vision tower (model.vision.name is none)")
-        return self.image_head(self.vision(batch))
-
-    def forward(self, batch: SlideBatch, levels: Sequence[str] = ()) -> LevelEmbeddings:
-        """Embeddings of the core spots, and of the regions of each level.
-
-        Args:
-            batch: core spots and halo.
-            levels: names of the region levels, one for each row of ``region_of_spot_LS``; none
-                for spots only.
-        """
-        core = batch.core_S
-        omics_SD = F.normalize(self.project_omics(batch)[core], dim=1)
-        image_SD = None
-        if self.vision is not None and batch.has_image:
-            image_SD = F.normalize(self.project_image(batch)[core], dim=1)
-        group_S = batch.slide_of_spot_S[core]
-        pairs = {SPOT: LevelPair(image_SD, omics_SD, group_S)}
-        for name, region_S in zip(levels, batch.region_of_spot_LS[:, core], strict=False):
-            pairs[name] = self._region_pair(image_SD, omics_SD, region_S, group_S)
-        return pairs
-
-    def _region_pair(
-        self, image_SD: Tensor | None, omics_SD: Tensor, region_S: Tensor, group_S: Tensor
-    ) -> LevelPair:
-        ids, index_S = torch.unique(region_S, return_inverse=True)
-        n_regions = len(ids)
-        group_R = group_S.new_zeros(n_regions).scatter_(0, index_S, group_S)
-        image = None if image_SD is None else self.pooled(image_SD, index_S, n_regions)
-        return LevelPair(image, self.pooled(omics_SD, index_S, n_regions), group_R)
-
-    def pooled(self, spot_SD: Tensor, region_S: Tensor, n_regions: int) -> Tensor:
-        """Unit region embeddings (R, D) from unit spot embeddings; the same for both towers."""
-        return F.normalize(self.pool(spot_SD, region_S, n_regions), dim=1)
-
-    def masked_view(self, batch: SlideBatch, mask: OmicsMask) -> MaskedView:
-        """Predictions from the masked omics view (docs/method.md 3.1)."""
-        if not hasattr(self.omics, "encode"):
-            raise ConfigError(
-                f"encoder {self.config.omics.name!r} has no masked view; leave the omics/ terms out"
-            )
-        spot_SD, gene_SKD = self.omics.encode(batch, mask)
-        joint = torch.cat([gene_SKD, spot_SD[:, None, :].expand_as(gene_SKD)], dim=2)
-        embedding_SD = self.omics_head(spot_SD)
-        return MaskedView(
-            self.decoder(joint).squeeze(2),
-            self.own_head(embedding_SD),
-            self.around_head(embedding_SD),
-        )
-
-    def expression(self, image_SD: Tensor) -> Tensor:
-        """Target genes from the normalised image embedding, (S, H) standardised per slide."""
-        return self.expression_head(image_SD * math.sqrt(image_SD.shape[1]))
-
-    def anchor_embeddings(self, fresh_m: Tensor | None = None) -> Tensor:
-        """Unit anchor embeddings (M, D).
-
-        Args:
-            fresh_m: pathways to encode anew, with gradient; the others come from the cache. All
-                when None.
-        """
-        if self.anchors.table_MD is not None:
-            return F.normalize(self.anchors.table_MD, dim=1)
-        return self.anchors.embed(
-            lambda sets: F.normalize(self.project_omics(sets), dim=1), fresh_m
-        )
-
+    # ------------------------------------------------------------------ weights and vocabularies
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
         """Load a checkpoint's three files; where a backbone's weights came from is not asked.
@@ -428,3 +397,7 @@ class HiBio(Inference):
         self.omics.load_state_dict(source.omics.state_dict())
         if hasattr(self.omics, "encode"):
             self.decoder.load_state_dict(source.decoder.state_dict())
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

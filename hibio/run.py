@@ -48,7 +48,6 @@ from hibio.training.objective import Objective
 from hibio.training.plan import Plan, own_micro_batches
 from hibio.training.process_group import ProcessGroup, start_processes, stops_at_once
 from hibio.training.region_state import RegionState
-from hibio.training.step_module import StepModule
 from hibio.training.trainer import Trainer, parameter_use
 from preprocessing.store.read import stores_in
 
@@ -252,17 +251,16 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         pin=model.device.type == "cuda",
     )
     objective.check(config.stages)
-    module = StepModule(model, objective)
     trainer = Trainer(
         model=model,
         engine=build_engine(
-            module,
+            objective,
             config.optim,
             config.device,
             group,
             n_micro=own_micro_batches(config.sampler.batches_per_step, group),
             mixed_stages=plan.mixed_stages(),
-            used=lambda: parameter_use(module, plan),
+            used=lambda: parameter_use(objective, plan),
         ),
         plan=plan,
         folder=job.folder,

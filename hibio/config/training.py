@@ -11,8 +11,6 @@ from hibio.keys import (
     EMBEDDING_TERMS,
     IMAGE_TERMS,
     MASKED_TERMS,
-    TERM_MEMBER,
-    TERM_REGION,
     TERM_SPATIAL,
     TERMS,
 )
@@ -90,11 +88,6 @@ class StageConfig:
     def needs_mask(self) -> bool:
         """Whether the masked view of the omics branch is computed."""
         return bool(MASKED_TERMS & self.active.keys())
-
-    @property
-    def needs_regions(self) -> bool:
-        """Whether region embeddings are computed."""
-        return bool({TERM_REGION, TERM_MEMBER} & self.active.keys())
 
 
 def stage_lr(stage: StageConfig, step: int, n_steps: int, warmup: float = 0.05) -> float:

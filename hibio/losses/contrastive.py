@@ -21,6 +21,7 @@ from hibio.losses.logits import (
     cosine_logits,
     full_precision,
     logit_sums,
+    mean_of_rows,
 )
 
 Negatives = Literal["all", "same_slide", "mixed"]
@@ -250,3 +251,53 @@ def _entropy(logits_NN: Tensor, target_NN: Tensor, other_NN: Tensor) -> Tensor:
     """Mean over the rows of - sum of target x log softmax over the row's candidates."""
     log_NN = logits_NN.masked_fill(other_NN, -torch.inf).log_softmax(dim=1)
     return -(target_NN * log_NN.masked_fill(other_NN, 0.0)).sum(dim=1).mean()
+
+
+def spot_to_region(
+    spot_SD: Tensor,
+    region_RD: Tensor,
+    region_of_spot_S: Tensor,
+    temperature: Tensor | float,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Tensor:
+    """Cross entropy of a spot to its own region, with the other regions as negatives.
+
+    Args:
+        spot_SD: (S, D) spot embeddings.
+        region_RD: (R, D) region embeddings (of the other tower).
+        region_of_spot_S: (S,) row of ``region_RD``; -1 (halo) leaves the spot out.
+        temperature: positive number or one-element tensor.
+        chunk_rows: rows and columns of a tile (`hibio.losses.logits`).
+
+    Returns:
+        Scalar; 0 (with a graph) when no spot has a region or there is only one region.
+
+    Raises:
+        ValueError: shapes that do not fit or a region id outside -1..R-1.
+    """
+    n_spots, n_regions = spot_SD.shape[0], region_RD.shape[0]
+    if region_of_spot_S.shape != (n_spots,):
+        raise ValueError(
+            f"region_of_spot is {tuple(region_of_spot_S.shape)}, expected ({n_spots},): one a spot"
+        )
+    if n_spots and not -1 <= int(region_of_spot_S.min()) <= int(region_of_spot_S.max()) < n_regions:
+        raise ValueError(
+            f"region ids run from {int(region_of_spot_S.min())} to {int(region_of_spot_S.max())}, "
+            f"expected -1 (none) to {n_regions - 1}: number the regions within the batch"
+        )
+    if n_spots == 0 or n_regions == 0:
+        return (spot_SD * 0).sum() + (region_RD * 0).sum()
+    own = _Own(region_of_spot_S.long())
+    sums = logit_sums(spot_SD, region_RD, temperature, own, chunk_rows, by_column=False)
+    return mean_of_rows(sums.row_KN[0] - sums.own_N, region_of_spot_S >= 0)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Every region is a candidate of every spot, and its own is the target."""
+
+    target_N: Tensor
+
+    def tile(self, rows: slice, columns: slice) -> TilePairs:
+        """See `hibio.losses.logits.Pairs`."""
+        return TilePairs((None,))

@@ -5,7 +5,7 @@ Legend: S spots, D embedding width, V spot-vector length, n x m a tile of S x S.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -25,7 +25,6 @@ def spatial_contrast(
     *,
     radius_um: float = 150.0,
     correlation: float = 0.5,
-    label_S: Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
     """Multi-positive InfoNCE between two views of the same spots, with space in micrometres.
@@ -46,7 +45,6 @@ def spatial_contrast(
         temperature: positive number or one-element tensor, typically 0.1.
         radius_um: near is closer than this.
         correlation: alike is a Pearson correlation of profiles above this.
-        label_S: (S,) integer labels, -1 unlabelled; see `SpatialPairs`.
         chunk_rows: rows and columns of a tile; memory grows with its square.
 
     Returns:
@@ -64,21 +62,22 @@ def spatial_contrast(
         raise ValueError(
             f"{len(view_a_SD)} embeddings and {len(profile_SV)} profiles; expected one a spot"
         )
-    pairs = SpatialPairs(xy_um_S2, slide_of_spot_S, profile_SV, radius_um, correlation, label_S)
+    pairs = SpatialPairs(xy_um_S2, slide_of_spot_S, profile_SV, radius_um, correlation)
     if len(view_a_SD) == 0:
         return (view_a_SD * 0).sum() + (view_b_SD * 0).sum()
-    candidates = _Candidates(pairs)
-    positive_2S, negative_2S = candidates.counts(len(profile_SV), chunk_rows)
-    sums = logit_sums(view_a_SD, view_b_SD, temperature, candidates, chunk_rows)
+    positive_2S, negative_2S = pairs.counts(chunk_rows)
+    sums = logit_sums(view_a_SD, view_b_SD, temperature, pairs, chunk_rows)
     forward_S = sums.row_KN[0] - sums.own_N / positive_2S[0]
     backward_S = sums.column_KM[0] - sums.own_M / positive_2S[1]
     forward = mean_of_rows(forward_S, negative_2S[0] > 0)
     return (forward + mean_of_rows(backward_S, negative_2S[1] > 0)) / 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpatialPairs:
     """Which pairs of spots attract and which repel; the rest (near, but not alike) do neither.
+
+    Positives and negatives are the candidates of `logit_sums`, the positives what is looked for.
 
     Attributes:
         xy_um_S2: (S, 2) centres in micrometres.
@@ -86,8 +85,6 @@ class SpatialPairs:
         profile_SV: (S, V) profiles (a constant row correlates with nothing).
         radius_um: pairs of one slide closer than this are near.
         correlation: near pairs that correlate (Pearson) above this are positive.
-        label_S: (S,) integer labels: a positive pair must then share its label as well, and an
-            unlabelled spot (-1) shares it with nobody but itself. Never needed.
 
     Raises:
         ValueError: shapes that do not fit, or a setting outside its range.
@@ -98,7 +95,8 @@ class SpatialPairs:
     profile_SV: Tensor
     radius_um: float = 150.0
     correlation: float = 0.5
-    label_S: Tensor | None = None
+    target_N: Tensor | None = field(default=None, init=False)
+    _last: tuple[tuple[slice, slice], TilePairs] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.radius_um >= 0:
@@ -107,9 +105,6 @@ class SpatialPairs:
             )
         if not -1 <= self.correlation <= 1:
             raise ValueError(f"correlation is {self.correlation}, expected -1 to 1; try 0.5")
-        n_spots, label_S = len(self.profile_SV), self.label_S
-        if label_S is not None and label_S.shape != (n_spots,):
-            raise ValueError(f"label is {tuple(label_S.shape)}, expected ({n_spots},): one a spot")
         _ = self._close  # its shapes are checked where it is made
 
     @cached_property
@@ -125,49 +120,27 @@ class SpatialPairs:
         Returns:
             Two (stop - start, m) bool, never both; a spot and itself are positive.
         """
-        rows = slice(start, stop)
         near = self._close.near(start, stop, columns)
         alike = near & self._close.alike(start, stop, columns)
-        if self.label_S is not None:
-            label_S = self.label_S
-            alike &= (label_S[rows, None] == label_S[None, columns]) & (label_S[rows, None] >= 0)
         number = torch.arange(self._close.n_spots, device=near.device)
-        own = number[rows, None] == number[None, columns]
+        own = number[start:stop, None] == number[None, columns]
         return alike | own, ~(near | own)
-
-
-class _Candidates:
-    """Positives and negatives are compared; the positives are what is looked for."""
-
-    target_N: Tensor | None = None
-
-    def __init__(self, pairs: SpatialPairs) -> None:
-        self.pairs = pairs
-        self._last: tuple[tuple[slice, slice], TilePairs] | None = None
 
     def tile(self, rows: slice, columns: slice) -> TilePairs:
         """See `hibio.losses.logits.Pairs`; the last one is kept, it may be the only one."""
         if self._last is None or self._last[0] != (rows, columns):
-            positive, negative = self.pairs.rows(rows.start, rows.stop, columns)
+            positive, negative = self.rows(rows.start, rows.stop, columns)
             self._last = (rows, columns), TilePairs((positive | negative,), positive)
         return self._last[1]
 
-    def counts(self, n_spots: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
+    def counts(self, chunk_rows: int) -> tuple[Tensor, Tensor]:
         """How many positives and negatives each row and each column has, (2, S) int64 each."""
-        device = self.pairs.profile_SV.device
-        positive_2S = torch.zeros(2, n_spots, dtype=torch.int64, device=device)
-        candidate_2S = torch.zeros_like(positive_2S)
+        n_spots = self._close.n_spots
+        found = torch.zeros(2, 2, n_spots, dtype=torch.int64, device=self.profile_SV.device)
         for rows, columns in tiles(n_spots, n_spots, chunk_rows):
             tile = self.tile(rows, columns)
-            assert tile.positive is not None
-            _count(tile.positive, rows, columns, positive_2S)
-            for candidate in tile.candidates:
-                assert candidate is not None
-                _count(candidate, rows, columns, candidate_2S)
-        return positive_2S, candidate_2S - positive_2S
-
-
-def _count(mask: Tensor, rows: slice, columns: slice, count_2S: Tensor) -> None:
-    """Add the pairs of one tile to those of its rows and of its columns."""
-    count_2S[0, rows] += mask.sum(dim=1)
-    count_2S[1, columns] += mask.sum(dim=0)
+            for count_2S, mask in zip(found, (tile.positive, *tile.candidates), strict=True):
+                assert mask is not None
+                count_2S[0, rows] += mask.sum(dim=1)
+                count_2S[1, columns] += mask.sum(dim=0)
+        return found[0], found[1] - found[0]

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hibio.batch import LossOutput
 from hibio.config.training import StageConfig
 from hibio.training.engine import Engine, NotFiniteError
+from hibio.training.objective import N_SPOTS, TEMPERATURE, TOTAL
 from hibio.training.process_group import ProcessGroup
-from hibio.training.step_module import N_SPOTS, TEMPERATURE, TOTAL
-from hibio.training.step_outputs import MicroBatch, Rows, gradient_names, join, leaves
+from hibio.training.step_outputs import MicroBatch, Rows, leaves
 
 
 class RunningStatistics:
@@ -95,12 +94,16 @@ class StepResult:
     """What a step tells.
 
     Attributes:
-        loss: of the global batch, detached; its ``n`` is the number of core spots of all processes.
+        total: weighted loss of the global batch.
+        terms: the unweighted terms.
+        n: core spots of all processes.
         gradient_norm: before clipping.
         temperature: of the contrast, before the update.
     """
 
-    loss: LossOutput
+    total: float
+    terms: dict[str, float]
+    n: int
     gradient_norm: float
     temperature: float
 
@@ -111,7 +114,7 @@ def take_step(
     """Loss, gradient and update on the global batch.
 
     Args:
-        engine: of a :class:`hibio.training.step_module.StepModule`.
+        engine: of a :class:`hibio.training.objective.Objective`.
         stage: whose terms are trained.
         micros: the micro-batches of this process, at least one.
         seed: of the draws made for the whole step, the same on all processes.
@@ -123,54 +126,49 @@ def take_step(
     statistics = RunningStatistics(engine.module, engine.group)
     others: list[Rows] = []
     if len(micros) > 1:
-        others = _embedded(engine, stage, micros, statistics)
-        gradients = _gradients(engine, stage, others, seed)
-        for micro, gradient in zip(micros[:-1], gradients, strict=False):
-            with statistics.of_one_batch():
-                result = engine.run("surrogate", stage, micro.to(engine.device), gradient)
-            engine.accumulate(result[TOTAL])
+        others = _accumulate_all_but_last(engine, stage, micros, statistics, seed)
     with statistics.of_one_batch():
-        result = engine.run("last", stage, micros[-1].to(engine.device), others[:-1], seed)
+        result = engine.run(stage, micros[-1].to(engine.device), others, seed)
     total = result.pop(TOTAL)
-    told = {name: float(value.detach()) for name, value in result.items()}
-    n_spots, temperature = int(told.pop(N_SPOTS)), told.pop(TEMPERATURE)
+    terms = {name: float(value.detach()) for name, value in result.items()}
+    n_spots, temperature = int(terms.pop(N_SPOTS)), terms.pop(TEMPERATURE)
     try:
         norm = engine.step(total, lr)
     except NotFiniteError as error:
-        raise NotFiniteError(str(error), told) from error
+        raise NotFiniteError(str(error), terms) from error
     statistics.combine(len(micros))
-    terms = {name: result[name].detach() for name in told}
-    return StepResult(LossOutput(total.detach(), terms, n_spots), norm, temperature)
+    return StepResult(float(total.detach()), terms, n_spots, norm, temperature)
 
 
-def _embedded(
+def _accumulate_all_but_last(
     engine: Engine,
     stage: StageConfig,
     micros: Sequence[MicroBatch],
     statistics: RunningStatistics,
+    seed: int,
 ) -> list[Rows]:
-    """Rows of every micro-batch, without a graph."""
-    rows = []
-    for micro in micros:
-        with torch.no_grad(), statistics.not_counted():
-            rows.append(engine.look("embed", stage, micro.to(engine.device)))
-    return rows
-
-
-def _gradients(engine: Engine, stage: StageConfig, parts: Sequence[Rows], seed: int) -> list[Rows]:
-    """Gradient of the loss with respect to the rows of each micro-batch.
+    """Both passes over the micro-batches before the last one; gives their rows.
 
     Raises:
         NotFiniteError: the loss is not a number; nothing was updated.
     """
-    cut = [leaves(part) for part in parts]
-    result = engine.look("loss", stage, join(cut), seed)
-    engine.refuse_bad("loss", result[TOTAL].detach())
-    names = gradient_names(cut[0])
-    inputs = [part[name] for part in cut for name in names]
-    found = torch.autograd.grad(result[TOTAL], inputs, allow_unused=True)
-    filled = iter(
-        torch.zeros_like(value) if gradient is None else gradient
-        for value, gradient in zip(inputs, found, strict=True)
-    )
-    return [{name: next(filled) for name in names} for _ in cut]
+    parts = []
+    for micro in micros:
+        with torch.no_grad(), statistics.not_counted():
+            parts.append(leaves(engine.module(stage, micro.to(engine.device))))
+    loss = engine.module(stage, None, parts, seed)[TOTAL]
+    engine.refuse_bad("loss", loss.detach())
+    names = [name for name, value in parts[0].items() if value.requires_grad]
+    inputs = [part[name] for part in parts for name in names]
+    gradients = iter(torch.autograd.grad(loss, inputs, materialize_grads=True))
+    for micro in micros[:-1]:
+        with statistics.of_one_batch():
+            rows = engine.run(stage, micro.to(engine.device))
+        # a number whose gradient is the loss's own, through this micro-batch
+        products = [
+            (rows[name].float() * gradient.float()).sum()
+            for name, gradient in zip(names, gradients, strict=False)
+            if rows[name].requires_grad
+        ]
+        engine.accumulate(torch.stack(products).sum())
+    return [{name: value.detach() for name, value in part.items()} for part in parts[:-1]]

@@ -1,22 +1,23 @@
-"""From micro-batches to a LossOutput: what a stage's terms need of the model, and no more.
+"""From micro-batches to the loss of a step: what a stage's terms need of the model, and no more.
 
-Legend: S spots, K keyword genes.
+``outputs`` runs the model on one micro-batch, ``terms`` computes the loss from the rows of all
+micro-batches of a step, wherever they were computed: everything that compares spots, or divides by
+their number, stands there. ``forward`` does both, so that all use of parameters is inside one
+module: DeepSpeed's ZeRO-3 takes the parameters away between forward passes.
 
-In two parts: ``outputs`` runs the model on one micro-batch, ``terms`` computes the loss from the
-rows of all micro-batches of a step, wherever they were computed. Everything that compares spots, or
-divides by their number, stands in ``terms``.
-
-Legend: S core spots, K keyword genes, Q query genes, R regions, M pathways, D shared width.
+Legend: S core spots, K keyword genes, Q query genes, V spot-vector length, R regions, M pathways,
+D shared width, N pairs of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibio import keys
 from hibio.batch import LevelPair, LossOutput, SlideBatch
@@ -32,14 +33,16 @@ from hibio.data.collate import (
 )
 from hibio.encoders.base import neighbour_mean
 from hibio.encoders.genes import OmicsMask, relative_values
-from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce
+from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce, spot_to_region
 from hibio.losses.masked import decorrelation, expression_mse, masked_mse, profile_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
-from hibio.losses.region import region_info_nce, spot_to_region
 from hibio.losses.spatial import spatial_contrast
 from hibio.model import HiBio
-from hibio.training.step_outputs import MICRO_OF_SPOT, SUM, MicroBatch, Rows
+from hibio.training.step_outputs import MICRO_OF_SPOT, SUM, MicroBatch, Rows, gather, join
+
+PREFIX = "model."  # of the model's parameters in this module
+TOTAL, N_SPOTS, TEMPERATURE = "total", "n_spots", "temperature"
 
 
 def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
@@ -49,45 +52,8 @@ def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
     return OmicsMask((gene_SK | spot_S[:, None]) & present_SK, spot_S)
 
 
-def spot_contrast(paired: Rows, config: ObjectiveConfig, temperature: Tensor) -> Tensor:
-    """Patch against profile over all rows of a step.
-
-    Args:
-        paired: ``image`` and ``omics`` (N, D), ``slide`` (N,); ``vector`` and ``xy_um`` where
-            near-duplicates are left out.
-        config: kind of the targets, negatives, near-duplicates.
-        temperature: of the contrast.
-    """
-    image_ND, omics_ND, slide_N = paired["image"], paired["omics"], paired["slide"]
-    if config.targets == "soft":
-        groups: list[Tensor | None] = [None] if config.negatives in ("all", "mixed") else []
-        groups += [slide_N] if config.negatives in ("same_slide", "mixed") else []
-        losses = [
-            soft_info_nce(image_ND, omics_ND, temperature, config.target_temperature, group_N)
-            for group_N in groups
-        ]
-        return torch.stack(losses).mean()
-    exclude = None
-    if config.duplicate_um > 0:
-        exclude = NearDuplicates(
-            paired["vector"],
-            paired["xy_um"],
-            slide_N,
-            config.duplicate_um,
-            config.duplicate_correlation,
-        )
-    return info_nce(
-        image_ND,
-        omics_ND,
-        temperature,
-        exclude=exclude,
-        group_N=slide_N,
-        negatives=config.negatives,
-    )
-
-
-class Objective:
-    """Computes the weighted terms of a stage.
+class Objective(nn.Module):
+    """The model in training under the weighted terms of a stage.
 
     Args:
         model: the model in training.
@@ -96,9 +62,11 @@ class Objective:
     """
 
     def __init__(self, model: HiBio, config: ObjectiveConfig, levels: Sequence[str]) -> None:
+        super().__init__()
         self.model = model
         self.config = config
         self.levels = tuple(levels)
+        self.precision: Callable[[], AbstractContextManager[object]] = nullcontext
         self._factors = padded_factors(model.artifacts).to(model.device)
 
     def check(self, stages: Sequence[StageConfig]) -> None:
@@ -129,9 +97,37 @@ class Objective:
         queries = self.config.query_genes if keys.TERM_MASKED in stage.active else 0
         return Views(rng, keep, queries) if keep is not None or queries else None
 
-    def __call__(self, batch: SlideBatch, stage: StageConfig) -> LossOutput:
-        """The stage's terms on one batch; random draws come from torch's global generator."""
-        return self.terms(self.outputs(MicroBatch.of(batch), stage), stage)
+    def forward(
+        self,
+        stage: StageConfig,
+        micro: MicroBatch | None,
+        others: Sequence[Rows] = (),
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Rows of a micro-batch or, with a seed, the loss of the step, in the engine's precision.
+
+        Args:
+            stage: whose terms are trained.
+            micro: what the model runs on; the draws made for it depend on nothing else.
+            others: rows of other micro-batches of this process, for the loss.
+            seed: of the draws made for the whole step, the same on all processes.
+
+        Returns:
+            The rows; or every term, ``TOTAL``, ``N_SPOTS`` and ``TEMPERATURE``. Tensors in a plain
+            dict, which is what DeepSpeed's hooks look into.
+        """
+        with self.precision():
+            parts = list(others)
+            if micro is not None:
+                torch.manual_seed(micro.seed)
+                parts.append(self.outputs(micro, stage))
+            if seed is None:
+                return parts[-1]
+            rows = gather(join(parts))
+            torch.manual_seed(seed)
+            loss = self.terms(rows, stage)
+            facts = {N_SPOTS: loss.total.new_tensor(loss.n), TEMPERATURE: self.model.temperature}
+            return {**loss.terms, **facts, TOTAL: loss.total}
 
     # ------------------------------------------------------------------ of one micro-batch
     def outputs(self, micro: MicroBatch, stage: StageConfig) -> Rows:
@@ -140,7 +136,7 @@ class Objective:
         The names depend on the stage alone: a batch without images has zeros for embeddings, and
         ``has_image`` says so.
         """
-        batch, active = micro.batch, stage.active
+        batch = micro.batch
         rows = micro.identity_rows()
         if stage.needs_embeddings:
             rows |= self._embeddings(batch, stage)
@@ -148,30 +144,32 @@ class Objective:
             rows |= self._masked_sums(batch)
         if stage.needs_thinned:
             rows |= self._two_views(batch)
-        if stage.needs_thinned or (keys.TERM_SPOT in active and self.config.duplicate_um > 0):
+        duplicates = keys.TERM_SPOT in stage.active and self.config.duplicate_um > 0
+        if stage.needs_thinned or duplicates:
             rows["vector"] = batch.vector_SV[batch.core_S]
             rows["xy_um"] = batch.xy_um_S2[batch.core_S]
         return rows
 
     def _embeddings(self, batch: SlideBatch, stage: StageConfig) -> Rows:
+        """Unit embeddings of the core spots, and the targets that they are compared with."""
         core, active = batch.core_S, stage.active
-        omics_SD = F.normalize(self.model.project_omics(batch)[core], dim=1)
-        rows = {"omics": omics_SD}
+        wants_image = self.model.vision is not None and (
+            stage.needs_image or keys.TERM_PATHWAY in active
+        )
+        spot = self.model(batch, image=wants_image)
+        rows = {"omics": spot.omics}
         if keys.TERM_PATHWAY in active:
             assert batch.target_SM is not None
             rows["target"] = batch.target_SM[core]
-        if not (stage.needs_image or keys.TERM_PATHWAY in active) or self.model.vision is None:
+        if not wants_image:
             return rows
-        seen = batch.has_image
-        image_SD = torch.zeros_like(omics_SD)
-        if seen:
-            image_SD = F.normalize(self.model.project_image(batch)[core], dim=1)
-        rows["image"] = image_SD
+        seen = spot.image is not None
+        rows["image"] = torch.zeros_like(spot.omics) if spot.image is None else spot.image
         rows["has_image"] = torch.full_like(core[core], seen)
         if keys.TERM_EXPRESSION in active:
             assert batch.expression_SH is not None
             target_SH = batch.expression_SH[core] if seen else batch.expression_SH[:0]
-            predicted_SH = self.model.expression(image_SD[: len(target_SH)])
+            predicted_SH = self.model.expression(rows["image"][: len(target_SH)])
             mean = expression_mse(predicted_SH, target_SH)
             rows[SUM + keys.TERM_EXPRESSION] = _sum_row(mean, target_SH.numel())
         return rows
@@ -220,37 +218,25 @@ class Objective:
         Reductions are over all rows, negatives come from all rows, and a slide or a region in
         several micro-batches is one.
         """
-        active = stage.active
-        terms: dict[str, Tensor] = {}
-        if keys.TERM_PATHWAY in active:
-            terms[keys.TERM_PATHWAY] = self._pathway_term(rows)
-        if keys.TERM_DECORRELATION in active:
-            width = rows["omics"].shape[1]
-            terms[keys.TERM_DECORRELATION] = decorrelation(rows["omics"] * width**0.5)
-        if stage.needs_image:
-            paired = _with_image(rows)
-            if keys.TERM_SPOT in active and len(paired["slide"]):
-                terms[keys.TERM_SPOT] = spot_contrast(paired, self.config, self.model.temperature)
-            if stage.needs_regions and len(paired["slide"]):
-                terms |= self._region_terms(paired, active)
-        if stage.needs_thinned:
-            terms[keys.TERM_SPATIAL] = self._spatial_term(rows)
+        active, found = stage.active, dict[str, Tensor]()
+        for names, compute in STEP_TERMS.items():
+            if active.keys() & set(names):
+                found |= compute(self, rows, active)
         for name in rows:
             term = name.removeprefix(SUM)
             if term != name and term in active:
-                terms[term] = rows[name][:, 0].sum() / rows[name][:, 1].sum().clamp(min=1.0)
-        return combine(terms, active, n=len(rows[MICRO_OF_SPOT]))
+                found[term] = rows[name][:, 0].sum() / rows[name][:, 1].sum().clamp(min=1.0)
+        return combine(found, active, n=len(rows[MICRO_OF_SPOT]))
 
-    def _pathway_term(self, rows: Rows) -> Tensor:
-        target_SM = rows["target"]
-        anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(target_SM))
+    def _pathway_term(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
+        anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(rows["target"]))
         temperature = self.model.anchor_temperature
-        term = pathway_kl(rows["omics"], anchor_MD, target_SM, temperature)
-        if "image" not in rows or not bool(rows["has_image"].any()):
-            return term
-        paired = _with_image(rows)
-        other = pathway_kl(paired["image"], anchor_MD, paired["target"], temperature)
-        return (term + other) / 2
+        term = pathway_kl(rows["omics"], anchor_MD, rows["target"], temperature)
+        if "image" in rows and bool(rows["has_image"].any()):
+            paired = _with_image(rows)
+            other = pathway_kl(paired["image"], anchor_MD, paired["target"], temperature)
+            term = (term + other) / 2
+        return {keys.TERM_PATHWAY: term}
 
     def _fresh_anchors(self, target_SM: Tensor) -> Tensor | None:
         """Pathways to encode in this step: half the most wanted ones, the rest drawn at random."""
@@ -262,46 +248,57 @@ class Objective:
         draw = torch.randperm(len(others), device=others.device)[: wanted - len(named)]
         return torch.cat([named, others[draw]])
 
-    def _region_terms(self, paired: Rows, active: dict[str, float]) -> dict[str, Tensor]:
+    def _decorrelation_term(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
+        scale = rows["omics"].shape[1] ** 0.5
+        return {keys.TERM_DECORRELATION: decorrelation(rows["omics"] * scale)}
+
+    def _spot_term(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
+        """Patch against profile over all rows of a step."""
+        paired, config, temperature = _with_image(rows), self.config, self.model.temperature
+        image_ND, omics_ND, slide_N = paired["image"], paired["omics"], paired["slide"]
+        if config.targets == "soft":
+            groups: list[Tensor | None] = [None] if config.negatives in ("all", "mixed") else []
+            groups += [slide_N] if config.negatives in ("same_slide", "mixed") else []
+            losses = [
+                soft_info_nce(image_ND, omics_ND, temperature, config.target_temperature, group_N)
+                for group_N in groups
+            ]
+            return {keys.TERM_SPOT: torch.stack(losses).mean()}
+        exclude = None
+        if config.duplicate_um > 0:
+            exclude = NearDuplicates(
+                paired["vector"],
+                paired["xy_um"],
+                slide_N,
+                config.duplicate_um,
+                config.duplicate_correlation,
+            )
+        term = info_nce(image_ND, omics_ND, temperature, exclude, slide_N, config.negatives)
+        return {keys.TERM_SPOT: term}
+
+    def _region_terms(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
+        """Image region against omics region, and spots against regions, the mean over levels."""
+        paired, temperature = _with_image(rows), self.model.temperature
+        image_ND, omics_ND = paired["image"], paired["omics"]
+        spot = LevelPair(image_ND, omics_ND, paired["slide"])
         between, member = [], []
-        for level in range(min(len(self.levels), paired["region"].shape[1])):
-            region, index_S = self._regions(paired, level)
+        for region_N in paired["region"].T[: len(self.levels)]:
+            region, index_N = self.model.regions(spot, region_N)
+            assert region.image is not None
             if keys.TERM_REGION in active:
-                between.append(self._between_towers(region))
+                pair = (region.image, region.omics)
+                between.append(
+                    info_nce(*pair, temperature, None, region.group, self.config.negatives)
+                )
             if keys.TERM_MEMBER in active:
-                member.append(self._to_own_region(paired, region, index_S))
+                one = spot_to_region(image_ND, region.omics, index_N, temperature)
+                other = spot_to_region(omics_ND, region.image, index_N, temperature)
+                member.append((one + other) / 2)
         parts = {keys.TERM_REGION: between, keys.TERM_MEMBER: member}
         return {term: torch.stack(values).mean() for term, values in parts.items() if values}
 
-    def _regions(self, paired: Rows, level: int) -> tuple[LevelPair, Tensor]:
-        """Regions of a level pooled over their spots in all micro-batches; row of each spot."""
-        ids, index_S = torch.unique(paired["region"][:, level], return_inverse=True)
-        n_regions = len(ids)
-        group_R = index_S.new_zeros(n_regions).scatter_(0, index_S, paired["slide"])
-        image_RD, omics_RD = (
-            self.model.pooled(paired[tower], index_S, n_regions) for tower in ("image", "omics")
-        )
-        return LevelPair(image_RD, omics_RD, group_R), index_S
-
-    def _between_towers(self, region: LevelPair) -> Tensor:
-        assert region.image is not None
-        return region_info_nce(
-            region.image,
-            region.omics,
-            self.model.temperature,
-            region.group,
-            self.config.negatives,
-        )
-
-    def _to_own_region(self, paired: Rows, region: LevelPair, index_S: Tensor) -> Tensor:
-        """Spots of one tower against regions of the other, the mean of both ways."""
-        assert region.image is not None
-        temperature = self.model.temperature
-        one = spot_to_region(paired["image"], region.omics, index_S, temperature)
-        return (one + spot_to_region(paired["omics"], region.image, index_S, temperature)) / 2
-
-    def _spatial_term(self, rows: Rows) -> Tensor:
-        return spatial_contrast(
+    def _spatial_term(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
+        term = spatial_contrast(
             rows["view_a"],
             rows["view_b"],
             rows["xy_um"],
@@ -311,6 +308,20 @@ class Objective:
             radius_um=self.config.contrast_um,
             correlation=self.config.contrast_correlation,
         )
+        return {keys.TERM_SPATIAL: term}
+
+
+Weights = Mapping[str, float]
+
+#: Names -> what computes them from the rows of the whole step, in the order of their sum. A term
+#: that is a plain mean over spots needs no entry: ``outputs`` gives its ``sum/<term>``.
+STEP_TERMS: dict[tuple[str, ...], Callable[[Objective, Rows, Weights], dict[str, Tensor]]] = {
+    (keys.TERM_PATHWAY,): Objective._pathway_term,
+    (keys.TERM_DECORRELATION,): Objective._decorrelation_term,
+    (keys.TERM_SPOT,): Objective._spot_term,
+    (keys.TERM_REGION, keys.TERM_MEMBER): Objective._region_terms,
+    (keys.TERM_SPATIAL,): Objective._spatial_term,
+}
 
 
 def _with_image(rows: Rows) -> Rows:

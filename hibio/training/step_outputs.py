@@ -136,16 +136,8 @@ class MicroBatch:
     batch: SlideBatch
     slide_key_B: Tensor
     first_region_LB: Tensor
-    index: int = 0
-    seed: int | None = None
-
-    @classmethod
-    def of(cls, batch: SlideBatch) -> MicroBatch:
-        """A batch alone: its slides are numbered as they come; draws go on as they are."""
-        n_levels, n_slides = len(batch.region_of_spot_LS), len(batch.slide_ids)
-        device = batch.slide_of_spot_S.device
-        keys_B = torch.arange(n_slides, device=device)
-        return cls(batch, keys_B, keys_B.new_zeros(n_levels, n_slides))
+    index: int
+    seed: int
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The same with every tensor on ``device``."""
@@ -218,18 +210,9 @@ def join(parts: Sequence[Rows]) -> Rows:
 def leaves(rows: Rows) -> Rows:
     """The same values, cut off from the model; what is differentiable asks for a gradient."""
     return {
-        name: value.detach().requires_grad_() if _has_gradient(name) else value.detach()
+        name: value.detach().requires_grad_(name in DIFFERENTIABLE or name.startswith(SUM))
         for name, value in rows.items()
     }
-
-
-def gradient_names(rows: Rows) -> list[str]:
-    """The rows through which a loss reaches the model."""
-    return [name for name in rows if _has_gradient(name)]
-
-
-def _has_gradient(name: str) -> bool:
-    return name in DIFFERENTIABLE or name.startswith(SUM)
 
 
 def gather(rows: Rows) -> Rows:

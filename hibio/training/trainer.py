@@ -28,9 +28,9 @@ from hibio.model import HiBio
 from hibio.training.checkpoint import SavedRun, load_newest, save_checkpoint
 from hibio.training.engine import Engine, NotFiniteError
 from hibio.training.grad_cache import take_step
+from hibio.training.objective import PREFIX, Objective
 from hibio.training.plan import Plan, StepInput
 from hibio.training.process_group import on_stop
-from hibio.training.step_module import PREFIX, StepModule
 from hibio.training.step_outputs import MicroBatch, read_micro_batch
 from preprocessing.files import atomic_path
 
@@ -149,13 +149,13 @@ def _plain(value: float) -> float | str:
 SPOTS = 32  # of one slide; only what is connected matters, not the values
 
 
-def parameter_use(module: StepModule, plan: Plan) -> Mapping[str, tuple[bool, ...]]:
+def parameter_use(module: Objective, plan: Plan) -> Mapping[str, tuple[bool, ...]]:
     """Name of each trained parameter -> whether each stage gives it a gradient.
 
     The module is as it was afterwards. Every process finds the same.
 
     Args:
-        module: of model and objective, whole.
+        module: the objective with its model, whole.
         plan: of the run.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -165,9 +165,7 @@ def parameter_use(module: StepModule, plan: Plan) -> Mapping[str, tuple[bool, ..
     module.eval()
     used: dict[str, list[bool]] = {name: [] for name in trained}
     for stage in plan.stages:
-        total = module.objective.terms(
-            module.objective.outputs(_few_spots(plan, stage).to(device), stage), stage
-        ).total
+        total = module.terms(module.outputs(_few_spots(plan, stage).to(device), stage), stage).total
         found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         for name, gradient in zip(trained, found, strict=True):
             used[name].append(gradient is not None)
@@ -304,9 +302,9 @@ class Trainer:
             "step": self.step,
             "stage": stage.name,
             "epoch": self.epoch,
-            "total": float(result.loss.total),
-            "terms": {name: float(value) for name, value in result.loss.terms.items()},
-            "n": result.loss.n,
+            "total": result.total,
+            "terms": result.terms,
+            "n": result.n,
             "lr": lr,
             "gradient_norm": result.gradient_norm,
             "temperature": result.temperature,

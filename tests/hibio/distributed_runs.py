@@ -52,11 +52,11 @@ def plant(trainer: Trainer, kind: str, rank: int, step: int) -> None:
         if trainer.step == step and trainer.group.rank == rank:
             if kind == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)
-            else:
+            elif "total" in result:  # not the rows of a micro-batch
                 result["total"] = result["total"] * float("nan")
         return result
 
-    trainer.engine.run = disturbed  # type: ignore[method-assign]
+    trainer.engine.run = disturbed
 
 
 def gathered(group: ProcessGroup) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def tiled(model, slide, hops: int, tile_spots: int) -> tuple[torch.Tensor, torch
     omics, image = [], []
     with torch.inference_mode():
         for _, batch in iter_tiles(slide, hops, tile_spots):
-            pair = model(batch)["spot"]
+            pair = model(batch)
             omics.append(pair.omics)
             image.append(pair.image)
     return torch.cat(omics), torch.cat(image)
@@ -140,24 +140,27 @@ def test_encode_slide_does_not_depend_on_the_tile(model, slides):
 def test_permuting_spots_permutes_the_embeddings(model, slides):
     batch = whole_batch(slides[0])
     order = np.random.default_rng(0).permutation(batch.n_spots)
-    before, after = model(batch)["spot"], model(permuted(batch, order))["spot"]
+    before, after = model(batch), model(permuted(batch, order))
     torch.testing.assert_close(after.omics, before.omics[order], atol=1e-5, rtol=0)
     torch.testing.assert_close(after.image, before.image[order], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
 def test_embeddings_do_not_depend_on_the_company(model, slides):
-    levels = ("250um", "500um")
-    alone = model(whole_batch(slides[0]), levels)
-    double = model(whole_batch(slides[0], slides[0]), levels)
-    mixed = model(whole_batch(slides[1], slides[0]), levels)
-    for name, pair in alone.items():
+    def levels(batch):
+        spot = model(batch)
+        return [spot, *(model.regions(spot, region_S)[0] for region_S in batch.region_of_spot_LS)]
+
+    alone = levels(whole_batch(slides[0]))
+    double = levels(whole_batch(slides[0], slides[0]))
+    mixed = levels(whole_batch(slides[1], slides[0]))
+    for level, pair in enumerate(alone):
         n = len(pair.omics)
         for tower in ("omics", "image"):
             own = getattr(pair, tower)
-            first, second = getattr(double[name], tower).split([n, n])
+            first, second = getattr(double[level], tower).split([n, n])
             torch.testing.assert_close(first, own, atol=1e-5, rtol=0)
             torch.testing.assert_close(second, own, atol=1e-5, rtol=0)
-            last = getattr(mixed[name], tower)[-n:]
+            last = getattr(mixed[level], tower)[-n:]
             torch.testing.assert_close(last, own, atol=1e-5, rtol=0)
-        assert double[name].group.tolist() == [0] * n + [1] * n
+        assert double[level].group.tolist() == [0] * n + [1] * n

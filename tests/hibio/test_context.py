@@ -88,7 +88,7 @@ def found_on_a_new_slide(stores: Path, artifacts, vision: VisionConfig) -> float
     train = [whole_batch(wide_slide(stores, artifacts, n, vision)) for n in ("sim001", "sim002")]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for batch in train * 8:
-        spot = model(batch)["spot"]
+        spot = model(batch)
         logits = spot.image @ spot.omics.T / 0.1
         own = torch.arange(len(logits))
         loss = F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)

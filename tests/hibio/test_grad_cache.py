@@ -13,11 +13,10 @@ from hibio.data.collate import Views, collate
 from hibio.model import HiBio
 from hibio.training.engine import NotFiniteError, OptimConfig, TorchEngine
 from hibio.training.grad_cache import RunningStatistics, take_step
-from hibio.training.objective import Objective
+from hibio.training.objective import TOTAL, Objective
 from hibio.training.process_group import ProcessGroup
-from hibio.training.step_module import TOTAL, StepModule
 from hibio.training.step_outputs import MicroBatch, join, read_micro_batch
-from tests.hibio.toy import make_model, make_slide, regions_of
+from tests.hibio.toy import loss_of, make_model, make_slide, regions_of
 
 LEVELS = ("250um", "500um")
 CONFIG = ObjectiveConfig(negatives="mixed", anchors_per_step=8, query_genes=4)
@@ -46,8 +45,8 @@ def micro(slides, parts, index: int = 0, hops: int = 1) -> MicroBatch:
     return read_micro_batch(places, read, hops, views, index=index, seed=100 + index)
 
 
-def module_of(model: HiBio, config: ObjectiveConfig = CONFIG) -> StepModule:
-    return StepModule(model.train(), Objective(model, config, LEVELS))
+def module_of(model: HiBio, config: ObjectiveConfig = CONFIG) -> Objective:
+    return Objective(model.train(), config, LEVELS)
 
 
 def gradients_of_step(module, stage, micros, monkeypatch) -> tuple[dict, float]:
@@ -60,7 +59,7 @@ def gradients_of_step(module, stage, micros, monkeypatch) -> tuple[dict, float]:
 
     monkeypatch.setattr(engine.optimizer, "step", capture)
     result = take_step(engine, stage, micros, seed=7, lr=1e-3)
-    return found, float(result.loss.total)
+    return found, float(result.total)
 
 
 def named(module):
@@ -69,8 +68,8 @@ def named(module):
 
 def at_once(module, stage, micros) -> tuple[dict, float]:
     """The same by one graph through all micro-batches."""
-    rows = join([module("embed", stage, one) for one in micros])
-    total = module("loss", stage, rows, 7)[TOTAL]
+    rows = [module(stage, one) for one in micros]
+    total = module(stage, None, rows, 7)[TOTAL]
     total.backward()
     return {name: p.grad for name, p in named(module)}, float(total.detach())
 
@@ -105,7 +104,7 @@ def test_the_loss_is_of_the_union_of_the_micro_batches(toy_artifacts, slides, co
         ]
         found = objective.terms(join(rows), stage)
         whole = [(one, regions_of(one), np.arange(70)) for one in slides]
-        expected = objective(collate(whole, hops), stage)
+        expected = loss_of(objective, collate(whole, hops), stage)
     assert found.n == expected.n == 140
     assert set(found.terms) == set(FIXED)
     for name, value in expected.terms.items():
@@ -224,7 +223,7 @@ def test_layers_computed_again_give_the_same_gradient(toy_artifacts, slides):
     for again in (False, True):
         model = make_model(toy_artifacts, omics=OmicsConfig(**sizes, checkpoint=again))
         module = module_of(model)
-        total = module("last", EVERY_TERM, one, [], 7)[TOTAL]
+        total = module(EVERY_TERM, one, seed=7)[TOTAL]
         total.backward()
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(found[0]) == len(found[1]) > 40

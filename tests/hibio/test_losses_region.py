@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hibio.losses import info_nce, region_info_nce, spot_to_region
+from hibio.losses import info_nce, spot_to_region
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -79,18 +79,10 @@ def test_spot_to_region_refuses_shapes():
         spot_to_region(spot, region, own[:4], 0.2)
 
 
-def test_region_info_nce_is_the_spot_loss_on_regions():
+def test_regions_of_one_slide_are_compared_with_each_other():
     spot, _, _ = example()
     group = torch.tensor([0, 0, 1, 1, 1])
-    found = region_info_nce(spot[:5], spot[5:], 0.2, group, "same_slide")
-    expected = info_nce(spot[:5], spot[5:], 0.2, group_N=group, negatives="same_slide")
-    torch.testing.assert_close(found, expected)
-    parts = [region_info_nce(spot[a:b], spot[5 + a : 5 + b], 0.2) for a, b in ((0, 2), (2, 5))]
+    found = info_nce(spot[:5], spot[5:], 0.2, group_N=group, negatives="same_slide")
+    parts = [info_nce(spot[a:b], spot[5 + a : 5 + b], 0.2) for a, b in ((0, 2), (2, 5))]
     torch.testing.assert_close(found, (2 * parts[0] + 3 * parts[1]) / 5)
-    assert region_info_nce(spot[:1], spot[1:2], 0.2).item() == 0
-
-
-def test_region_info_nce_errors():
-    spot, region, _ = example()
-    with pytest.raises(ValueError, match="row by row"):
-        region_info_nce(spot, region, 0.2)
+    assert info_nce(spot[:1], spot[1:2], 0.2).item() == 0

@@ -34,7 +34,7 @@ def where(spots: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in spots.items() if not name.startswith("view")}
 
 
-def slow_relation(spots, i, j, radius, correlation, label=None) -> str:
+def slow_relation(spots, i, j, radius, correlation) -> str:
     """Reference: "positive", "negative" or "neither" for one pair."""
     if i == j:
         return "positive"
@@ -45,21 +45,17 @@ def slow_relation(spots, i, j, radius, correlation, label=None) -> str:
         return "negative"
     profile = spots["profile_SV"].numpy()
     alike = np.corrcoef(profile[i], profile[j])[0, 1] > correlation
-    if label is not None:
-        alike = alike and label[i] == label[j] and label[i] >= 0
     return "positive" if alike else "neither"
 
 
-def slow_contrast(spots, temperature, radius, correlation, label=None) -> float:
+def slow_contrast(spots, temperature, radius, correlation) -> float:
     """Reference: every row, positive and candidate in Python."""
     a, b = spots["view_a_SD"].numpy(), spots["view_b_SD"].numpy()
     means = []
     for query, key in ((a, b), (b, a)):
         rows = []
         for i in range(len(query)):
-            told = [
-                slow_relation(spots, i, j, radius, correlation, label) for j in range(len(query))
-            ]
+            told = [slow_relation(spots, i, j, radius, correlation) for j in range(len(query))]
             if "negative" not in told:
                 continue
             score = {
@@ -75,29 +71,22 @@ def slow_contrast(spots, temperature, radius, correlation, label=None) -> float:
     return sum(means) / 2
 
 
-LABEL = torch.tensor([-1, 0, 0, 1] * (N // 4))
-
-
-@pytest.mark.parametrize("label", [None, LABEL])
 @pytest.mark.parametrize(("radius", "correlation"), [(150.0, 0.5), (250.0, 0.0), (40.0, 0.9)])
-def test_against_loops(radius, correlation, label):
+def test_against_loops(radius, correlation):
     spots = cloud()
     settings = {"radius_um": radius, "correlation": correlation}
-    found = spatial_contrast(**spots, temperature=0.3, **settings, label_S=label)
-    expected = slow_contrast(spots, 0.3, radius, correlation, label)
+    found = spatial_contrast(**spots, temperature=0.3, **settings)
+    expected = slow_contrast(spots, 0.3, radius, correlation)
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("label", [None, LABEL])
-def test_pairs_against_a_double_loop(label):
+def test_pairs_against_a_double_loop():
     spots = cloud(seed=1)
-    positive, negative = spatial_pairs(
-        **where(spots), radius_um=200.0, correlation=0.3, label_S=label
-    )
+    positive, negative = spatial_pairs(**where(spots), radius_um=200.0, correlation=0.3)
     seen = set()
     for i in range(N):
         for j in range(N):
-            told = slow_relation(spots, i, j, 200.0, 0.3, label)
+            told = slow_relation(spots, i, j, 200.0, 0.3)
             assert (bool(positive[i, j]), bool(negative[i, j])) == (
                 told == "positive",
                 told == "negative",
@@ -168,17 +157,6 @@ def test_micrometres_matter():
     torch.testing.assert_close(scaled, plain)
 
 
-def test_labels_only_take_positives_away():
-    spots = where(cloud())
-    positive, negative = spatial_pairs(**spots)
-    same, negative_same = spatial_pairs(**spots, label_S=torch.zeros(N, dtype=torch.long))
-    assert torch.equal(same, positive)
-    assert torch.equal(negative_same, negative)
-    none, negative_none = spatial_pairs(**spots, label_S=torch.full((N,), -1))
-    assert torch.equal(none, torch.eye(N, dtype=torch.bool))  # unlabelled: its other view alone
-    assert torch.equal(negative_none, negative)
-
-
 def test_without_a_negative_the_loss_is_zero_with_a_graph():
     for places in ((), (0.0,), (0.0, 50.0, 100.0)):
         spots = line(*places) if places else {k: v[:0] for k, v in line(0.0).items()}
@@ -197,21 +175,19 @@ def test_rows_without_a_negative_are_left_out_of_the_mean():
 
 def test_invariance_to_order_views_scale_and_to_where_the_slide_lies():
     spots = cloud()
-    plain = spatial_contrast(**spots, temperature=0.2, label_S=LABEL)
+    plain = spatial_contrast(**spots, temperature=0.2)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
     shuffled = {name: value[order] for name, value in spots.items()}
-    torch.testing.assert_close(
-        spatial_contrast(**shuffled, temperature=0.2, label_S=LABEL[order]), plain
-    )
+    torch.testing.assert_close(spatial_contrast(**shuffled, temperature=0.2), plain)
     a, b = spots["view_a_SD"], spots["view_b_SD"]
     swapped = {**spots, "view_a_SD": b * 3, "view_b_SD": a * 0.1}
-    torch.testing.assert_close(spatial_contrast(**swapped, temperature=0.2, label_S=LABEL), plain)
+    torch.testing.assert_close(spatial_contrast(**swapped, temperature=0.2), plain)
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
     moved = {**spots, "xy_um_S2": spots["xy_um_S2"] @ turn + 3e4}
-    torch.testing.assert_close(spatial_contrast(**moved, temperature=0.2, label_S=LABEL), plain)
+    torch.testing.assert_close(spatial_contrast(**moved, temperature=0.2), plain)
     profile = spots["profile_SV"] * 7 - 2  # Pearson: scale and offset of a profile cancel
     torch.testing.assert_close(
-        spatial_contrast(**{**spots, "profile_SV": profile}, temperature=0.2, label_S=LABEL), plain
+        spatial_contrast(**{**spots, "profile_SV": profile}, temperature=0.2), plain
     )
 
 
@@ -250,7 +226,6 @@ def test_half_precision_keeps_the_loss_in_float32():
         ({"radius_um": -1.0}, "radius_um is -1.0, expected 0 or more micrometres"),
         ({"radius_um": math.nan}, "radius_um is nan"),
         ({"correlation": 1.5}, "correlation is 1.5, expected -1 to 1"),
-        ({"label_S": torch.ones(3)}, "label is"),
     ],
 )
 def test_errors(change, words):

@@ -11,12 +11,10 @@ from hibio.losses import (
     NearDuplicates,
     SpatialPairs,
     info_nce,
-    region_info_nce,
     spatial_contrast,
     spot_to_region,
 )
 from hibio.losses.logits import cosine_logits, mean_of_rows, tiles
-from hibio.losses.spatial import _Candidates
 from tests.hibio.test_losses_contrastive import Given, cloud
 
 
@@ -228,10 +226,10 @@ def test_near_duplicates_are_left_out_in_every_tile():
 
 # ------------------------------------------------------------------ regions
 @pytest.mark.parametrize(("n", "chunk"), SIZES)
-def test_region_info_nce_is_the_dense_one(n, chunk):
+def test_info_nce_within_slides_is_the_dense_one(n, chunk):
     group = group_of(n)
     found = value_and_gradients(
-        lambda a, b, t: region_info_nce(a, b, t, group, "same_slide", chunk), leaves(n)
+        lambda a, b, t: info_nce(a, b, t, None, group, "same_slide", chunk), leaves(n)
     )
     expected = value_and_gradients(
         lambda a, b, t: dense_info_nce(a, b, t, None, group, "same_slide"), leaves(n)
@@ -264,16 +262,12 @@ def spatial(n: int, seed: int = 3) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("n", "chunk"), SIZES)
-@pytest.mark.parametrize("labelled", [False, True])
-def test_spatial_contrast_is_the_dense_one(n, chunk, labelled):
+def test_spatial_contrast_is_the_dense_one(n, chunk):
     spots = spatial(n)
-    label = torch.arange(n) % 3 - 1 if labelled else None
-    pairs = SpatialPairs(**spots, correlation=0.2, label_S=label)
+    pairs = SpatialPairs(**spots, correlation=0.2)
 
     def tiled(a, b, t):
-        return spatial_contrast(
-            a, b, temperature=t, **spots, correlation=0.2, label_S=label, chunk_rows=chunk
-        )
+        return spatial_contrast(a, b, temperature=t, **spots, correlation=0.2, chunk_rows=chunk)
 
     found = value_and_gradients(tiled, leaves(n))
     expected = value_and_gradients(lambda a, b, t: dense_spatial(a, b, pairs, t), leaves(n))
@@ -293,7 +287,7 @@ def test_spatial_contrast_gradient_by_differences(chunk):
 def test_pairs_are_counted_in_rows_and_columns(chunk):
     pairs = SpatialPairs(**spatial(23), correlation=0.0)
     positive, negative = pairs.rows(0, 23)
-    found = _Candidates(pairs).counts(23, chunk)
+    found = pairs.counts(chunk)
     for counted, mask in zip(found, (positive, negative), strict=True):
         assert torch.equal(counted, torch.stack([mask.sum(dim=1), mask.sum(dim=0)]))
     assert positive.sum() > 23

@@ -50,12 +50,13 @@ def test_public_names():
 
 @torch.no_grad()
 def test_levels_are_the_spots_and_the_regions(model, batch, slide):
-    pairs = model(batch, ("fine", "coarse"))
-    assert list(pairs) == ["spot", "fine", "coarse"]
-    for name, regions in zip(("fine", "coarse"), regions_of(slide), strict=True):
-        pair = pairs[name]
+    spot = model(batch)
+    for regions, region_S in zip(regions_of(slide), batch.region_of_spot_LS, strict=True):
+        pair, place_S = model.regions(spot, region_S)
+        assert torch.equal(place_S, region_S)
+        assert torch.equal(pair.group, torch.zeros(len(pair.omics), dtype=torch.long))
         for tower in ("image", "omics"):
-            rows = getattr(pairs["spot"], tower)
+            rows = getattr(spot, tower)
             pooled = getattr(pair, tower)
             assert len(pooled) == regions.max() + 1
             for region in (0, int(regions.max())):
@@ -65,8 +66,8 @@ def test_levels_are_the_spots_and_the_regions(model, batch, slide):
                 torch.testing.assert_close(pooled[region], expected, atol=1e-5, rtol=0)
     assert all(
         torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
-        for pair in pairs.values()
-        for rows in (pair.image, pair.omics)
+        for one in (spot, pair)
+        for rows in (one.image, one.omics)
     )
 
 
@@ -77,19 +78,21 @@ def test_only_core_spots_come_out(model, slide):
     core = np.arange(10, 22)
     part = collate([(slide, regions_of(slide), core)], hops=model.halo)
     assert part.n_spots > 12
-    pairs = model(part, ("fine",))
-    assert pairs["spot"].omics.shape == pairs["spot"].image.shape == (12, 16)
-    assert len(pairs["fine"].omics) == len(np.unique(regions_of(slide)[0][core]))
+    spot = model(part)
+    assert spot.omics.shape == spot.image.shape == (12, 16)
+    pair, _ = model.regions(spot, part.region_of_spot_LS[0, part.core_S])
+    assert len(pair.omics) == len(np.unique(regions_of(slide)[0][core]))
 
 
 @torch.no_grad()
 def test_without_an_image_there_is_only_omics(toy_artifacts, model, batch):
     blind = dataclasses.replace(batch, features_SF=None)
-    assert model(blind)["spot"].image is None
+    assert model(blind).image is None
+    assert model(batch, image=False).image is None
     counts_only = make_model(toy_artifacts, vision=VisionConfig(name="none"))
-    pairs = counts_only(batch, ("fine",))
-    assert pairs["spot"].image is None
-    assert pairs["fine"].image is None
+    spot = counts_only(batch)
+    assert spot.image is None
+    assert counts_only.regions(spot, batch.region_of_spot_LS[0])[0].image is None
     with pytest.raises(ConfigError, match="no vision tower"):
         counts_only.project_image(batch)
 

@@ -1,6 +1,7 @@
 """The objective: only what a stage asks for, gradients where they belong, signal in the pairs."""
 
 import dataclasses
+import importlib
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from hibio import keys
+from hibio.checkpoint import read_log
+from hibio.config import training
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
 from hibio.config.training import ObjectiveConfig, StageConfig
@@ -15,10 +18,21 @@ from hibio.data.collate import Views
 from hibio.encoders.base import neighbour_mean
 from hibio.encoders.genes import relative_values
 from hibio.losses.contrastive import info_nce, soft_info_nce
+from hibio.run import expand, train_job
 from hibio.training import objective as module
 from hibio.training.engine import OptimConfig, TorchEngine
 from hibio.training.objective import Objective, draw_mask
-from tests.hibio.toy import MASKED, OMICS, REGION, SPOT, make_model, make_slide, whole_batch
+from tests.hibio.toy import (
+    MASKED,
+    OMICS,
+    REGION,
+    SPOT,
+    loss_of,
+    make_model,
+    make_slide,
+    run_config,
+    whole_batch,
+)
 
 LEVELS = ("250um", "500um")
 PLAIN = ObjectiveConfig(duplicate_um=0.0)
@@ -45,7 +59,7 @@ def stage(weights: dict[str, float]) -> StageConfig:
 
 def losses(model, batch, weights, config=PLAIN, seed: int = 0):
     torch.manual_seed(seed)
-    return Objective(model, config, LEVELS)(batch, stage(weights))
+    return loss_of(Objective(model, config, LEVELS), batch, stage(weights))
 
 
 @pytest.mark.parametrize("term", keys.TERMS)
@@ -63,9 +77,9 @@ def total(*args, **kwargs) -> float:
 
 
 PARTS = {
-    keys.TERM_SPOT: "spot_contrast",
+    keys.TERM_SPOT: "info_nce",
+    keys.TERM_REGION: "info_nce",
     keys.TERM_PATHWAY: "pathway_kl",
-    keys.TERM_REGION: "region_info_nce",
     keys.TERM_MEMBER: "spot_to_region",
     keys.TERM_MASKED: "draw_mask",
     keys.TERM_SPATIAL: "spatial_contrast",
@@ -79,9 +93,9 @@ def test_terms_that_are_off_are_not_computed(model, batch, monkeypatch, term):
     def forbidden(*args, **kwargs):
         raise AssertionError("computed")
 
-    weights = {other: 1.0 for other in keys.TERMS if other != term}
-    if term == keys.TERM_MASKED:
-        weights = {other: 1.0 for other in weights if other not in keys.MASKED_TERMS}
+    together = (keys.MASKED_TERMS, {keys.TERM_SPOT, keys.TERM_REGION})  # of one function
+    off = {term}.union(*(terms for terms in together if term in terms))
+    weights = {other: 1.0 for other in keys.TERMS if other not in off}
     monkeypatch.setattr(module, PARTS[term], forbidden)
     assert term not in losses(model, batch, weights).terms
     with pytest.raises(AssertionError, match="computed"):
@@ -146,7 +160,7 @@ def test_no_gradient_reaches_a_frozen_backbone(toy_artifacts, toy_stores):
 # ------------------------------------------------------------------ values of single terms
 def test_the_spot_term_is_info_nce_with_the_negatives_asked_for(model, batch):
     with torch.no_grad():
-        pair = model(batch)["spot"]
+        pair = model(batch)
     values = {}
     for negatives in ("same_slide", "all", "mixed"):
         config = dataclasses.replace(PLAIN, negatives=negatives)
@@ -163,7 +177,7 @@ def test_the_spot_term_is_info_nce_with_the_negatives_asked_for(model, batch):
 @pytest.mark.parametrize("negatives", ["same_slide", "all", "mixed"])
 def test_soft_targets_take_the_place_of_identity_ones(model, batch, negatives):
     with torch.no_grad():
-        pair = model(batch)["spot"]
+        pair = model(batch)
         soft = partial(soft_info_nce, pair.image, pair.omics, model.temperature, 0.3)
         both = {
             "all": [soft()],
@@ -193,10 +207,9 @@ def test_near_duplicates_are_no_negatives(model, batch):
 
 @torch.no_grad()
 def test_region_terms_against_their_definitions(model, batch):
-    pairs = model(batch, LEVELS)
-    spot, between, member = pairs["spot"], [], []
-    for row, name in enumerate(LEVELS):
-        region = pairs[name]
+    spot, between, member = model(batch), [], []
+    for own in batch.region_of_spot_LS:
+        region, _ = model.regions(spot, own)
         between.append(
             info_nce(
                 region.image,
@@ -206,7 +219,6 @@ def test_region_terms_against_their_definitions(model, batch):
                 negatives="same_slide",
             )
         )
-        own = batch.region_of_spot_LS[row]
         for one, other in ((spot.image, region.omics), (spot.omics, region.image)):
             logit = one @ other.T / model.temperature
             member.append(torch.nn.functional.cross_entropy(logit, own))
@@ -243,7 +255,7 @@ def test_terms_are_over_core_spots_only(model, slides):
     out = losses(model, part, {keys.TERM_SPOT: 1.0, keys.TERM_EXPRESSION: 1.0})
     assert out.n == 30
     with torch.no_grad():
-        whole = model(whole_batch(slide))["spot"]
+        whole = model(whole_batch(slide))
         expected = info_nce(whole.image[core], whole.omics[core], model.temperature)
     assert float(out.terms[keys.TERM_SPOT]) == pytest.approx(float(expected), rel=1e-4)
 
@@ -313,3 +325,25 @@ def test_stages_that_the_model_cannot_compute_are_refused_at_once(toy_artifacts)
         Objective(flat, PLAIN, ()).check([stage(SPOT), stage(MASKED)])
     Objective(flat, PLAIN, ()).check([stage(REGION)])
     Objective(blind, PLAIN, ()).check([stage(MASKED)])
+
+
+# ------------------------------------------------------------------ CONTRIBUTING: "A loss"
+def test_a_loss_is_added_as_the_guide_says(toy_stores, tmp_path, monkeypatch):
+    """One function in a file, a name with what it reads, one entry of the table, a weight."""
+    (tmp_path / "lab_losses.py").write_text(
+        "def spread(embedding_SD):\n    return (embedding_SD @ embedding_SD.T).square().mean()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spread = importlib.import_module("lab_losses").spread
+    term = "omics/spread"
+    monkeypatch.setitem(keys.TERMS, term, "mean squared cosine of all pairs of profiles")
+    monkeypatch.setattr(training, "EMBEDDING_TERMS", keys.EMBEDDING_TERMS | {term})
+    monkeypatch.setitem(
+        module.STEP_TERMS, (term,), lambda objective, rows, active: {term: spread(rows["omics"])}
+    )
+    stages = (StageConfig("lab", 4, {term: 1.0, keys.TERM_DECORRELATION: 0.0}, lr=3e-3),)
+    (job,) = expand(run_config(toy_stores, tmp_path / "run", stages=stages, bank=False))
+    train_job(job)
+    values = [record["terms"][term] for record in read_log(job.folder / "log.jsonl")]
+    assert len(values) == 8
+    assert 0 < values[-1] < values[0]

@@ -15,7 +15,6 @@ from hibio.training.objective import Objective
 from hibio.training.plan import Plan, own_micro_batches, read_ahead
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
-from hibio.training.step_module import StepModule
 from hibio.training.trainer import parameter_use
 from preprocessing.store.read import stores_in
 from tests.hibio.toy import MASKED, REGION, REGIONS, SPOT, make_model
@@ -153,7 +152,7 @@ def test_stages_with_and_without_images_are_told(dataset, objective):
 def test_the_parameters_that_a_stage_uses_and_the_model_left_as_it_was(dataset, objective):
     plan = make_plan(dataset, objective)
     plan.stages = (*STAGES, StageConfig("spot", 1, SPOT))
-    module = StepModule(objective.model, objective).train()
+    module = objective.train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     used = parameter_use(module, plan)
     assert module.training

@@ -36,18 +36,18 @@ def test_lr_of_very_short_stages_is_positive(n_steps):
 
 
 @pytest.mark.parametrize(
-    ("weights", "image", "mask", "regions"),
+    ("weights", "image", "mask"),
     [
-        ({keys.TERM_SPOT: 1.0}, True, False, False),
-        ({keys.TERM_MASKED: 1.0, keys.TERM_SPOT: 0.0}, False, True, False),
-        ({keys.TERM_REGION: 0.5}, True, False, True),
-        ({keys.TERM_MEMBER: 0.5, keys.TERM_PROFILE: 1.0}, True, True, True),
-        ({keys.TERM_DECORRELATION: 0.1}, False, False, False),
+        ({keys.TERM_SPOT: 1.0}, True, False),
+        ({keys.TERM_MASKED: 1.0, keys.TERM_SPOT: 0.0}, False, True),
+        ({keys.TERM_REGION: 0.5}, True, False),
+        ({keys.TERM_MEMBER: 0.5, keys.TERM_PROFILE: 1.0}, True, True),
+        ({keys.TERM_DECORRELATION: 0.1}, False, False),
     ],
 )
-def test_needs_follow_from_the_weights_above_zero(weights, image, mask, regions):
+def test_needs_follow_from_the_weights_above_zero(weights, image, mask):
     one = stage(weights=weights)
-    assert (one.needs_image, one.needs_mask, one.needs_regions) == (image, mask, regions)
+    assert (one.needs_image, one.needs_mask) == (image, mask)
     assert one.active == {term: w for term, w in weights.items() if w > 0}
 
 

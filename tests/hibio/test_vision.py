@@ -178,7 +178,7 @@ def test_a_tower_of_the_user(tmp_path, monkeypatch, batch, toy_artifacts):
     expected = 24.0 * batch.patches_SCHW.float().mean(dim=(2, 3)) / 255.0
     torch.testing.assert_close(built(batch), expected)
     model = make_model(toy_artifacts, vision=VisionConfig(name="toy_lab:Tower"))
-    assert model(batch)["spot"].image.shape == (70, 16)
+    assert model(batch).image.shape == (70, 16)
     with pytest.raises(ConfigError, match=r"'toy_lab:Towr' cannot be imported"):
         tower(name="toy_lab:Towr")
 

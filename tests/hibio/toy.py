@@ -14,7 +14,7 @@ from scipy import sparse
 
 from hibio import cli, keys
 from hibio.artifacts import Artifacts
-from hibio.batch import SlideBatch
+from hibio.batch import LossOutput, SlideBatch
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
 from hibio.config.model import ModelConfig, OmicsConfig, VisionConfig
 from hibio.config.run import DataConfig, RunConfig
@@ -22,6 +22,8 @@ from hibio.config.training import SamplerConfig, StageConfig
 from hibio.data.collate import Views, collate
 from hibio.data.slide import ExpressionRows, PreparedSlide, prepare_slide
 from hibio.model import HiBio
+from hibio.training.objective import Objective
+from hibio.training.step_outputs import MicroBatch
 
 GENES = GenesConfig(keyword_genes=16, min_spots=3, rank=8, target_genes=30, graph_edges=8)
 PATHWAYS = PathwaysConfig(min_genes=5)
@@ -101,6 +103,15 @@ def regions_of(slide: PreparedSlide, width_um: float = 250.0) -> np.ndarray:
 def whole_batch(*slides: PreparedSlide, views: Views | None = None) -> SlideBatch:
     """Every spot of the slides as core."""
     return collate([(s, regions_of(s), np.arange(s.n_spots)) for s in slides], views=views)
+
+
+def loss_of(objective: Objective, batch: SlideBatch, stage: StageConfig) -> LossOutput:
+    """The stage's terms on one batch alone; draws go on from torch's global generator."""
+    number_B = torch.arange(len(batch.slide_ids))
+    micro = MicroBatch(
+        batch, number_B, torch.zeros(len(batch.region_of_spot_LS), len(number_B)).long(), 0, 0
+    )
+    return objective.terms(objective.outputs(micro, stage), stage)
 
 
 def permuted(batch: SlideBatch, order: np.ndarray) -> SlideBatch:

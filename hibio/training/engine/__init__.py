@@ -8,14 +8,14 @@ from hibio.config.files import ConfigError
 from hibio.config.training import OptimConfig
 from hibio.training.engine.base import Engine, NotFiniteError
 from hibio.training.engine.torch import TorchEngine
+from hibio.training.objective import Objective
 from hibio.training.process_group import ProcessGroup
-from hibio.training.step_module import StepModule
 
 __all__ = ["Engine", "NotFiniteError", "OptimConfig", "TorchEngine", "build_engine"]
 
 
 def build_engine(
-    module: StepModule,
+    module: Objective,
     config: OptimConfig,
     device: str,
     group: ProcessGroup,

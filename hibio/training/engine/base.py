@@ -1,7 +1,7 @@
 """What every engine does, whatever it is made of.
 
 An engine holds a module whose one ``forward`` does all the work with parameters (see
-:class:`hibio.training.step_module.StepModule`), so that an engine that keeps the parameters
+:class:`hibio.training.objective.Objective`), so that an engine that keeps the parameters
 somewhere else can bring them when they are needed.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -65,6 +65,8 @@ class Engine(ABC):
         self, module: nn.Module, config: OptimConfig, device: torch.device, group: ProcessGroup
     ) -> None:
         self.module = module
+        #: Calls the module for a result of which one scalar goes to `accumulate` or `step` next.
+        self.run: Callable[..., Any] = module
         self.config = config
         self.device = device
         self.group = group
@@ -75,14 +77,6 @@ class Engine(ABC):
     def precision(self) -> torch.autocast:
         """Context of the forward pass; the module enters it (DeepSpeed ends one from outside)."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
-
-    def look(self, *arguments: Any) -> Any:
-        """The module's result where no gradient of a parameter is wanted."""
-        return self.module(*arguments)
-
-    def run(self, *arguments: Any) -> Any:
-        """The module's result, of which one scalar goes to `accumulate` or `step` next."""
-        return self.module(*arguments)
 
     def refuse_bad(self, what: str, value: Tensor | float) -> None:
         """Stop all processes when a number is not finite on one.

@@ -268,6 +268,7 @@ class DeepSpeedEngine(Engine):
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=module, model_parameters=groups, config=settings
         )
+        self.run = self.ds
         self.adam: torch.optim.Optimizer = self.ds.basic_optimizer
         self.in_bf16 = bool(self.ds.bfloat16_enabled())
         self.buffers = ZeroBuffers(
@@ -284,10 +285,6 @@ class DeepSpeedEngine(Engine):
     def begin_stage(self, stage: int) -> None:
         """Groups that the stage does not use are idle."""
         self._stage = stage
-
-    def run(self, *arguments: Any) -> Any:
-        """The module's result, through DeepSpeed."""
-        return self.ds(*arguments)
 
     def accumulate(self, loss: Tensor) -> None:
         """Backward of a part of the step."""
