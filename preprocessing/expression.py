@@ -14,21 +14,16 @@ import numpy as np
 from scipy import sparse
 
 from preprocessing.errors import DataError, unknown_name
+from preprocessing.spot_table import PROTEIN, RNA
 from preprocessing.tfidf.weights import checked_counts
 
-RNA = "rna"
-PROTEIN = "protein"
 COFACTOR = 5.0  # intensities far below it count about linearly, far above it by their logarithm
 
 
 def log_normalise(counts: Any) -> sparse.csr_matrix:
-    """ln(1 + 10^4 x / depth), the usual expression value of RNA counts.
+    """ln(1 + 10^4 x / depth), the usual expression value of RNA counts (S, G), CSR or dense.
 
-    Args:
-        counts: (S, G) raw counts, CSR or dense.
-
-    Returns:
-        (S, G) float32 CSR; a spot without counts stays 0.
+    A spot without counts stays 0.
 
     Raises:
         DataError: a negative or non-finite value.
@@ -47,9 +42,6 @@ def intensity(counts: Any, cofactor: float = COFACTOR) -> sparse.csr_matrix:
         cofactor: intensity at which the scale turns from linear to logarithmic; 5 is usual for
             mass cytometry and imaging, 150 for flow cytometry.
 
-    Returns:
-        (S, G) float32 CSR.
-
     Raises:
         DataError: a negative or non-finite value, or a cofactor that is not positive.
     """
@@ -66,14 +58,7 @@ MODALITIES: Mapping[str, Callable[[Any], sparse.csr_matrix]] = MappingProxyType(
 
 
 def normalised(counts: Any, modality: str) -> sparse.csr_matrix:
-    """Expression values by modality: `log_normalise` of RNA, `intensity` of proteins.
-
-    Args:
-        counts: (S, G) raw counts or intensities.
-        modality: a key of MODALITIES, `rna` or `protein`.
-
-    Returns:
-        (S, G) float32 CSR.
+    """Expression values (S, G), float32: `log_normalise` of RNA, `intensity` of proteins.
 
     Raises:
         DataError: unknown modality, or a negative or non-finite value.

@@ -24,7 +24,6 @@ RINGS = {  # neighbours in order of angle, on whole pixels: a 90 degree turn onl
     1: ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)),
     3: ((0, 3), (-2, 2), (-3, 0), (-2, -2), (0, -3), (2, -2), (3, 0), (2, 2)),
 }
-
 GREY_LEVELS = 16
 DISTANCES = (1, 3)
 ANGLES = ((0, 1), (1, 1), (1, 0), (1, -1))
@@ -60,19 +59,6 @@ FEATURE_NAMES: tuple[str, ...] = (
     "pale_fraction",
     "pale_largest_fraction",
 )
-
-
-def handcrafted_features(patch: NDArray[np.uint8]) -> Float:
-    """Features of one patch; `handcrafted_batch` is the fast way for many.
-
-    Args:
-        patch: uint8 (h, w, 3).
-
-    Returns:
-        float32 (F,), in the order of `FEATURE_NAMES`.
-    """
-    features: Float = handcrafted_batch(np.asarray(patch)[None])[0]
-    return features
 
 
 def handcrafted_batch(patches: NDArray[np.uint8]) -> Float:
@@ -243,8 +229,8 @@ def _bands(luma: Float) -> Float:
     return np.stack(columns, axis=1)
 
 
-def _blobs(mask: Bool) -> tuple[Float, Float, Float, Float]:
-    """Count, mean area, largest area and sd of the areas of 8-connected parts; as parts of (h, w).
+def _blobs(mask: Bool) -> Float:
+    """Count, mean, largest and sd of the areas of 8-connected parts -> (4, n); as parts of (h, w).
 
     All patches are labelled in one call: the structure does not connect neighbouring patches.
     """
@@ -264,10 +250,7 @@ def _blobs(mask: Bool) -> tuple[Float, Float, Float, Float]:
     largest = np.zeros(n)
     np.maximum.at(largest, patch_of, area)
     sd = np.sqrt(np.maximum(square - mean**2, 0.0))
-    count_32, mean_32, largest_32, sd_32 = (
-        value.astype(np.float32) for value in (count, mean, largest, sd)
-    )
-    return count_32, mean_32, largest_32, sd_32
+    return np.stack([count, mean, largest, sd]).astype(np.float32)
 
 
 def _nuclei(density: NDArray[np.int32]) -> Float:
@@ -287,14 +270,6 @@ def _nuclei(density: NDArray[np.int32]) -> Float:
     apart = np.where(mask, value - inner[:, None, None], 0)
     spread = np.sqrt((apart**2).sum(axis=(1, 2)) / inside)
     local = np.sqrt(((value - smooth) ** 2).mean(axis=(1, 2)))
-    columns = (
-        mask.mean(axis=(1, 2)),
-        count,
-        1000 * mean,
-        1000 * sd,
-        largest,
-        inner,
-        spread,
-        local,
-    )
+    areas = (count, 1000 * mean, 1000 * sd, largest)
+    columns = (mask.mean(axis=(1, 2)), *areas, inner, spread, local)
     return np.column_stack(columns).astype(np.float32)

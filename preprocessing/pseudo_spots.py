@@ -24,10 +24,6 @@ def pseudo_spots(table: SpotTable, pitch_um: float) -> SpotTable:
     common ones the first by name), with its share among the cells that have one; of a column of
     numbers the mean of those that are there.
 
-    Args:
-        table: S cells.
-        pitch_um: edge of a square in um.
-
     Returns:
         B pseudo-spots at the centres of their squares, row by row, with the column "cells".
 
@@ -73,15 +69,7 @@ def beyond_picture(table: SpotTable, pitch_um: float, size_px0: tuple[int, int])
 
     A square at the right or lower edge may reach up to its whole pitch beyond it, its centre up to
     half a pitch. Most of such a patch would be white padding. Centres farther out are none of
-    these: then the coordinates belong to another picture.
-
-    Args:
-        table: B pseudo-spots.
-        pitch_um: edge of a square in um.
-        size_px0: (width, height) of the picture, level-0 pixels.
-
-    Returns:
-        (B,) bool.
+    these: then the coordinates belong to another picture. `size_px0` is (width, height) of it.
     """
     over = np.maximum(table.xy_px0 - np.asarray(size_px0), -table.xy_px0).max(axis=1)
     return np.asarray((over > 0) & (over * table.mpp <= pitch_um / 2 * (1 + 1e-9)))

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from preprocessing.errors import DataError, unknown_name
-from preprocessing.expression import MODALITIES, PROTEIN, RNA
+from preprocessing.expression import MODALITIES
 from preprocessing.graphs import SpotGraph, morans_i
+from preprocessing.spot_table import PROTEIN, RNA
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 from preprocessing.tfidf.weights import (
     ArcsinhTf,
@@ -108,14 +109,13 @@ def select_genes(
 
     Args:
         method: a key of SELECTORS.
-        blocks: (S, G) raw counts, one block per training slide: a list, or a function that
-            returns a fresh iterator.
+        blocks: of the training slides; this and what follows `k`: see `Corpus`.
         k: genes to keep, 64 to 2,000.
-        graphs: one spot graph per slide (`svg`).
-        tfidf: a fitted reweighter (`tfidf`); None fits the default on these blocks.
-        depth: genes per spot that count as its keywords (`tfidf`, `rank`).
-        seed: of `random`.
-        modality: `rna` (counts) or `protein` (intensities).
+        graphs: for `svg`.
+        tfidf: for `tfidf`.
+        depth: for `tfidf` and `rank`.
+        seed: for `random`.
+        modality: `rna` or `protein`.
 
     Returns:
         (k,) int64 gene indices, rising. Genes without any count come last in every ranking; ties

@@ -134,7 +134,9 @@ def checked_counts(
     cells: np.ndarray | None = None,
     genes: np.ndarray | None = None,
 ) -> csr_matrix:
-    """Return counts as `integer_counts` (rna) or `intensities` (protein) do.
+    """Return counts (S, G) as `integer_counts` (rna) or `intensities` (protein) do.
+
+    ``cells`` (S,) and ``genes`` (G,) are the names of rows and columns, for messages.
 
     Raises:
         DataError: unknown modality, or a value that the modality does not allow.
@@ -148,11 +150,6 @@ def integer_counts(
     counts: csr_matrix, cells: np.ndarray | None = None, genes: np.ndarray | None = None
 ) -> csr_matrix:
     """Return ``counts`` as canonical int32 CSR (sorted, summed, no stored zeros); a copy if needed.
-
-    Args:
-        counts: (S, G) raw counts.
-        cells: (S,) names of the rows, for the message.
-        genes: (G,) names of the columns, for the message.
 
     Raises:
         DataError: a value is negative, not an integer or above the int32 range.
@@ -190,11 +187,6 @@ def intensities(
     counts: csr_matrix, cells: np.ndarray | None = None, genes: np.ndarray | None = None
 ) -> csr_matrix:
     """Return intensities as canonical float32 CSR (sorted, summed, no stored zeros).
-
-    Args:
-        counts: (S, G) intensities, from 0 on.
-        cells: (S,) names of the rows, for the message.
-        genes: (G,) names of the columns, for the message.
 
     Raises:
         DataError: a value is negative or not finite.
@@ -245,14 +237,7 @@ def repeated_names(names: np.ndarray) -> list[str]:
 
 
 def unique_names(names: Sequence[str]) -> tuple[np.ndarray, int]:
-    """Make names unique by adding "-1", "-2", ... to the later ones.
-
-    Args:
-        names: (G,) names as in the file.
-
-    Returns:
-        (G,) unique names, and how many were renamed.
-    """
+    """Make names unique by adding "-1", "-2", ... to the later ones; also how many were renamed."""
     if len(set(names)) == len(names):
         return np.array(list(names), dtype=object), 0
     taken = set(names)
@@ -278,13 +263,9 @@ def unique_gene_names(names: np.ndarray, notes: list[str]) -> np.ndarray:
 
 
 def hilbert_order(xy_um: np.ndarray) -> np.ndarray:
-    """Order of the spots along a Hilbert curve, so that neighbours lie close in the file.
+    """Order (S,) of the spots along a Hilbert curve, so that neighbours lie close in the file.
 
-    Args:
-        xy_um: (S, 2) coordinates, any unit.
-
-    Returns:
-        (S,) int64 permutation; ties keep their order.
+    Coordinates (S, 2) in any unit; ties keep their order.
     """
     low = xy_um.min(axis=0)
     span = max(float((xy_um - low).max()), np.finfo(float).tiny)

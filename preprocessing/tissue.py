@@ -75,9 +75,7 @@ def thumbnail(slide: Slide, max_px: int = 1024) -> tuple[Pixels, float]:
 def has_black_background(slide: Slide, share: float = 0.05) -> bool:
     """Tell whether the background was painted black: more than `share` of a thumbnail is.
 
-    Args:
-        slide: opened without `black_is_background`.
-        share: part of the thumbnail's pixels, 0..1.
+    The slide was opened without `black_is_background`.
     """
     small, _ = thumbnail(slide, 512)
     return bool((small <= BLACK).all(axis=2).mean() > share)
@@ -91,14 +89,8 @@ def tissue_mask(slide: Slide, max_px: int = 2048) -> TissueMask:
     a picture in two, also one that is all tissue or all glass; so the threshold is kept inside
     `SATURATION_RANGE`. Of a grey picture the darkness is used instead. Black, painted-over
     background counts as glass. Specks below 0.02 % of the picture are dropped, and holes of that
-    size are filled. Very pale tissue (fat) is still missed in part, so use it with a low bar.
-
-    Args:
-        slide: an open slide.
-        max_px: longest edge of the mask, pixels.
-
-    Returns:
-        The mask with its scale.
+    size are filled. Very pale tissue (fat) is still missed in part, so use it with a low bar. The
+    longest edge of the mask is `max_px` pixels.
     """
     small, downsample = thumbnail(slide, max_px)
     brightest, darkest = small.max(axis=2), small.min(axis=2)

@@ -54,22 +54,22 @@ from preprocessing.simulate.programmes import (
 )
 from preprocessing.simulate.texture import TEXTURES, Stain, draw_stain, parameter_maps, render
 
+__all__ = ["SimulateConfig", "simulate_cohort"]
 _TILE = 256
 _SMALLEST_LEVEL_PX = 400
 _JPEG_QUALITY = 90
 _SPOT_DIAMETER_UM = 55.0
 _BARCODE_SPACE = 4**16
 _BARCODE_STEP = 2_654_435_769
+_MAX_PIXELS = 120_000_000
+_RAISED = 0.8
 
 
 def write_pyramid(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
     """Tiled JPEG pyramid that OpenSlide opens, with micrometres per pixel in its resolution.
 
-    Args:
-        path: Target ``.tif``.
-        picture: (H, W, 3) level 0; every further level halves it, while its short side stays above
-            400 px, and at least once.
-        mpp: Micrometres per level-0 pixel.
+    Every further level halves the picture (H, W, 3), while its short side stays above 400 px, and
+    at least once.
     """
     levels = [picture]
     while len(levels) < 2 or min(levels[-1].shape[:2]) > 2 * _SMALLEST_LEVEL_PX:
@@ -112,24 +112,12 @@ def barcodes(lattice: Lattice) -> NDArray[np.str_]:
 
 
 def write_matrix(
-    path: Path,
-    counts: sparse.csr_matrix,
-    barcode: NDArray[np.str_],
-    gene_ids: NDArray[np.str_],
-    gene_names: NDArray[np.str_],
+    path: Path, counts: sparse.csr_matrix, barcode: NDArray[np.str_], panel: Panel
 ) -> None:
-    """``filtered_feature_bc_matrix.h5`` in the 10x v3 layout: genes x spots, compressed columns.
-
-    Args:
-        path: Target ``.h5``.
-        counts: (S, G) integers.
-        barcode: (S,) barcodes.
-        gene_ids: (G,) identifiers.
-        gene_names: (G,) symbols.
-    """
+    """Counts (S, G) in the 10x v3 layout of an ``.h5``: genes x spots, compressed columns."""
     counts = counts.tocsr()
     counts.sort_indices()
-    n_genes = len(gene_ids)
+    n_genes = len(panel.ids)
     with atomic_path(path) as part, hdf5_writer(part) as (file, _):
         matrix = file.create_group("matrix")
         arrays: dict[str, Any] = {
@@ -143,8 +131,8 @@ def write_matrix(
         matrix.create_dataset("shape", data=np.array([n_genes, len(barcode)], dtype=np.int32))
         features = matrix.create_group("features")
         columns = {
-            "id": gene_ids.astype("S"),
-            "name": gene_names.astype("S"),
+            "id": panel.ids.astype("S"),
+            "name": panel.names.astype("S"),
             "feature_type": np.full(n_genes, b"Gene Expression"),
             "genome": np.full(n_genes, b"SIM"),
         }
@@ -189,11 +177,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """A JSON file, indented."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-__all__ = ["SimulateConfig", "simulate_cohort"]
-_MAX_PIXELS = 120_000_000
-_RAISED = 0.8
 
 
 @dataclass(frozen=True)
@@ -303,21 +286,14 @@ def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
     expected = depth[:, None] * gene_shares(cohort.panel, activity, cohort.patient(slide))
     leak = leak_matrix(lattice, config.bleed)
     counts = draw_counts(rng, expected, cohort.panel.dispersion, leak)
-    write_matrix(
-        out / name / "filtered_feature_bc_matrix.h5",
-        counts,
-        spots,
-        cohort.panel.ids,
-        cohort.panel.names,
-    )
+    write_matrix(out / name / "filtered_feature_bc_matrix.h5", counts, spots, cohort.panel)
     write_spatial(out / name / "spatial", lattice, barcode, config.mpp)
     labels = _labels(cohort, spots, domains, activity)
     if config.outcome_effect > 0:
         labels["niche"] = niche.astype(np.float64)
     write_table(out / name / "labels.csv", labels)
-    write_pyramid(
-        out / "slides" / f"{name}.tif", _picture(cohort, lattice, activity, slide), config.mpp
-    )
+    picture = _picture(cohort, lattice, activity, slide)
+    write_pyramid(out / "slides" / f"{name}.tif", picture, config.mpp)
     return {
         "slide_id": name,
         "patient_id": f"patient{cohort.patient(slide) + 1:02d}",
@@ -412,20 +388,14 @@ def _truth(cohort: _Cohort) -> dict[str, Any]:
 
 def _domain_definitions(programmes: Programmes) -> dict[str, Any]:
     """Every fine domain: its coarse domain, how that is laid out, and what it raises."""
-    return {
-        fine: {
+    definitions = {}
+    for f, fine in enumerate(FINE_NAMES):
+        effect, rounded = programmes.domain_effect[f], np.round(programmes.domain_effect[f], 4)
+        raised = np.flatnonzero(effect >= _RAISED)
+        definitions[fine] = {
             "coarse": COARSE_NAMES[f // 2],
             "layout": "layered" if f // 2 < N_LAYERED else "patchy",
-            "raised_programmes": [
-                name
-                for name, effect in zip(programmes.names, programmes.domain_effect[f], strict=True)
-                if effect >= _RAISED
-            ],
-            "mean_activity": dict(
-                zip(
-                    programmes.names, np.round(programmes.domain_effect[f], 4).tolist(), strict=True
-                )
-            ),
+            "raised_programmes": [programmes.names[p] for p in raised],
+            "mean_activity": dict(zip(programmes.names, rounded.tolist(), strict=True)),
         }
-        for f, fine in enumerate(FINE_NAMES)
-    }
+    return definitions

@@ -138,9 +138,6 @@ def draw_counts(
         expected: (S, G) expected counts before the leak.
         dispersion: (G,) dispersion of each gene, 0 for Poisson.
         leak: (S, S) share of the expression of spot j (column) that is read at spot i (row).
-
-    Returns:
-        (S, G) int32 counts.
     """
     expression = expected.copy()
     noisy = dispersion > 0

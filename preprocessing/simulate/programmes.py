@@ -1,13 +1,11 @@
 """What is planted in a simulated cohort: which programmes, where each is active, how it looks.
 
-Legend: P programmes, C coarse and F fine domains, Q latent smooth fields, T texture parameters,
-S spots.
-
 The niche is compact tissue, clusters 200-400 um wide, in which two programmes are raised together
 that no domain raises together. It takes the share ``outcome_effect`` of the tissue of patients with
 outcome 1, and a quarter of that of the others, with a log-normal difference between patients.
 
-Legend: S spots, P programmes.
+Legend: P programmes, C coarse and F fine domains, Q latent smooth fields, T texture parameters,
+S spots.
 """
 
 from __future__ import annotations
@@ -35,6 +33,11 @@ N_FIELDS = 3
 VARIANCE = {"coarse": 0.5, "fine": 0.25, "field": 0.17, "noise": 0.08}
 _FIELD_UM = 220.0
 _VISIBLE = 0.5
+RAISE = 2.5
+_OTHERS = 0.25
+_PATIENT_SD = 0.3
+_MOST = 0.5
+_WIDTH_UM = (200.0, 400.0)
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,10 @@ class Programmes:
 
 
 def plant_programmes(programmes: Mapping[str, Sequence[str]], config: SimulateConfig) -> Programmes:
-    """Draw the programmes, put their genes on the panel and give each its places of activity.
+    """Draw programmes (gene symbols of each), put their genes on the panel, give each its places.
 
-    Args:
-        programmes: Gene symbols of each programme.
-        config: Cohort settings.
-
-    Returns:
-        The planted programmes; where all genes do not fit beside the housekeeping genes, the panel
-        holds the first n genes of every programme, with the largest n that fits.
+    Where all genes do not fit beside the housekeeping genes, the panel holds the first n genes of
+    every programme, with the largest n that fits.
 
     Raises:
         DataError: Too few usable programmes, or a panel too small for them.
@@ -217,13 +215,6 @@ def visibility(
 def visible_programmes(ceiling: Mapping[str, float]) -> list[str]:
     """Names of the programmes that the image shows: correlation ceiling of at least 0.5."""
     return [name for name, r in ceiling.items() if r >= _VISIBLE]
-
-
-RAISE = 2.5
-_OTHERS = 0.25
-_PATIENT_SD = 0.3
-_MOST = 0.5
-_WIDTH_UM = (200.0, 400.0)
 
 
 @dataclass(frozen=True)

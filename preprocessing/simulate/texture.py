@@ -1,9 +1,7 @@
 """An H&E-like picture drawn from texture parameters: nuclei, fibres, fat holes, stains.
 
-Legend: N stamps, (h, w) coarse grid cells of ``CELL_UM``, (H, W) pixels.
-
-Legend: S spots, T texture parameters, (h, w) coarse grid cells of ``CELL_UM``, (H, W) pixels.
-Absorbance (optical density, base e) is composed per stain and turned into RGB at the end.
+Legend: S spots, N stamps, T texture parameters, (h, w) coarse grid cells of ``CELL_UM``, (H, W)
+pixels. Absorbance (optical density, base e) is composed per stain and turned into RGB at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +15,26 @@ from scipy import ndimage
 
 from preprocessing.simulate.layout import CELL_UM, Lattice
 
+TEXTURES = (
+    "nuclei_density",
+    "nuclei_size",
+    "nuclei_darkness",
+    "eosin",
+    "eosin_tint",
+    "haze",
+    "fibres",
+    "vacuoles",
+    "granules",
+    "erythrocytes",
+)
 _PIXELS_AT_ONCE = 2_000_000
+_KERNEL_UM = 42.0
+_STAIN_H = np.array([0.62, 0.72, 0.32])
+_STAIN_PINK = np.array([0.07, 0.80, 0.33])
+_STAIN_SALMON = np.array([0.13, 0.66, 0.62])
+_STAIN_RED = np.array([0.10, 0.85, 0.75])
+_GLASS = 243.0
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -29,31 +46,6 @@ class Stamps:
     semi_axes: NDArray[np.float64]
     angle: NDArray[np.float64]
     value: NDArray[np.float64]
-
-
-def scatter(
-    rng: np.random.Generator,
-    density: NDArray[np.float32] | NDArray[np.float64],
-    lattice: Lattice,
-    mpp: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Poisson points inside the tissue.
-
-    Args:
-        rng: Random generator.
-        density: (h, w) points per square micrometre.
-        lattice: Whose tissue holds the points.
-        mpp: Micrometres per pixel.
-
-    Returns:
-        y and x in pixels and the flat index of the grid cell, (N,) each.
-    """
-    expected = np.where(lattice.inside_um > 0, density, 0.0) * CELL_UM**2
-    cell = np.repeat(np.arange(expected.size), rng.poisson(expected).ravel())
-    row, column = np.divmod(cell, expected.shape[1])
-    y = (row + rng.random(len(cell))) * (CELL_UM / mpp)
-    x = (column + rng.random(len(cell))) * (CELL_UM / mpp)
-    return y, x, cell
 
 
 def stamp(shape: tuple[int, int], stamps: Stamps) -> NDArray[np.float32]:
@@ -97,28 +89,6 @@ def _stamp_block(canvas: NDArray[np.float32], stamps: Stamps, block: NDArray[np.
     )
     flat = rows[:, :, None] * canvas.shape[1] + columns[:, None, :]
     np.maximum.at(canvas.reshape(-1), flat[inside], cover[inside])
-
-
-TEXTURES = (
-    "nuclei_density",
-    "nuclei_size",
-    "nuclei_darkness",
-    "eosin",
-    "eosin_tint",
-    "haze",
-    "fibres",
-    "vacuoles",
-    "granules",
-    "erythrocytes",
-)
-
-_KERNEL_UM = 42.0
-_STAIN_H = np.array([0.62, 0.72, 0.32])
-_STAIN_PINK = np.array([0.07, 0.80, 0.33])
-_STAIN_SALMON = np.array([0.13, 0.66, 0.62])
-_STAIN_RED = np.array([0.10, 0.85, 0.75])
-_GLASS = 243.0
-Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -208,12 +178,12 @@ def render(
     width, height = (round(n / mpp) for n in lattice.size_um)
     shape = (height, width)
     level = dict(zip(TEXTURES, parameters, strict=True))
+    layers = _Layers(rng, level, lattice, shape, mpp)
     tissue = np.clip(enlarge(lattice.inside_um, shape) / 5.0, 0, 1)
-    holes = _holes(rng, level, lattice, shape, mpp)
-    solid = tissue * (1 - holes)
-    haematoxylin = _haematoxylin(rng, level, lattice, shape, mpp) * solid
-    eosin = _eosin(rng, level, shape, mpp) * solid
-    red = _erythrocytes(rng, level, lattice, shape, mpp) * solid
+    solid = tissue * (1 - layers.holes())
+    haematoxylin = layers.haematoxylin() * solid
+    eosin = layers.eosin() * solid
+    red = layers.erythrocytes() * solid
     tint = enlarge(1 / (1 + np.exp(-1.1 * level["eosin_tint"])), shape)
     haematoxylin *= stain.haematoxylin
     eosin *= stain.eosin
@@ -230,75 +200,76 @@ def render(
     return picture
 
 
-def _eosin(
-    rng: np.random.Generator, level: dict[str, Float], shape: tuple[int, int], mpp: float
-) -> Float:
-    """(H, W) eosin density: stroma with fibres (fine streaks) and granules (4 um blotches)."""
-    fibre = enlarge(0.30 / (1 + np.exp(-1.2 * level["fibres"])), shape)
-    granule = enlarge(0.30 / (1 + np.exp(-1.2 * level["granules"])), shape)
-    grain = 1 + fibre * fibre_noise(rng, shape, mpp)
-    grain += granule * smooth_noise(rng, shape, 4.5 / mpp)
-    grain += np.float32(0.07) * smooth_noise(rng, shape, 25 / mpp)
-    base = enlarge(0.62 * np.exp(0.20 * level["eosin"]), shape)
-    density: Float = base * np.clip(grain, 0.12, 3)
-    return density
+@dataclass(frozen=True)
+class _Layers:
+    """What one slide is drawn with; each method draws one layer of it, (H, W)."""
 
+    rng: np.random.Generator
+    level: dict[str, Float]
+    lattice: Lattice
+    shape: tuple[int, int]
+    mpp: float
 
-def _haematoxylin(
-    rng: np.random.Generator,
-    level: dict[str, Float],
-    lattice: Lattice,
-    shape: tuple[int, int],
-    mpp: float,
-) -> Float:
-    """(H, W) haematoxylin density: elliptic nuclei of 6-12 um with chromatin, over a faint haze."""
-    y, x, cell = scatter(rng, 0.0026 * np.exp(0.50 * level["nuclei_density"]), lattice, mpp)
-    n = len(y)
-    radius = 4.1 * np.exp(0.17 * level["nuclei_size"].ravel()[cell] + rng.normal(0, 0.15, n)) / mpp
-    stretch = np.exp(np.abs(rng.normal(0.0, 0.28, n)) / 2)
-    darkness = 0.95 * np.exp(0.22 * level["nuclei_darkness"].ravel()[cell] + rng.normal(0, 0.15, n))
-    nuclei = stamp(
-        shape,
-        Stamps(
-            y=y,
-            x=x,
-            semi_axes=np.column_stack([radius * stretch, radius / stretch]),
-            angle=rng.uniform(0, np.pi, n),
-            value=darkness,
-        ),
-    )
-    nuclei *= np.clip(1 + np.float32(0.22) * smooth_noise(rng, shape, 1.6 / mpp), 0.3, 2)
-    haze = enlarge(0.11 * np.exp(0.5 * level["haze"]), shape)
-    density: Float = np.maximum(nuclei, 0) + haze
-    return density
+    def scatter(
+        self, density: NDArray[np.float32] | NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Poisson points inside the tissue, of a density (h, w) per square micrometre.
 
+        Returns:
+            y and x in pixels and the flat index of the grid cell, (N,) each.
+        """
+        expected = np.where(self.lattice.inside_um > 0, density, 0.0) * CELL_UM**2
+        cell = np.repeat(np.arange(expected.size), self.rng.poisson(expected).ravel())
+        row, column = np.divmod(cell, expected.shape[1])
+        y = (row + self.rng.random(len(cell))) * (CELL_UM / self.mpp)
+        x = (column + self.rng.random(len(cell))) * (CELL_UM / self.mpp)
+        return y, x, cell
 
-def _holes(
-    rng: np.random.Generator,
-    level: dict[str, Float],
-    lattice: Lattice,
-    shape: tuple[int, int],
-    mpp: float,
-) -> Float:
-    """(H, W) 0..1 where fat vacuoles (20-60 um) leave white holes; covers about 2 to 30 %."""
-    share = np.minimum(0.055 * np.exp(0.75 * level["vacuoles"]), 0.4)
-    y, x, _ = scatter(rng, share / (np.pi * 18.0**2), lattice, mpp)
-    radius = np.clip(18.0 * np.exp(rng.normal(0.0, 0.3, len(y))), 8, 32) / mpp
-    stretch = np.exp(rng.normal(0.0, 0.12, len(y)))
-    axes = np.column_stack([radius * stretch, radius / stretch])
-    angle = rng.uniform(0, np.pi, len(y))
-    return stamp(shape, Stamps(y=y, x=x, semi_axes=axes, angle=angle, value=np.ones(len(y))))
+    def noise(self, scale_um: float) -> Float:
+        """Smooth noise whose features are ``scale_um`` wide."""
+        return smooth_noise(self.rng, self.shape, scale_um / self.mpp)
 
+    def eosin(self) -> Float:
+        """Eosin density: stroma with fibres (fine streaks) and granules (4 um blotches)."""
+        fibre = enlarge(0.30 / (1 + np.exp(-1.2 * self.level["fibres"])), self.shape)
+        granule = enlarge(0.30 / (1 + np.exp(-1.2 * self.level["granules"])), self.shape)
+        grain = 1 + fibre * fibre_noise(self.rng, self.shape, self.mpp)
+        grain += granule * self.noise(4.5)
+        grain += np.float32(0.07) * self.noise(25)
+        base = enlarge(0.62 * np.exp(0.20 * self.level["eosin"]), self.shape)
+        density: Float = base * np.clip(grain, 0.12, 3)
+        return density
 
-def _erythrocytes(
-    rng: np.random.Generator,
-    level: dict[str, Float],
-    lattice: Lattice,
-    shape: tuple[int, int],
-    mpp: float,
-) -> Float:
-    """(H, W) density of red blood cells: round, 6 um, red."""
-    y, x, _ = scatter(rng, 0.0007 * np.exp(0.8 * level["erythrocytes"]), lattice, mpp)
-    radius = np.full((len(y), 2), 3.1 / mpp)
-    value = rng.uniform(0.6, 0.9, len(y))
-    return stamp(shape, Stamps(y=y, x=x, semi_axes=radius, angle=np.zeros(len(y)), value=value))
+    def haematoxylin(self) -> Float:
+        """Haematoxylin density: elliptic nuclei of 6-12 um with chromatin, over a faint haze."""
+        rng, level = self.rng, self.level
+        y, x, cell = self.scatter(0.0026 * np.exp(0.50 * level["nuclei_density"]))
+        n = len(y)
+        size = 0.17 * level["nuclei_size"].ravel()[cell] + rng.normal(0, 0.15, n)
+        radius = 4.1 * np.exp(size) / self.mpp
+        stretch = np.exp(np.abs(rng.normal(0.0, 0.28, n)) / 2)
+        dark = 0.22 * level["nuclei_darkness"].ravel()[cell] + rng.normal(0, 0.15, n)
+        axes = np.column_stack([radius * stretch, radius / stretch])
+        angle = rng.uniform(0, np.pi, n)
+        nuclei = stamp(self.shape, Stamps(y, x, axes, angle, value=0.95 * np.exp(dark)))
+        nuclei *= np.clip(1 + np.float32(0.22) * self.noise(1.6), 0.3, 2)
+        haze = enlarge(0.11 * np.exp(0.5 * level["haze"]), self.shape)
+        density: Float = np.maximum(nuclei, 0) + haze
+        return density
+
+    def holes(self) -> Float:
+        """0..1 where fat vacuoles (20-60 um) leave white holes; covers about 2 to 30 %."""
+        share = np.minimum(0.055 * np.exp(0.75 * self.level["vacuoles"]), 0.4)
+        y, x, _ = self.scatter(share / (np.pi * 18.0**2))
+        radius = np.clip(18.0 * np.exp(self.rng.normal(0.0, 0.3, len(y))), 8, 32) / self.mpp
+        stretch = np.exp(self.rng.normal(0.0, 0.12, len(y)))
+        axes = np.column_stack([radius * stretch, radius / stretch])
+        angle = self.rng.uniform(0, np.pi, len(y))
+        return stamp(self.shape, Stamps(y, x, axes, angle, value=np.ones(len(y))))
+
+    def erythrocytes(self) -> Float:
+        """Density of red blood cells: round, 6 um, red."""
+        y, x, _ = self.scatter(0.0007 * np.exp(0.8 * self.level["erythrocytes"]))
+        axes = np.full((len(y), 2), 3.1 / self.mpp)
+        value = self.rng.uniform(0.6, 0.9, len(y))
+        return stamp(self.shape, Stamps(y, x, axes, angle=np.zeros(len(y)), value=value))

@@ -9,7 +9,7 @@ from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 from preprocessing import handcrafted
 from preprocessing.errors import DataError
-from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch, handcrafted_features
+from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
 
 
 def tissue_like(n: int = 6, size: int = 64, seed: int = 0) -> np.ndarray:
@@ -19,6 +19,10 @@ def tissue_like(n: int = 6, size: int = 64, seed: int = 0) -> np.ndarray:
     share = 1 / (1 + np.exp(-4 * blobs))[..., None]
     colour = share * np.array([90, 50, 140]) + (1 - share) * np.array([230, 180, 215])
     return (colour + rng.normal(0, 8, (n, size, size, 3))).clip(0, 255).astype(np.uint8)
+
+
+def handcrafted_features(patch: np.ndarray) -> np.ndarray:
+    return handcrafted_batch(patch[None])[0]
 
 
 def column(features: np.ndarray, name: str) -> np.ndarray:

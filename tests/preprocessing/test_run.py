@@ -9,7 +9,7 @@ import pytest
 
 from preprocessing import DataError, SlideStore, prepare, stores_in
 from preprocessing import run as run_module
-from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_features
+from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
 from preprocessing.manifest import draft_manifest, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.run import preparation as slide_result
@@ -59,9 +59,9 @@ def test_a_store_holds_patches_features_and_counts_of_each_spot(tmp_path: Path):
             centre = (float(store.xy_px0[i, 0]), float(store.xy_px0[i, 1]))
             patch = read_patch(slide, centre, store.mpp, 200.0, 16)
             np.testing.assert_array_equal(store.patches([i])[0], patch)
-            both = [handcrafted_features(read_patch(slide, centre, store.mpp, um, 64))
-                    for um in (200.0, 600.0)]  # fmt: skip
-            np.testing.assert_allclose(features[i], np.concatenate(both), rtol=2e-3, atol=1e-4)
+            wide = (read_patch(slide, centre, store.mpp, um, 64) for um in (200.0, 600.0))
+            both = handcrafted_batch(np.stack(list(wide))).ravel()
+            np.testing.assert_allclose(features[i], both, rtol=2e-3, atol=1e-4)
     assert {f.level for f in verify_store(tmp_path / "out" / "A1.h5")} == {"WARN"}
 
 
