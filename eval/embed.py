@@ -5,25 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from tqdm import tqdm
 
 from eval.results import Role
 from hibio import keys
-from hibio.checkpoint import ARTIFACTS, WEIGHTS, find_checkpoint
+from hibio.checkpoint import ARTIFACTS, CONFIG, WEIGHTS, find_checkpoint
 from hibio.config.data import RegionsConfig
-from hibio.config.files import ConfigError
+from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ImageInput
-from hibio.config.schema import build_section
+from hibio.config.run import RunConfig
 from hibio.data.fitting import MATCHED_RANDOM
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
@@ -37,25 +35,42 @@ from preprocessing.store.read import stores_in
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint and the settings that embedding needs.
+    """A loaded checkpoint.
 
     Attributes:
         path: the folder.
         model: in evaluation mode.
-        image: how an image is read (``data.image`` of the run).
-        regions: region settings of the run.
-        variant, fold, seed: which job of its run it is.
-        settings: its resolved configuration.
+        run: settings of its run, for this fold, seed and variant.
     """
 
     path: Path
     model: HiBio
-    image: str | None
-    regions: RegionsConfig
-    variant: str
-    fold: str
-    seed: int
-    settings: dict[str, Any]
+    run: RunConfig
+
+    @property
+    def image(self) -> str | None:
+        """What is read of an image (``data.image``)."""
+        return self.run.data.image
+
+    @property
+    def regions(self) -> RegionsConfig:
+        """Region settings of the run."""
+        return self.run.regions
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant, ``hibio`` for the main run."""
+        return self.run.variant
+
+    @property
+    def fold(self) -> str:
+        """The held-out patients."""
+        return self.run.folds[0]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training."""
+        return self.run.seeds[0]
 
     @property
     def image_input(self) -> ImageInput | None:
@@ -67,7 +82,7 @@ class Checkpoint:
         """Its role in a comparison: a control by its settings, never by its name."""
         if self.variant == keys.MAIN:
             return "model"
-        return "control" if is_control(self.settings) else "baseline"
+        return "control" if is_control(self.run) else "baseline"
 
     @property
     def sha256(self) -> str:
@@ -78,20 +93,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def is_control(settings: Mapping[str, Any]) -> bool:
-    """Whether a run has pairs, pathways, neighbours, genes or regions that are random on purpose.
-
-    Args:
-        settings: resolved configuration of the run; keys that an old one lacks are not random.
-    """
-    data, pathways, genes, regions = (
-        settings.get(name) or {} for name in ("data", "pathways", "genes", "regions")
-    )
+def is_control(run: RunConfig) -> bool:
+    """Whether a run has pairs, pathways, neighbours, genes or regions that are random on purpose."""
     return (
-        bool(data.get("shuffle_pairs"))
-        or str(pathways.get("source")).startswith(MATCHED_RANDOM)
-        or "random" in (genes.get("graph"), genes.get("selector"))
-        or regions.get("kind", "tree") != "tree"
+        run.data.shuffle_pairs
+        or run.pathways.source.startswith(MATCHED_RANDOM)
+        or "random" in (run.genes.graph, run.genes.selector)
+        or run.regions.kind != "tree"
     )
 
 
@@ -102,17 +110,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ConfigError: it is none, or it is torn.
     """
     model = HiBio.from_checkpoint(path)
-    settings = yaml.safe_load((path / "config.yaml").read_text())
     try:
-        regions = build_section(RegionsConfig, settings["regions"], ("regions",))
-        image, variant = settings["data"]["image"], str(settings["variant"])
-        fold, seed = str(settings["folds"][0]), int(settings["seeds"][0])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return Checkpoint(path, model, load_saved(RunConfig, path / CONFIG))
+    except ConfigError as error:
         raise ConfigError(
-            f"{path / 'config.yaml'}: not the settings of a HiBio run ({error!r}); use the "
-            "checkpoint's .previous sibling, or train again"
+            f"{error}; not the settings of a HiBio run: use the checkpoint's .previous sibling, "
+            "or train again"
         ) from error
-    return Checkpoint(path, model, image, regions, variant, fold, seed, settings)
 
 
 def find_checkpoints(path: Path) -> list[Path]:

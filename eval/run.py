@@ -16,14 +16,16 @@ from eval.compare.paired_results import fingerprint
 from eval.embed import Checkpoint, find_checkpoints
 from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
 from eval.folds.fold import Cost, Fold
-from eval.peers import find_peers
+from eval.peers import Peer, find_peers
 from eval.peers.fold_peers import with_peers
 from eval.report import write_report
 from eval.report.gallery import gallery
 from eval.report.markdown import write_markdown
 from eval.results import TaskResult, merge, write_results
+from eval.settings import configured_peers, task_configs
 from eval.tasks import TASKS, Task, find_task
 from hibio.checkpoint import provenance, read_log
+from hibio.config.files import to_dict
 from hibio.data.splits import SlideEntry, read_entries, with_counts
 from preprocessing.store.read import stores_in
 
@@ -74,6 +76,7 @@ def evaluate(
     out: Path,
     tasks: Sequence[str] | None = None,
     peers: str | Sequence[str] = "none",
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Measure every checkpoint below a folder on the slides it was not trained on.
 
@@ -83,6 +86,8 @@ def evaluate(
         out: ``results.json``, ``results.md`` and ``report.html`` go there.
         tasks: names of :data:`eval.tasks.TASKS`; all when None.
         peers: names of :data:`eval.peers.PEERS`, ``all`` or ``none``; fitted on each fold.
+        settings: task -> its settings in place of the defaults, and ``peers`` -> peer -> its own;
+            recorded in ``results.json``.
 
     Returns:
         The report.
@@ -90,32 +95,17 @@ def evaluate(
     started = time.perf_counter()
     names = list(tasks) if tasks else list(TASKS)
     chosen = [(name, find_task(name)) for name in names]
-    beside = find_peers(peers)
+    given = settings or {}
+    configs = task_configs(given, names)
+    beside = configured_peers(given, find_peers(peers))
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
-    single = [(name, task) for name, task in chosen if not task.pooled]
     groups = group_checkpoints(find_checkpoints(checkpoint))
-    results: list[TaskResult] = []
-    folds: dict[str, list[Fold]] = {}
-    bar = tqdm(total=len(groups) * len(single), desc="evaluate", disable=None)
-    for group in groups:
-        first = group.fold not in folds
-        fold = assemble(group, entries, with_baselines=first, tasks=names)
-        if beside:
-            features = stored_features(_of_fold(entries, fold), group.main.image)
-            fold = with_peers(fold, beside, features, seedless=first)
-        for name, task in single:
-            bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
-            with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
-                results.append(task.run(fold, task.config()))
-            bar.update()
-        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # those of the first stay
-        folds.setdefault(group.fold, []).append(kept)
-    bar.close()
+    results, folds = _fold_results(groups, entries, configs, beside)
     for name, task in chosen:
         if task.pooled:
-            results += _pooled_results(name, task, folds)
+            results += _pooled_results(name, task, configs[name], folds)
     if "retrieval" in names:
-        results += _seed_mean_results(folds)
+        results += _seed_mean_results(folds, configs["retrieval"])
     merged = _with_models(merge(results))
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
@@ -123,10 +113,40 @@ def evaluate(
         [checkpoint for group in groups for checkpoint in group.checkpoints],
         [fold for seeds in folds.values() for fold in seeds],
     )
-    body = write_results(out / "results.json", groups[0].main.settings, facts, merged)
+    if given:
+        facts["settings"] = dict(given)
+    body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)
     write_markdown(out / "results.md", body)
     figures = gallery(groups, folds[groups[0].fold][0], entries, body)
     return write_report(out / "report.html", body, figures)
+
+
+def _fold_results(
+    groups: Sequence[JobGroup],
+    entries: Sequence[SlideEntry],
+    configs: Mapping[str, Any],
+    peers: Sequence[Peer],
+) -> tuple[list[TaskResult], dict[str, list[Fold]]]:
+    """Results of the tasks of a single fold, and the folds by name, one a seed."""
+    single = [name for name in configs if not TASKS[name].pooled]
+    results: list[TaskResult] = []
+    folds: dict[str, list[Fold]] = {}
+    bar = tqdm(total=len(groups) * len(single), desc="evaluate", disable=None)
+    for group in groups:
+        first = group.fold not in folds
+        fold = assemble(group, entries, with_baselines=first, tasks=list(configs))
+        if peers:
+            features = stored_features(_of_fold(entries, fold), group.main.image)
+            fold = with_peers(fold, peers, features, seedless=first)
+        for name in single:
+            bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
+            with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
+                results.append(TASKS[name].run(fold, configs[name]))
+            bar.update()
+        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # those of the first stay
+        folds.setdefault(group.fold, []).append(kept)
+    bar.close()
+    return results, folds
 
 
 def _of_fold(entries: Sequence[SlideEntry], fold: Fold) -> list[SlideEntry]:
@@ -135,14 +155,16 @@ def _of_fold(entries: Sequence[SlideEntry], fold: Fold) -> list[SlideEntry]:
     return [entry for entry in entries if entry.slide_id in names]
 
 
-def _pooled_results(name: str, task: Task, folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
+def _pooled_results(
+    name: str, task: Task, config: Any, folds: Mapping[str, Sequence[Fold]]
+) -> list[TaskResult]:
     """One result a seed of a task that scores all folds together."""
     by_seed: dict[int, list[Fold]] = {}
     for fold in (fold for seeds in folds.values() for fold in seeds):
         by_seed.setdefault(fold.seed, []).append(fold)
     bar = tqdm(by_seed.values(), desc=f"evaluate {name}", disable=None)
     with threadpool_limits(1):
-        return [task.run(members, task.config()) for members in bar]
+        return [task.run(members, config) for members in bar]
 
 
 def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
@@ -153,10 +175,10 @@ def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
     return {name: result for name, result in results.items() if result.models}
 
 
-def _seed_mean_results(folds: Mapping[str, Sequence[Fold]]) -> list[TaskResult]:
+def _seed_mean_results(folds: Mapping[str, Sequence[Fold]], config: Any) -> list[TaskResult]:
     """Retrieval with the mean similarity of all seeds of a fold, a row of its own."""
     task = TASKS["retrieval"]
-    config = dataclasses.replace(task.config(), identity_spots=0)
+    config = dataclasses.replace(config, identity_spots=0)
     means = [mean for seeds in folds.values() if (mean := seed_means(seeds)) is not None]
     with threadpool_limits(1):
         return [task.run(mean, config) for mean in means]

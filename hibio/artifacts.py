@@ -17,7 +17,9 @@ import pandas as pd
 from scipy import sparse
 
 from hibio.checkpoint import refuse_outside_data
-from hibio.config.files import ConfigError
+from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.files import ConfigError, to_dict, without_renamed
+from hibio.config.schema import build_section
 from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
@@ -29,6 +31,26 @@ from preprocessing.tfidf import TfidfReweighter, keyword_genes
 SCHEMA_VERSION = 2
 
 _NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What artifacts were fitted with.
+
+    Attributes:
+        genes, pathways: sections of the configuration.
+        patch_um: patch width of the training stores; None without images.
+        context_um: widths of their context patches (mostly one, or none).
+        modality: rna or protein.
+        pretrain_slides: slides of the checkpoint that the omics tower started from.
+    """
+
+    genes: GenesConfig
+    pathways: PathwaysConfig
+    patch_um: float | None = None
+    context_um: tuple[float, ...] = ()
+    modality: str = "rna"
+    pretrain_slides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,11 +68,7 @@ class Artifacts:
         target_genes: (H,) columns predicted from the image tower.
         node_genes: columns that may be keyword genes, or None for all (docs/method.md 1).
         train_slides: ids of the slides that everything here was fitted on.
-        settings: the resolved ``genes`` and ``pathways`` sections of the configuration;
-            ``patch_um``, the patch width of the training stores (None without images);
-            ``context_um``, the widths of their context patches (mostly one, or none);
-            ``modality``, rna or protein; ``pretrain_slides``, the slides of the checkpoint that
-            the omics tower started from.
+        settings: what it was fitted with.
         n_folded_in: the last so many genes of the vocabulary were folded in after training.
     """
 
@@ -64,13 +82,13 @@ class Artifacts:
     target_genes: np.ndarray
     node_genes: np.ndarray | None
     train_slides: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: FitSettings
     n_folded_in: int = 0
 
     @property
     def modality(self) -> str:
         """What was measured: rna (counts) or protein (intensities)."""
-        return str(self.settings["modality"])
+        return self.settings.modality
 
     @property
     def n_genes(self) -> int:
@@ -120,7 +138,7 @@ def write_artifacts(path: Path, artifacts: Artifacts) -> None:
     """
     with atomic_path(path) as temporary, hdf5_writer(temporary) as (file, _):
         file.attrs["schema_version"] = SCHEMA_VERSION
-        file.attrs["settings"] = json.dumps(artifacts.settings)
+        file.attrs["settings"] = json.dumps(to_dict(artifacts.settings))
         file.attrs["train_slides"] = json.dumps(list(artifacts.train_slides))
         file["genes"] = artifacts.genes.astype(h5py.string_dtype())
         file["target_genes"] = artifacts.target_genes
@@ -187,7 +205,7 @@ def _read(file: h5py.File) -> Artifacts:
         target_genes=file["target_genes"][:],
         node_genes=file["node_genes"][:] if "node_genes" in file else None,
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
-        settings=json.loads(file.attrs["settings"]),
+        settings=_read_settings(file),
         n_folded_in=int(file.attrs["n_folded_in"]),
     )
 
@@ -195,7 +213,6 @@ def _read(file: h5py.File) -> Artifacts:
 def _read_schema_1(file: h5py.File) -> Artifacts:
     """Schema 1: counts only, one gene graph for all spots, always pathways, nothing folded in."""
     factors = GeneFactors(**_read_group(file["factors"]))
-    settings = json.loads(file.attrs["settings"])
     return Artifacts(
         genes=file["genes"].asstr()[:].astype(str),
         tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
@@ -207,8 +224,13 @@ def _read_schema_1(file: h5py.File) -> Artifacts:
         target_genes=file["target_genes"][:],
         node_genes=file["node_genes"][:] if "node_genes" in file else None,
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
-        settings={"patch_um": None, **settings, "modality": "rna", "pretrain_slides": []},
+        settings=_read_settings(file),
     )
+
+
+def _read_settings(file: h5py.File) -> FitSettings:
+    """Keys that this HiBio no longer has are left out; those that came later have their default."""
+    return build_section(FitSettings, without_renamed(json.loads(file.attrs["settings"])))
 
 
 def _write(group: h5py.Group, values: dict[str, Any]) -> None:

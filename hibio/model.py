@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelPair, MaskedView, SlideBatch
 from hibio.checkpoint import MODEL_FILES, verify_files
-from hibio.config.files import ConfigError, load_section
+from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
 from hibio.data.fold_in import fold_in_genes
@@ -267,7 +267,7 @@ class HiBio(nn.Module):
             ConfigError: a set shares no gene with the vocabulary.
         """
         matrix = sets_matrix(sets, self.artifacts)
-        k = self.artifacts.settings["genes"]["keyword_genes"]
+        k = self.artifacts.settings.genes.keyword_genes
         gene, value, vector = self.artifacts.set_inputs(matrix, k)
         batch = set_batch(gene, value, vector, self.artifacts.groups).to(self.device)
         with self._evaluating():
@@ -323,7 +323,7 @@ class HiBio(nn.Module):
                     "that `hibio train` printed (it ends in /checkpoint)"
                 )
         verify_files(directory, MODEL_FILES)
-        config = load_section(ModelConfig, directory / "config.yaml", "model")
+        config = load_saved(ModelConfig, directory / "config.yaml", "model")
         for encoder in (config.vision.name, config.omics.name):
             refuse_code(encoder, directory / "config.yaml")
         vision = dataclasses.replace(config.vision, weights=None, pretrained=False)

@@ -139,7 +139,7 @@ def start_of(job: Job) -> Path | None:
 
 def refuse_seen(artifacts: Artifacts, split: Split, start: Path | None) -> None:
     """A warm start must not have been trained on this fold's test slides."""
-    seen = set(artifacts.settings["pretrain_slides"]) & {entry.slide_id for entry in split.test}
+    seen = set(artifacts.settings.pretrain_slides) & {entry.slide_id for entry in split.test}
     if seen:
         raise ConfigError(
             f"model.omics.init_from: {start} was trained on {len(seen)} test slides of fold "

@@ -60,6 +60,7 @@ class GridConfig:
         reference: the row that the others are compared with, on the same slides.
         tasks: evaluation task -> metrics of it that are tabled; the first one leads.
         settings: dotted config key -> value for every row (``seeds`` and ``folds`` too).
+        evaluate: ``TASK.key`` -> value, how every row is measured; see `eval.settings`.
         sweep: dotted config key -> values; every row is run at every combination.
         cohorts: simulated cohorts; null for the stores of ``--data``.
         groups: heading -> rows, the order of the table; rows in no group come last.
@@ -75,6 +76,7 @@ class GridConfig:
     reference: str
     tasks: dict[str, tuple[str, ...]]
     settings: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     cohorts: CohortsConfig | None = None
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.ablation.config import BASELINES, CohortsConfig, GridConfig, axis_name, refuse_equal_rows
+from eval.settings import task_configs
 from hibio.config.files import ConfigError, changed, load_config, to_dict
 from hibio.config.run import RunConfig
 from hibio.config.schema import SchemaError, build_section
@@ -143,6 +144,7 @@ class GridJob:
         row: its row; ``baselines`` for those.
         job: what `hibio.run` trains; of the baselines, the reference (never trained).
         reference: the job whose fitted artifacts the fold is measured with.
+        evaluate: task -> settings that it is measured with in place of the defaults.
     """
 
     number: int
@@ -150,6 +152,7 @@ class GridJob:
     row: str
     job: Job
     reference: Job
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -180,10 +183,12 @@ def plan(grid: GridConfig, data: Path | None = None) -> list[GridJob]:
         )
     base = {**to_dict(load_config(RunConfig, grid.run)), "variants": {}}
     base = changed(base, grid.settings, "settings")
+    evaluate = changed({}, grid.evaluate, "evaluate")
+    task_configs(evaluate, grid.tasks)  # refused before anything is trained
     jobs: list[GridJob] = []
     for cell in _cells(grid, base, data):
         jobs += _cell_jobs(grid, cell, base, first=len(jobs) + 1)
-    return jobs
+    return [dataclasses.replace(job, evaluate=evaluate) for job in jobs]
 
 
 def _cells(grid: GridConfig, base: Mapping[str, Any], data: Path | None) -> Iterator[Cell]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -27,6 +28,7 @@ from eval.folds.baselines import baselines, random_sets, raw_features
 from eval.folds.fold import Fold, Representation
 from eval.folds.hidden_genes import hide, with_representations
 from eval.results import NO_FOLD, TaskResult
+from eval.settings import task_configs
 from eval.tasks import find_task
 from hibio.artifacts import Artifacts
 from hibio.checkpoint import NAME as CHECKPOINT
@@ -119,14 +121,14 @@ def make_ruler(job: GridJob, tasks: Collection[str]) -> Ruler:
 
 
 def measure(
-    ruler: Ruler, checkpoint: Checkpoint, tasks: Sequence[str]
+    ruler: Ruler, checkpoint: Checkpoint, configs: Mapping[str, Any]
 ) -> tuple[list[TaskResult], float]:
     """Run tasks on one trained row.
 
     Args:
         ruler: of its fold.
         checkpoint: the trained row.
-        tasks: names of :data:`eval.tasks.TASKS`.
+        configs: task -> its config.
 
     Returns:
         Results that hold this row alone, and the seconds it took.
@@ -143,10 +145,9 @@ def measure(
         )
         fold = dataclasses.replace(fold, hidden=hidden)
     results = []
-    for name in _bar(tasks):
-        task = find_task(name)
+    for name, config in _bar(configs):
         with threadpool_limits(1):
-            result = task.run(fold, task.config())
+            result = find_task(name).run(fold, config)
         own = {model: values for model, values in result.models.items() if model == row}
         results.append(
             dataclasses.replace(result, models=own, rows={row: result.rows[row]} if own else {})
@@ -154,12 +155,12 @@ def measure(
     return results, time.perf_counter() - started
 
 
-def measure_baselines(ruler: Ruler, tasks: Sequence[str]) -> tuple[list[TaskResult], float]:
+def measure_baselines(ruler: Ruler, configs: Mapping[str, Any]) -> tuple[list[TaskResult], float]:
     """Run tasks on everything that needs no training: once a fold.
 
     Args:
         ruler: of the fold.
-        tasks: names of :data:`eval.tasks.TASKS`.
+        configs: task -> its config.
     """
     started = time.perf_counter()
     fold, artifacts = ruler.fold, ruler.artifacts
@@ -178,15 +179,14 @@ def measure_baselines(ruler: Ruler, tasks: Sequence[str]) -> tuple[list[TaskResu
         )
         fold = dataclasses.replace(fold, hidden=hidden)
     results = []
-    for name in _bar(tasks):
-        task = find_task(name)
+    for name, config in _bar(configs):
         with threadpool_limits(1):
-            results.append(task.run(fold, task.config()))
+            results.append(find_task(name).run(fold, config))
     return results, time.perf_counter() - started
 
 
-def _bar(tasks: Sequence[str]) -> tqdm[str]:
-    return tqdm(tasks, desc="measure", disable=None, leave=False)
+def _bar(configs: Mapping[str, Any]) -> tqdm[tuple[str, Any]]:
+    return tqdm(configs.items(), desc="measure", disable=None, leave=False)
 
 
 class Bench:
@@ -214,12 +214,13 @@ class Bench:
         Raises:
             InterruptedError: stopped by a signal; the training is saved.
         """
+        configs = task_configs(job.evaluate, self.tasks)
         if job.row == BASELINES:
-            results, seconds = measure_baselines(self.ruler(job), self.tasks)
+            results, seconds = measure_baselines(self.ruler(job), configs)
             return write_scores(job, {"measure_s": seconds}, results)
         train_s = self._train(job)
         checkpoint = load_checkpoint(job.folder / CHECKPOINT)
-        results, seconds = measure(self.ruler(job), checkpoint, self.tasks)
+        results, seconds = measure(self.ruler(job), checkpoint, configs)
         _refuse_nothing(job, results)
         facts = {
             "n_parameters": sum(p.numel() for p in checkpoint.model.parameters()),

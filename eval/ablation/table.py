@@ -65,6 +65,7 @@ def write_scores(job: GridJob, facts: dict[str, Any], results: Sequence[TaskResu
         "seed": job.job.seed,
         "data": data_digest(job),
         "ruler": _ruler(to_dict(job.reference.config)),
+        **({"evaluate": dict(job.evaluate)} if job.evaluate else {}),
     }
     write_results(path, to_dict(job.job.config), {**where, **facts}, results)
     return path
@@ -136,6 +137,8 @@ def _same_ruler(job: GridJob, scores: Scores) -> bool:
         genes = build_section(GenesConfig, then["genes"])
         pathways = build_section(PathwaysConfig, then["pathways"])
     except SchemaError:
+        return False
+    if scores.facts.get("evaluate", {}) != job.evaluate:
         return False
     known = _ruler(to_dict(now))["data"]
     same_data = all(then["data"].get(key, known[key]) == known[key] for key in known)

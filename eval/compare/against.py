@@ -39,7 +39,7 @@ from eval.report.page import (
 )
 from eval.report.tasks import metric_names
 from eval.run import evaluate
-from hibio.config.files import ConfigError
+from hibio.config.files import ConfigError, apply_overrides
 from preprocessing.files import atomic_path
 
 HEAD = (
@@ -293,10 +293,11 @@ def _refuse_unused(
 ) -> None:
     """What would not be read, and a results file that would be written over."""
     folders = [_results_folder(path) for path in others]
-    if not given and None not in folders and (options.tasks or options.peers != "none"):
+    measured = options.tasks or options.set or options.peers != "none"
+    if not given and None not in folders and measured:
         raise ConfigError(
-            "--tasks and --peers say what is measured, but every run has its results.json already; "
-            "leave them out (--metrics chooses what is compared)"
+            "--tasks, --peers and --set say what is measured, but every run has its results.json "
+            "already; leave them out (--metrics chooses what is compared)"
         )
     out = options.out.resolve()
     if given and any(folder is not None and folder.resolve() == out for folder in folders):
@@ -318,7 +319,8 @@ def _measured(path: Path, out: Path, options: argparse.Namespace) -> Path:
         raise ConfigError(
             f"{path} has no {RESULTS}, so it has to be measured; give the stores with --data DIR"
         )
-    return evaluate(path, options.data, out, options.tasks, options.peers)
+    settings = apply_overrides({}, options.set)
+    return evaluate(path, options.data, out, options.tasks, options.peers, settings)
 
 
 def _metrics(

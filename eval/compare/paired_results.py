@@ -152,7 +152,7 @@ class Compared:
 
 
 def check_same_data(first: Results, second: Results) -> None:
-    """Refuse to compare what was measured on different slides, folds or genes.
+    """Refuse to compare what was measured on different slides, folds or genes, or otherwise.
 
     Raises:
         FoldError: they differ, or a file does not say.
@@ -167,6 +167,9 @@ def check_same_data(first: Results, second: Results) -> None:
             )
         prints.append(found)
     told = differences(*prints)
+    settings = [(results.body.get("data") or {}).get("settings", {}) for results in (first, second)]
+    if settings[0] != settings[1]:
+        told.append(f"settings of tasks (--set): {settings[0]} and {settings[1]}")
     if told:
         raise FoldError(
             f"{first.label} (first) and {second.label} (second) were measured on different data: "

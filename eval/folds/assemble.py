@@ -176,7 +176,7 @@ def _check_split(
             f"fold {group.fold}: the model was trained on every slide of the data, so nothing is "
             "held out; train with folds: [each], or give a folder with more slides"
         )
-    pretrained = {*artifacts.settings["pretrain_slides"]} & {entry.slide_id for entry in test}
+    pretrained = {*artifacts.settings.pretrain_slides} & {entry.slide_id for entry in test}
     if pretrained:
         raise ConfigError(
             f"fold {group.fold}: {len(pretrained)} test slides were seen by the checkpoint that "
@@ -197,7 +197,7 @@ def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
         counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
         xy_um, labels = store.xy_um, store.labels()
         modality, outcome = store.modality, store.outcome
-    k = artifacts.settings["genes"]["neighbours"]
+    k = artifacts.settings.genes.neighbours
     return SlideData(
         slide_id=entry.slide_id,
         patient_id=entry.patient_id,

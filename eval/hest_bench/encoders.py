@@ -277,7 +277,7 @@ class ImageTower:
     """
 
     def __init__(self, checkpoint: Checkpoint, features: PatchEncoder | None) -> None:
-        trained = checkpoint.model.artifacts.settings["patch_um"]
+        trained = checkpoint.model.artifacts.settings.patch_um
         if checkpoint.model.vision is None or checkpoint.image is None:
             raise ConfigError(f"{checkpoint.path}: this checkpoint reads no image")
         if trained is not None and abs(trained - PATCH_UM) > 0.01 * PATCH_UM:

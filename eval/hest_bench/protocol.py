@@ -11,7 +11,7 @@ Shapes: N spots of a sample, S training and Q test spots, F features, G genes.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ from eval.errors import FoldError
 from eval.hest_bench.layout import BenchSplit
 from eval.measures.metrics import pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
+from hibio.config.files import ConfigError, apply_overrides
+from hibio.config.schema import SchemaError, build_section
 from preprocessing.errors import DataError
 
 
@@ -47,6 +49,18 @@ class HestProtocol:
     def alpha(self, n_components: int, n_genes: int) -> float:
         """The published penalty."""
         return self.penalty / (n_components * n_genes)
+
+
+def protocol_of(overrides: Iterable[str]) -> HestProtocol:
+    """The protocol with other settings, ``"n_components=64"`` each.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit.
+    """
+    try:
+        return build_section(HestProtocol, apply_overrides({}, overrides))
+    except SchemaError as problem:
+        raise ConfigError(f"--set: {problem}") from problem
 
 
 @dataclass(frozen=True)

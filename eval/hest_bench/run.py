@@ -344,8 +344,8 @@ def _audit(
     corpora, findings = [], []
     if checkpoint is not None:
         artifacts = checkpoint.model.artifacts
-        slides = (*artifacts.train_slides, *artifacts.settings["pretrain_slides"])
-        stores = config.stores or Path(checkpoint.settings["data"]["stores"])
+        slides = (*artifacts.train_slides, *artifacts.settings.pretrain_slides)
+        stores = config.stores or checkpoint.run.data.stores
         there = stores if config.stores or stores.is_dir() else None
         corpus, unread = corpus_of(checkpoint.variant, slides, there)
         corpora.append(corpus)

@@ -22,6 +22,14 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "commas between, such as bleep,triplex (docs/baselines.md)",
     )
     add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TASK.key=value",
+        help="override a setting of a task, such as retrieval.item=niche, or of a peer: "
+        "peers.NAME.key=value",
+    )
+    add(
         "--against",
         type=Path,
         nargs="+",
@@ -72,12 +80,20 @@ def _hest_bench_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="refuse where the audit finds a leak")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--batch", type=int, default=64, metavar="N", help="patches a pass (64)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="override a setting of the published protocol, such as n_components=64",
+    )
 
 
 def hest_bench(options: argparse.Namespace) -> int:
     """``hibio hest-bench``."""
     from eval.hest_bench import HestBenchConfig
     from eval.hest_bench import hest_bench as run
+    from eval.hest_bench.protocol import protocol_of
 
     config = HestBenchConfig(
         encoders=tuple(options.encoder),
@@ -90,6 +106,7 @@ def hest_bench(options: argparse.Namespace) -> int:
         strict=options.strict,
         device=options.device,
         batch=options.batch,
+        protocol=protocol_of(options.set),
     )
     print(run(options.folder, options.out, config))
     print(f"wrote {options.out / 'results.json'}\nreport: {options.out / 'report.html'}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from hibio.config.schema import SchemaError, build_section, dotted, to_plain
+from hibio.config.schema import Key, SchemaError, build_section, dotted, to_plain
 
 C = TypeVar("C")
 
@@ -33,6 +33,8 @@ RENAMED: dict[tuple[str, ...], str] = {
         "folder (--set out=DIR)"
     ),
 }
+
+EVERY = "*"  # in a dotted key: every entry of a list
 
 _ABSENT = object()
 
@@ -133,27 +135,47 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
         raise ConfigError(f"{source}: {told}") from problem
 
 
-def load_section(cls: type[C], path: str | Path, key: str) -> C:
-    """Read one section of a YAML file (a checkpoint's ``config.yaml``) into a dataclass.
+def load_saved(cls: type[C], path: str | Path, section: str = "") -> C:
+    """Read what HiBio wrote (a checkpoint's ``config.yaml``), or one section of it.
+
+    Args:
+        cls: dataclass of the file or of the section.
+        path: YAML file; keys that only an older HiBio had are left out.
+        section: name of the section; "" for the whole file.
 
     Raises:
-        ConfigError: unreadable file, no such section, or a section that does not fit ``cls``.
+        ConfigError: unreadable file, no such section, or one that does not fit ``cls``.
     """
     data = _read_file(Path(path), "")
     if "base" in data:
         raise ConfigError(f"{path}: has a 'base' file, which the settings of a run never have")
-    if key not in data:
-        raise ConfigError(f"{path}: no section '{key}'; the file is cut off, or of something else")
+    if section and section not in data:
+        raise ConfigError(
+            f"{path}: no section '{section}'; the file is cut off, or of something else"
+        )
+    data = without_renamed(data)
+    key = (section,) if section else ()
     try:
-        return build_section(cls, data[key], (key,))
+        return build_section(cls, data[section] if section else data, key)
     except SchemaError as problem:
         raise ConfigError(f"{path}: {problem}") from problem
 
 
+def without_renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings without the keys of :data:`RENAMED`."""
+    result = copy.deepcopy(dict(data))
+    for key in RENAMED:
+        node: Any = result
+        for part in key[:-1]:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, dict):
+            node.pop(key[-1], None)
+    return result
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict of a config, in what YAML can hold (tuples become lists, paths text)."""
-    plain: dict[str, Any] = to_plain(config)
-    return plain
+    return dict(to_plain(config))
 
 
 def dump_config(config: Any, path: str | Path) -> None:
@@ -187,16 +209,16 @@ def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Apply ``"a.b.0.c=value"`` settings to a copy; a number is a place in a list of the file.
+    """Apply ``"a.b.0.c=value"`` settings to a copy; see `_places` for what a key reaches.
 
     Unknown keys pass here: they are refused, with the nearest valid key, when sections are built.
 
     Args:
         data: mapping as read from YAML.
-        overrides: ``KEY=VALUE`` texts, the value read as YAML.
+        overrides: ``KEY=VALUE`` texts, the value read as YAML; a section is replaced.
 
     Raises:
-        ConfigError: not KEY=VALUE, a value that is not YAML, or a path through a plain value.
+        ConfigError: not KEY=VALUE, a value that is not YAML, or a key that leads nowhere.
     """
     result = copy.deepcopy(dict(data))
     for override in overrides:
@@ -209,25 +231,83 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             _refuse_bomb(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
-        node: Any = result
-        for depth, part in enumerate(key[:-1]):
-            place = _place(node, part, key[:depth], override)
-            if isinstance(node, dict) and node.get(place) is None:
-                node[place] = {}
-            node = node[place]
-        node[_place(node, key[-1], key[:-1], override)] = value
+        for node, place in _places(result, key, f"--set {override}"):
+            node[place] = copy.deepcopy(value)
     return result
 
 
-def _place(node: Any, part: str, above: tuple[str, ...], override: str) -> Any:
-    """The key of a mapping or the index of a list that ``part`` names in ``node``."""
-    if isinstance(node, dict):
-        return part
-    where = f"--set {override}: '{dotted(above)}'"
-    if not isinstance(node, list):
-        raise ConfigError(f"{where} is the value {node!r}, not a section with keys")
+def changed(data: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A copy of ``data`` with other values under dotted keys; see `_places` for what they reach.
+
+    A section is merged into the section that is there; everything else replaces what was there.
+
+    Args:
+        data: plain values of a configuration.
+        changes: dotted key -> new value.
+        where: the row or section that asks, for messages.
+
+    Raises:
+        ConfigError: a key that is empty or leads nowhere.
+    """
+    result = copy.deepcopy(dict(data))
+    for name, value in changes.items():
+        key = tuple(str(name).split("."))
+        if "" in key:
+            raise ConfigError(f"{where}: {name!r} is no key; write it like model.omics.width")
+        for node, place in _places(result, key, f"{where}: {name}"):
+            old: Any = node.get(place) if isinstance(node, dict) else node[place]
+            both = isinstance(old, Mapping) and isinstance(value, Mapping)
+            node[place] = merge(old, value) if both else copy.deepcopy(value)
+    return result
+
+
+def _places(data: dict[str, Any], key: Key, asked: str) -> list[tuple[Any, Any]]:
+    """Every place that a dotted key names: (mapping, its key) or (list, its index).
+
+    A number is a place in a list, ``*`` every entry of a list that has the rest of the key
+    (``stages.*.weights.pathway/kl`` reaches the stages that have this term). Sections that are not
+    there are made.
+
+    Args:
+        data: plain values, changed by the sections that are made.
+        key: the parts of the key.
+        asked: who asks for what, for messages.
+
+    Raises:
+        ConfigError: the key goes through a plain value, or names no list entry.
+    """
+    reached: list[tuple[Any, Any]] = [({"": data}, "")]
+    every = False
+    for depth, part in enumerate(key):
+        where = f"{asked}: '{dotted(key[:depth])}'"
+        found: list[tuple[Any, Any]] = []
+        for above, name in reached:
+            node = above[name]
+            if node is None:
+                node = above[name] = {}
+            if isinstance(node, list) and part == EVERY and depth < len(key) - 1:
+                every = True
+                found += [(node, index) for index in range(len(node))]
+            elif isinstance(node, list):
+                found.append((node, _index(node, part, where)))
+            elif not isinstance(node, dict):
+                raise ConfigError(f"{where} is the value {node!r}, not a section with keys")
+            elif not every or part in node:
+                if depth < len(key) - 1:
+                    node.setdefault(part, {})
+                found.append((node, part))
+        reached = found
+    if not reached:
+        raise ConfigError(f"{asked}: no entry of the list has this key")
+    return reached
+
+
+def _index(node: list[Any], part: str, where: str) -> int:
     if not (part.isdecimal() and int(part) < len(node)):
-        raise ConfigError(f"{where} is a list of {len(node)}, counted from 0; it has no '{part}'")
+        raise ConfigError(
+            f"{where} is a list of {len(node)}, counted from 0 (* with a key behind it is every "
+            f"entry); it has no '{part}'"
+        )
     return int(part)
 
 
@@ -269,77 +349,9 @@ def _source_of(layers: list[Layer], key: tuple[str, ...]) -> str | None:
     for name, layer in reversed(layers):
         node: Any = layer if key else _ABSENT
         for part in key:
-            node = node.get(part, _ABSENT) if isinstance(node, Mapping) else _ABSENT
+            node = (
+                node.get(part, node.get(EVERY, _ABSENT)) if isinstance(node, Mapping) else _ABSENT
+            )
         if node is not _ABSENT:
             return name
     return None
-
-
-EVERY = "*"
-
-
-def changed(data: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of ``data`` with other values under dotted keys.
-
-    A number is a place in a list, ``*`` is every entry of a list that has the rest of the key
-    (``stages.*.weights.pathway/kl: 0`` reaches the stages that have this term). A section is
-    merged into the section that is there; everything else replaces what was there. Keys that no
-    configuration has pass here and are refused, with the nearest valid key, when it is built.
-
-    Args:
-        data: plain values of a configuration.
-        changes: dotted key -> new value.
-        where: the row or section that asks, for messages.
-
-    Raises:
-        ConfigError: a key that is empty, goes through a plain value, or names no list entry.
-    """
-    result = copy.deepcopy(dict(data))
-    for name, value in changes.items():
-        key = tuple(str(name).split("."))
-        if "" in key:
-            raise ConfigError(f"{where}: {name!r} is no key; write it like model.omics.width")
-        if not _put(result, key, value, f"{where}: {name}", known=False):
-            raise ConfigError(f"{where}: {name}: no entry of the list has this key")
-    return result
-
-
-def _put(node: Any, key: tuple[str, ...], value: Any, asked: str, *, known: bool) -> int:
-    """Put ``value`` below ``node``; returns at how many places.
-
-    Args:
-        node: a mapping or a list.
-        key: what is left of the dotted key.
-        value: the new value.
-        asked: who asks for what, for messages.
-        known: only where the key is there already (below ``*``).
-    """
-    part, rest = key[0], key[1:]
-    place: int | str = part
-    if isinstance(node, list):
-        if part == EVERY and rest:
-            return sum(_put(item, rest, value, asked, known=True) for item in node)
-        place = _index(node, part, asked)
-    elif isinstance(node, dict):
-        if known and part not in node:
-            return 0
-        node.setdefault(part, {} if rest else None)
-    else:
-        raise ConfigError(f"{asked}: {part!r} lies below the plain value {node!r}; shorten the key")
-    if rest:
-        if node[place] is None:
-            node[place] = {}
-        return _put(node[place], rest, value, asked, known=known)
-    old = node[place]
-    both = isinstance(old, Mapping) and isinstance(value, Mapping)
-    node[place] = merge(old, value) if both else copy.deepcopy(value)
-    return 1
-
-
-def _index(node: list[Any], part: str, asked: str) -> int:
-    if not (part.isdecimal() and int(part) < len(node)):
-        raise ConfigError(
-            f"{asked}: {part!r} is no entry of a list of {len(node)}; entries are counted from 0, "
-            "and * with a key behind it is every entry"
-        )
-    return int(part)

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from preprocessing.errors import did_you_mean
+
 C = TypeVar("C")
 
 Key = tuple[str, ...]
@@ -90,12 +92,6 @@ def dotted(key: Key) -> str:
     return ".".join(key)
 
 
-def nearest(name: str, choices: list[str]) -> str | None:
-    """The choice most like ``name``, if any is alike."""
-    found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return found[0] if found else None
-
-
 def _default_of(field: dataclasses.Field[Any], instance: Any) -> tuple[bool, Any]:
     """(is there a default, the default) of a field; ``instance`` goes before the class."""
     if instance is not None:
@@ -155,8 +151,7 @@ def _build_literal(choices: tuple[Any, ...], value: Any, key: Key) -> Any:
         if type(choice) is type(value) and choice == value:
             return choice
     listed = [str(choice) for choice in choices]
-    near = nearest(str(value), listed)
-    remedy = f"; did you mean '{near}'?" if near else ""
+    remedy = did_you_mean(str(value), listed, cutoff=0.5)
     message = f"'{dotted(key)}' is {value!r}, expected one of: {', '.join(listed)}{remedy}"
     raise SchemaError(key, message)
 
@@ -216,8 +211,8 @@ def _mismatch(key: Key, wanted: str, value: Any) -> SchemaError:
 
 
 def _unknown(key: Key, valid: list[str]) -> SchemaError:
-    near = nearest(key[-1], valid)
-    remedy = f"did you mean '{dotted((*key[:-1], near))}'? " if near else ""
+    near = difflib.get_close_matches(key[-1], valid, n=1, cutoff=0.5)
+    remedy = f"did you mean '{dotted((*key[:-1], *near))}'? " if near else ""
     where = f"'{dotted(key[:-1])}'" if len(key) > 1 else "the top level"
     listed = ", ".join(sorted(valid)) or "none"
     return SchemaError(key, f"unknown key '{dotted(key)}'; {remedy}Valid keys of {where}: {listed}")

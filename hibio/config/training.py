@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from hibio.keys import (
     TERM_SPATIAL,
     TERMS,
 )
+from preprocessing.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,8 @@ class StageConfig:
     def _check_weights(self) -> None:
         for term in self.weights:
             if term not in TERMS:
-                near = difflib.get_close_matches(term, TERMS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(
-                    f"stage {self.name!r}: unknown loss term {term!r}{hint} "
+                    f"stage {self.name!r}: unknown loss term {term!r}{did_you_mean(term, TERMS)} "
                     f"(terms: {', '.join(TERMS)})"
                 )
         negative = [term for term, weight in self.weights.items() if not weight >= 0]

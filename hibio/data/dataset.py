@@ -155,7 +155,7 @@ def image_batch(
         DataError: too few stained pixels to measure the stain.
     """
     n_spots = len(image)
-    k = artifacts.settings["genes"]["keyword_genes"]
+    k = artifacts.settings.genes.keyword_genes
     vector = torch.zeros(n_spots, artifacts.factors.components.shape[1])
     visual: dict[str, torch.Tensor] = {}
     if image.ndim == 4:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from hibio.artifacts import Artifacts
+from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict
 from hibio.data.counts import reading
@@ -41,16 +41,17 @@ from preprocessing.tfidf import TfidfReweighter
 EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
 
 
-def check_start(start: Artifacts, genes: Mapping[str, Any], modality: str) -> None:
+def check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
     """The expression side of a warm start is its checkpoint's, so the settings must say so."""
     if start.modality != modality:
         raise ConfigError(
             f"model.omics.init_from was trained on {start.modality}, these stores hold {modality}"
         )
+    here, there = to_dict(genes), to_dict(start.settings.genes)
     differ = [
-        f"{key}: {genes[key]} here, {value} there"
-        for key, value in start.settings["genes"].items()
-        if key != "target_genes" and genes.get(key) != value
+        f"{key}: {here[key]} here, {value} there"
+        for key, value in there.items()
+        if key != "target_genes" and here[key] != value
     ]
     if differ:
         raise ConfigError(
@@ -64,9 +65,9 @@ def expression_of(start: Artifacts) -> dict[str, Any]:
     return {name: getattr(start, name) for name in EXPRESSION}
 
 
-def slides_seen(start: Artifacts) -> list[str]:
+def slides_seen(start: Artifacts) -> tuple[str, ...]:
     """Slides of every run that a warm start goes back to, not only of the last."""
-    return sorted({*start.train_slides, *start.settings["pretrain_slides"]})
+    return tuple(sorted({*start.train_slides, *start.settings.pretrain_slides}))
 
 
 MATCHED_RANDOM = "matched_random:"
@@ -104,7 +105,7 @@ def fit_artifacts(
     modality = common_modality(entries)
     _check_modality(modality, genes)
     if start is not None:
-        check_start(start, to_dict(genes), modality)
+        check_start(start, genes, modality)
     vocabulary = (
         fit_vocabulary(paths, genes.min_slide_fraction, genes.min_spots, genes.exclude, threads)
         if start is None
@@ -126,14 +127,14 @@ def fit_artifacts(
         anchors=anchors,
         target_genes=targets,
         train_slides=tuple(entry.slide_id for entry in entries),
-        settings={
-            "genes": to_dict(genes),
-            "pathways": to_dict(pathways),
-            "patch_um": common_patch_um(entries),
-            "context_um": context_widths(entries),
-            "modality": modality,
-            "pretrain_slides": [] if start is None else slides_seen(start),
-        },
+        settings=FitSettings(
+            genes,
+            pathways,
+            common_patch_um(entries),
+            tuple(context_widths(entries)),
+            modality,
+            () if start is None else slides_seen(start),
+        ),
         **expression,
     )
 

@@ -59,7 +59,7 @@ def fold_in_genes(
             "fold-in out, or give slides that measure the genes of your panel beside the model's"
         )
     names = np.array(new)
-    fitted = artifacts.settings["genes"]
+    fitted = artifacts.settings.genes
 
     def blocks() -> Iterator[BridgeSlide]:
         for path in bridge:
@@ -68,7 +68,7 @@ def fold_in_genes(
             yield BridgeSlide(
                 align_columns(counts, genes, artifacts.genes),
                 align_columns(counts, genes, names),
-                spatial_graph(fitted["graph"], fitted["neighbours"], xy_um),
+                spatial_graph(fitted.graph, fitted.neighbours, xy_um),
             )
 
     folded, report = fold_in(blocks, new, artifacts.tfidf, artifacts.factors)

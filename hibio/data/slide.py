@@ -15,7 +15,7 @@ Legend: S spots, V spot-vector length, N neighbours, F image features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from hibio.artifacts import Artifacts
+from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput
 from hibio.data.counts import CountSource, PanelMap, StoreCounts, iter_chunks, reading
@@ -51,7 +51,7 @@ def colour_statistics(patches: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels.mean(axis=0), pixels.std(axis=0)])
 
 
-def check_widths(store: SlideStore, image: ImageInput, settings: Mapping[str, Any]) -> None:
+def check_widths(store: SlideStore, image: ImageInput, settings: FitSettings) -> None:
     """Compare the physical patch widths with those that the model was trained on.
 
     Args:
@@ -62,7 +62,7 @@ def check_widths(store: SlideStore, image: ImageInput, settings: Mapping[str, An
     Raises:
         ConfigError: another width, or no context although it is read.
     """
-    _check_width(store.path, "patches", store.attrs["patch_um"], settings["patch_um"], "--patch-um")
+    _check_width(store.path, "patches", store.attrs["patch_um"], settings.patch_um, "--patch-um")
     if not image.context:
         return
     if store.context_um is None:
@@ -70,7 +70,7 @@ def check_widths(store: SlideStore, image: ImageInput, settings: Mapping[str, An
             f"store {store.path}: no context patches, which model.vision.context: patch reads; "
             "prepare again with --context-um UM, or set it to none"
         )
-    for trained_um in settings.get("context_um", ()):
+    for trained_um in settings.context_um:
         _check_width(store.path, "context", store.context_um, trained_um, "--context-um")
 
 
@@ -159,7 +159,7 @@ class SlideExpression:
         """Rows of counts (n, G)."""
         fitted = self.artifacts
         tfidf = fitted.tfidf.transform(counts)
-        gene, value = fitted.keywords(tfidf, fitted.settings["genes"]["keyword_genes"])
+        gene, value = fitted.keywords(tfidf, fitted.settings.genes.keyword_genes)
         targets = _target_genes(counts, fitted)
         return ExpressionRows(
             gene.astype(np.int64),
@@ -184,7 +184,7 @@ class SlideExpression:
             counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(counts.dtype)
             counts.eliminate_zeros()
         tfidf = self.artifacts.tfidf.transform(counts)
-        k = self.artifacts.settings["genes"]["keyword_genes"]
+        k = self.artifacts.settings.genes.keyword_genes
         gene, value = self.artifacts.keywords(tfidf, k)
         return gene.astype(np.int64), value, spot_vectors(tfidf, self.artifacts.factors)
 
@@ -243,12 +243,12 @@ def _target_genes(counts: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray
 def _pathway_targets(tfidf: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
     if artifacts.n_pathways == 0:
         return np.zeros((tfidf.shape[0], 0), dtype=np.float32)
-    pathways = artifacts.settings["pathways"]
+    pathways = artifacts.settings.pathways
     return soft_targets(
         artifacts.anchors.match(tfidf),
-        temperature=pathways["temperature"],
-        top=pathways["top"],
-        threshold=pathways["threshold"],
+        temperature=pathways.temperature,
+        top=pathways.top,
+        threshold=pathways.threshold,
     )
 
 
@@ -399,13 +399,13 @@ def expression_slide(
             than half).
     """
     _check_matched(slide_id, matched, measured, artifacts)
-    genes = artifacts.settings["genes"]
+    genes = artifacts.settings.genes
     expression, raw = read_expression(source, artifacts)
     vector, mean, scale = standardise(raw, artifacts.factors)
-    graph = spatial_graph(genes["graph"], genes["neighbours"], xy_um)
-    neighbour, distance = graph.neighbours(genes["neighbours"])
-    if genes["graph"] == "random":
-        neighbour, distance = random_neighbours(xy_um, genes["neighbours"])
+    graph = spatial_graph(genes.graph, genes.neighbours, xy_um)
+    neighbour, distance = graph.neighbours(genes.neighbours)
+    if genes.graph == "random":
+        neighbour, distance = random_neighbours(xy_um, genes.neighbours)
     return PreparedSlide(
         slide_id=slide_id,
         patient_id=patient_id,

@@ -101,7 +101,7 @@ class AnchorTable(nn.Module):
     def __init__(self, artifacts: Artifacts, width: int, *, learned: bool) -> None:
         super().__init__()
         n_sets = artifacts.n_pathways
-        k = artifacts.settings["genes"]["keyword_genes"]
+        k = artifacts.settings.genes.keyword_genes
         gene, value, vector = artifacts.set_inputs(artifacts.anchors.matrix.T.tocsr(), k)
         self.register_buffer("gene_MK", torch.from_numpy(gene.astype(np.int64)), persistent=False)
         self.register_buffer("value_MK", torch.from_numpy(value), persistent=False)

@@ -142,7 +142,7 @@ class OmicsContext:
         graphs = artifacts.gene_graphs
         return cls(
             n_genes=artifacts.n_genes,
-            keyword_genes=artifacts.settings["genes"]["keyword_genes"],
+            keyword_genes=artifacts.settings.genes.keyword_genes,
             factors_GV=artifacts.factors.components.astype(np.float32),
             edge_TGE=np.stack([graph.neighbour for graph in graphs]).astype(np.int64),
             weight_TGE=np.stack([graph.weight for graph in graphs]).astype(np.float32),

@@ -124,6 +124,13 @@ def test_other_slides_folds_or_genes_are_refused_by_name(
         compare_runs([results("a"), other], tmp_path)
 
 
+def test_other_settings_of_a_task_are_refused(tmp_path: Path) -> None:
+    other = changed(results("b"))
+    other.body["data"]["settings"] = {"retrieval": {"item": "niche"}}
+    with pytest.raises(FoldError, match=r"settings of tasks .*niche"):
+        compare_runs([results("a"), other], tmp_path)
+
+
 def test_the_order_of_genes_is_no_difference() -> None:
     first, second = fold_print(["a", "b"], ["G", "H"]), fold_print(["b", "a"], ["H", "G"])
     assert first == second
@@ -178,7 +185,7 @@ def test_one_unit_has_a_point_and_no_interval(tmp_path: Path) -> None:
 def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monkeypatch) -> None:
     done = []
 
-    def evaluate(checkpoint: Path, data: Path, out: Path, tasks, peers) -> Path:
+    def evaluate(checkpoint: Path, data: Path, out: Path, tasks, peers, settings=None) -> Path:
         done.append((checkpoint.name, out))
         out.mkdir(parents=True, exist_ok=True)
         body = results(checkpoint.name, 0.02 if checkpoint.name == "x" else 0.0).body
@@ -201,6 +208,7 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
         metrics=None,
         model=None,
         peers="none",
+        set=[],
     )
     assert "against.html" in run(options)
     assert done == [("x", tmp_path / "out"), ("y", tmp_path / "out" / "y")]
@@ -211,7 +219,7 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="would take the place of"):
         run(Namespace(**{**vars(options), "out": finished}))
     both = {**vars(options), "checkpoint": None, "against": [finished, tmp_path / "out"]}
-    with pytest.raises(ConfigError, match="--tasks and --peers say what is measured"):
+    with pytest.raises(ConfigError, match="--tasks, --peers and --set say what is measured"):
         run(Namespace(**{**both, "peers": "all"}))
     assert done == []
     options.data = None

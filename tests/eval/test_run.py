@@ -24,7 +24,7 @@ def test_a_pooled_task_runs_once_a_seed_on_its_folds() -> None:
         return TaskResult("t", {})
 
     folds = {name: [fold(name, seed) for seed in (0, 1)] for name in ("A", "B")}
-    results = _pooled_results("t", Task(int, run, pooled=True), folds)
+    results = _pooled_results("t", Task(int, run, pooled=True), 0, folds)
     assert seen == [[("A", 0), ("B", 0)], [("A", 1), ("B", 1)]]
     assert len(results) == 2
 

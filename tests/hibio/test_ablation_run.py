@@ -1,6 +1,7 @@
 """A grid from nothing to its report on the toy stores; resumed, killed, changed, in parts."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -11,9 +12,11 @@ from eval.ablation import plan as cohorts_module
 from eval.ablation import run as run_module
 from eval.ablation.config import BASELINES, CohortsConfig, load_grid
 from eval.ablation.plan import cohorts_of, make_cohort, plan
-from eval.ablation.run import Bench, run_grid
+from eval.ablation.run import Bench, measure, run_grid
 from eval.ablation.table import NAME, changed_keys, is_current, is_done, read_scores
+from eval.embed import load_checkpoint
 from eval.run import evaluate
+from eval.settings import task_configs
 from hibio.checkpoint import find_checkpoint
 from hibio.config.files import ConfigError
 from preprocessing.store.read import stores_in
@@ -88,6 +91,34 @@ def test_every_file_is_there_and_holds_the_numbers(done):
     assert "data:image/png;base64" in page
     assert all(row in page for row in (*grid.rows, "raw_features"))
     assert list((grid.out / "figures").glob("*.png"))
+
+
+def test_settings_of_a_task_reach_the_numbers_and_stand_in_the_results(done, tmp_path):
+    """Through `hibio eval --set`, and through the section `evaluate` of a grid."""
+    grid, _ = done
+    jobs = plan(grid)
+    stores, given = jobs[0].cell.stores, {"retrieval": {"fractions": [0.3]}}
+    for name, settings in (("plain", None), ("set", given)):
+        folder = grid.out / "all" / "flat"
+        evaluate(folder, stores, tmp_path / name, ["retrieval"], settings=settings)
+    plain, ours = (
+        json.loads((tmp_path / n / "results.json").read_text()) for n in ("plain", "set")
+    )
+    assert "settings" not in plain["data"]
+    assert ours["data"]["settings"] == given
+    metric = "image_to_omics/recall@30%"
+    assert metric in ours["tasks"]["retrieval"]["models"]["flat"]
+    assert metric not in plain["tasks"]["retrieval"]["models"]["flat"]
+    other = dataclasses.replace(grid, evaluate={"retrieval.fractions": [0.3]})
+    (job, *_) = plan(other)
+    assert is_done(jobs[0], ["retrieval"])
+    assert not is_done(job, ["retrieval"])
+    checkpoint = load_checkpoint(job.folder / "checkpoint")
+    configs = task_configs(job.evaluate, ["retrieval"])
+    (result,), _ = measure(Bench(["retrieval"]).ruler(job), checkpoint, configs)
+    assert metric in result.models["flat"]
+    with pytest.raises(ConfigError, match=r"did you mean 'retrieval\.fractions'"):
+        plan(dataclasses.replace(grid, evaluate={"retrieval.fraction": [0.3]}))
 
 
 def test_the_numbers_are_those_of_hibio_eval(done, tmp_path):

@@ -340,6 +340,17 @@ def test_overrides_reach_sections_lists_and_absent_sections(tmp_path):
     assert config.amp is True
 
 
+def test_a_star_reaches_every_entry_of_a_list_and_is_named_when_it_is_wrong(tmp_path):
+    path = write(tmp_path, "stages: [{name: a, epochs: 1}, {name: b, epochs: 2}]\n")
+    assert [stage.epochs for stage in load_config(Run, path, ["stages.*.epochs=7"]).stages] == [
+        7,
+        7,
+    ]
+    assert "--set stages.*.epochs=x" in message(path, overrides=("stages.*.epochs=x",))
+    with pytest.raises(ConfigError, match="no entry of the list has this key"):
+        load_config(Run, path, ["stages.*.weights.x=1"])
+
+
 def test_override_value_may_hold_an_equals_sign():
     assert apply_overrides({}, ["a.b=x=y"]) == {"a": {"b": "x=y"}}
 

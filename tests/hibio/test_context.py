@@ -160,7 +160,7 @@ def test_a_run_trains_embeds_and_remembers_it(wide_stores, tmp_path):
     checkpoint = load_checkpoint(path)
     assert checkpoint.image_input == ImageInput("patches", context=True)
     artifacts = checkpoint.model.artifacts
-    assert artifacts.settings["context_um"] == [448.0]
+    assert artifacts.settings.context_um == (448.0,)
     slide = prepare_slide(wide_stores / "sim003.h5", artifacts, checkpoint.image_input)
     assert checkpoint.model.encode_slide(slide).image.shape == (70, 16)
 
@@ -188,7 +188,7 @@ def test_a_store_without_context_is_told(toy_stores, wide_artifacts):
 
 
 def test_another_context_width_is_refused(wide_stores, wide_artifacts):
-    settings = {**wide_artifacts.settings, "context_um": [600.0]}
+    settings = dataclasses.replace(wide_artifacts.settings, context_um=(600.0,))
     other = dataclasses.replace(wide_artifacts, settings=settings)
     with pytest.raises(ConfigError, match=r"448 um wide.*600 um.*--context-um 600"):
         wide_slide(wide_stores, other)

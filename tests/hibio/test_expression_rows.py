@@ -110,7 +110,7 @@ def test_nothing_is_thinned_when_everything_is_kept_nor_of_intensities(slide, to
     rows = slide.expression.rows(spots)
     _, value, _ = slide.expression.thinned(spots, 1.0, np.random.default_rng(0))
     np.testing.assert_allclose(value, rows.value_SK, atol=1e-6)
-    settings = {**toy_artifacts.settings, "modality": "protein"}
+    settings = dataclasses.replace(toy_artifacts.settings, modality="protein")
     protein = dataclasses.replace(
         slide.expression, artifacts=dataclasses.replace(toy_artifacts, settings=settings)
     )

@@ -116,7 +116,7 @@ def test_every_selector_gives_node_genes(paths, selector):
     nodes = artifacts.node_genes
     assert len(set(nodes.tolist())) == 16
     assert 0 <= nodes.min() <= nodes.max() < artifacts.n_genes
-    assert artifacts.settings["genes"]["selector"] == selector
+    assert artifacts.settings.genes.selector == selector
 
 
 def test_the_tfidf_selector_has_none(toy_artifacts):
@@ -157,7 +157,7 @@ def test_set_sizes_are_limited_and_the_settings_kept(paths, toy_artifacts):
     limit = sorted(sizes.values())[len(sizes) // 2]
     few = fit_artifacts(paths[:2], GENES, PathwaysConfig(min_genes=limit, max_genes=limit))
     assert set(few.anchors.names) == {name for name, size in sizes.items() if size == limit}
-    assert few.settings["pathways"]["min_genes"] == limit
+    assert few.settings.pathways.min_genes == limit
 
 
 def test_the_sets_that_are_left_out_are_counted_and_told(paths, toy_artifacts, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hibio.config.data import GenesConfig
 from hibio.config.files import ConfigError
 from hibio.config.model import OmicsConfig
 from hibio.data.collate import collate, with_halo
@@ -174,7 +175,7 @@ def test_values_of_padding_change_nothing(model, batch):
 def test_more_padding_changes_nothing(toy_artifacts, batch):
     artifacts = dataclasses.replace(
         toy_artifacts,
-        settings={**toy_artifacts.settings, "genes": {"keyword_genes": 24}},
+        settings=dataclasses.replace(toy_artifacts.settings, genes=GenesConfig(keyword_genes=24)),
     )
     tower = encoder(artifacts)
     wide = dataclasses.replace(

@@ -21,7 +21,7 @@ import yaml
 from hibio.backbones.resolve import hub_backbone
 from hibio.bank import read_bank
 from hibio.checkpoint import write_checksums
-from hibio.config.files import ConfigError, load_config, load_section
+from hibio.config.files import ConfigError, load_config, load_saved
 from hibio.config.model import ModelConfig, VisionConfig
 from hibio.config.run import RunConfig
 from hibio.config.training import StageConfig
@@ -168,7 +168,7 @@ def test_a_bomb_in_the_settings_is_refused_at_once(checkpoint, bomb):
     with pytest.raises(ConfigError, match=f"not valid YAML{harmless}"):
         load_config(RunConfig, path)
     with pytest.raises(ConfigError, match=f"not valid YAML{harmless}"):
-        load_section(ModelConfig, path, "model")
+        load_saved(ModelConfig, path, "model")
 
 
 def test_settings_cannot_read_another_file(run, checkpoint, toy_stores, tmp_path):

@@ -72,8 +72,8 @@ def test_features_are_standardised_over_the_slide(slide, toy_stores):
 
 
 def test_patches_of_another_width_than_in_training_are_refused(toy_stores, toy_artifacts):
-    assert toy_artifacts.settings["patch_um"] == pytest.approx(112.0)
-    settings = {**toy_artifacts.settings, "patch_um": 200.0}
+    assert toy_artifacts.settings.patch_um == pytest.approx(112.0)
+    settings = dataclasses.replace(toy_artifacts.settings, patch_um=200.0)
     other = dataclasses.replace(toy_artifacts, settings=settings)
     with pytest.raises(ConfigError, match=r"112 um wide.*200 um.*--patch-um 200"):
         prepare_slide(toy_stores / "sim003.h5", other, "handcrafted")
@@ -109,8 +109,10 @@ def test_random_neighbours_are_other_spots_at_their_true_distance(n_spots):
 def test_the_random_graph_replaces_the_neighbours_and_nothing_else(
     toy_stores, toy_artifacts, slide
 ):
-    genes = {**toy_artifacts.settings["genes"], "graph": "random"}
-    other = dataclasses.replace(toy_artifacts, settings={**toy_artifacts.settings, "genes": genes})
+    genes = dataclasses.replace(toy_artifacts.settings.genes, graph="random")
+    other = dataclasses.replace(
+        toy_artifacts, settings=dataclasses.replace(toy_artifacts.settings, genes=genes)
+    )
     random = make_slide(toy_stores, other, "sim003")
     shared = (np.sort(random.neighbour_SN, axis=1) == np.sort(slide.neighbour_SN, axis=1)).mean()
     assert shared < 0.2
@@ -124,14 +126,16 @@ def test_the_random_graph_replaces_the_neighbours_and_nothing_else(
 
 
 def test_the_delaunay_graph_is_the_one_of_fit_slide_and_regions(toy_stores, toy_artifacts, slide):
-    genes = {**toy_artifacts.settings["genes"], "graph": "delaunay"}
-    other = dataclasses.replace(toy_artifacts, settings={**toy_artifacts.settings, "genes": genes})
+    genes = dataclasses.replace(toy_artifacts.settings.genes, graph="delaunay")
+    other = dataclasses.replace(
+        toy_artifacts, settings=dataclasses.replace(toy_artifacts.settings, genes=genes)
+    )
     delaunay = make_slide(toy_stores, other, "sim003")
     with SlideStore(delaunay.path) as store:
         wanted = DelaunayGraph().build(store.xy_um)
     np.testing.assert_array_equal(delaunay.graph.indices, wanted.indices)
     assert not np.array_equal(delaunay.graph.indptr, slide.graph.indptr)
-    np.testing.assert_array_equal(delaunay.neighbour_SN, wanted.neighbours(genes["neighbours"])[0])
+    np.testing.assert_array_equal(delaunay.neighbour_SN, wanted.neighbours(genes.neighbours)[0])
     fitted = fitting._graph(delaunay.path, GenesConfig(graph="delaunay"))
     np.testing.assert_array_equal(fitted.indices, wanted.indices)
 

@@ -53,7 +53,7 @@ def test_the_multimodal_run_starts_with_the_pretrained_tower(pretrained, toy_sto
     ours, theirs = trainer.model.artifacts, source.artifacts
     for part in ("tfidf", "factors", "groups", "gene_graphs"):
         assert_same(getattr(ours, part), getattr(theirs, part))
-    assert ours.settings["pretrain_slides"] == ["sim001", "sim002"]
+    assert ours.settings.pretrain_slides == ("sim001", "sim002")
     assert trainer.model.vision is not None
     fresh = trainer_of(run_config(toy_stores, tmp_path / "fresh")).model
     assert not torch.equal(fresh.omics.value[0].weight, trainer.model.omics.value[0].weight)
@@ -93,14 +93,14 @@ def test_what_an_earlier_start_saw_is_remembered_and_never_measured_on(
     older = dataclasses.replace(
         start,
         train_slides=("sim001",),
-        settings={**start.settings, "pretrain_slides": ["sim003"]},
+        settings=dataclasses.replace(start.settings, pretrain_slides=("sim003",)),
     )
     paths = stores_in(toy_stores)
     chained = fit_artifacts(paths[:2], GENES, PATHWAYS, start=older)
-    assert chained.settings["pretrain_slides"] == ["sim001", "sim003"]
-    checkpoint = dataclasses.replace(
-        load_checkpoint(pretrained), model=make_model(chained), fold="patient03"
-    )
+    assert chained.settings.pretrain_slides == ("sim001", "sim003")
+    checkpoint = load_checkpoint(pretrained)
+    run = dataclasses.replace(checkpoint.run, folds=("patient03",))
+    checkpoint = dataclasses.replace(checkpoint, model=make_model(chained), run=run)
     group = JobGroup("patient03", 0, (checkpoint,))
     with pytest.raises(ConfigError, match=r"1 test slides were seen .*sim003"):
         assemble(group, read_entries(paths), with_baselines=False)

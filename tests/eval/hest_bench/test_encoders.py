@@ -24,12 +24,13 @@ from eval.hest_bench.samples import read_facts
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
+from hibio.config.run import DataConfig
 from hibio.data.slide import prepare_slide
 from preprocessing.errors import DataError
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.store import SlideStore
 from tests.eval.hest_bench.bench_folder import TASK
-from tests.hibio.toy import REGIONS, make_model
+from tests.hibio.toy import make_model, run_config
 
 
 def patches_of(bench: Path, name: str = "sim001") -> Path:
@@ -45,7 +46,8 @@ def checkpoint(artifacts: Artifacts, folder: Path, image: str | None, **changes)
     model = make_model(artifacts, **changes)
     for name in ("model.safetensors", "artifacts.h5"):
         (folder / name).write_bytes(b"toy")
-    return Checkpoint(folder, model, image, REGIONS, "hibio", "patient03", 0, {})
+    run = run_config(folder, folder, data=DataConfig(folder, image=image))
+    return Checkpoint(folder, model, run)
 
 
 @pytest.mark.parametrize("context", ["none", "neighbours"])
@@ -122,7 +124,7 @@ def test_checkpoints_that_cannot_read_the_patches_are_refused(
     blind = checkpoint(toy_artifacts, tmp_path, None, vision=VisionConfig(name="none"))
     with pytest.raises(ConfigError, match="reads no image"):
         checkpoint_encoder(blind)
-    settings = {**toy_artifacts.settings, "patch_um": 55.0}
+    settings = dataclasses.replace(toy_artifacts.settings, patch_um=55.0)
     narrow = dataclasses.replace(toy_artifacts, settings=settings)
     small = checkpoint(narrow, tmp_path, "handcrafted")
     with pytest.raises(ConfigError, match="trained on patches 55 um wide"):
