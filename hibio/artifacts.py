@@ -167,7 +167,7 @@ def read_artifacts(path: Path) -> Artifacts:
             refuse_outside_data(file)
             version = int(file.attrs["schema_version"])
             _refuse_newer(path, version)
-            return _read_schema_1(file) if version == 1 else _read(file)
+            return _read(file, version)
     except ConfigError:
         raise
     except (OSError, RuntimeError, LookupError, *_NOT_OURS) as error:  # torn or incomplete
@@ -190,47 +190,30 @@ def _refuse_newer(path: Path, version: int) -> None:
         )
 
 
-def _read(file: h5py.File) -> Artifacts:
-    return Artifacts(
-        genes=file["genes"].asstr()[:].astype(str),
-        tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
-        factors=GeneFactors(**_read_group(file["factors"])),
-        groups=SpotGroups(file["groups"][:]),
-        gene_graphs=tuple(
-            GeneGraph(**_read_group(file[f"gene_graphs/{number}"]))
-            for number in range(len(file["gene_graphs"]))
-        ),
-        database=_read_database(file["database"]) if file.attrs["has_database"] else None,
-        anchors=PathwayAnchors.from_arrays(_read_group(file["anchors"])),
-        target_genes=file["target_genes"][:],
-        node_genes=file["node_genes"][:] if "node_genes" in file else None,
-        train_slides=tuple(json.loads(file.attrs["train_slides"])),
-        settings=_read_settings(file),
-        n_folded_in=int(file.attrs["n_folded_in"]),
-    )
-
-
-def _read_schema_1(file: h5py.File) -> Artifacts:
-    """Schema 1: counts only, one gene graph for all spots, always pathways, nothing folded in."""
+def _read(file: h5py.File, version: int) -> Artifacts:
+    """Schema 1 had one gene graph for all spots, always pathways, and nothing folded in."""
+    first = version == 1
     factors = GeneFactors(**_read_group(file["factors"]))
+    if first:
+        graphs = [file["gene_graph"]]
+    else:
+        graphs = [file[f"gene_graphs/{number}"] for number in range(len(file["gene_graphs"]))]
+    groups = np.zeros((1, factors.rank), dtype=np.float32) if first else file["groups"][:]
+    settings = without_renamed(json.loads(file.attrs["settings"]))
     return Artifacts(
         genes=file["genes"].asstr()[:].astype(str),
         tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
         factors=factors,
-        groups=SpotGroups(np.zeros((1, factors.rank), dtype=np.float32)),
-        gene_graphs=(GeneGraph(**_read_group(file["gene_graph"])),),
-        database=_read_database(file["database"]),
+        groups=SpotGroups(groups),
+        gene_graphs=tuple(GeneGraph(**_read_group(graph)) for graph in graphs),
+        database=_read_database(file["database"]) if first or file.attrs["has_database"] else None,
         anchors=PathwayAnchors.from_arrays(_read_group(file["anchors"])),
         target_genes=file["target_genes"][:],
         node_genes=file["node_genes"][:] if "node_genes" in file else None,
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
-        settings=_read_settings(file),
+        settings=build_section(FitSettings, settings),
+        n_folded_in=0 if first else int(file.attrs["n_folded_in"]),
     )
-
-
-def _read_settings(file: h5py.File) -> FitSettings:
-    """Keys that this HiBio no longer has are left out; those that came later have their default."""
-    return build_section(FitSettings, without_renamed(json.loads(file.attrs["settings"])))
 
 
 def _write(group: h5py.Group, values: dict[str, Any]) -> None:

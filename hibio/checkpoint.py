@@ -87,15 +87,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 #: Of a run folder: the newest checkpoint, and the one before it.
 NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
-
-CHECKSUMS = "checksums.json"
-
-CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
-
-TRAINER, BANK = "trainer.pt", "bank.h5"
-
-#: What a model needs.
-MODEL_FILES = (CONFIG, ARTIFACTS, WEIGHTS)
+#: Files of a checkpoint; what a model needs comes first.
+MODEL_FILES = CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
+TRAINER, BANK, CHECKSUMS = "trainer.pt", "bank.h5", "checksums.json"
 
 UNVERIFIED = (
     f"no {CHECKSUMS} (written by an older HiBio), so damage cannot be told; resuming the run "
@@ -181,7 +175,10 @@ def read_checksums(checkpoint: Path) -> dict[str, FileSum] | None:
         if content.pop("sha256") != _seal(content):
             raise DamagedError(f"{path}: not what was saved")
         version = int(content["schema_version"])
-        files = {str(k): FileSum(int(v["n_bytes"]), str(v["sha256"])) for k, v in _items(content)}
+        files = {
+            str(name): FileSum(int(known["n_bytes"]), str(known["sha256"]))
+            for name, known in content["files"].items()
+        }
     except DamagedError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -199,11 +196,6 @@ def read_checksums(checkpoint: Path) -> dict[str, FileSum] | None:
 def _seal(content: Mapping[str, Any]) -> str:
     """SHA-256 of the list without its own entry; the same rule in every schema to come."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _items(content: Any) -> Collection[tuple[str, Mapping[str, Any]]]:
-    items: Collection[tuple[str, Mapping[str, Any]]] = content["files"].items()
-    return items
 
 
 def _refuse_escape(path: Path, name: str) -> None:

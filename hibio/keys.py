@@ -1,17 +1,11 @@
 """Every name that crosses a module border, once: AnnData keys, levels, loss terms."""
 
 OBSM_IMAGE = "X_hibio_image"
-
 OBSM_OMICS = "X_hibio_omics"
-
 OBSM_REGION = "X_hibio_region"
-
 OBSM_SPATIAL = "spatial"  # micrometres, (x, y)
-
 OBSM_PIXEL = "spatial_px0"  # level-0 pixels, (x, y)
-
 OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
-
 UNS = "hibio"
 
 MAIN = "hibio"  # the main variant of a run, and its row in results.json
@@ -19,23 +13,14 @@ MAIN = "hibio"  # the main variant of a run, and its row in results.json
 SPOT = "spot"
 
 TERM_SPOT = "spot/contrastive"
-
 TERM_PATHWAY = "pathway/kl"
-
 TERM_REGION = "region/contrastive"
-
 TERM_MEMBER = "region/member"
-
 TERM_MASKED = "omics/masked"
-
 TERM_PROFILE = "omics/profile"
-
 TERM_NEIGHBOUR = "omics/neighbour"
-
 TERM_SPATIAL = "omics/spatial"
-
 TERM_DECORRELATION = "omics/decorrelation"
-
 TERM_EXPRESSION = "image/expression"
 
 #: What each loss term does; a stage's ``weights`` may name these and nothing else.

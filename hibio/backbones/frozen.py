@@ -1,8 +1,6 @@
 """A backbone with its weights that turns uint8 patches into feature vectors.
 
 Legend: S patches, C colours, H and W pixels, T tokens, F features.
-
-Legend: S patches, H and W pixels, F features.
 """
 
 from __future__ import annotations
@@ -261,9 +259,8 @@ def encode_patches(
 
 def _forward(network: FrozenBackbone, patches_SHWC: np.ndarray, device: torch.device) -> np.ndarray:
     try:
-        return (
-            network(torch.from_numpy(np.ascontiguousarray(patches_SHWC)).to(device)).cpu().numpy()
-        )
+        patches = torch.from_numpy(np.ascontiguousarray(patches_SHWC)).to(device)
+        return network(patches).cpu().numpy()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{len(patches_SHWC)} patches at once do not fit into the memory of {device}; give a "

@@ -9,6 +9,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from hibio.checkpoint import (
+    ARTIFACTS,
+    BANK,
+    CHECKSUMS,
+    CONFIG,
+    NAME,
+    PREVIOUS,
+    UNVERIFIED,
+    WEIGHTS,
+    damaged_files,
+    load_trainer_state,
+    read_checksums,
+)
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding
@@ -71,34 +84,20 @@ def _across(folder: Path, stores: list[Path]) -> list[Finding]:
                 shared[store.modality] = shared.get(store.modality, genes) & genes
             if store.has_image:
                 patches.add((float(store.attrs["patch_um"]), int(store.attrs["patch_px"])))
-    findings = []
+    where, findings = str(folder), []
     twice = sorted(name for name, count in Counter(ids).items() if count > 1)
     if twice:
-        findings.append(
-            Finding(
-                "FAIL", str(folder), f"slide {twice[0]!r} is in two stores", "remove one of them"
-            )
-        )
+        told = f"slide {twice[0]!r} is in two stores"
+        findings.append(Finding("FAIL", where, told, "remove one of them"))
     if len(patches) > 1:
         sizes = ", ".join(f"{um:g} um / {px} px" for um, px in sorted(patches))
-        findings.append(
-            Finding(
-                "FAIL",
-                str(folder),
-                f"patches of different sizes: {sizes}",
-                "prepare all slides with the same --patch-um and --patch-px",
-            )
-        )
-    findings += [
-        Finding(
-            "WARN",
-            str(folder),
-            f"only {len(genes)} {feature_word(modality)} are on all slides",
-            "check that all slides use the same kind of gene names",
-        )
-        for modality, genes in shared.items()
-        if few_features(len(genes), modality) is not None
-    ]
+        fix = "prepare all slides with the same --patch-um and --patch-px"
+        findings.append(Finding("FAIL", where, f"patches of different sizes: {sizes}", fix))
+    for modality, genes in shared.items():
+        if few_features(len(genes), modality) is not None:
+            told = f"only {len(genes)} {feature_word(modality)} are on all slides"
+            fix = "check that all slides use the same kind of gene names"
+            findings.append(Finding("WARN", where, told, fix))
     return findings
 
 
@@ -128,14 +127,9 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     genes = len(table.gene_names)
     word, few = feature_word(table.modality), few_features(genes, table.modality)
     if row.image is None:
-        findings.append(
-            Finding(
-                "WARN",
-                row.slide_id,
-                "no image: only counts can be used",
-                "fill the column image if there is one",
-            )
-        )
+        told = "no image: only counts can be used"
+        fix = "fill the column image if there is one"
+        findings.append(Finding("WARN", row.slide_id, told, fix))
     if few is not None and not table.image_only:
         findings.append(Finding("WARN", row.slide_id, f"only {genes} {word}", few))
     findings += [
@@ -165,7 +159,7 @@ def check_any(path: Path) -> list[Finding]:
     """Findings on a store, a folder of stores, a manifest, or a checkpoint or run folder."""
     if not path.is_dir():
         return check_path(path)
-    checkpoints = sorted(p.parent for p in path.glob("**/config.yaml") if _is_checkpoint(p.parent))
+    checkpoints = sorted(p.parent for p in path.glob(f"**/{CONFIG}") if _is_checkpoint(p.parent))
     if not checkpoints:
         return check_path(path)
     return [finding for one in checkpoints for finding in _check_one(one, path)]
@@ -173,7 +167,6 @@ def check_any(path: Path) -> list[Finding]:
 
 def _check_one(checkpoint: Path, asked: Path) -> list[Finding]:
     """A checkpoint; in a run folder, of what is not the newest only whether it is whole."""
-    from hibio.checkpoint import NAME, PREVIOUS
     from hibio.training.checkpoint import DAMAGED, LEAVING, TEMPORARY
 
     if checkpoint == asked or checkpoint.name not in (DAMAGED, LEAVING, PREVIOUS, TEMPORARY):
@@ -201,15 +194,6 @@ def check_checkpoint(path: Path) -> list[Finding]:
 
 def _check_files(path: Path) -> list[Finding]:
     """One finding for every damaged file, or one for all."""
-    from hibio.checkpoint import (
-        BANK,
-        CHECKSUMS,
-        PREVIOUS,
-        UNVERIFIED,
-        damaged_files,
-        read_checksums,
-    )
-
     damaged = damaged_files(path)
     if damaged is None:
         return [Finding("WARN", str(path), UNVERIFIED, "hibio train --config CONFIG --resume DIR")]
@@ -237,8 +221,6 @@ def _check_model(path: Path) -> Finding:
 
 
 def _check_trainer(path: Path) -> Finding:
-    from hibio.checkpoint import load_trainer_state
-
     try:
         finished = load_trainer_state(path)["finished"]
     except ConfigError as error:
@@ -253,14 +235,14 @@ def _check_bank(path: Path) -> Finding:
     from hibio.bank import read_bank
 
     fix = "train to the end on slides with images, with bank: true"
-    if not (path / "bank.h5").is_file():
+    if not (path / BANK).is_file():
         return Finding("WARN", str(path), "no reference bank: it cannot be queried", fix)
     try:
-        n_spots = len(read_bank(path / "bank.h5").image)
+        n_spots = len(read_bank(path / BANK).image)
     except ConfigError as error:
         return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
     return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots", "")
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("model.safetensors", "artifacts.h5"))
+    return any((folder / name).exists() for name in (WEIGHTS, ARTIFACTS))

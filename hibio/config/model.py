@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hibio.config.files import ConfigError
 from preprocessing.stain import StainMethod
@@ -48,6 +49,14 @@ class ImageInput:
             )
 
 
+def _refuse_settings(name: str, settings: Mapping[str, Any]) -> None:
+    if settings and ":" not in name:
+        raise ValueError(
+            f"settings ({', '.join(settings)}) are of an encoder package.module:Class; {name!r} "
+            "has its keys in this section"
+        )
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision tower.
@@ -71,6 +80,7 @@ class VisionConfig:
             patch (the timm tower also encodes the wider patch of the spot, from stores prepared
             with a context, and puts both side by side).
         feature_dim: F, filled in from the stores.
+        settings: arguments of the constructor of a package.module:Class.
     """
 
     name: str = "features"
@@ -84,6 +94,10 @@ class VisionConfig:
     stain: StainMethod = "none"
     context: Literal["none", "neighbours", "patch"] = "none"
     feature_dim: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _refuse_settings(self.name, self.settings)
 
     def image_input(self, key: str | None) -> ImageInput | None:
         """How a slide is to be read for this tower; None: without its image.
@@ -118,6 +132,7 @@ class OmicsConfig:
         init_from: a checkpoint, omics-only or multimodal, whose omics tower is the start.
         checkpoint: keep only the tokens between layers while training, and compute the layers
             again in the backward pass: less memory for about a third more time (graph_hierarchy).
+        settings: arguments of the constructor of a package.module:Class.
     """
 
     name: str = "graph_hierarchy"
@@ -133,8 +148,10 @@ class OmicsConfig:
     cross: bool = True
     init_from: Path | None = None
     checkpoint: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _refuse_settings(self.name, self.settings)
         if self.checkpoint and (self.name, self.variant) != ("graph_hierarchy", "hibio"):
             raise ValueError(
                 "checkpoint is of the layers of name: graph_hierarchy, variant: hibio; leave it out"

@@ -11,7 +11,7 @@ from hibio.config.model import ModelConfig
 from hibio.config.training import ObjectiveConfig, OptimConfig, SamplerConfig, StageConfig
 from hibio.keys import MAIN
 
-#: ... but for where things lie and how work is done, which decides no number.
+#: Keys of ``data`` that say where things lie and how work is done; they decide no number.
 UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -174,27 +175,51 @@ def refuse_code(name: str, source: Path) -> None:
         )
 
 
-def resolve_encoder(name: str, table: Mapping[str, Any], kind: str) -> Any:
-    """The encoder class called ``name``: an entry of ``table``, or ``package.module:Class``.
+def build_encoder(
+    name: str, table: Mapping[str, Any], kind: str, settings: Mapping[str, Any], **offered: Any
+) -> Any:
+    """The encoder called ``name``: an entry of ``table``, or ``package.module:Class``.
 
-    A ``package.module:Class`` name imports and runs that code: use it for code that you trust.
+    A ``package.module:Class`` name imports and runs that code: use it for code that you trust. Its
+    constructor gets its settings by name and, of what is offered, what it has a parameter for.
+
+    Args:
+        name: ``model.vision.name`` or ``model.omics.name``.
+        table: those that ship with HiBio; each takes what is offered, in this order.
+        kind: vision or omics.
+        settings: ``model.vision.settings`` or ``model.omics.settings``.
+        offered: ``config``, the section of the configuration; of omics encoders also ``context``,
+            an :class:`OmicsContext`.
 
     Raises:
-        ConfigError: the name is neither; the choices and the nearest are listed.
+        ConfigError: there is no such encoder (the choices and the nearest are listed), or it does
+            not take its settings.
     """
     if name in table:
-        return table[name]
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"{kind} encoder {name!r} cannot be imported: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise ConfigError(f"{kind} encoder {name!r} is no torch.nn.Module class; name one")
-        return found
-    hint = did_you_mean(name, table)
-    raise ConfigError(
-        f"unknown {kind} encoder {name!r}{hint} (choices: {', '.join(table)}, or "
-        "'package.module:Class')"
-    )
+        return table[name](*offered.values())
+    if ":" not in name:
+        raise ConfigError(
+            f"unknown {kind} encoder {name!r}{did_you_mean(name, table)} (choices: "
+            f"{', '.join(table)}, or 'package.module:Class')"
+        )
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{kind} encoder {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"{kind} encoder {name!r} is no torch.nn.Module class; name one")
+    signature = inspect.signature(found)
+    asked = {key: value for key, value in offered.items() if key in signature.parameters}
+    try:
+        signature.bind(**asked, **settings)
+    except TypeError as error:
+        raise ConfigError(
+            f"{kind} encoder {name!r} cannot be built: {error}; its constructor gets "
+            f"model.{kind}.settings ({', '.join(settings) or 'none are set'}) and, where it has "
+            f"such a parameter, {' and '.join(offered)}"
+        ) from error
+    encoder = found(**asked, **settings)
+    if not isinstance(getattr(encoder, "embed_dim", None), int):
+        raise ConfigError(f"{kind} encoder {name!r} has no embed_dim: the length of its vectors")
+    return encoder

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hibio.batch import SlideBatch
 from hibio.config.model import OmicsConfig
-from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, mlp, neighbour_mean, resolve_encoder
+from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, build_encoder, mlp, neighbour_mean
 from hibio.encoders.genes import GeneGraphs, OmicsMask, Scratch, relative_values
 from hibio.encoders.layers import HierarchyLayer
 
@@ -245,4 +245,6 @@ def build_omics_encoder(config: OmicsConfig, context: OmicsContext) -> nn.Module
         from hibio.encoders.heist import HeistEncoder
 
         return HeistEncoder(config, context)
-    return resolve_encoder(config.name, OMICS_ENCODERS, "omics")(config, context)
+    return build_encoder(
+        config.name, OMICS_ENCODERS, "omics", config.settings, config=config, context=context
+    )

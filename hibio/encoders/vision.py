@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hibio.batch import SlideBatch
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
-from hibio.encoders.base import mlp, neighbour_mean, resolve_encoder
+from hibio.encoders.base import build_encoder, mlp, neighbour_mean
 
 _MISSING = "operator torchvision::"
 
@@ -242,4 +242,4 @@ VISION_ENCODERS: Mapping[str, Any] = {"features": FeatureTower, "timm": TimmTowe
 
 def build_vision_encoder(config: VisionConfig) -> nn.Module:
     """The vision tower that ``config.name`` names."""
-    return resolve_encoder(config.name, VISION_ENCODERS, "vision")(config)
+    return build_encoder(config.name, VISION_ENCODERS, "vision", config.settings, config=config)

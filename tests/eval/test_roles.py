@@ -1,5 +1,6 @@
 """What a row is, is declared: by the settings of a run and by the task that makes the row."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ from eval.embed import Checkpoint, is_control
 from eval.folds.fold import Fold
 from eval.results import Row
 from eval.tasks import TASKS
-from hibio.config.data import RegionsConfig
+from hibio.config.files import changed, to_dict
+from hibio.config.run import RunConfig
+from hibio.config.schema import build_section
+from tests.hibio.toy import run_config
 
 
-def checkpoint(variant: str, settings: dict[str, Any]) -> Checkpoint:
+def settings_of(**changes: Any) -> RunConfig:
+    return build_section(RunConfig, changed(to_dict(run_config(Path(), Path())), changes, "test"))
+
+
+def checkpoint(variant: str, run: RunConfig) -> Checkpoint:
     nothing: Any = None
-    return Checkpoint(Path(), nothing, None, RegionsConfig(), variant, "A", 0, settings)
+    return Checkpoint(Path(), nothing, dataclasses.replace(run, variant=variant))
 
 
 @pytest.mark.parametrize(
@@ -33,12 +41,13 @@ def checkpoint(variant: str, settings: dict[str, Any]) -> Checkpoint:
     ],
 )
 def test_a_control_is_one_by_its_settings(settings: dict[str, Any], control: bool) -> None:
-    assert is_control(settings) is control
+    run = settings_of(**settings)
+    assert is_control(run) is control
     role = "control" if control else "baseline"
-    assert checkpoint("random_crop", settings).role == role
-    assert checkpoint("shuffled", settings).role == role
-    assert checkpoint("hibio_big", settings).role == role
-    assert checkpoint("hibio", settings).role == "model"
+    assert checkpoint("random_crop", run).role == role
+    assert checkpoint("shuffled", run).role == role
+    assert checkpoint("hibio_big", run).role == role
+    assert checkpoint("hibio", run).role == "model"
 
 
 def test_tasks_declare_the_rows_that_they_make(toy_fold: Fold) -> None:
