@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 def is_control(run: RunConfig) -> bool:
-    """Whether a run has pairs, pathways, neighbours, genes or regions that are random on purpose."""
+    """Whether pairs, pathways, neighbours, genes or regions of a run are random on purpose."""
     return (
         run.data.shuffle_pairs
         or run.pathways.source.startswith(MATCHED_RANDOM)
