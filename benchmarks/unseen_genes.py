@@ -24,7 +24,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from eval.folds.fold import NOT_A_LABEL
-from eval.measures.metrics import balanced_accuracy, recall_at_fraction, unit_rows
+from eval.measures.metrics import balanced_accuracy, list_length, recall_at_k, unit_rows
 from hibio.config.files import load_config
 from hibio.config.run import RunConfig
 from hibio.data.slide import PreparedSlide, prepare_slide
@@ -121,7 +121,7 @@ def _scores(panels, encode, train, test, column: str) -> dict[str, float]:
         rows = {p: unit_rows(encode(panels.slide(entry.path, p))) for p in PANELS}
         for panel in PANELS[1:]:
             similarity = rows[panel] @ rows["known"].T
-            found = recall_at_fraction(similarity, 0.1)
+            found = recall_at_k(similarity, list_length(0.1, len(similarity)))
             scores.setdefault(f"{panel} -> known R@10%", []).append(found)
         label = _labels(entry, column)
         if probe is None or not (label != "").any():

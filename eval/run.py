@@ -16,8 +16,8 @@ from eval.compare.paired_results import fingerprint
 from eval.embed import Checkpoint, find_checkpoints
 from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
 from eval.folds.fold import Cost, Fold
-from eval.peers import Peer, find_peers
-from eval.peers.fold_peers import with_peers
+from eval.peers import PEERS
+from eval.peers.peer import Peer, find_peers, with_peers
 from eval.report import write_report
 from eval.report.gallery import gallery
 from eval.report.markdown import write_markdown
@@ -97,7 +97,7 @@ def evaluate(
     chosen = [(name, find_task(name)) for name in names]
     given = settings or {}
     configs = task_configs(given, names)
-    beside = configured_peers(given, find_peers(peers))
+    beside = configured_peers(given, find_peers(peers, PEERS))
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
     groups = group_checkpoints(find_checkpoints(checkpoint))
     results, folds = _fold_results(groups, entries, configs, beside)

@@ -10,11 +10,9 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -23,18 +21,14 @@ from eval.ablation.plan import GridJob, make_cohort, plan
 from eval.ablation.report import write_tables
 from eval.ablation.table import is_done, state, write_scores
 from eval.embed import Checkpoint, load_checkpoint
-from eval.folds.assemble import IMPUTATION, representations, slide_data, stored_features
-from eval.folds.baselines import baselines, random_sets, raw_features
-from eval.folds.fold import Fold, Representation
-from eval.folds.hidden_genes import hide, with_representations
+from eval.folds.assemble import Ruler, make_ruler
 from eval.results import NO_FOLD, TaskResult
 from eval.settings import task_configs
 from eval.tasks import find_task
-from hibio.artifacts import Artifacts
 from hibio.checkpoint import NAME as CHECKPOINT
 from hibio.checkpoint import read_log, write_provenance
 from hibio.config.files import ConfigError, dump_config
-from hibio.data.splits import SlideEntry
+from hibio.data.splits import Split
 from hibio.run import fitted, split_of, train_job
 
 
@@ -62,131 +56,54 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Ruler:
-    """What the rows of one fold are measured with; nothing in it depends on a row or a seed.
-
-    Attributes:
-        fold: slides and targets, without models.
-        entries: every slide of the fold.
-        artifacts: of the reference row.
-        raw: stored image features, which stand beside an embedding in some read-outs; or None.
-    """
-
-    fold: Fold
-    entries: tuple[SlideEntry, ...]
-    artifacts: Artifacts
-    raw: Representation | None
-
-
-def make_ruler(job: GridJob, tasks: Collection[str]) -> Ruler:
+def ruler_of(job: GridJob, tasks: Collection[str]) -> Ruler:
     """Fit the reference's artifacts on the training slides and read the slides of the fold.
 
     Args:
         job: any job of the fold.
-        tasks: names of the tasks; ``imputation`` hides genes.
+        tasks: names of the tasks.
 
     Raises:
         ConfigError: the fold holds no slide out that can be measured.
     """
     reference = job.reference
     split = split_of(reference.config, reference.fold)
-    train_entries, test_entries = split.train, split.test
     if reference.fold == NO_FOLD:  # the transductive setting: measured on what was trained on
-        train_entries, test_entries = (), split.train
-    if not test_entries:
+        split = Split(reference.fold, (), split.train)
+    if not split.test:
         raise ConfigError(f"fold {reference.fold} of {job.cell.name} holds no slide out")
-    artifacts = fitted(reference)
-    train = tuple(slide_data(entry, artifacts) for entry in train_entries)
-    test = tuple(slide_data(entry, artifacts) for entry in test_entries)
-    entries = (*train_entries, *test_entries)
-    hidden = None
-    if IMPUTATION in tasks:
-        hidden = hide(train, test, artifacts.genes, artifacts.tfidf.transform)
-    fold = Fold(
-        name=reference.fold,
-        seed=reference.seed,
-        genes=artifacts.genes,
-        train=train,
-        test=test,
-        anchors=artifacts.anchors,
-        factors=artifacts.factors,
-        hidden=hidden,
-    )
-    features = stored_features(entries, reference.config.data.image)
-    raw = None
-    if features is not None:
-        raw = raw_features((*train, *test), features, artifacts.factors)
-    return Ruler(fold, entries, artifacts, raw)
+    image = reference.config.data.image
+    return make_ruler(split, fitted(reference), image, tasks)
 
 
 def measure(
-    ruler: Ruler, checkpoint: Checkpoint, configs: Mapping[str, Any]
+    ruler: Ruler, configs: Mapping[str, Any], checkpoint: Checkpoint | None, seed: int
 ) -> tuple[list[TaskResult], float]:
-    """Run tasks on one trained row.
+    """Run tasks on one trained row, or on everything that needs no training.
 
     Args:
         ruler: of its fold.
-        checkpoint: the trained row.
         configs: task -> its config.
+        checkpoint: the trained row; None: the baselines.
+        seed: of the row, or of the reference.
 
     Returns:
-        Results that hold this row alone, and the seconds it took.
+        Results that hold this row alone (or all baselines), and the seconds it took.
     """
     started = time.perf_counter()
-    row = checkpoint.variant
-    models = representations(checkpoint, ruler.entries, ruler.artifacts)
-    fold = dataclasses.replace(
-        ruler.fold, seed=checkpoint.seed, models=tuple(models), raw_features=ruler.raw
-    )
-    if fold.hidden is not None:
-        hidden = with_representations(
-            fold.hidden, [checkpoint], ruler.entries, ruler.artifacts, with_baselines=False
-        )
-        fold = dataclasses.replace(fold, hidden=hidden)
+    trained = [] if checkpoint is None else [checkpoint]
+    fold = ruler.with_models(trained, seed, with_baselines=checkpoint is None)
     results = []
-    for name, config in _bar(configs):
+    for name, config in tqdm(configs.items(), desc="measure", disable=None, leave=False):
         with threadpool_limits(1):
             result = find_task(name).run(fold, config)
-        own = {model: values for model, values in result.models.items() if model == row}
-        results.append(
-            dataclasses.replace(result, models=own, rows={row: result.rows[row]} if own else {})
-        )
+        if checkpoint is not None:
+            row = checkpoint.variant
+            own = {m: values for m, values in result.models.items() if m == row}
+            rows = {row: result.rows[row]} if own else {}
+            result = dataclasses.replace(result, models=own, rows=rows)
+        results.append(result)
     return results, time.perf_counter() - started
-
-
-def measure_baselines(ruler: Ruler, configs: Mapping[str, Any]) -> tuple[list[TaskResult], float]:
-    """Run tasks on everything that needs no training: once a fold.
-
-    Args:
-        ruler: of the fold.
-        configs: task -> its config.
-    """
-    started = time.perf_counter()
-    fold, artifacts = ruler.fold, ruler.artifacts
-    fitted_on = fold.train or fold.test
-    held_out = fold.test if fold.train else ()
-    models = list(baselines(fitted_on, held_out, artifacts.factors))
-    models += [] if ruler.raw is None else [ruler.raw]
-    random = None
-    if artifacts.database is not None:
-        idf, genes = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
-        random = random_sets(artifacts.database, genes, idf, fitted_on, fold.seed)
-    fold = dataclasses.replace(fold, models=tuple(models), random_sets=random)
-    if fold.hidden is not None:
-        hidden = with_representations(
-            fold.hidden, [], ruler.entries, artifacts, with_baselines=True
-        )
-        fold = dataclasses.replace(fold, hidden=hidden)
-    results = []
-    for name, config in _bar(configs):
-        with threadpool_limits(1):
-            results.append(find_task(name).run(fold, config))
-    return results, time.perf_counter() - started
-
-
-def _bar(configs: Mapping[str, Any]) -> tqdm[tuple[str, Any]]:
-    return tqdm(configs.items(), desc="measure", disable=None, leave=False)
 
 
 class Bench:
@@ -205,7 +122,7 @@ class Bench:
         """What the job's fold is measured with, made when the fold changes."""
         key = (job.cell.name, job.job.fold)
         if self._ruler is None or self._key != key:
-            self._ruler, self._key = make_ruler(job, self.tasks), key
+            self._ruler, self._key = ruler_of(job, self.tasks), key
         return self._ruler
 
     def run(self, job: GridJob) -> Path:
@@ -216,11 +133,11 @@ class Bench:
         """
         configs = task_configs(job.evaluate, self.tasks)
         if job.row == BASELINES:
-            results, seconds = measure_baselines(self.ruler(job), configs)
+            results, seconds = measure(self.ruler(job), configs, None, job.reference.seed)
             return write_scores(job, {"measure_s": seconds}, results)
         train_s = self._train(job)
         checkpoint = load_checkpoint(job.folder / CHECKPOINT)
-        results, seconds = measure(self.ruler(job), checkpoint, configs)
+        results, seconds = measure(self.ruler(job), configs, checkpoint, checkpoint.seed)
         _refuse_nothing(job, results)
         facts = {
             "n_parameters": sum(p.numel() for p in checkpoint.model.parameters()),

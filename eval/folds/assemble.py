@@ -20,13 +20,11 @@ from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
-from hibio.data.splits import SlideEntry
+from hibio.data.splits import SlideEntry, Split
 from hibio.keys import MAIN
 from hibio.regions import fit_region_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
-
-READ_BESIDE = {"expression", "retrieval"}  # tasks that put the stored features beside an embedding
 
 IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
 
@@ -72,6 +70,90 @@ def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
     return result
 
 
+@dataclass(frozen=True)
+class Ruler:
+    """What the models of a fold are measured with; nothing in it depends on a model.
+
+    Attributes:
+        fold: slides and targets, without models.
+        entries: every slide of the fold.
+        artifacts: give vocabulary, targets and gene sets.
+        features: slide_id -> (S, F) stored image features, or None.
+    """
+
+    fold: Fold
+    entries: tuple[SlideEntry, ...]
+    artifacts: Artifacts
+    features: dict[str, np.ndarray] | None
+
+    def with_models(
+        self, checkpoints: Sequence[Checkpoint], seed: int, *, with_baselines: bool
+    ) -> Fold:
+        """The fold with embeddings of its slides.
+
+        Args:
+            checkpoints: the model and its trained baselines.
+            seed: of the models.
+            with_baselines: also the baselines that need no training, and matched random sets.
+        """
+        fold, artifacts = self.fold, self.artifacts
+        models: list[Representation] = []
+        for checkpoint in checkpoints:
+            models += representations(checkpoint, self.entries, artifacts)
+        random = raw = None
+        if with_baselines:
+            fitted_on, held_out = fold.train or fold.test, fold.test if fold.train else ()
+            models += baselines(fitted_on, held_out, artifacts.factors, self.features)
+            if artifacts.database is not None:
+                idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
+                random = random_sets(artifacts.database, names, idf, fitted_on, seed)
+        elif self.features is not None:
+            raw = raw_features((*fold.train, *fold.test), self.features, artifacts.factors)
+        hidden = fold.hidden
+        if hidden is not None:
+            hidden = with_representations(
+                hidden, checkpoints, self.entries, artifacts, with_baselines=with_baselines
+            )
+        return dataclasses.replace(
+            fold,
+            seed=seed,
+            models=tuple(models),
+            random_sets=random,
+            hidden=hidden,
+            raw_features=raw,
+        )
+
+
+def make_ruler(
+    split: Split, artifacts: Artifacts, image: str | None, tasks: Collection[str]
+) -> Ruler:
+    """Read the slides of a fold.
+
+    Args:
+        split: its name, training and test slides.
+        artifacts: fitted on the training slides.
+        image: what the model reads: ``patches`` or stored features.
+        tasks: names of the tasks that will be run; ``imputation`` hides genes.
+    """
+    train = tuple(slide_data(entry, artifacts) for entry in split.train)
+    test = tuple(slide_data(entry, artifacts) for entry in split.test)
+    hidden = None
+    if IMPUTATION in tasks:
+        hidden = hide(train, test, artifacts.genes, artifacts.tfidf.transform)
+    fold = Fold(
+        name=split.name,
+        seed=0,
+        genes=artifacts.genes,
+        train=train,
+        test=test,
+        anchors=artifacts.anchors,
+        factors=artifacts.factors,
+        hidden=hidden,
+    )
+    entries = (*split.train, *split.test)
+    return Ruler(fold, entries, artifacts, stored_features(entries, image))
+
+
 def assemble(
     group: JobGroup,
     entries: Sequence[SlideEntry],
@@ -95,68 +177,20 @@ def assemble(
         ConfigError: no test slide, or a test patient that was trained on.
     """
     artifacts = group.main.model.artifacts
-    train_entries, test_entries = _split_entries(group, entries)
-    train = tuple(slide_data(entry, artifacts) for entry in train_entries)
-    test = tuple(slide_data(entry, artifacts) for entry in test_entries)
-    fitted_on = train or test
-    every = [*train_entries, *test_entries]
-    models: list[Representation] = []
-    for checkpoint in group.checkpoints:
-        models += representations(checkpoint, every, artifacts)
-    random = None
-    if with_baselines:
-        features = stored_features(every, group.main.image)
-        models += baselines(fitted_on, test if train else (), artifacts.factors, features)
-        if artifacts.database is not None:
-            idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
-            random = random_sets(artifacts.database, names, idf, fitted_on, group.seed)
-    hidden = None
-    if IMPUTATION in tasks:
-        hidden = with_representations(
-            hide(train, test, artifacts.genes, artifacts.tfidf.transform),
-            group.checkpoints,
-            every,
-            artifacts,
-            with_baselines=with_baselines,
-        )
-    return Fold(
-        name=group.fold,
-        seed=group.seed,
-        genes=artifacts.genes,
-        train=train,
-        test=test,
-        models=tuple(models),
-        anchors=artifacts.anchors,
-        random_sets=random,
-        factors=artifacts.factors,
-        hidden=hidden,
-        raw_features=None if with_baselines else _beside(group, every, (*train, *test), tasks),
-    )
+    split = _split_entries(group, entries)
+    ruler = make_ruler(split, artifacts, group.main.image, tasks)
+    return ruler.with_models(group.checkpoints, group.seed, with_baselines=with_baselines)
 
 
-def _beside(
-    group: JobGroup,
-    entries: Sequence[SlideEntry],
-    slides: Sequence[SlideData],
-    tasks: Collection[str],
-) -> Representation | None:
-    """Stored image features for read-outs beside an embedding, where no baseline brings them."""
-    features = stored_features(entries, group.main.image) if READ_BESIDE & set(tasks) else None
-    factors = group.main.model.artifacts.factors
-    return None if features is None else raw_features(slides, features, factors)
-
-
-def _split_entries(
-    group: JobGroup, entries: Sequence[SlideEntry]
-) -> tuple[list[SlideEntry], list[SlideEntry]]:
+def _split_entries(group: JobGroup, entries: Sequence[SlideEntry]) -> Split:
     """Training and test slides; without a fold all that were trained on are test slides."""
     artifacts = group.main.model.artifacts
-    train = [e for e in entries if e.slide_id in artifacts.train_slides]
-    test = [e for e in entries if e.slide_id not in artifacts.train_slides]
+    train = tuple(e for e in entries if e.slide_id in artifacts.train_slides)
     if group.fold == NO_FOLD:
-        return [], train
+        return Split(group.fold, (), train)
+    test = tuple(e for e in entries if e.slide_id not in artifacts.train_slides)
     _check_split(group, artifacts, train, test)
-    return train, test
+    return Split(group.fold, train, test)
 
 
 def _check_split(

@@ -7,7 +7,6 @@ Shapes: S spots, G genes, F features, r factors.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +20,9 @@ from eval.results import RAW
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
 
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """Settings of the baselines.
-
-    Args:
-        pca_genes: variable genes that the PCA of expression sees.
-        pca_components: its dimensions.
-        seed: of the randomised PCA.
-    """
-
-    pca_genes: int = 2000
-    pca_components: int = 30
-    seed: int = 0
+PCA_GENES = 2000  # variable genes that the PCA of expression sees
+PCA_COMPONENTS = 30
+SEED = 0  # of the randomised PCA
 
 
 def baselines(
@@ -42,7 +30,6 @@ def baselines(
     test: Sequence[SlideData],
     factors: GeneFactors | None = None,
     features: Mapping[str, np.ndarray] | None = None,
-    config: BaselineConfig | None = None,
 ) -> tuple[Representation, ...]:
     """All baselines that the given parts allow, in the order of the report.
 
@@ -51,7 +38,6 @@ def baselines(
         test: test slides.
         factors: of the training slides, for the spot-vector rows.
         features: slide_id -> (S, F) stored image features, for the raw-feature row.
-        config: settings.
 
     Returns:
         ``coordinates``, ``log_depth``, ``pca_expression`` and ``pca_expression_neighbours``; with
@@ -59,7 +45,7 @@ def baselines(
     """
     slides = (*train, *test)
     rows = [coordinates(slides), log_depth(slides)]
-    rows += pca_expression(train, test, config or BaselineConfig())
+    rows += pca_expression(train, test)
     if factors is not None:
         rows += lsa(slides, factors)
     if features is not None:
@@ -121,19 +107,17 @@ def log_depth(slides: Sequence[SlideData]) -> Representation:
     return Representation("log_depth", omics=rows, notes=(note,), aligned=False)
 
 
-def pca_expression(
-    train: Sequence[SlideData], test: Sequence[SlideData], config: BaselineConfig
-) -> list[Representation]:
+def pca_expression(train: Sequence[SlideData], test: Sequence[SlideData]) -> list[Representation]:
     """PCA of expression on variable genes, fitted on training slides, z-scored per slide.
 
     Returns:
         ``pca_expression`` (S, components), and ``pca_expression_neighbours`` with the mean of the
         neighbours beside it.
     """
-    genes = variable_genes(train, config.pca_genes)
+    genes = variable_genes(train, PCA_GENES)
     fitted_on = np.concatenate([expression(slide)[:, genes].toarray() for slide in train])
-    size = min(config.pca_components, *fitted_on.shape)
-    pca = PCA(size, svd_solver="randomized", random_state=config.seed).fit(fitted_on)
+    size = min(PCA_COMPONENTS, *fitted_on.shape)
+    pca = PCA(size, svd_solver="randomized", random_state=SEED).fit(fitted_on)
     own, beside = {}, {}
     for slide in (*train, *test):
         rows = zscore(pca.transform(expression(slide)[:, genes].toarray()))

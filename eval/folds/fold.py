@@ -1,19 +1,15 @@
 """What an evaluation task sees: slides, embeddings of them, and which slides are the training ones.
 
-Shapes: S spots of one slide, G genes, k neighbours.
-
-Shapes: S spots of one slide, D embedding dimensions, M pathways, H predicted genes.
-
 Every task runs the same code on the model and on its baselines, because a baseline is a
 `Representation` like any other. Nothing here fits anything on test slides; where a number is
 standardised per slide, no label is used (docs/method.md 6).
-
-Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, k neighbours.
+Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, H genes to predict,
+k neighbours.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -24,11 +20,8 @@ from eval.results import Role, Row
 from hibio.regions import RegionTree
 from preprocessing.errors import did_you_mean
 
-if TYPE_CHECKING:
-    from eval.folds.hidden_genes import HiddenGenes
-
+MODALITIES = ("omics", "image")
 ACTIVITY_PREFIX = "activity:"
-
 NOT_A_LABEL = ("", "undetermined", "unknown", "nan", "na")
 
 
@@ -150,7 +143,6 @@ class Representation:
         aligned: whether image and omics live in one space, so that their cosine means something.
             Retrieval bridges the two by ridge where they do not.
         anchor: (M, D) embeddings of the fold's pathways in the image space, or None.
-        held_out_anchor: the same for the fold's held-out gene sets, or None.
         trees: slide_id -> the model's own region tree, or None.
         prediction: expression that the model predicts itself from the image alone, or None.
         cost: parameters and wall time, or None where nothing was fitted.
@@ -164,7 +156,6 @@ class Representation:
     words: str = ""
     aligned: bool = True
     anchor: np.ndarray | None = None
-    held_out_anchor: np.ndarray | None = None
     trees: Mapping[str, RegionTree] | None = None
     prediction: Prediction | None = None
     cost: Cost | None = None
@@ -173,6 +164,11 @@ class Representation:
     def row(self) -> Row:
         """Its role and what it does."""
         return Row(self.role, self.words or "; ".join(self.notes))
+
+    def covers(self, modality: str, slide: SlideData) -> bool:
+        """Whether the slide has an embedding of the modality (``omics`` or ``image``)."""
+        there = getattr(self, modality) is not None
+        return there and (modality == "omics" or slide.has_image)
 
     def rows(self, modality: str, slides: Iterable[SlideData]) -> list[np.ndarray]:
         """Embeddings of the slides in order, each (S, D) float64, checked.
@@ -184,7 +180,7 @@ class Representation:
         Raises:
             FoldError: the modality or a slide is missing, sizes differ, or a value is not finite.
         """
-        table = {"image": self.image, "omics": self.omics}[modality]
+        table = getattr(self, modality)
         if table is None:
             raise FoldError(f"{self.name} has no {modality} embedding; ask for the other one")
         return [self._checked(f"{modality} embedding", table, slide) for slide in slides]
@@ -226,17 +222,38 @@ class Representation:
         return rows
 
 
+@dataclass(frozen=True)
+class HiddenGenes:
+    """One draw of hidden genes in one fold.
+
+    Args:
+        names: the H genes.
+        train: slides that read-outs are fitted on, without the counts of the genes.
+        test: test slides, without them.
+        truth: slide_id -> (S, H) expression of the genes, normalised with all genes.
+        models: representations computed without the genes.
+        decoded: row name -> slide_id -> (S, H): predictions that need no read-out.
+        notes: printed with the results.
+    """
+
+    names: tuple[str, ...]
+    train: tuple[SlideData, ...]
+    test: tuple[SlideData, ...]
+    truth: Mapping[str, np.ndarray]
+    models: tuple[Representation, ...] = ()
+    decoded: Mapping[str, Mapping[str, np.ndarray]] | None = None
+    notes: tuple[str, ...] = ()
+
+
 class GeneSetScores(Protocol):
     """Gene sets that can be scored on TF-IDF rows; `pathways.anchors.PathwayAnchors` is one."""
 
     @property
     def names(self) -> Sequence[str]:
         """The M set names, in column order."""
-        ...
 
     def match(self, tfidf: sparse.csr_matrix) -> np.ndarray:
         """Score (S, M), standardised per set over training spots, centred per spot."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -251,7 +268,6 @@ class Fold:
         test: slides of other patients.
         models: the checkpoint's and the baselines' embeddings.
         anchors: pathways scored on TF-IDF rows, standardised on the training spots, or None.
-        held_out: gene sets never seen in training, in the same form, or None.
         random_sets: random sets matched to ``anchors`` in size and mean expression, or None.
         factors: gene factors with ``components`` (G, r) and ``spread`` (r,), or None.
         hidden: genes to impute, and every representation without them, or None.
@@ -269,10 +285,9 @@ class Fold:
     test: tuple[SlideData, ...]
     models: tuple[Representation, ...] = ()
     anchors: GeneSetScores | None = None
-    held_out: GeneSetScores | None = None
     random_sets: GeneSetScores | None = None
     factors: Any = field(default=None, repr=False)
-    hidden: "HiddenGenes | None" = field(default=None, repr=False)
+    hidden: HiddenGenes | None = field(default=None, repr=False)
     per_slide: tuple[Representation, ...] = ()
     raw_features: Representation | None = field(default=None, repr=False)
 
@@ -333,6 +348,24 @@ def neighbour_mean(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     return np.where(lonely[:, None], values, mean)
 
 
+def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
+    """Repeated mean of each spot and its neighbours.
+
+    Args:
+        rows: (S, D).
+        neighbours: (S, k) padded with -1.
+        rounds: repetitions.
+
+    Returns:
+        (S, D).
+    """
+    weights = neighbour_weights(neighbours)
+    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
+    for _ in range(rounds):
+        rows = (rows + degree * (weights @ rows)) / (1 + degree)
+    return rows
+
+
 def neighbour_weights(neighbours: np.ndarray) -> sparse.csr_matrix:
     """Averaging matrix (S, S): 1/degree on each spot's neighbours, rows of zeros where none."""
     present = neighbours >= 0
@@ -346,6 +379,11 @@ def neighbour_weights(neighbours: np.ndarray) -> sparse.csr_matrix:
 def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several slides below each other."""
     return np.concatenate(list(parts), axis=0)
+
+
+def split_rows(rows: np.ndarray, slides: Sequence[SlideData]) -> list[np.ndarray]:
+    """Stacked rows cut back into slides."""
+    return np.split(rows, np.cumsum([slide.n_spots for slide in slides])[:-1])
 
 
 def spot_names(slides: Iterable[SlideData], kind: str) -> np.ndarray:

@@ -1,12 +1,9 @@
-"""Genes taken out of the counts, and the variable genes of training slides.
+"""Genes taken out of the counts before depth, TF-IDF and everything after, so that no trace stays.
 
-Shapes: S spots, G genes.
-
-The counts of the hidden genes are removed before depth, TF-IDF and everything after them, so that
-no input holds a trace of them. Shapes: S spots, G genes, H hidden genes, r factors, D dimensions.
+Shapes: S spots, G genes, H hidden genes, r factors, D dimensions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +11,7 @@ from scipy import sparse
 
 from eval.embed import Checkpoint
 from eval.folds.baselines import baselines
-from eval.folds.fold import Representation, SlideData
+from eval.folds.fold import HiddenGenes, Representation, SlideData
 from eval.folds.variable_genes import expression
 from eval.results import DECODER_SUFFIX, TOWER_SUFFIX
 from hibio.artifacts import Artifacts
@@ -24,7 +21,6 @@ from hibio.keys import MAIN
 from preprocessing.coexpression import GeneFactors
 
 Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
-
 Decoded = dict[str, dict[str, np.ndarray]]
 
 
@@ -50,36 +46,8 @@ class HiddenGenesConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class HiddenGenes:
-    """One draw of hidden genes in one fold.
-
-    Args:
-        names: the H genes.
-        train: slides that read-outs are fitted on, without the counts of the genes.
-        test: test slides, without them.
-        truth: slide_id -> (S, H) expression of the genes, normalised with all genes.
-        models: representations computed without the genes.
-        decoded: row name -> slide_id -> (S, H): predictions that need no read-out.
-        notes: printed with the results.
-    """
-
-    names: tuple[str, ...]
-    train: tuple[SlideData, ...]
-    test: tuple[SlideData, ...]
-    truth: Mapping[str, np.ndarray]
-    models: tuple[Representation, ...] = ()
-    decoded: Mapping[str, Mapping[str, np.ndarray]] | None = None
-    notes: tuple[str, ...] = ()
-
-
 def choose_genes(slides: Sequence[SlideData], config: HiddenGenesConfig) -> np.ndarray:
-    """Columns (H,) of the hidden genes, ascending; a random draw among the detected ones.
-
-    Args:
-        slides: training slides, or the slides themselves where nothing is held out.
-        config: how many, and the seed.
-    """
+    """Columns (H,) of the hidden genes, ascending; a random draw among those detected."""
     n_spots = sum(slide.n_spots for slide in slides)
     detected = np.sum([np.asarray((s.counts > 0).sum(axis=0)).ravel() for s in slides], axis=0)
     eligible = np.flatnonzero(detected >= max(1.0, config.min_detected * n_spots))
@@ -90,13 +58,7 @@ def choose_genes(slides: Sequence[SlideData], config: HiddenGenesConfig) -> np.n
 
 
 def without_genes(slide: SlideData, columns: np.ndarray, transform: Transform) -> SlideData:
-    """The slide as if the genes of these columns had not been measured.
-
-    Args:
-        slide: as measured.
-        columns: (H,) of the vocabulary.
-        transform: counts (S, G) to TF-IDF rows, fitted on the training slides.
-    """
+    """The slide as if the genes of these columns (H,) had not been measured."""
     visible = np.ones(slide.counts.shape[1], dtype=slide.counts.dtype)
     visible[columns] = 0
     counts = sparse.csr_matrix(slide.counts @ sparse.diags(visible, dtype=slide.counts.dtype))
@@ -117,7 +79,7 @@ def hide(
         train: training slides; empty where nothing is held out.
         test: test slides.
         genes: (G,) vocabulary.
-        transform: counts (S, G) to TF-IDF rows.
+        transform: counts (S, G) to TF-IDF rows, fitted on the training slides.
         config: settings.
 
     Returns:
@@ -191,13 +153,7 @@ def with_representations(
 def factor_prediction(
     tfidf: sparse.csr_matrix, factors: GeneFactors, columns: np.ndarray
 ) -> np.ndarray:
-    """Hidden genes (S, H) of the linear-factor model: least squares on the visible genes.
-
-    Args:
-        tfidf: (S, G) rows without the hidden genes.
-        factors: gene factors F (G, r) of the training slides.
-        columns: (H,) of the hidden genes.
-    """
+    """Hidden genes (S, H) of the linear-factor model: least squares on the visible genes (S, G)."""
     components = factors.components.astype(np.float64)
     visible = components.copy()
     visible[columns] = 0.0

@@ -15,7 +15,6 @@ from eval.folds.fold import SlideData
 from eval.results import ResultTable
 
 REACH_HOPS = 5  # spatial graph hops that an embedding of the default encoder depends on
-
 SEED = 0
 
 

@@ -1,4 +1,4 @@
-"""The confidence interval that stands beside a headline number, and what it was drawn over.
+"""Confidence intervals and paired tests, and what they were drawn over.
 
 Shapes: N rows, C classes, U units, B draws, P positive and Q negative rows of one class.
 """
@@ -16,7 +16,7 @@ from eval.errors import FoldError
 from eval.measures.metrics import bootstrap_ci
 
 DRAWS_AT_ONCE = 256
-
+LEVEL = 0.95  # of the interval beside a headline number
 EXACT_UNITS = 12  # 4,096 signs
 
 
@@ -192,9 +192,6 @@ def holm(p: Sequence[float]) -> list[float]:
     corrected = np.full(len(values), np.nan)
     corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return [float(value) for value in corrected]
-
-
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from sklearn.metrics import (
 from eval.errors import FoldError
 
 TIE = 1e-9
-
 FLAT = 1e-10
 
 #: What a value is, for the reports.
@@ -156,12 +155,6 @@ def list_length(fraction: float, n_items: int) -> int:
     if not 0.0 < fraction <= 1.0:
         raise FoldError(f"recall at fraction {fraction}; it must be above 0 and at most 1")
     return max(1, math.floor(fraction * n_items + 0.5))
-
-
-def recall_at_fraction(similarity: np.ndarray | Ranks, fraction: float) -> float:
-    """Recall with a list of ``fraction`` of the pool (0.1 = R@10%)."""
-    r = _as_ranks(similarity)
-    return recall_at_k(r, list_length(fraction, r.n_items))
 
 
 def median_rank(similarity: np.ndarray | Ranks) -> float:

@@ -1,14 +1,9 @@
 """Read-outs: what is fitted on top of a frozen embedding (docs/method.md 6.1).
 
 Everything works on moments (X'X, X'Y) per slide, so that every alpha and every inner fold costs one
-small eigendecomposition and no pass over spots.
-
+small eigendecomposition and no pass over spots. Beside ridge: the groups of its inner folds, the
+mean of the nearest training spots, and the standardising that both use.
 Shapes: S spots, F features, T targets, A alphas.
-
-The groups of its inner folds, the mean of the nearest
-training spots, and the standardising that both use.
-
-Shapes: S spots, F features, T targets.
 """
 
 import math

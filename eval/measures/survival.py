@@ -15,7 +15,6 @@ from scipy.optimize import minimize
 from eval.errors import FoldError
 
 _FORM = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*;\s*([01])\s*")
-
 FLAT = 1e-9
 
 

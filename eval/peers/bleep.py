@@ -14,7 +14,7 @@ of their outputs, as H&Enium (bioRxiv 2025) proposes: their cosines over 0.1.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,74 +25,42 @@ from eval.errors import FoldError
 from eval.folds.fold import Prediction, Representation, SlideData, stack
 from eval.measures.ridge import knn_mean
 from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingConfig, TrainingData
-from eval.peers.towers import (
-    Alignment,
-    FittedTowers,
-    Inputs,
-    ProjectionHead,
-    TowerConfig,
-    Towers,
-    align,
-    n_image_features,
-    scaled_expression,
-    spot_features,
-)
+from eval.peers.peer import Features, TrainingData
+from eval.peers.towers import FittedTowers, FlatClip, Inputs, Towers
 
 
-@dataclass(frozen=True)
-class Bleep:
+@dataclass(frozen=True, kw_only=True)
+class Bleep(FlatClip):
     """BLEEP and its pre-projection variant.
 
     Args:
-        n_genes: variable genes that the expression tower reads.
         k: training spots in the mean.
         before_projection: targets from the inputs of the heads instead of their outputs.
         temperature: T of logits and targets.
         input_temperature: divides the cosines of the inputs when ``before_projection``.
-        towers: sizes.
-        training: of the loop.
     """
 
-    n_genes: int = 1000
     k: int = 50
     before_projection: bool = False
     temperature: float = 1.0
     input_temperature: float = 0.1
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "bleep"
     source: str = "BLEEP, Xie et al. 2023"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
+
+    def notes(self, data: TrainingData) -> tuple[str, ...]:
+        """How expression is predicted."""
+        return (f"pearson: mean expression of the {self.k} nearest training spots",)
 
     def fit(self, data: TrainingData, seed: int) -> "FittedBleep":
         """Train the towers; keep the training spots as the bank."""
-        omics_input, n_genes = scaled_expression(data, self.n_genes)
-        n_features = n_image_features(data, self.name)
-
-        def build() -> Towers:
-            image = ProjectionHead(n_features, self.towers)
-            return Towers(image, ProjectionHead(n_genes, self.towers), self.towers)
-
-        method = Alignment(
-            self.name,
-            self.source,
-            spot_features(),
-            omics_input,
-            build,
-            self._loss,
-            self.training,
-            (f"pearson: mean expression of the {self.k} nearest training spots",),
-        )
-        fitted = align(method, data, seed)
+        fitted = self.align(data, seed)
         slides, genes = data.paired(self.name), target_genes(data.slides)
         bank = stack(list(fitted.embed_omics(slides).values()))
         known = stack([dense_expression(slide, genes) for slide in slides])
         return FittedBleep(fitted, bank, known, genes, self.k)
 
-    def _loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+    def loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+        """See `smoothed_contrast`."""
         image_ND, omics_ND = towers.image(*image), towers.omics(*omics)
         if not self.before_projection:
             return smoothed_contrast(image_ND, omics_ND, image_ND, omics_ND, self.temperature)

@@ -1,91 +1,97 @@
 """Peers that read a spot as a list of genes: OmiCLIP-like and Nicheformer-like.
 
-Source: Chen et al., A visual-omics foundation model to bridge histopathology with spatial
-transcriptomics (OmiCLIP / Loki), Nature Methods 2025.
-
-Same: the 50 genes with the highest counts of a spot, by falling count; symbols with a full stop or
-a hyphen are left out, and so are housekeeping genes; symmetric InfoNCE with the image.
-Differs: no text encoder and no tokenizer that cuts symbols into pieces: each gene has a learned
-vector, and the sentence is their mean (order within the 50 is not used); the housekeeping list is
-the ribosomal protein genes (RPL, RPS); stored image features; trained on this fold alone.
-
-Source: Schaar et al., Nicheformer: a foundation model for single-cell and spatial omics, 2024; the
-same tokens in UMPIRE and STAMP.
-
-Same: counts scaled to a common depth, divided by the mean of the gene over the training spots that
-express it, ranked; the first tokens of the ranking are the input, order matters.
-Differs: a weighted bag (a learned weight a place) instead of a 12-layer transformer, 256 tokens
-instead of 1,500, one mean a fold instead of one a technology, no pretraining on a cell atlas; it is
-trained against the image only, with symmetric InfoNCE.
+Shapes: S spots of one slide, N spots of a batch, G genes, P places in a gene list, W width.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
-from torch import nn
+from torch import Tensor, nn
 
 from eval.errors import FoldError
 from eval.folds.fold import SlideData
-from eval.peers.expression_input import GeneBag, ranked_genes, without
-from eval.peers.peer import TrainingConfig, TrainingData
-from eval.peers.towers import (
-    Alignment,
-    FittedTowers,
-    ProjectionHead,
-    TowerConfig,
-    Towers,
-    align,
-    identity_loss,
-    n_image_features,
-    spot_features,
-)
+from eval.peers.peer import TrainingData
+from eval.peers.towers import ContrastivePeer, OmicsInput, ProjectionHead, Towers
 
 LEFT_OUT = re.compile(r"[.-]|^RP[LS]\d", re.IGNORECASE)
+DEPTH = 1e4
+UNLISTED = -1e9  # before a softmax: no weight, and no NaN where nothing is listed
 
 
-@dataclass(frozen=True)
-class OmiClip:
+@dataclass(frozen=True, kw_only=True)
+class OmiClip(ContrastivePeer):
     """Image against gene sentence.
+
+    Source: Chen et al., A visual-omics foundation model to bridge histopathology with spatial
+    transcriptomics (OmiCLIP / Loki), Nature Methods 2025.
+
+    Same: the 50 genes with the highest counts of a spot, by falling count; symbols with a full stop
+    or a hyphen are left out, and so are housekeeping genes; symmetric InfoNCE with the image.
+    Differs: no text encoder and no tokenizer that cuts symbols into pieces: each gene has a learned
+    vector, and the sentence is their mean (order within the 50 is not used); the housekeeping list
+    is the ribosomal protein genes (RPL, RPS); stored image features; trained on this fold alone.
 
     Args:
         n_words: genes in a sentence.
-        towers: sizes.
-        training: of the loop.
     """
 
     n_words: int = 50
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "omiclip"
     source: str = "OmiCLIP, Chen et al. 2025"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedTowers:
-        """Train the gene vectors and both heads."""
+    def notes(self, data: TrainingData) -> tuple[str, ...]:
+        """How many genes are left out."""
         keep = words(data.genes)
-        n_features = n_image_features(data, self.name)
+        return (f"{int((~keep).sum())} of {len(keep)} genes cannot be words of a sentence",)
 
-        def build() -> Towers:
-            bag = GeneBag(len(keep), self.n_words, self.towers.dim, by_place=False)
-            sentence = nn.Sequential(bag, ProjectionHead(self.towers.dim, self.towers))
-            return Towers(ProjectionHead(n_features, self.towers), sentence, self.towers)
+    def omics_input(self, data: TrainingData) -> tuple[OmicsInput, int]:
+        """The sentence of a spot."""
+        keep = words(data.genes)
+        return lambda s: (ranked_genes(without(s.counts, keep), self.n_words),), len(keep)
 
-        method = Alignment(
-            self.name,
-            self.source,
-            spot_features(),
-            lambda slide: (ranked_genes(without(slide.counts, keep), self.n_words),),
-            build,
-            identity_loss,
-            self.training,
-            (f"{int((~keep).sum())} of {len(keep)} genes cannot be words of a sentence",),
-        )
-        return align(method, data, seed)
+    def build(self, n_features: int, n_genes: int) -> Towers:
+        """Gene vectors and both heads."""
+        bag = GeneBag(n_genes, self.n_words, self.towers.dim, by_place=False)
+        sentence = nn.Sequential(bag, ProjectionHead(self.towers.dim, self.towers))
+        return Towers(ProjectionHead(n_features, self.towers), sentence, self.towers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nicheformer(ContrastivePeer):
+    """Image against rank tokens.
+
+    Source: Schaar et al., Nicheformer: a foundation model for single-cell and spatial omics, 2024;
+    the same tokens in UMPIRE and STAMP.
+
+    Same: counts scaled to a common depth, divided by the mean of the gene over the training spots
+    that express it, ranked; the first tokens of the ranking are the input, order matters.
+    Differs: a weighted bag (a learned weight a place) instead of a 12-layer transformer, 256 tokens
+    instead of 1,500, one mean a fold instead of one a technology, no pretraining on a cell atlas;
+    it is trained against the image only, with symmetric InfoNCE.
+
+    Args:
+        n_tokens: length of the ranking that is read.
+    """
+
+    n_tokens: int = 256
+    name: str = "nicheformer"
+    source: str = "Nicheformer, Schaar et al. 2024"
+
+    def omics_input(self, data: TrainingData) -> tuple[OmicsInput, int]:
+        """The rank tokens of a spot."""
+        usual = usual_level(data.slides)
+        n_tokens = min(self.n_tokens, len(usual))
+        return lambda s: (ranked_genes(over_usual(s, usual), n_tokens),), len(usual)
+
+    def build(self, n_features: int, n_genes: int) -> Towers:
+        """Gene vectors, the weights of the places and both heads."""
+        bag = GeneBag(n_genes, min(self.n_tokens, n_genes), self.towers.dim, by_place=True)
+        ranking = nn.Sequential(bag, ProjectionHead(self.towers.dim, self.towers))
+        return Towers(ProjectionHead(n_features, self.towers), ranking, self.towers)
 
 
 def words(genes: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -102,51 +108,6 @@ def words(genes: Sequence[str] | np.ndarray) -> np.ndarray:
             "(hibio prepare --gene-table)"
         )
     return keep
-
-
-DEPTH = 1e4
-
-
-@dataclass(frozen=True)
-class Nicheformer:
-    """Image against rank tokens.
-
-    Args:
-        n_tokens: length of the ranking that is read.
-        towers: sizes.
-        training: of the loop.
-    """
-
-    n_tokens: int = 256
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    name: str = "nicheformer"
-    source: str = "Nicheformer, Schaar et al. 2024"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
-
-    def fit(self, data: TrainingData, seed: int) -> FittedTowers:
-        """Train the gene vectors, the weights of the places and both heads."""
-        usual = usual_level(data.slides)
-        n_tokens = min(self.n_tokens, len(usual))
-        n_features = n_image_features(data, self.name)
-
-        def build() -> Towers:
-            bag = GeneBag(len(usual), n_tokens, self.towers.dim, by_place=True)
-            ranking = nn.Sequential(bag, ProjectionHead(self.towers.dim, self.towers))
-            return Towers(ProjectionHead(n_features, self.towers), ranking, self.towers)
-
-        method = Alignment(
-            self.name,
-            self.source,
-            spot_features(),
-            lambda slide: (ranked_genes(over_usual(slide, usual), n_tokens),),
-            build,
-            identity_loss,
-            self.training,
-        )
-        return align(method, data, seed)
 
 
 def usual_level(slides: Sequence[SlideData]) -> np.ndarray:
@@ -178,3 +139,61 @@ def _at_depth(slide: SlideData) -> sparse.csr_matrix:
         depth = np.asarray(values.sum(axis=1)).ravel()
         values.data *= DEPTH / np.repeat(depth, np.diff(values.indptr))
     return values
+
+
+def ranked_genes(values: sparse.csr_matrix, n_places: int) -> np.ndarray:
+    """For every spot its genes by falling value.
+
+    Args:
+        values: (S, G), never negative; genes with value 0 are not listed.
+        n_places: P.
+
+    Returns:
+        (S, P) int64 gene indices, ties in gene order, padded with -1.
+
+    Raises:
+        FoldError: fewer than one place.
+    """
+    if n_places < 1:
+        raise FoldError(f"a gene list has {n_places} places; at least 1 is needed")
+    table = sparse.csr_matrix(values, copy=True)
+    table.eliminate_zeros()
+    table.sort_indices()
+    ranked = np.full((table.shape[0], n_places), -1, dtype=np.int64)
+    for spot in range(table.shape[0]):
+        own = slice(table.indptr[spot], table.indptr[spot + 1])
+        order = np.argsort(-table.data[own], kind="stable")[:n_places]
+        ranked[spot, : len(order)] = table.indices[own][order]
+    return ranked
+
+
+def without(values: sparse.csr_matrix, keep: np.ndarray) -> sparse.csr_matrix:
+    """The table (S, G) with the columns outside ``keep`` (G,) bool set to 0."""
+    return sparse.csr_matrix(values @ sparse.diags(keep.astype(np.float64)))
+
+
+class GeneBag(nn.Module):
+    """Weighted mean of the vectors of listed genes, then a head.
+
+    Args:
+        n_genes: G.
+        n_places: P; one weight each, softmax over the places that a spot fills.
+        width: W of the gene vectors and of the output.
+        by_place: whether the weight of a place is learned; otherwise all places weigh the same.
+    """
+
+    def __init__(self, n_genes: int, n_places: int, width: int, by_place: bool) -> None:
+        super().__init__()
+        self.gene_vector = nn.EmbeddingBag(n_genes + 1, width, mode="sum", padding_idx=n_genes)
+        self.place_P = nn.Parameter(torch.zeros(n_places), requires_grad=by_place)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, gene_NP: Tensor) -> Tensor:
+        """Vectors (N, W) of gene lists (N, P) padded with -1; of an empty list the norm's bias."""
+        listed_NP = gene_NP >= 0
+        padding = self.gene_vector.num_embeddings - 1
+        weight_NP = torch.where(listed_NP, self.place_P, UNLISTED).softmax(dim=1) * listed_NP
+        index_NP = torch.where(listed_NP, gene_NP, padding)
+        own_NW = self.gene_vector(index_NP, per_sample_weights=weight_NP)
+        normed: Tensor = self.norm(own_NW)
+        return normed

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eval.errors import FoldError
-from eval.folds.fold import Cost, Prediction, Representation, SlideData, spot_names, stack
+from eval.folds.fold import (
+    Cost,
+    Prediction,
+    Representation,
+    SlideData,
+    split_rows,
+    spot_names,
+    stack,
+)
 from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
 from eval.peers.expression_input import N_TARGETS, dense_expression, target_genes
 from eval.peers.peer import Features, TrainingData, pictured
@@ -50,12 +58,7 @@ class PcaRidge:
             raise FoldError(f"pca_ridge: alpha is {self.alpha!r}, expected 'cv' or 'hest'")
 
     def fit(self, data: TrainingData, seed: int) -> "FittedPcaRidge":
-        """Keep what the regression needs; it is solved when slides come.
-
-        Args:
-            data: training slides.
-            seed: not used: the PCA draws from its own fixed seed.
-        """
+        """Keep what the regression needs; the PCA draws from a fixed seed of its own."""
         slides = data.paired(self.name)
         genes = target_genes(data.slides, self.n_genes)
         x = stack([np.asarray(data.features[s.slide_id], np.float64) for s in slides])
@@ -95,8 +98,7 @@ class FittedPcaRidge:
             found = ridge_fit_predict(
                 *(self.x, self.y, rows, self.alpha, self.groups, self.units, self.settings.ridge)
             )
-            cuts = np.cumsum([s.n_spots for s in shown])[:-1]
-            parts = np.split(found, cuts)
+            parts = split_rows(found, shown)
             values = {s.slide_id: part for s, part in zip(shown, parts, strict=True)}
         dims = min(self.x.shape[1], self.settings.ridge.n_components)
         size = (dims + 1) * self.y.shape[1]

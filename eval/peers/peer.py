@@ -1,26 +1,27 @@
-"""What a peer is: a published method in small, fitted on the training slides of a fold.
+"""What a peer is, how one is trained, and peers as further models of a fold.
 
 A peer sees `TrainingData` and nothing else while it is fitted; afterwards it turns any slides into
 a `Representation`, whose image side is computed from image features and positions alone.
-
-Shapes: S spots of one slide, G genes, F image features.
-
-Shapes: N training items (spots).
+Shapes: S spots of one slide, N training items (spots), G genes, F image features.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from eval.errors import FoldError
-from eval.folds.fold import Representation, SlideData
+from eval.folds.fold import Fold, Representation, SlideData
 from eval.measures.ridge import zscore
+from preprocessing.errors import did_you_mean
+
+NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"
 
 #: slide_id -> (S, F) image features, z-scored per slide.
 Features = Mapping[str, np.ndarray]
@@ -41,14 +42,7 @@ class TrainingData:
     features: Features
 
     def paired(self, peer: str) -> tuple[SlideData, ...]:
-        """Training slides with image features.
-
-        Args:
-            peer: who asks, for the message.
-
-        Raises:
-            FoldError: there is none.
-        """
+        """Training slides with image features; FoldError, which names the peer, without any."""
         found = tuple(slide for slide in self.slides if slide.slide_id in self.features)
         if not found:
             raise FoldError(
@@ -62,42 +56,34 @@ class FittedPeer(Protocol):
     """A peer after its fit."""
 
     def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
-        """Embed slides, or predict their expression.
+        """Embed slides on the vocabulary of the fit, or predict their expression.
 
         Args:
-            slides: any slides on the vocabulary of the fit.
+            slides: any of them.
             features: of those with an image.
         """
         ...
 
 
 class Peer(Protocol):
-    """A method to compare with; a frozen dataclass whose fields are its settings."""
+    """A method to compare with; a frozen dataclass whose fields are its settings.
+
+    ``name`` is its row in the results, ``source`` the paper that it follows. One that
+    ``needs_image`` is left out of data without image features; one that is not ``seeded`` is fitted
+    once a fold; one that is ``per_slide`` gives every slide a space of its own, so that only its
+    domains can be scored.
+    """
 
     @property
-    def name(self) -> str:
-        """Row name in the results."""
-        ...
-
+    def name(self) -> str: ...  # noqa: D102
     @property
-    def source(self) -> str:
-        """The paper that it follows."""
-        ...
-
+    def source(self) -> str: ...  # noqa: D102
     @property
-    def needs_image(self) -> bool:
-        """Whether it is left out of data without image features."""
-        ...
-
+    def needs_image(self) -> bool: ...  # noqa: D102
     @property
-    def seeded(self) -> bool:
-        """Whether its fit depends on the seed; one that does not is fitted once a fold."""
-        ...
-
+    def seeded(self) -> bool: ...  # noqa: D102
     @property
-    def per_slide(self) -> bool:
-        """Whether every slide gets a space of its own, so that only its domains can be scored."""
-        ...
+    def per_slide(self) -> bool: ...  # noqa: D102
 
     def fit(self, data: TrainingData, seed: int) -> FittedPeer:
         """Fit on training slides."""
@@ -151,11 +137,7 @@ def device() -> torch.device:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draws within depend on the seed alone, and torch's own state is put back afterwards.
-
-    Args:
-        seed: for weights and dropout.
-    """
+    """Draws within depend on the seed alone, and torch's own state is put back afterwards."""
     gpus = [0] if torch.cuda.is_available() else []
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -228,3 +210,87 @@ def _step(
     value.backward()
     nn.utils.clip_grad_norm_(trained, config.clip)
     optimiser.step()
+
+
+def find_peers(asked: str | Sequence[str], listed: Mapping[str, Peer]) -> tuple[Peer, ...]:
+    """The peers that a user asks for.
+
+    Args:
+        asked: ``none``, ``all``, or names, as a list or with commas between.
+        listed: `eval.peers.PEERS`.
+
+    Raises:
+        FoldError: unknown name; the choices and the nearest one are listed.
+    """
+    names = asked.split(",") if isinstance(asked, str) else list(asked)
+    names = [name.strip() for name in names]
+    if names in (["none"], []):
+        return ()
+    if names == ["all"]:
+        return tuple(listed.values())
+    for name in names:
+        if name not in listed:
+            raise FoldError(
+                f"unknown peer {name!r}; give all, none, or names out of {sorted(listed)}"
+                f"{did_you_mean(name, listed)}"
+            )
+    return tuple(listed[name] for name in dict.fromkeys(names))
+
+
+def with_peers(
+    fold: Fold,
+    peers: Sequence[Peer],
+    features: Mapping[str, np.ndarray] | None,
+    *,
+    seedless: bool,
+) -> Fold:
+    """The fold with every peer beside its models.
+
+    A fold without training slides (a model trained on every slide) fits peers on those same slides.
+
+    Args:
+        fold: what the model is measured on; peers are fitted under its seed.
+        peers: which ones.
+        features: slide_id -> (S, F) stored image features, or None when there are none.
+        seedless: whether to fit those that do not depend on the seed (once a fold is enough).
+
+    Returns:
+        The same fold with more ``models`` and, for peers with a space a slide, ``per_slide``.
+
+    Raises:
+        FoldError: a peer cannot be fitted; the message names it.
+    """
+    slides = (*fold.train, *fold.test)
+    scaled = standardised(features or {})
+    trained_on = fold.train or fold.test
+    own = {s.slide_id: scaled[s.slide_id] for s in trained_on if s.slide_id in scaled}
+    data = TrainingData(fold.genes, trained_on, own)
+    models, per_slide = [], []
+    bar = tqdm(_usable(fold, peers, bool(own), seedless), desc="peers", disable=None, leave=False)
+    for peer in bar:
+        bar.set_postfix_str(f"fold {fold.name}, seed {fold.seed}, {peer.name}")
+        fitted = peer.fit(data, fold.seed)
+        if peer.per_slide:
+            per_slide.append(fitted.represent(fold.test, scaled))
+        else:
+            models.append(fitted.represent(slides, scaled))
+    hidden = fold.hidden
+    if hidden is not None and models:
+        hidden = replace(hidden, notes=(*hidden.notes, NOT_IMPUTED))
+    return replace(
+        fold,
+        models=(*fold.models, *models),
+        per_slide=(*fold.per_slide, *per_slide),
+        hidden=hidden,
+    )
+
+
+def _usable(fold: Fold, peers: Sequence[Peer], pictures: bool, seedless: bool) -> list[Peer]:
+    """Peers that this fold can be fitted with; those that need an image it lacks are printed."""
+    blind = [peer.name for peer in peers if peer.needs_image and not pictures]
+    if blind:
+        print(
+            f"fold {fold.name}: no training slide has image features; peers left out: "
+            f"{', '.join(blind)}"
+        )
+    return [p for p in peers if p.name not in blind and (p.seeded or seedless)]

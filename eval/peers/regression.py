@@ -1,32 +1,13 @@
-"""Peers that predict expression from the image: MLP, ST-Net-like, and how each is fitted.
+"""Peers that predict expression from the image: how each is fitted, MLP, ST-Net-like.
 
-Shapes: N spots of L slides stacked, F features, k neighbours, B blocks of a slide.
-
-A peer gives a module ``(stack, items) -> hidden, predictions`` and what is minimised; the rest is
-here. Targets are the log expression of the variable genes of the expression task.
-
-Shapes: N training spots, S spots of a slide, H target genes, W hidden width.
-
-Source: the head that HEST-Bench (Jaume et al., NeurIPS 2024) and later papers put beside ridge; no
-single paper.
-
-Same: layer normalisation, ReLU and dropout; log expression of variable genes.
-Differs: targets are scaled to unit variance over the training spots, so that every gene counts
-alike; a fixed number of epochs instead of early stopping on validation slides.
-
-Source: He et al., Integrating spatial gene expression and breast tumour morphology via deep
-learning, Nature Biomedical Engineering 2020 (ST-Net).
-
-Same: a single patch, one linear output layer, log expression unscaled, mean squared error summed
-alike over genes, trained by gradient descent.
-Differs: the convolutional network below the layer is frozen (the stored features), not a
-DenseNet121 that is fine-tuned; the variable genes of the expression task instead of the 250 most
-expressed; AdamW instead of SGD; no averaging over the eight flips and turns of a patch.
+Targets are the log expression of the variable genes of the expression task. Shapes: N spots of L
+slides stacked, F features, k neighbours, B blocks of a slide, H target genes, W hidden width.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +15,7 @@ from torch import Tensor, nn
 
 from eval.folds.fold import Cost, Prediction, Representation, SlideData, stack
 from eval.measures.ridge import spatial_blocks, zscore
-from eval.peers.expression_input import N_TARGETS, dense_expression, target_genes
+from eval.peers.expression_input import dense_expression, target_genes
 from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit, pictured
 
 
@@ -109,37 +90,63 @@ class Output(NamedTuple):
     branches: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True)
-class Regression:
-    """One method that predicts expression.
+@dataclass(frozen=True, kw_only=True)
+class RegressionPeer(ABC):
+    """A network ``(stack, items) -> Output``; a method says which, and what is minimised.
+
+    Targets lose their mean over the training spots, and where ``scaled`` are divided by their
+    standard deviation; predictions get both back.
 
     Args:
-        name: row name in the results.
-        source: paper.
-        build: of the numbers of features and of genes: makes the module.
-        loss: of the output and the targets (N, H), a scalar.
-        scaled: whether targets are divided by their standard deviation over the training spots
-            (their mean is always taken off, and put back into predictions).
         training: of the loop.
-        n_genes: H.
-        notes: printed with the results.
     """
 
+    scaled: ClassVar[bool] = True
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str
     source: str
-    build: Callable[[int, int], nn.Module]
-    loss: Callable[[Output, Tensor], Tensor]
-    scaled: bool
-    training: TrainingConfig
-    n_genes: int = N_TARGETS
-    notes: tuple[str, ...] = ()
+    needs_image: bool = True
+    seeded: bool = True
+    per_slide: bool = False
+
+    @abstractmethod
+    def build(self, n_features: int, n_genes: int) -> nn.Module:
+        """The network."""
+
+    def loss(self, output: Output, target_NH: Tensor) -> Tensor:
+        """Mean squared error of the prediction."""
+        return nn.functional.mse_loss(output.prediction, target_NH)
+
+    def fit(self, data: TrainingData, seed: int) -> "FittedRegression":
+        """Train the network on the training slides with an image.
+
+        Raises:
+            FoldError: no training slide has image features.
+        """
+        slides = data.paired(self.name)
+        genes = target_genes(data.slides)
+        known = stack([dense_expression(slide, genes) for slide in slides])
+        mean = known.mean(axis=0)
+        spread = np.maximum(known.std(axis=0), 1e-6) if self.scaled else np.ones_like(mean)
+        inputs = SlideStack.of(slides, data.features)
+        target_NH = torch.from_numpy((known - mean) / spread).to(device())
+
+        def loss(module: nn.Module, items: Tensor) -> Tensor:
+            return self.loss(module(inputs, items), target_NH[items])
+
+        n_features = inputs.feature_NF.shape[1]
+        module, size, seconds = fit(
+            lambda: self.build(n_features, len(genes)), loss, inputs.n_spots, self.training, seed
+        )
+        cost = Cost(self.source, size, seconds)
+        return FittedRegression(self, module, genes, mean, spread, cost)
 
 
 @dataclass(frozen=True)
 class FittedRegression:
     """A trained module; ``mean`` (H,) and ``spread`` (H,) are those of the training spots."""
 
-    method: Regression
+    method: RegressionPeer
     module: nn.Module
     genes: np.ndarray
     mean: np.ndarray
@@ -157,7 +164,6 @@ class FittedRegression:
         return Representation(
             self.method.name,
             image=hidden or None,
-            notes=self.method.notes,
             aligned=False,
             prediction=Prediction(self.genes, values) if values else None,
             cost=self.cost,
@@ -176,71 +182,30 @@ class FittedRegression:
         return (stack(hidden) if hidden else None), stack(prediction)
 
 
-def regress(method: Regression, data: TrainingData, seed: int) -> FittedRegression:
-    """Train a method on the training slides with an image.
-
-    Args:
-        method: what to train.
-        data: training slides.
-        seed: of weights and order.
-
-    Raises:
-        FoldError: no training slide has image features.
-    """
-    slides = data.paired(method.name)
-    genes = target_genes(data.slides, method.n_genes)
-    known = stack([dense_expression(slide, genes) for slide in slides])
-    mean = known.mean(axis=0)
-    spread = np.maximum(known.std(axis=0), 1e-6) if method.scaled else np.ones_like(mean)
-    inputs = SlideStack.of(slides, data.features)
-    target_NH = torch.from_numpy((known - mean) / spread).to(device())
-
-    def loss(module: nn.Module, items: Tensor) -> Tensor:
-        return method.loss(module(inputs, items), target_NH[items])
-
-    n_features = inputs.feature_NF.shape[1]
-    module, size, seconds = fit(
-        lambda: method.build(n_features, len(genes)), loss, inputs.n_spots, method.training, seed
-    )
-    cost = Cost(method.source, size, seconds)
-    return FittedRegression(method, module, genes, mean, spread, cost)
-
-
-def squared_error(output: Output, target_NH: Tensor) -> Tensor:
-    """Mean squared error of the prediction."""
-    return nn.functional.mse_loss(output.prediction, target_NH)
-
-
-@dataclass(frozen=True)
-class Mlp:
+@dataclass(frozen=True, kw_only=True)
+class Mlp(RegressionPeer):
     """MLP on frozen features.
+
+    Source: the head that HEST-Bench (Jaume et al., NeurIPS 2024) and later papers put beside ridge;
+    no single paper.
+
+    Same: layer normalisation, ReLU and dropout; log expression of variable genes.
+    Differs: targets are scaled to unit variance over the training spots, so that every gene counts
+    alike; a fixed number of epochs instead of early stopping on validation slides.
 
     Args:
         width: of both hidden layers.
         dropout: after each.
-        training: of the loop.
     """
 
     width: int = 256
     dropout: float = 0.2
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "mlp_regression"
     source: str = "MLP on frozen features"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedRegression:
-        """Train the network."""
-        method = Regression(
-            self.name,
-            self.source,
-            lambda n_features, n_genes: MlpNetwork(n_features, n_genes, self.width, self.dropout),
-            squared_error,
-            True,
-            self.training,
-        )
-        return regress(method, data, seed)
+    def build(self, n_features: int, n_genes: int) -> nn.Module:
+        """Two hidden layers and a linear output."""
+        return MlpNetwork(n_features, n_genes, self.width, self.dropout)
 
 
 class MlpNetwork(nn.Module):
@@ -260,25 +225,27 @@ class MlpNetwork(nn.Module):
         return Output(hidden_NW, self.head(hidden_NW))
 
 
-@dataclass(frozen=True)
-class StNet:
+@dataclass(frozen=True, kw_only=True)
+class StNet(RegressionPeer):
     """Linear head by gradient descent.
 
-    Args:
-        training: of the loop.
+    Source: He et al., Integrating spatial gene expression and breast tumour morphology via deep
+    learning, Nature Biomedical Engineering 2020 (ST-Net).
+
+    Same: a single patch, one linear output layer, log expression unscaled, mean squared error
+    summed alike over genes, trained by gradient descent.
+    Differs: the convolutional network below the layer is frozen (the stored features), not a
+    DenseNet121 that is fine-tuned; the variable genes of the expression task instead of the 250
+    most expressed; AdamW instead of SGD; no averaging over the eight flips and turns of a patch.
     """
 
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scaled: ClassVar[bool] = False
     name: str = "st_net"
     source: str = "ST-Net, He et al. 2020"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedRegression:
-        """Train the layer."""
-        method = Regression(self.name, self.source, LinearHead, squared_error, False, self.training)
-        return regress(method, data, seed)
+    def build(self, n_features: int, n_genes: int) -> nn.Module:
+        """One linear layer."""
+        return LinearHead(n_features, n_genes)
 
 
 class LinearHead(nn.Module):

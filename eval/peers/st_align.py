@@ -10,72 +10,57 @@ them; spot and niche are fused by a linear layer on both, not by attention; nega
 spots of the batch instead of five from other clusters; stored image features of one scale.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.folds.fold import SlideData, neighbour_mean
-from eval.peers.peer import TrainingConfig, TrainingData
+from eval.folds.fold import SlideData, smooth
+from eval.peers.peer import TrainingData
 from eval.peers.towers import (
-    Alignment,
-    FittedTowers,
+    Arrays,
+    FlatClip,
     Inputs,
+    OmicsInput,
     ProjectionHead,
     TowerConfig,
     Towers,
-    align,
-    n_image_features,
     scaled_expression,
 )
 from hibio.losses import info_nce
 
 
-@dataclass(frozen=True)
-class StAlign:
+@dataclass(frozen=True, kw_only=True)
+class StAlign(FlatClip):
     """Spot and niche contrast.
 
     Args:
-        n_genes: variable genes that the omics side reads.
         weights: of the spot, the niche and the fused contrast.
         temperature: fixed.
-        towers: sizes.
-        training: of the loop.
     """
 
-    n_genes: int = 1000
     weights: tuple[float, float, float] = (0.3, 0.3, 0.4)
     temperature: float = 0.1
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "st_align"
     source: str = "ST-Align, Lin et al. 2024"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedTowers:
-        """Train the spot and niche heads and the fusion of both sides."""
+    def image_input(self, slide: SlideData, features: np.ndarray) -> Arrays:
+        """Features of the spot and of its niche."""
+        return features, niche(features, slide)
+
+    def omics_input(self, data: TrainingData) -> tuple[OmicsInput, int]:
+        """Expression of the spot and of its niche."""
         expression, n_genes = scaled_expression(data, self.n_genes)
-        n_features = n_image_features(data, self.name)
+        return lambda slide: (own := expression(slide)[0], niche(own, slide)), n_genes
 
-        def build() -> Towers:
-            sides = [TwoLevels(size, self.towers) for size in (n_features, n_genes)]
-            return Towers(sides[0], sides[1], self.towers)
+    def build(self, n_features: int, n_genes: int) -> Towers:
+        """The spot and niche heads and the fusion of both sides."""
+        sides = [TwoLevels(size, self.towers) for size in (n_features, n_genes)]
+        return Towers(sides[0], sides[1], self.towers)
 
-        method = Alignment(
-            self.name,
-            self.source,
-            lambda slide, features: (features, niche(features, slide)),
-            lambda slide: (expression(slide)[0], niche(expression(slide)[0], slide)),
-            build,
-            self._loss,
-            self.training,
-        )
-        return align(method, data, seed)
-
-    def _loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+    def loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+        """Weighted sum of three symmetric contrasts."""
         assert isinstance(towers.image, TwoLevels)
         assert isinstance(towers.omics, TwoLevels)
         levels = zip(towers.image.levels(*image), towers.omics.levels(*omics), strict=True)
@@ -105,6 +90,4 @@ class TwoLevels(nn.Module):
 
 def niche(rows: np.ndarray, slide: SlideData) -> np.ndarray:
     """Mean (S, F) float32 of each spot and its spatial neighbours."""
-    degree = (slide.neighbours >= 0).sum(axis=1, keepdims=True)
-    around = neighbour_mean(rows, slide.neighbours)
-    return np.asarray((rows + degree * around) / (1 + degree), dtype=np.float32)
+    return np.asarray(smooth(rows, slide.neighbours, 1), dtype=np.float32)

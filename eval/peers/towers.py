@@ -1,19 +1,9 @@
-"""Two towers into one space, and how every contrastive peer is fitted and used.
+"""Two towers into one space: how every contrastive peer is fitted and used; CLIP is the plain one.
 
-A peer says what each tower reads of a slide, how the towers are built and what the loss is; the
-rest is here, so that contrastive peers differ in nothing but their method.
-
-Shapes: N training spots, S spots of one slide, D shared dimensions.
-
-Source: Radford et al., ICML 2021 (CLIP), with spots in the place of captions.
-
-Same: two towers, one shared space, symmetric cross-entropy over the batch, learned temperature.
-Differs: stored image features instead of a trained image encoder; log expression of variable genes,
-centred per slide, instead of text. The run variant ``flat_clip`` of a configuration is the same
-idea inside HiBio's own code (same encoders, same sampler); this peer shares the towers and the loop
-of the other peers instead, so that BLEEP and the rest differ from it in one thing each.
+Shapes: N training spots, S spots of one slide, F inputs of a tower, D shared dimensions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -25,14 +15,20 @@ from torch import Tensor, nn
 from eval.folds.fold import Cost, Representation, SlideData
 from eval.measures.ridge import centre
 from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit, pictured
+from eval.peers.peer import (
+    Features,
+    FittedPeer,
+    TrainingConfig,
+    TrainingData,
+    device,
+    fit,
+    pictured,
+)
 from hibio.losses import info_nce
 
+Arrays: TypeAlias = tuple[np.ndarray, ...]
 Inputs: TypeAlias = tuple[Tensor, ...]
-
-ImageInput: TypeAlias = Callable[[SlideData, np.ndarray], tuple[np.ndarray, ...]]
-
-OmicsInput: TypeAlias = Callable[[SlideData], tuple[np.ndarray, ...]]
+OmicsInput: TypeAlias = Callable[[SlideData], Arrays]
 
 MIN_TEMPERATURE = 0.01
 
@@ -88,59 +84,93 @@ class Towers(nn.Module):
         return self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)
 
 
-Loss: TypeAlias = Callable[[Towers, Inputs, Inputs], Tensor]
-
-
-def identity_loss(towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
-    """Symmetric InfoNCE: a spot's image belongs to its own profile and to no other."""
-    return info_nce(towers.image(*image), towers.omics(*omics), towers.temperature)
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """One contrastive method.
+@dataclass(frozen=True, kw_only=True)
+class ContrastivePeer(ABC):
+    """Two towers into one space; a method says what they read, how they are built, and the loss.
 
     Args:
-        name: row name in the results.
-        source: paper.
-        image_input: of a slide and its features, arrays with one row a spot.
-        omics_input: of a slide, arrays with one row a spot.
-        build: makes the towers.
-        loss: of a batch.
+        towers: sizes.
         training: of the loop.
-        notes: printed with the results.
     """
 
+    towers: TowerConfig = field(default_factory=TowerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str
     source: str
-    image_input: ImageInput
-    omics_input: OmicsInput
-    build: Callable[[], Towers]
-    loss: Loss
-    training: TrainingConfig
-    notes: tuple[str, ...] = ()
+    needs_image: bool = True
+    seeded: bool = True
+    per_slide: bool = False
+
+    def image_input(self, slide: SlideData, features: np.ndarray) -> Arrays:
+        """What the image tower reads, one row a spot: the spot's own features."""
+        return (features,)
+
+    @abstractmethod
+    def omics_input(self, data: TrainingData) -> tuple[OmicsInput, int]:
+        """What the omics tower reads of a slide, one row a spot, and its number of genes."""
+
+    def build(self, n_features: int, n_genes: int) -> Towers:
+        """The towers: a projection head each."""
+        image = ProjectionHead(n_features, self.towers)
+        return Towers(image, ProjectionHead(n_genes, self.towers), self.towers)
+
+    def loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:
+        """Symmetric InfoNCE: a spot's image belongs to its own profile and to no other."""
+        return info_nce(towers.image(*image), towers.omics(*omics), towers.temperature)
+
+    def notes(self, data: TrainingData) -> tuple[str, ...]:
+        """Printed with the results."""
+        return ()
+
+    def fit(self, data: TrainingData, seed: int) -> FittedPeer:
+        """See `align`."""
+        return self.align(data, seed)
+
+    def align(self, data: TrainingData, seed: int) -> "FittedTowers":
+        """Train the towers on the training slides with an image.
+
+        Raises:
+            FoldError: no training slide has image features.
+        """
+        slides = data.paired(self.name)
+        omics_input, n_genes = self.omics_input(data)
+        image = _stacked([self.image_input(s, data.features[s.slide_id]) for s in slides])
+        omics = _stacked([omics_input(s) for s in slides])
+        n_features = data.features[slides[0].slide_id].shape[1]
+
+        def loss(module: nn.Module, items: Tensor) -> Tensor:
+            assert isinstance(module, Towers)
+            return self.loss(module, _rows(image, items), _rows(omics, items))
+
+        towers, size, seconds = fit(
+            lambda: self.build(n_features, n_genes), loss, len(image[0]), self.training, seed
+        )
+        assert isinstance(towers, Towers)
+        cost = Cost(self.source, size, seconds)
+        return FittedTowers(self, towers, omics_input, self.notes(data), cost)
 
 
 @dataclass(frozen=True)
 class FittedTowers:
-    """Two trained towers; ``cost`` is that of their fit."""
+    """Two trained towers of a method."""
 
-    method: Alignment
+    method: ContrastivePeer
     towers: Towers
+    omics_input: OmicsInput
+    notes: tuple[str, ...]
     cost: Cost
 
     def embed_image(self, slides: Sequence[SlideData], features: Features) -> dict[str, np.ndarray]:
         """slide_id -> (S, D) of the slides that have image features."""
-        method = self.method
+        read = self.method.image_input
         return {
-            s.slide_id: _applied(self.towers.image, method.image_input(s, features[s.slide_id]))
+            s.slide_id: _applied(self.towers.image, read(s, features[s.slide_id]))
             for s in pictured(slides, features)
         }
 
     def embed_omics(self, slides: Sequence[SlideData]) -> dict[str, np.ndarray]:
         """slide_id -> (S, D) of all slides."""
-        inputs = self.method.omics_input
-        return {s.slide_id: _applied(self.towers.omics, inputs(s)) for s in slides}
+        return {s.slide_id: _applied(self.towers.omics, self.omics_input(s)) for s in slides}
 
     def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
         """Both sides in one space."""
@@ -148,33 +178,9 @@ class FittedTowers:
             self.method.name,
             image=self.embed_image(slides, features) or None,
             omics=self.embed_omics(slides),
-            notes=self.method.notes,
+            notes=self.notes,
             cost=self.cost,
         )
-
-
-def align(method: Alignment, data: TrainingData, seed: int) -> FittedTowers:
-    """Train the towers of a method on the training slides with an image.
-
-    Args:
-        method: what to train.
-        data: training slides.
-        seed: of weights and order.
-
-    Raises:
-        FoldError: no training slide has image features.
-    """
-    slides = data.paired(method.name)
-    image = _stacked([method.image_input(s, data.features[s.slide_id]) for s in slides])
-    omics = _stacked([method.omics_input(s) for s in slides])
-
-    def loss(module: nn.Module, items: Tensor) -> Tensor:
-        assert isinstance(module, Towers)
-        return method.loss(module, _rows(image, items), _rows(omics, items))
-
-    towers, size, seconds = fit(method.build, loss, len(image[0]), method.training, seed)
-    assert isinstance(towers, Towers)
-    return FittedTowers(method, towers, Cost(method.source, size, seconds))
 
 
 def _stacked(parts: Sequence[tuple[np.ndarray, ...]]) -> Inputs:
@@ -197,54 +203,29 @@ def _applied(tower: nn.Module, inputs: tuple[np.ndarray, ...], block: int = 4096
     return np.concatenate(parts)
 
 
-@dataclass(frozen=True)
-class FlatClip:
+@dataclass(frozen=True, kw_only=True)
+class FlatClip(ContrastivePeer):
     """CLIP of spots.
+
+    Source: Radford et al., ICML 2021 (CLIP), with spots in the place of captions.
+
+    Same: two towers, one shared space, symmetric cross-entropy over the batch, learned temperature.
+    Differs: stored image features instead of a trained image encoder; log expression of variable
+    genes, centred per slide, instead of text. The run variant ``flat_clip`` of a configuration is
+    the same idea inside HiBio's own code (same encoders, same sampler); this peer shares the towers
+    and the loop of the other peers, so that BLEEP and the rest differ from it in one thing each.
 
     Args:
         n_genes: variable genes that the omics tower reads.
-        towers: sizes.
-        training: of the loop.
     """
 
     n_genes: int = 1000
-    towers: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "clip"
     source: str = "CLIP, Radford et al. 2021, on spots"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedTowers:
-        """Train both towers."""
-        omics_input, n_genes = scaled_expression(data, self.n_genes)
-        n_features = n_image_features(data, self.name)
-
-        def build() -> Towers:
-            image = ProjectionHead(n_features, self.towers)
-            return Towers(image, ProjectionHead(n_genes, self.towers), self.towers)
-
-        method = Alignment(
-            self.name,
-            self.source,
-            spot_features(),
-            omics_input,
-            build,
-            identity_loss,
-            self.training,
-        )
-        return align(method, data, seed)
-
-
-def n_image_features(data: TrainingData, peer: str) -> int:
-    """Number of image features F."""
-    return int(data.features[data.paired(peer)[0].slide_id].shape[1])
-
-
-def spot_features() -> ImageInput:
-    """The image tower reads a spot's own features."""
-    return lambda slide, features: (features,)
+    def omics_input(self, data: TrainingData) -> tuple[OmicsInput, int]:
+        """See `scaled_expression`."""
+        return scaled_expression(data, self.n_genes)
 
 
 def scaled_expression(data: TrainingData, n_genes: int) -> tuple[OmicsInput, int]:

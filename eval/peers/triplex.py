@@ -14,48 +14,38 @@ fusion is an MLP on the three instead of cross-attention layers; labels are not 
 neighbours.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from eval.peers.peer import TrainingConfig, TrainingData
-from eval.peers.regression import FittedRegression, Output, Regression, SlideStack, regress
+from eval.peers.regression import Output, RegressionPeer, SlideStack
 
 
-@dataclass(frozen=True)
-class Triplex:
+@dataclass(frozen=True, kw_only=True)
+class Triplex(RegressionPeer):
     """Three resolutions, fused.
 
     Args:
         width: of the branches.
         dropout: before the output layers.
         distillation: share of the fused prediction in the target of a branch.
-        training: of the loop.
     """
 
     width: int = 128
     dropout: float = 0.2
     distillation: float = 0.3
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     name: str = "triplex"
     source: str = "TRIPLEX, Chung et al. 2024"
-    needs_image: bool = True
-    seeded: bool = True
-    per_slide: bool = False
 
-    def fit(self, data: TrainingData, seed: int) -> FittedRegression:
-        """Train the three branches and their fusion."""
-        method = Regression(
-            self.name,
-            self.source,
-            lambda n_features, n_genes: TriplexNetwork(n_features, n_genes, self),
-            lambda output, target_NH: distilled_error(output, target_NH, self.distillation),
-            True,
-            self.training,
-        )
-        return regress(method, data, seed)
+    def build(self, n_features: int, n_genes: int) -> nn.Module:
+        """The three branches and their fusion."""
+        return TriplexNetwork(n_features, n_genes, self)
+
+    def loss(self, output: Output, target_NH: Tensor) -> Tensor:
+        """See `distilled_error`."""
+        return distilled_error(output, target_NH, self.distillation)
 
 
 class TriplexNetwork(nn.Module):

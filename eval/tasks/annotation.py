@@ -1,17 +1,15 @@
 """Annotation by a linear probe on frozen embeddings, test patients unseen (docs/method.md 6.4).
 
+Metrics ``omics/balanced_accuracy``, ``omics/macro_f1``, ``omics/macro_auroc`` and the same with
+``image``; one value per test patient and label column. Where nothing is held out (fold ``none``,
+a model trained without labels on the very slides) the probe is held out instead: every slide is
+cut into spatial blocks with a buffer, one value per slide, label column and block.
+
 ``<modality>/few_shot@k``: balanced accuracy in every test patient of a probe fitted on k labelled
 spots of each class, drawn from the training patients together; several draws, one value a test
 patient, label column and draw (the key ends in ``:draw<i>``). Models of one modality get the same
 spots, and a larger k keeps those of a smaller one. The penalty is fixed: there is nothing to choose
-it on. Shapes: S training and Q test spots, D dimensions.
-
-Metrics ``omics/balanced_accuracy``, ``omics/macro_f1``, ``omics/macro_auroc`` and the same with
-``image``; one value per test patient and label column; ``omics/few_shot@5`` and so on with five
-labelled spots a class (`eval.tasks.annotation`). Where nothing is held out (fold ``none``,
-a model trained without labels on the very slides) the probe is held out instead: every slide is
-cut into spatial blocks with a buffer, one value per slide, label column and block.
-Shapes: S labelled spots, D dimensions, C classes.
+it on. Shapes: S labelled training and Q test spots, D dimensions.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, spot_names, stack
+from eval.folds.fold import MODALITIES, Fold, Representation, SlideData, spot_names, stack
 from eval.folds.spatial_blocks import BlocksConfig, BlockSplit, block_splits
 from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc, macro_f1
 from eval.measures.ridge import group_folds, zscore
@@ -125,9 +123,6 @@ def few_shot_scores(
                 own = patient == name
                 value = balanced_accuracy(test_y[own], found[own])
                 yield FewShotScore(k, draw, str(name), value, 1.0 / len(set(test_y[own])))
-
-
-MODALITIES = ("omics", "image")
 
 
 @dataclass(frozen=True)
@@ -250,12 +245,10 @@ def _block_cases(
     train, test = split.train & (y != ""), split.test & (y != "")
     for model in fold.models:
         for modality in MODALITIES:
-            table = model.image if modality == "image" else model.omics
-            if table is None or (modality == "image" and not slide.has_image):
-                continue
-            x = zscore(model.rows(modality, [slide])[0])
-            every = Labelled(x, y, split.block.astype(str))
-            yield Case(model.name, modality, column), (every.only(train), every.only(test))
+            if model.covers(modality, slide):
+                x = zscore(model.rows(modality, [slide])[0])
+                every = Labelled(x, y, split.block.astype(str))
+                yield Case(model.name, modality, column), (every.only(train), every.only(test))
 
 
 def choose_c(train: Labelled, config: AnnotationConfig) -> float:
@@ -267,12 +260,9 @@ def choose_c(train: Labelled, config: AnnotationConfig) -> float:
     for held in range(int(fold_of.max()) + 1):
         inner, outer = train.only(fold_of != held), train.only(fold_of == held)
         if len(set(inner.y)) > 1:
-            scores += [_inner_score(inner, outer, c, config) for c in config.grid]
+            probes = [_fitted(inner, c, config) for c in config.grid]
+            scores += [balanced_accuracy(outer.y, probe.predict(outer.x)) for probe in probes]
     return float(config.grid[int(np.argmax(scores))]) if scores.any() else config.default_c
-
-
-def _inner_score(train: Labelled, held: Labelled, c: float, config: AnnotationConfig) -> float:
-    return balanced_accuracy(held.y, _fitted(train, c, config).predict(held.x))
 
 
 def _fitted(train: Labelled, c: float, config: AnnotationConfig) -> LogisticRegression:
@@ -295,19 +285,15 @@ def _labelled(
     model: Representation, modality: str, slides: tuple[SlideData, ...], column: str
 ) -> Labelled | None:
     """Labelled spots of the slides that have this modality; None when there is none."""
-    table = model.image if modality == "image" else model.omics
-    usable = [s for s in slides if column in s.label_columns]
-    if modality == "image":
-        usable = [s for s in usable if s.has_image]
-    if table is None or not usable:
+    usable = [s for s in slides if column in s.label_columns and model.covers(modality, s)]
+    if not usable:
         return None
     y = np.concatenate([slide.categories(column) for slide in usable])
     x = stack([zscore(rows) for rows in model.rows(modality, usable)])
     every = Labelled(x, y, spot_names(usable, "patient"))
     named = every.only(y != "")
-    if not len(named.y):
-        return None
-    return Labelled(named.x, named.y.astype(str), named.patient.astype(str))
+    found = Labelled(named.x, named.y.astype(str), named.patient.astype(str))
+    return found if len(found.y) else None
 
 
 def _add(

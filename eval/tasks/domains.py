@@ -1,17 +1,12 @@
 """Spatial domains, or niches of cells, by clustering frozen embeddings (docs/method.md 6.3 and 7).
 
-Switzer & Green (1984); Green et al. (1988), IEEE TGRS 26:65; close to MULTISPATI (Dray et al.
-2008). Noise of a spot is its embedding minus the mean of its spatial neighbours. The result is one
-linear map of each spot's own embedding, fitted on the slide itself without labels.
-Shapes: S spots, D dimensions, R their rank, C components, k neighbours.
-
 Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth`` (embeddings averaged
 over neighbours before clustering), ``_label_smooth`` (cluster labels replaced by the majority of
 the neighbours afterwards), ``_graph`` (axes of the embedding in order of spatial smoothness, see
-`eval.tasks.domains`, fitted on the slide without labels) and ``_graph_smooth`` (those axes averaged
+`spatial_axes`) and ``_graph_smooth`` (those axes averaged
 over neighbours); the same with ``nmi`` and ``ami``, and with ``image_`` for the image embedding;
 one value per test slide and label column.
-Shapes: S spots, D dimensions.
+Shapes: S spots, D dimensions, R their rank, C components, k neighbours.
 """
 
 from collections.abc import Iterator
@@ -24,26 +19,28 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, neighbour_weights
+from eval.folds.fold import MODALITIES, Fold, SlideData, neighbour_weights, smooth
 from eval.measures.metrics import WORDS, ami, ari, nmi
 from eval.results import Measure, Question, ResultTable, TaskResult
 
 #: Directions of less variance than this share of the widest are rounding and are dropped.
 RANK_TOLERANCE = 1e-10
-
 #: Spots whose standard deviation is at most this share of the largest number are all the same.
 ROUNDING = 1e-12
-
 #: Smallest noise share: a direction without any noise counts as a signal-to-noise ratio of 1e6.
 MIN_NOISE_SHARE = 1e-6
-
 #: With fewer spots for each dimension white noise too has smooth axes, those of the graph itself.
 SPOTS_PER_DIMENSION = 4
+SCORES = {"ari": ari, "nmi": nmi, "ami": ami}
+ADJUSTED = ("ari", "ami")  # random clusters score 0
 
 
 def spatial_axes(rows: np.ndarray, neighbours: np.ndarray, n_components: int) -> np.ndarray:
     """Project on the axes u of largest w in `covariance @ u = w * noise_covariance @ u`.
 
+    Switzer & Green (1984); Green et al. (1988), IEEE TGRS 26:65; close to MULTISPATI (Dray et al.
+    2008). Noise of a spot is its embedding minus the mean of its spatial neighbours; the result is
+    one linear map of each spot's own embedding, fitted on the slide itself without labels.
     Noise has unit variance on every axis, so what is smooth over the tissue has a large scale. The
     pair of covariances is diagonalised by whitening the embedding and then turning it by the
     eigenvectors of its noise: any well-conditioned linear map of the embedding gives the same axes.
@@ -96,8 +93,6 @@ def _whitened(rows: np.ndarray) -> np.ndarray:
     return np.asarray(centred @ (turn[:, kept] / np.sqrt(variance[kept])))
 
 
-MODALITIES = ("omics", "image")
-
 QUESTION = Question(
     "domains",
     "Clusters of the embedding compared with annotated tissue domains or cell niches; the number "
@@ -123,10 +118,6 @@ METHODS = {
     "_graph": "graph: axes of the embedding that vary most over the tissue beside what differs "
     "between neighbours (minimum noise fraction); fitted on the slide, without labels",
 }
-
-SCORES = {"ari": ari, "nmi": nmi, "ami": ami}
-
-ADJUSTED = ("ari", "ami")  # random clusters score 0
 
 
 @dataclass(frozen=True)
@@ -164,29 +155,11 @@ def run(fold: Fold, config: DomainsConfig) -> TaskResult:
     for model in models:
         for modality in MODALITIES:
             for slide, column, truth in cases:
-                if _has(model, modality, slide):
+                if model.covers(modality, slide):
                     rows = model.rows(modality, [slide])[0]
                     where = (model.name, modality, fold.key(f"{slide.slide_id}:{column}"))
                     _add(table, where, (slide, truth, rows), config)
     return table.result(models)
-
-
-def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
-    """Repeated mean of each spot and its neighbours.
-
-    Args:
-        rows: (S, D).
-        neighbours: (S, k) padded with -1.
-        rounds: repetitions.
-
-    Returns:
-        (S, D).
-    """
-    weights = neighbour_weights(neighbours)
-    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
-    for _ in range(rounds):
-        rows = (rows + degree * (weights @ rows)) / (1 + degree)
-    return rows
 
 
 def smooth_labels(labels: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
@@ -237,12 +210,6 @@ def _labelled(
             where = f"slide {slide.slide_id}, column {column}"
             table.note(f"{where}: classes below {config.min_spots} spots left out: {small}")
         yield slide, column, np.where(np.isin(truth.astype(str), small), "", truth)
-
-
-def _has(model: Representation, modality: str, slide: SlideData) -> bool:
-    if modality == "image":
-        return model.image is not None and slide.has_image
-    return model.omics is not None
 
 
 def _add(

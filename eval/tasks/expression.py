@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold, Representation, SlideData, neighbour_mean, stack
+from eval.folds.fold import Fold, Representation, SlideData, neighbour_mean, split_rows, stack
 from eval.folds.variable_genes import expression, variable_genes
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
-from eval.tasks.probes import ImageProbe, split_rows
+from eval.tasks.probes import ImageProbe
 
 QUESTION = Question(
     "expression",
@@ -50,7 +50,6 @@ READOUTS = {
 }
 
 UNIT = "Pearson r per slide, mean over genes"
-
 POOLED = "Pearson r over all test spots, mean over genes"
 
 

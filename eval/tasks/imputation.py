@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold, SlideData, stack
-from eval.folds.hidden_genes import HiddenGenes
+from eval.folds.fold import Fold, HiddenGenes, SlideData, stack
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
@@ -93,11 +92,12 @@ def run(fold: Fold, config: ImputationConfig) -> TaskResult:
     """Predict the hidden genes of held-out cells from every representation of the rest."""
     table = ResultTable(QUESTION)
     hidden = fold.hidden
-    if hidden is None or not hidden.names:
+    none = hidden is None or not hidden.names
+    if none:
         table.note(f"fold {fold.name}: no genes were hidden; not run")
     for note in hidden.notes if hidden is not None else ():
         table.note(f"fold {fold.name}: {note}")
-    if hidden is None or not hidden.names:
+    if hidden is None or none:
         return table.result()
     _note_protocol(table, fold, hidden)
     _declare_rows(table, hidden)

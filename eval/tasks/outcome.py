@@ -1,28 +1,25 @@
 """Clinical outcome of patients never seen, from frozen embeddings (docs/method.md 6.6).
 
-Where the manifest's outcomes are ``TIME;EVENT``: ``<modality>/mean/c_index``: a
-ridge Cox model on the patients' mean embeddings, its penalty chosen on training patients; the log
-hazards of the test patients of all folds of a seed, each against its fold's mean training patient,
-are pooled into one Harrell C-index with a bootstrap interval over patients. Every patient's risk is
-kept. Attention pooling is for classes only.
-
 A patient is the bag of spots of their slides. ``<modality>/mean/...``: mean of the spots, then a
 logistic regression with an inner choice of C; ``<modality>/attention/...``: gated attention over
 the spots (`eval.tasks.patients`). Encoder and read-out are fitted on training patients only. The
 probabilities of all folds of a seed are pooled into one AUROC, with a bootstrap interval over
 patients (``auroc_low``, ``auroc_high``); every patient's probability is kept. ``pseudobulk`` (mean
 expression) and ``cohort_facts`` (number of spots, depth) are rows that no model is needed for.
-Outcomes ``TIME;EVENT`` are survival times: see `eval.tasks.outcome` (C-index).
 
+Outcomes ``TIME;EVENT`` in the manifest are survival times: ``<modality>/mean/c_index``
+is a ridge Cox model on the patients' means, its penalty chosen on training patients; the log
+hazards of the test patients, each against its fold's mean training patient, are pooled into one
+Harrell C-index in the same way. Attention pooling is for classes only.
 Shapes: P patients, D dimensions, C classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold
+from eval.folds.fold import MODALITIES, Fold
 from eval.measures.intervals import auroc_interval
 from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc
 from eval.measures.survival import (
@@ -80,24 +77,11 @@ SCORE_WORDS = {
     "probability_of_outcome": "probability_of_outcome: what the true class of a test patient was "
     "given",
 }
-
-
-def _measure(modality: str, pooling: str, score: str, unit: str) -> Measure:
-    """A score of the patients; a risk, or the probability of a class, ranks no model."""
-    known = [text for text in (POOLING_WORDS[pooling], SCORE_WORDS.get(score)) if text]
-    ranks = score in SCORE_WORDS and score != "log_hazard"
-    better: Better = "high" if ranks else "none"
-    return Measure(f"{modality}/{pooling}/{score}", unit, better, tuple(known))
-
-
-def _declare_tables(table: ResultTable) -> None:
-    table.row("pseudobulk", "baseline", "mean expression of the patient")
-    table.row("cohort_facts", "control", "number of spots and mean depth, no expression")
-
-
 TABLES = {"pseudobulk": pseudobulk, "cohort_facts": cohort_facts}
+FEW = 10  # test patients of a class; below, the interval says too little
+POOLINGS = ("mean", "attention")
 
-MODALITIES = ("omics", "image")
+Values = Mapping[str, tuple[float, str, float | None]]  # score -> value, unit, chance
 
 
 @dataclass(frozen=True)
@@ -117,140 +101,6 @@ class SurvivalConfig:
     n_folds: int = 4
     level: float = 0.95
     draws: int = 1000
-
-
-def add_survival(
-    table: ResultTable, folds: Sequence[Fold], outcomes: Mapping[str, str], config: SurvivalConfig
-) -> None:
-    """Score every model that all folds have, then the tables that need no model.
-
-    Args:
-        table: of the outcome task.
-        folds: all folds of one seed.
-        outcomes: patient -> ``TIME;EVENT``.
-        config: settings.
-    """
-    usable = [fold for fold in folds if _enough(fold, outcomes, config, table)]
-    for name, modality in _rows(usable):
-        risks: dict[str, float] = {}
-        keys: dict[str, str] = {}
-        for fold in usable:
-            found = fold_risk(fold, name, modality, outcomes, config)
-            risks |= found
-            keys |= {patient: f"{fold.key(patient)}:{outcomes[patient]}" for patient in found}
-        if risks:
-            _add(table, (name, modality), usable[0].seed, risks, keys, outcomes, config)
-        else:
-            table.note(
-                f"{name}, {modality}: no test patient with this modality, or the mean over spots "
-                "is the same for all patients (standardised per slide); left out"
-            )
-
-
-def fold_risk(
-    fold: Fold, name: str, modality: str, outcomes: Mapping[str, str], config: SurvivalConfig
-) -> dict[str, float]:
-    """Log hazard of each test patient of a fold; their own outcomes are never looked at.
-
-    Returns:
-        Empty where the fold has no test patient with this modality, too few training events, or
-        the same mean for all patients (embeddings standardised per slide).
-    """
-    sides = [_patients(fold, name, modality, side, dict(outcomes)) for side in ("train", "test")]
-    train, test = sides
-    if train is None or test is None or not test.names:
-        return {}
-    known = survival_of(outcomes, train.names)
-    if int(known.event.sum()) < config.min_events:
-        return {}
-    keep = ~constant_features(train.vectors, train.spread)
-    if not keep.any():
-        return {}
-    own, others = train.vectors[:, keep], test.vectors[:, keep]
-    risk = cox_risk(own, known, others, config.grid, config.n_folds)
-    return dict(zip(test.names, risk.tolist(), strict=True))
-
-
-def _patients(
-    fold: Fold, name: str, modality: str, side: str, outcomes: dict[str, str]
-) -> Patients | None:
-    slides = fold.train if side == "train" else fold.test
-    if name in TABLES:
-        return TABLES[name](slides, outcomes)
-    return embedded_patients(fold.model(name), modality, slides, outcomes, 1, fold.seed)
-
-
-def _enough(
-    fold: Fold, outcomes: Mapping[str, str], config: SurvivalConfig, table: ResultTable
-) -> bool:
-    """Whether a fold has enough training patients with an event and a test patient."""
-    train = tuple(sorted({s.patient_id for s in fold.train} & set(outcomes)))
-    events = int(survival_of(outcomes, train).event.sum()) if train else 0
-    if events < config.min_events:
-        table.note(
-            f"fold {fold.name}: {events} training patients with an event, {config.min_events} are "
-            "needed; not run"
-        )
-        return False
-    if not {s.patient_id for s in fold.test} & set(outcomes):
-        table.note(f"fold {fold.name}: no test patient has an outcome; not run")
-        return False
-    return True
-
-
-def _rows(folds: Sequence[Fold]) -> list[tuple[str, str]]:
-    """Every (model, modality) that all folds have, then the tables."""
-    rows = [
-        (name, modality)
-        for name in dict.fromkeys(m.name for fold in folds for m in fold.models)
-        for modality in MODALITIES
-        if all(_has(fold, name, modality) for fold in folds)
-    ]
-    return rows + [(name, "omics") for name in TABLES] if folds else []
-
-
-def _has(fold: Fold, name: str, modality: str) -> bool:
-    if not fold.has_model(name):
-        return False
-    model = fold.model(name)
-    return (model.image if modality == "image" else model.omics) is not None
-
-
-def _add(
-    table: ResultTable,
-    row: tuple[str, str],
-    seed: int,
-    risks: Mapping[str, float],
-    keys: Mapping[str, str],
-    outcomes: Mapping[str, str],
-    config: SurvivalConfig,
-) -> None:
-    names = tuple(risks)
-    truth, risk = survival_of(outcomes, names), np.array([risks[name] for name in names])
-    low, high = concordance_interval(truth, risk, config.level, config.draws, seed)
-    percent = f"{100 * config.level:g} %"
-    pooled = f"pooled/{seed}/{len(names)} patients, {int(truth.event.sum())} events"
-    values = {
-        "c_index": (concordance_index(truth, risk), "C-index of pooled log hazards", 0.5),
-        "c_index_low": (low, f"lower end of its {percent} interval over patients", None),
-        "c_index_high": (high, f"upper end of its {percent} interval over patients", None),
-    }
-    for name, (value, unit, chance) in values.items():
-        table.add(row[0], _measure(row[1], "mean", name, unit), pooled, value, chance)
-    unit = "log hazard per test patient against the mean training patient; the key ends in the time"
-    measure = _measure(row[1], "mean", "log_hazard", unit)
-    for name in names:
-        table.add(row[0], measure, keys[name], risks[name])
-
-
-FEW = 10
-
-POOLINGS = ("mean", "attention")
-
-TABLES_outcome: dict[str, Callable[..., Patients]] = {
-    "pseudobulk": pseudobulk,
-    "cohort_facts": cohort_facts,
-}
 
 
 @dataclass(frozen=True)
@@ -291,10 +141,11 @@ def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
         config: settings.
     """
     table = ResultTable(QUESTION)
-    _declare_tables(table)
+    table.row("pseudobulk", "baseline", "mean expression of the patient")
+    table.row("cohort_facts", "control", "number of spots and mean depth, no expression")
     outcomes = patient_outcomes([s for fold in folds for s in (*fold.train, *fold.test)])
     if is_survival(outcomes):
-        add_survival(table, folds, outcomes, config.survival)
+        _add_survival(table, folds, outcomes, config.survival)
         return table.result([model for fold in folds for model in fold.models])
     classes = sorted(set(outcomes.values()))
     if len(classes) < 2:
@@ -303,17 +154,22 @@ def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
             "are needed (column outcome of the manifest, then prepare again)"
         )
         return table.result()
-    usable = [fold for fold in folds if _enough_outcome(fold, outcomes, classes, config, table)]
-    for name, modality in _rows_outcome(usable, table) if usable else ():
+    usable = [
+        fold
+        for fold in folds
+        if _enough_of_each(fold, outcomes, classes, config.min_train, table)
+        and _anybody_to_test(fold, outcomes, table)
+    ]
+    for name, modality in _rows(usable, table) if usable else ():
         found = [predict(fold, name, modality, outcomes, classes, config) for fold in usable]
         for one in (one for one in found if not one.patients):
             table.note(
                 f"fold {one.fold.name}, {name}, {modality}: no test patient or fewer than "
                 f"{config.min_train} training patients a class with this modality; left out"
             )
-        _add_outcome(
-            table, (name, modality), [one for one in found if one.patients], outcomes, config
-        )
+        found = [one for one in found if one.patients]
+        if found:
+            _add_classes(table, (name, modality), found, outcomes, config)
     return table.result([model for fold in usable for model in fold.models])
 
 
@@ -338,7 +194,7 @@ def predict(
     Returns:
         No patients where the fold has none with this modality, or too few to train on.
     """
-    sides = _sides(fold, name, modality, outcomes, config)
+    sides = _sides(fold, name, modality, outcomes, config.attention.max_spots)
     if sides is None:
         return Predicted(fold, (), {})
     train, test = sides
@@ -356,58 +212,168 @@ def predict(
     return Predicted(fold, test.names, found)
 
 
+def fold_risk(
+    fold: Fold, name: str, modality: str, outcomes: Mapping[str, str], config: SurvivalConfig
+) -> dict[str, float]:
+    """Log hazard of each test patient of a fold; their own outcomes are never looked at.
+
+    Returns:
+        Empty where the fold has no test patient with this modality, too few training events, or
+        the same mean for all patients (embeddings standardised per slide).
+    """
+    sides = _sides(fold, name, modality, dict(outcomes), 1)
+    if sides is None or not sides[1].names:
+        return {}
+    train, test = sides
+    known = survival_of(outcomes, train.names)
+    if int(known.event.sum()) < config.min_events:
+        return {}
+    keep = ~constant_features(train.vectors, train.spread)
+    if not keep.any():
+        return {}
+    own, others = train.vectors[:, keep], test.vectors[:, keep]
+    risk = cox_risk(own, known, others, config.grid, config.n_folds)
+    return dict(zip(test.names, risk.tolist(), strict=True))
+
+
 def _sides(
-    fold: Fold, name: str, modality: str, outcomes: dict[str, str], config: OutcomeConfig
+    fold: Fold, name: str, modality: str, outcomes: dict[str, str], most: int
 ) -> tuple[Patients, Patients] | None:
-    """Training and test patients of a row; None when one side has none with this modality."""
-    if name in TABLES_outcome:
-        return TABLES_outcome[name](fold.train, outcomes), TABLES_outcome[name](fold.test, outcomes)
-    model, most = fold.model(name), config.attention.max_spots
+    """Training (bags of ``most`` spots a slide) and test patients of a row, where both exist."""
+    if name in TABLES:
+        return TABLES[name](fold.train, outcomes), TABLES[name](fold.test, outcomes)
+    model = fold.model(name)
     train = embedded_patients(model, modality, fold.train, outcomes, most, fold.seed)
     test = embedded_patients(model, modality, fold.test, outcomes, None, fold.seed)
     return None if train is None or test is None else (train, test)
 
 
-def _enough_outcome(
-    fold: Fold,
-    outcomes: dict[str, str],
-    classes: Sequence[str],
-    config: OutcomeConfig,
-    table: ResultTable,
-) -> bool:
-    """Whether a fold has test patients with an outcome, and enough training patients of each."""
-    train = {slide.patient_id for slide in fold.train}
-    held = [outcomes[p] for p in train if p in outcomes]
-    least = min((held.count(name), name) for name in classes)
-    if least[0] < config.min_train:
-        table.note(
-            f"fold {fold.name}: {least[0]} training patients with the outcome {least[1]!r}, "
-            f"{config.min_train} are needed; not run"
-        )
-        return False
-    if not any(slide.patient_id in outcomes for slide in fold.test):
-        table.note(f"fold {fold.name}: no test patient has an outcome; not run")
-        return False
-    return True
-
-
-def _rows_outcome(folds: Sequence[Fold], table: ResultTable) -> list[tuple[str, str]]:
+def _rows(folds: Sequence[Fold], table: ResultTable) -> list[tuple[str, str]]:
     """Every (model, modality) that all folds have, then the tables that need no model."""
     rows = []
-    for model in {m.name: m for fold in folds for m in fold.models}.values():
+    for name in dict.fromkeys(m.name for fold in folds for m in fold.models):
         for modality in MODALITIES:
-            have = [fold.name for fold in folds if _has(fold, model.name, modality)]
+            have = [f for f in folds if _has(f, name, modality)]
             if len(have) == len(folds):
-                rows.append((model.name, modality))
+                rows.append((name, modality))
             elif have:
                 table.note(
-                    f"{model.name}, {modality}: only {len(have)} of {len(folds)} folds have it, so "
+                    f"{name}, {modality}: only {len(have)} of {len(folds)} folds have it, so "
                     "its probabilities are not pooled; not run"
                 )
-    return rows + [(name, "omics") for name in TABLES_outcome]
+    return rows + [(name, "omics") for name in TABLES]
 
 
-def _add_outcome(
+def _has(fold: Fold, name: str, modality: str) -> bool:
+    return fold.has_model(name) and getattr(fold.model(name), modality) is not None
+
+
+def _enough_of_each(
+    fold: Fold,
+    outcomes: Mapping[str, str],
+    classes: Sequence[str],
+    min_train: int,
+    table: ResultTable,
+) -> bool:
+    """Whether a fold has enough training patients of each class."""
+    held = [outcomes[p] for p in {s.patient_id for s in fold.train} if p in outcomes]
+    least, name = min((held.count(name), name) for name in classes)
+    if least < min_train:
+        table.note(
+            f"fold {fold.name}: {least} training patients with the outcome {name!r}, "
+            f"{min_train} are needed; not run"
+        )
+    return least >= min_train
+
+
+def _enough_events(
+    fold: Fold, outcomes: Mapping[str, str], min_events: int, table: ResultTable
+) -> bool:
+    """Whether a fold has enough training patients with an event."""
+    train = tuple(sorted({s.patient_id for s in fold.train} & set(outcomes)))
+    events = int(survival_of(outcomes, train).event.sum()) if train else 0
+    if events < min_events:
+        table.note(
+            f"fold {fold.name}: {events} training patients with an event, {min_events} are "
+            "needed; not run"
+        )
+    return events >= min_events
+
+
+def _anybody_to_test(fold: Fold, outcomes: Mapping[str, str], table: ResultTable) -> bool:
+    found = any(slide.patient_id in outcomes for slide in fold.test)
+    if not found:
+        table.note(f"fold {fold.name}: no test patient has an outcome; not run")
+    return found
+
+
+def _add_survival(
+    table: ResultTable, folds: Sequence[Fold], outcomes: Mapping[str, str], config: SurvivalConfig
+) -> None:
+    """Score every model that all folds have, then the tables that need no model."""
+    usable = [
+        fold
+        for fold in folds
+        if _enough_events(fold, outcomes, config.min_events, table)
+        and _anybody_to_test(fold, outcomes, table)
+    ]
+    for name, modality in _rows(usable, table) if usable else ():
+        risks: dict[str, float] = {}
+        keys: dict[str, str] = {}
+        for fold in usable:
+            found = fold_risk(fold, name, modality, outcomes, config)
+            risks |= found
+            keys |= {patient: f"{fold.key(patient)}:{outcomes[patient]}" for patient in found}
+        if not risks:
+            table.note(
+                f"{name}, {modality}: no test patient with this modality, or the mean over spots "
+                "is the same for all patients (standardised per slide); left out"
+            )
+            continue
+        seed, names = usable[0].seed, tuple(risks)
+        truth, risk = survival_of(outcomes, names), np.array([risks[name] for name in names])
+        ends = concordance_interval(truth, risk, config.level, config.draws, seed)
+        pooled = f"pooled/{seed}/{len(names)} patients, {int(truth.event.sum())} events"
+        value, unit = concordance_index(truth, risk), "C-index of pooled log hazards"
+        values = _with_interval("c_index", unit, value, ends, config.level)
+        _add_values(table, (name, modality, "mean"), pooled, values)
+        unit = (
+            "log hazard per test patient against the mean training patient; the key ends in the "
+            "time"
+        )
+        for patient in names:
+            hazard = {"log_hazard": (risks[patient], unit, None)}
+            _add_values(table, (name, modality, "mean"), keys[patient], hazard)
+
+
+def _measure(modality: str, pooling: str, score: str, unit: str) -> Measure:
+    """A score of the patients; a risk, or the probability of a class, ranks no model."""
+    known = [text for text in (POOLING_WORDS[pooling], SCORE_WORDS.get(score)) if text]
+    ranks = score in SCORE_WORDS and score != "log_hazard"
+    better: Better = "high" if ranks else "none"
+    return Measure(f"{modality}/{pooling}/{score}", unit, better, tuple(known))
+
+
+def _with_interval(
+    score: str, unit: str, value: float, ends: tuple[float, float], level: float
+) -> Values:
+    """A pooled score whose chance is 0.5, and the ends of its interval."""
+    over = f"end of its {100 * level:g} % interval over patients"
+    return {
+        score: (value, unit, 0.5),
+        f"{score}_low": (ends[0], f"lower {over}", None),
+        f"{score}_high": (ends[1], f"upper {over}", None),
+    }
+
+
+def _add_values(table: ResultTable, where: tuple[str, str, str], key: str, values: Values) -> None:
+    """Add scores of one model, modality and pooling under one key."""
+    model, modality, pooling = where
+    for score, (value, unit, chance) in values.items():
+        table.add(model, _measure(modality, pooling, score, unit), key, value, chance)
+
+
+def _add_classes(
     table: ResultTable,
     row: tuple[str, str],
     found: Sequence[Predicted],
@@ -415,17 +381,16 @@ def _add_outcome(
     config: OutcomeConfig,
 ) -> None:
     """Score the pooled probabilities of one model and modality."""
-    if not found:
-        return
     classes = sorted(set(outcomes.values()))
     patients = [patient for one in found for patient in one.patients]
     truth = np.array([outcomes[patient] for patient in patients])
     keys = [f"{one.fold.key(p)}:{outcomes[p]}" for one in found for p in one.patients]
-    pooled = f"pooled/{found[0].fold.seed}/{len(patients)} patients"
+    seed = found[0].fold.seed
+    pooled = f"pooled/{seed}/{len(patients)} patients"
     few = [f"{name}: {n}" for name in classes if (n := int((truth == name).sum())) < FEW]
     if few:
         table.note(
-            f"seed {found[0].fold.seed}: few test patients with an outcome ({', '.join(few)}); the "
+            f"seed {seed}: few test patients with an outcome ({', '.join(few)}); the "
             "interval cannot show how uncertain so few are, and 1 to 1 or 0 to 0 is no certainty"
         )
     poolings = [p for p in POOLINGS if all(p in one.by_pooling for one in found)]
@@ -436,27 +401,27 @@ def _add_outcome(
         )
     for pooling in poolings:
         score = np.concatenate([one.by_pooling[pooling] for one in found])
-        low, high = auroc_interval(truth, score, classes, patients, config.level, config.draws)
-        percent = f"{100 * config.level:g} %"
-        predicted = np.array(classes)[score.argmax(axis=1)]
-        values = {
-            "auroc": (macro_auroc(truth, score, classes), "AUROC of pooled probabilities", 0.5),
-            "auroc_low": (low, f"lower end of its {percent} interval over patients", None),
-            "auroc_high": (high, f"upper end of its {percent} interval over patients", None),
-            "balanced_accuracy": (
-                balanced_accuracy(truth, predicted),
-                "balanced accuracy of the likeliest class",
-                1.0 / len(set(truth.tolist())),
-            ),
-        }
-        for name, (value, unit, chance) in values.items():
-            table.add(row[0], _measure(row[1], pooling, name, unit), pooled, value, chance)
+        ends = auroc_interval(truth, score, classes, patients, config.level, config.draws)
+        value, unit = macro_auroc(truth, score, classes), "AUROC of pooled probabilities"
+        _add_values(
+            table,
+            (*row, pooling),
+            pooled,
+            {
+                **_with_interval("auroc", unit, value, ends, config.level),
+                "balanced_accuracy": (
+                    balanced_accuracy(truth, np.array(classes)[score.argmax(axis=1)]),
+                    "balanced accuracy of the likeliest class",
+                    1.0 / len(set(truth.tolist())),
+                ),
+            },
+        )
         _add_probabilities(table, (*row, pooling), keys, score, truth, classes)
 
 
 def _add_probabilities(
     table: ResultTable,
-    row: tuple[str, str, str],
+    where: tuple[str, str, str],
     keys: Sequence[str],
     score: np.ndarray,
     truth: np.ndarray,
@@ -466,9 +431,8 @@ def _add_probabilities(
     columns = {"probability_of_outcome": [list(classes).index(name) for name in truth]}
     if len(classes) > 2:
         columns |= {f"probability_{name}": [c] * len(truth) for c, name in enumerate(classes)}
+    unit = "probability per test patient; the key ends in the outcome"
     for name, column in columns.items():
         chance = 1.0 / len(classes) if name == "probability_of_outcome" else None
-        unit = "probability per test patient; the key ends in the outcome"
-        measure = _measure(*row[1:], name, unit)
         for key, value in zip(keys, score[np.arange(len(truth)), column], strict=True):
-            table.add(row[0], measure, key, value, chance)
+            _add_values(table, where, key, {name: (value, unit, chance)})

@@ -1,8 +1,8 @@
 """Zero-shot pathway maps from H&E against the measured score (docs/method.md 2 and 6.7).
 
 Metrics ``pearson/<readout>/median`` and so on over pathways, within each test slide; read-outs are
-``anchor``, ``ridge``, ``retrieval`` and ``default`` (z-scored mean of the last two). Sets never
-seen in training come as ``held_out_pearson/...``; planted activities as ``spearman_planted/...``.
+``anchor``, ``ridge``, ``retrieval`` and ``default`` (z-scored mean of the last two); planted
+activities come as ``spearman_planted/...``.
 The model ``matched_random`` is the first model with an image embedding, asked for random sets.
 Shapes: S spots, M gene sets.
 """
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, stack
+from eval.folds.fold import ACTIVITY_PREFIX, Fold, GeneSetScores, Representation, split_rows, stack
 from eval.measures.metrics import WORDS, pearson_per_gene, spearman_per_gene, summarise, unit_rows
 from eval.measures.ridge import RidgeConfig, zscore_mean
 from eval.results import Measure, Question, ResultTable, TaskResult
-from eval.tasks.probes import ImageProbe, split_rows
+from eval.tasks.probes import ImageProbe
 
 QUESTION = Question(
     "pathway_query",
@@ -33,7 +33,6 @@ QUESTION = Question(
 
 ANCHOR = "anchor: cosine of the image embedding and the gene set's own embedding"
 PLANTED = "planted: compared with the simulated truth instead of the measured score"
-HELD_OUT = "held_out: gene sets that were not used in training"
 
 CORRELATIONS = {"pearson": pearson_per_gene, "spearman": spearman_per_gene}
 
@@ -58,17 +57,16 @@ class PathwayQueryConfig:
 class Query:
     """Gene sets with their measured scores: training spots stacked, test spots by slide."""
 
-    prefix: str
     names: tuple[str, ...]
     train: np.ndarray
     test: list[np.ndarray]
 
     @staticmethod
-    def of(fold: Fold, sets: GeneSetScores, prefix: str = "") -> "Query":
+    def of(fold: Fold, sets: GeneSetScores) -> "Query":
         """Measured scores of the sets on the slides with an image."""
         train = [np.asarray(sets.match(slide.tfidf), np.float64) for slide in fold.paired_train]
         test = [np.asarray(sets.match(slide.tfidf), np.float64) for slide in fold.paired_test]
-        return Query(prefix, tuple(sets.names), stack(train), test)
+        return Query(tuple(sets.names), stack(train), test)
 
 
 def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
@@ -78,19 +76,12 @@ def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
     if fold.anchors is None or not len(fold.anchors.names) or not pictured:
         table.note(f"fold {fold.name}: no pathways, or no training or test images; not run")
         return table.result()
-    queries = [Query.of(fold, fold.anchors)]
-    if fold.held_out is not None:
-        queries.append(Query.of(fold, fold.held_out, "held_out_"))
+    query = Query.of(fold, fold.anchors)
     models = [model for model in fold.models if model.image is not None]
     for model in models:
-        probe = ImageProbe.of(fold, model)
-        for query in queries:
-            anchor = model.held_out_anchor if query.prefix else model.anchor
-            _add_model(table, fold, (model, probe, anchor), query, config)
-    for query in queries:
-        table.row("measured_oracle", "oracle", "the measured score itself")
-        measured = {"measured": query.test}
-        _add_planted(table, fold, "measured_oracle", query, measured)
+        _add_model(table, fold, model, query, config)
+    table.row("measured_oracle", "oracle", "the measured score itself")
+    _add_planted(table, fold, "measured_oracle", query, {"measured": query.test})
     _add_random(table, fold, models, config)
     return table.result(fold.models)
 
@@ -98,14 +89,13 @@ def run(fold: Fold, config: PathwayQueryConfig) -> TaskResult:
 def _add_model(
     table: ResultTable,
     fold: Fold,
-    source: tuple[Representation, ImageProbe, np.ndarray | None],
+    model: Representation,
     query: Query,
     config: PathwayQueryConfig,
 ) -> None:
-    model, probe, anchor = source
-    predicted = dict(_readouts(fold, probe, query, config))
-    if anchor is not None:
-        predicted["anchor"] = anchor_scores(fold, model, anchor)
+    predicted = dict(_readouts(fold, ImageProbe.of(fold, model), query, config))
+    if model.anchor is not None:
+        predicted["anchor"] = anchor_scores(fold, model, model.anchor)
     for readout, by_slide in predicted.items():
         _add_correlations(table, fold, (model.name, readout), query, by_slide)
     _add_planted(table, fold, model.name, query, predicted)
@@ -156,7 +146,7 @@ def _add_correlations(
             summary = summarise(function(score, truth))
             unit = f"{name.title()} r per slide, over {len(query.names)} gene sets"
             for over, value in (("mean", summary.mean), ("median", summary.median)):
-                measure = _measure(query, name, readout, over, unit)
+                measure = _measure(name, readout, over, unit)
                 table.add(model, measure, key, value, 0.0)
             if summary.n_constant:
                 table.note(
@@ -165,11 +155,10 @@ def _add_correlations(
                 )
 
 
-def _measure(query: Query, score: str, readout: str, over: str, unit: str) -> Measure:
+def _measure(score: str, readout: str, over: str, unit: str) -> Measure:
     words = [WORDS[score.removesuffix("_planted")]]
-    words += [HELD_OUT] * bool(query.prefix) + [PLANTED] * score.endswith("_planted")
-    words += [ANCHOR] * (readout == "anchor")
-    return Measure(f"{query.prefix}{score}/{readout}/{over}", unit, words=tuple(words))
+    words += [PLANTED] * score.endswith("_planted") + [ANCHOR] * (readout == "anchor")
+    return Measure(f"{score}/{readout}/{over}", unit, words=tuple(words))
 
 
 def _add_planted(
@@ -189,7 +178,7 @@ def _add_planted(
         for readout, by_slide in predicted.items():
             median = summarise(spearman_per_gene(by_slide[index][:, column], truth)).median
             unit = "Spearman r per slide with the planted activity"
-            measure = _measure(query, "spearman_planted", readout, "median", unit)
+            measure = _measure("spearman_planted", readout, "median", unit)
             table.add(model, measure, fold.key(slide.slide_id), median, 0.0)
 
 

@@ -1,17 +1,13 @@
-"""Patients as bags of spots, and the read-outs of patient vectors.
+"""Patients as bags of spots, and two read-outs: a linear probe of their means, attention pooling.
 
-Shapes: P patients, S spots of one patient, D embedding dimensions.
-
-Shapes: P training and Q test patients, D features, C classes.
-
-A patient is a bag of spots with one label. Each spot gets a weight from a gated layer, the weights
+In attention pooling each spot gets a weight from a gated layer, the weights
 of a bag sum to 1, and a linear head reads the weighted mean. Everything is fitted on the training
 bags: the principal axes (label-free), the weights and the head. Training is full batch for a fixed
 number of steps with weight decay, in float64, from several starts whose probabilities are averaged;
 each start sees a balanced subset of the bags.
 
-Shapes: P bags, S spots of one bag, N spots of the longest, D embedding dimensions, R principal
-axes, M starts, H hidden units, C classes.
+Shapes: P training and Q test patients, S spots of one bag, N spots of the longest, D embedding
+dimensions, R principal axes, M starts, H hidden units, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +21,11 @@ from torch import Tensor, nn
 from eval.errors import FoldError
 from eval.folds.fold import Representation, SlideData
 from eval.folds.variable_genes import expression
+
+FLAT = 1e-6
+LEAST = 1e-12
+TINY = 1e-9
+BAGS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def embedded_patients(
     Returns:
         None when no patient is left.
     """
-    usable = [slide for slide in slides if slide.has_image or modality == "omics"]
+    usable = [slide for slide in slides if model.covers(modality, slide)]
     names, vectors, spreads, bags = [], [], [], []
     for name, own in _by_patient(usable, outcomes):
         means, variances, parts = [], [], []
@@ -145,11 +146,6 @@ def _facts(slide: SlideData) -> np.ndarray:
     depth = np.log1p(np.asarray(slide.counts.sum(axis=1), dtype=np.float64).ravel())
     genes = np.log1p(np.diff(slide.counts.tocsr().indptr))
     return np.array([np.log(slide.n_spots), depth.mean(), depth.std(), genes.mean()])
-
-
-FLAT = 1e-6
-
-LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -273,11 +269,6 @@ def _fit_predict(
     model = LogisticRegression(C=c, class_weight="balanced", max_iter=config.max_iter)
     model.fit((train[:, keep] - mean) / scale, label)
     return np.asarray(model.predict_proba((test[:, keep] - mean) / scale))
-
-
-TINY = 1e-9
-
-BAGS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)

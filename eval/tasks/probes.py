@@ -1,18 +1,16 @@
 """The two sides of a read-out: training and test embeddings of one model in one space.
 
 Standardising a test slide uses its own embeddings but no label and no count (docs/method.md 5).
-Shapes: S spots of all slides stacked, D dimensions, T targets.
-
-Shapes: N spots, D dimensions.
+Shapes: S spots of all slides stacked, N spots of one slide, D dimensions, T targets.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, neighbour_weights, spot_names, stack
+from eval.folds.fold import Fold, Representation, SlideData, smooth, split_rows, spot_names, stack
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import (
     RidgeConfig,
@@ -69,13 +67,9 @@ class ImageProbe:
         alpha: float | str = "cv",
         beside: "ImageProbe | None" = None,
     ) -> np.ndarray:
-        """Targets (S', T) of the test spots by PCA + ridge.
+        """Targets (S', T) of the test spots by PCA + ridge from those (S, T) of training spots.
 
-        Args:
-            target: (S, T) of the training spots.
-            config: of the ridge.
-            alpha: ``cv``, ``hest`` or a number.
-            beside: another model whose features stand beside these.
+        ``beside`` is another model whose features stand beside these; see `ridge_fit_predict`.
         """
         train, test = self.train_z, self.test_z
         if beside is not None:
@@ -85,11 +79,6 @@ class ImageProbe:
     def nearest(self, target: np.ndarray, k: int) -> np.ndarray:
         """Targets (S', T) as the mean over the k most similar training spots."""
         return knn_mean(self.train_centred, target, self.test_centred, k)
-
-
-def split_rows(rows: np.ndarray, slides: Sequence[SlideData]) -> list[np.ndarray]:
-    """Stacked rows cut back into slides."""
-    return np.split(rows, np.cumsum([slide.n_spots for slide in slides])[:-1])
 
 
 @dataclass(frozen=True)
@@ -147,8 +136,10 @@ def averaged(pairs: Pairs, graph: list[np.ndarray] | None) -> Pairs:
     """Both sides averaged over the spot and its listed neighbours, unit rows first."""
     if graph is None:
         return pairs
-    image = [_niche(x, lists) for x, lists in zip(pairs.image, graph, strict=True)]
-    omics = [_niche(x, lists) for x, lists in zip(pairs.omics, graph, strict=True)]
+    image, omics = (
+        [smooth(unit_rows(x), lists, 1) for x, lists in zip(side, graph, strict=True)]
+        for side in (pairs.image, pairs.omics)
+    )
     return Pairs(pairs.name, image, omics)
 
 
@@ -188,9 +179,3 @@ def _bridged(
     truth = known.rows("omics", fold.paired_test)
     image = [centre(x) for x in split_rows(predicted, fold.paired_test)]
     return Pairs(name, image, [centre(x) for x in truth])
-
-
-def _niche(rows: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
-    unit = unit_rows(rows)
-    return np.asarray((unit + degree * (neighbour_weights(neighbours) @ unit)) / (1 + degree))

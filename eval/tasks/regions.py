@@ -15,10 +15,9 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from eval.folds.fold import Fold, Representation, SlideData
+from eval.folds.fold import Fold, Representation, SlideData, smooth
 from eval.measures.metrics import WORDS, ari
 from eval.results import Measure, Question, ResultTable, TaskResult
-from eval.tasks.domains import smooth
 from hibio.keys import level_name
 from hibio.regions import DIAMETERS_UM, RegionTree, fit_region_tree, region_levels
 from preprocessing.graphs import KNNGraph, SpotGraph

@@ -1,23 +1,18 @@
 """Cross-modal retrieval within slides (docs/method.md 6.2).
 
-Spots beside each other have nearly the same profile, and plain recall counts all but one of them as
-wrong. Here an item is relevant to a query when its measured expression is among the most similar to
-the query's own: Pearson over variable genes, the first ``share`` of the slide's spots, the query's
-own included. Soft recall at k is the share of the first k items that are relevant: precision at k
-(Manning, Raghavan and Schütze 2008, section 8.4) under that relevance, so a random order reaches
-about ``share``. Ties count at their expectation.
-Shapes: N spots of one slide, D dimensions, V variable genes.
-
-Shapes: N spots; queries in rows, items in columns.
-
-Shapes: S spots of all slides, D dimensions.
-
 Metrics ``image_to_omics/recall@10%`` and so on, per test slide; ``.../pooled_recall@10%`` over all
-test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive);
-``.../soft_recall@10`` also counts spots of nearly the same expression (`eval.tasks.retrieval`). A
-model whose two sides share no space is bridged by ridge from its image features to the omics spot
-vector; ``_combined`` adds the cosines of that bridge, from the raw features, to a model's own.
-Shapes: N spots, D dimensions.
+test slides; ``_csls`` and ``_sinkhorn`` use the whole test slide (transductive). A model whose two
+sides share no space is bridged by ridge from its image features to the omics spot vector;
+``_combined`` adds the cosines of that bridge, from the raw features, to a model's own.
+
+``.../soft_recall@10``: spots beside each other have nearly the same profile, and plain recall
+counts all but one of them as wrong. Here an item is relevant to a query when its measured
+expression is among the most similar to the query's own: Pearson over variable genes, the first
+``share`` of the slide's spots, the query's own included. Soft recall at k is the share of the first
+k items that are relevant: precision at k (Manning, Raghavan and Schütze 2008, section 8.4) under
+that relevance, so a random order reaches about ``share``. Ties count at their expectation.
+Shapes: N spots of one slide (queries in rows, items in columns), S spots of all slides,
+D dimensions, V variable genes.
 """
 
 from collections.abc import Sequence

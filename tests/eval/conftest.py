@@ -96,7 +96,7 @@ def make_fold(seed: int = 0, shared: bool = True, changed: str = "") -> Fold:
     known = {n: make_counts(n, seed)[1] for n in made} if not shared else hidden
     models = (_model(hidden, known, seed), *baselines(train, test, factors, features))
     random = random_sets(gene_sets(), list(GENES), weights.idf, train, seed)
-    return Fold("toy", seed, GENES, train, test, models, anchors, None, random, factors)
+    return Fold("toy", seed, GENES, train, test, models, anchors, random, factors)
 
 
 def _model(hidden: dict, known: dict, seed: int) -> Representation:

@@ -94,9 +94,10 @@ def test_spot_vector_follows_the_method(toy_fold):
     np.testing.assert_array_equal(toy_fold.model("raw_features").omics[slide.slide_id], rows)
 
 
-def test_pca_is_that_of_the_training_slides(toy_fold):
-    config = baselines.BaselineConfig(pca_genes=20, pca_components=5)
-    own = baselines.pca_expression(toy_fold.train, toy_fold.test, config)[0].omics["c1"]
+def test_pca_is_that_of_the_training_slides(toy_fold, monkeypatch):
+    monkeypatch.setattr(baselines, "PCA_GENES", 20)
+    monkeypatch.setattr(baselines, "PCA_COMPONENTS", 5)
+    own = baselines.pca_expression(toy_fold.train, toy_fold.test)[0].omics["c1"]
     genes = variable_genes(toy_fold.train, 20)
     dense = [expression(s)[:, genes].toarray() for s in (*toy_fold.train, toy_fold.test[0])]
     projected = PCA(5).fit(np.concatenate(dense[:-1])).transform(dense[-1])

@@ -65,7 +65,7 @@ def test_recall_and_mrr_equal_the_mean_over_orders_of_the_ties(rng, levels):
 def test_all_ties_are_exactly_at_chance():
     flat = np.zeros((40, 40))
     assert metrics.recall_at_k(flat, 4) == pytest.approx(metrics.chance_recall_at_k(4, 40))
-    assert metrics.recall_at_fraction(flat, 0.1) == pytest.approx(0.1)
+    assert metrics.recall_at_k(flat, metrics.list_length(0.1, len(flat))) == pytest.approx(0.1)
     assert metrics.mrr(flat) == pytest.approx(metrics.chance_mrr(40))
     assert metrics.median_rank(flat) == pytest.approx(0.5, abs=0.0126)
 
@@ -81,7 +81,9 @@ def test_perfect_retrieval_and_known_ranks():
 
 def test_random_similarities_are_near_their_chance(rng):
     similarity = rng.standard_normal((600, 600))
-    assert metrics.recall_at_fraction(similarity, 0.1) == pytest.approx(0.1, abs=0.04)
+    assert metrics.recall_at_k(
+        similarity, metrics.list_length(0.1, len(similarity))
+    ) == pytest.approx(0.1, abs=0.04)
     assert metrics.median_rank(similarity) == pytest.approx(0.5, abs=0.06)
 
 

@@ -8,9 +8,16 @@ import torch
 
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation
-from eval.peers import PEERS, Peer, TrainingData, find_peers
-from eval.peers.fold_peers import NOT_IMPUTED, with_peers
-from eval.peers.peer import TrainingConfig, standardised
+from eval.peers import PEERS
+from eval.peers.peer import (
+    NOT_IMPUTED,
+    Peer,
+    TrainingConfig,
+    TrainingData,
+    find_peers,
+    standardised,
+    with_peers,
+)
 from eval.tasks import domains, expression, retrieval
 from tests.eval.conftest import make_fold
 
@@ -187,11 +194,11 @@ def test_imputation_says_that_peers_take_no_part(toy_fold):
 
 
 def test_names_are_found_or_refused():
-    assert find_peers("none") == ()
-    assert [peer.name for peer in find_peers("all")] == list(PEERS)
-    assert [peer.name for peer in find_peers("bleep, triplex,bleep")] == ["bleep", "triplex"]
+    assert find_peers("none", PEERS) == ()
+    assert [peer.name for peer in find_peers("all", PEERS)] == list(PEERS)
+    assert [peer.name for peer in find_peers("bleep, triplex,bleep", PEERS)] == ["bleep", "triplex"]
     with pytest.raises(FoldError, match=r"unknown peer 'blep'.*did you mean 'bleep'"):
-        find_peers("blep")
+        find_peers("blep", PEERS)
     for name, peer in PEERS.items():
         assert peer.name == name
         assert peer.source

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.folds.fold import Representation
+from eval.folds.fold import Representation, smooth, split_rows
 from eval.measures.metrics import ari
-from eval.tasks.domains import DomainsConfig, cluster, run, smooth, smooth_labels
-from eval.tasks.probes import split_rows
+from eval.tasks.domains import DomainsConfig, cluster, run, smooth_labels
 
 CONFIG = DomainsConfig(n_seeds=2)
 

@@ -80,17 +80,6 @@ def test_without_random_sets_the_missing_control_is_named(toy_fold):
     assert any("control row is missing" in note for note in result.notes)
 
 
-def test_held_out_sets_need_no_training(toy_fold, result):
-    fold = replace(toy_fold, held_out=Renamed(toy_fold.anchors))
-    row = run(fold, CONFIG).models["hibio"]
-    same = result.models["hibio"]
-    for readout in ("ridge", "retrieval", "default"):
-        held_out = row[f"held_out_pearson/{readout}/mean"].values
-        np.testing.assert_allclose(held_out, same[f"pearson/{readout}/mean"].values)
-    assert "held_out_pearson/anchor/mean" not in row
-    assert "held_out_spearman_planted/ridge/median" not in row
-
-
 def test_anchor_scores_are_cosines_standardised_on_training_and_centred_per_spot(toy_fold):
     model = toy_fold.model("hibio")
     found = anchor_scores(toy_fold, model, model.anchor[:4])[0]

@@ -8,7 +8,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from eval.errors import FoldError
 from eval.folds.fold import Representation
-from eval.measures.metrics import recall_at_fraction
+from eval.measures.metrics import list_length, recall_at_k
 from eval.measures.ridge import RidgeConfig
 from eval.tasks.probes import raw_bridge
 from eval.tasks.retrieval import RetrievalConfig, csls, identity_accuracy, run, sinkhorn
@@ -84,7 +84,7 @@ def test_combined_is_the_rank_under_the_sum_of_the_two_cosines(toy_fold, result)
         row = result.models["hibio"]
         for name, matrix in (("image_to_omics", cosine), ("omics_to_image", cosine.T)):
             found = row[f"{name}/recall@10%_combined"].values[index]
-            assert found == pytest.approx(recall_at_fraction(matrix, 0.1))
+            assert found == pytest.approx(recall_at_k(matrix, list_length(0.1, len(matrix))))
     assert "image_to_omics/recall@10%_combined" not in result.models["coordinates"]
 
 
