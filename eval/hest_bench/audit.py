@@ -79,7 +79,7 @@ def patients_of(task: BenchTask, folder: Path, table: Path | None = None) -> dic
     for sample in task.samples:
         places = [task.root / METADATA, folder / METADATA]
         files = [p / f"{sample.sample_id}.json" for p in dict.fromkeys(places)]
-        stated = [_patient(read_metadata(path)) for path in files if path.is_file()]
+        stated = [patient_of(read_metadata(path), "") for path in files if path.is_file()]
         stated.append(rows.get(sample.sample_id, ""))
         known = {name for name in stated if name}
         if len(known) > 1:
@@ -104,7 +104,7 @@ def read_patient_table(path: Path) -> dict[str, str]:
             reader = csv.DictReader(file)
             if not {"id", "patient"} <= set(reader.fieldnames or ()):
                 raise DataError(f"{path}: expected the columns id and patient (and dataset_title)")
-            return {(row["id"] or "").strip(): _patient(row) for row in reader}
+            return {(row["id"] or "").strip(): patient_of(row, "") for row in reader}
     except (UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV ({error})") from error
 
@@ -131,8 +131,7 @@ def audit_task(
     for split in task.splits:
         for test in split.test:
             for train in split.train:
-                pair = (test, train)
-                findings += _pair(task, split.name, pair, facts, patients)
+                findings += _pair(task, split.name, (test, train), facts, patients)
     for corpus in corpora:
         findings += _pretraining(task, facts, patients, corpus)
     return findings
@@ -210,37 +209,29 @@ def _pretraining(
 ) -> list[Finding]:
     """Test samples that a checkpoint has seen, by id, by content and by patient."""
     found = []
-    tested = {s.sample_id for split in task.splits for s in split.test}
-    for name in sorted(tested):
-        seen = [slide for slide in corpus.slides if slide == name]
+    for name in sorted({s.sample_id for split in task.splits for s in split.test}):
         alike = {slide: shared_part(facts[name].spot_keys, k) for slide, k in corpus.keys.items()}
         best = max(alike, key=lambda slide: alike[slide], default="")
-        if seen and alike.get(name, 1.0) < SHARED:
-            text = (
-                f"{corpus.name} was trained on a slide with the id of test sample {name} but other "
-                "counts: another slide, or another version of this one"
+        kind: Kind = "leak"
+        if name in corpus.slides and alike.get(name, 1.0) < SHARED:
+            kind = "unchecked"
+            seen = (
+                f"a slide with the id of test sample {name} but other counts: another slide, or "
+                "another version of this one"
             )
-            found.append(Finding("unchecked", "pretraining", task.name, "", text))
-        elif seen:
-            text = f"{corpus.name} was trained on a slide with the id of test sample {name}"
-            found.append(Finding("leak", "pretraining", task.name, "", text))
+        elif name in corpus.slides:
+            seen = f"a slide with the id of test sample {name}"
         elif best and alike[best] >= SHARED:
-            text = (
-                f"{corpus.name} was trained on slide {best}, which has {100 * alike[best]:.0f} % "
-                f"of the spots of test sample {name}"
-            )
-            found.append(Finding("leak", "pretraining", task.name, "", text))
+            share = f"{100 * alike[best]:.0f} %"
+            seen = f"slide {best}, which has {share} of the spots of test sample {name}"
         elif patients.get(name) in corpus.patients:
-            text = (
-                f"{corpus.name} was trained on slide {corpus.patients[patients[name]]} of patient "
-                f"{patients[name]!r}, whom test sample {name} is of"
-            )
-            found.append(Finding("leak", "pretraining", task.name, "", text))
+            slide, patient = corpus.patients[patients[name]], patients[name]
+            seen = f"slide {slide} of patient {patient!r}, whom test sample {name} is of"
+        else:
+            continue
+        text = f"{corpus.name} was trained on {seen}"
+        found.append(Finding(kind, "pretraining", task.name, "", text))
     return found
-
-
-def _patient(known: Mapping[str, object]) -> str:
-    return patient_of(known, "")
 
 
 def _listed(names: Sequence[str]) -> str:

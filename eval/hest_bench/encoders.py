@@ -1,8 +1,6 @@
 """Encoders of HEST patches: hand-made features, a frozen backbone, the image tower of a checkpoint.
 
-``<folder>/<TASK>/<ENCODER>/<sample>.h5`` with embeddings (N, F) and barcodes (N,). Shapes: N
-patches of p x p pixels, F features.
-
+They are kept as ``<folder>/<TASK>/<ENCODER>/<sample>.h5`` with embeddings (N, F) and barcodes (N,).
 Shapes: N patches of p x p pixels, F features.
 """
 
@@ -38,6 +36,13 @@ from preprocessing.readers.hdf5 import open_hdf5
 from preprocessing.slides.hest import HestPatches, hest_coordinates
 from preprocessing.stain import StainMethod, stain_normaliser
 
+HANDCRAFTED = "handcrafted"
+HANDCRAFTED_PATCH = "handcrafted_patch"
+PATCH_UM = 112.0  # of every task (224 pixels of 0.5 um)
+CONTEXT = 3  # the outer scale of the stores' hand-made features, in patch widths
+FEATURE_PX = 64
+_BLOCK = 64
+
 
 class PatchEncoder(Protocol):
     """What turns the patches of one sample into vectors."""
@@ -45,12 +50,10 @@ class PatchEncoder(Protocol):
     @property
     def name(self) -> str:
         """Row name in the results and folder name of the embeddings."""
-        ...
 
     @property
     def origin(self) -> Mapping[str, Any]:
         """What the vectors depend on beside the pixels, as plain values."""
-        ...
 
     def encode(self, patches: Path, barcodes: np.ndarray) -> np.ndarray:
         """Vectors (N, F) of the patches of a file, in its order."""
@@ -68,13 +71,16 @@ class StoredEmbeddings:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
 
+    def path(self, task: BenchTask, sample: Sample) -> Path:
+        """The file of a sample."""
+        return self.folder / task.name / self.name / f"{sample.sample_id}.h5"
+
     def of(self, task: BenchTask, sample: Sample, barcodes: np.ndarray) -> np.ndarray:
         """Vectors (N, F) in the order of the barcodes."""
-        path = self.folder / task.name / self.name / f"{sample.sample_id}.h5"
-        return read_embeddings(path, barcodes)
+        return read_embeddings(self.path(task, sample), barcodes)
 
 
-class ComputedEmbeddings:
+class ComputedEmbeddings(StoredEmbeddings):
     """Embeddings that are computed once and kept; the files of another origin are written anew.
 
     Args:
@@ -83,15 +89,19 @@ class ComputedEmbeddings:
     """
 
     def __init__(self, folder: Path, encoder: PatchEncoder) -> None:
-        self.folder, self.encoder, self.name = folder, encoder, encoder.name
+        super().__init__(folder, encoder.name)
+        self.encoder = encoder
 
     def of(self, task: BenchTask, sample: Sample, barcodes: np.ndarray) -> np.ndarray:
         """Vectors (N, F) in the order of the barcodes."""
-        path = self.folder / task.name / self.name / f"{sample.sample_id}.h5"
+        path = self.path(task, sample)
         origin = {**self.encoder.origin, "patches_sha256": file_sha256(sample.patches)}
         text = json.dumps(origin, sort_keys=True)
-        if path.is_file() and _origin(path) == text:
-            return read_embeddings(path, barcodes)
+        if path.is_file():
+            with open_hdf5(path, "embeddings") as file:
+                kept = str(file.attrs.get("origin", ""))
+            if kept == text:
+                return read_embeddings(path, barcodes)
         values = self.encoder.encode(sample.patches, barcodes)
         _check(path, values, len(barcodes))
         names = np.array([str(name).encode() for name in barcodes])
@@ -101,11 +111,8 @@ class ComputedEmbeddings:
         return np.asarray(values, dtype=np.float32)
 
 
-Embeddings = StoredEmbeddings | ComputedEmbeddings
-
-
 def task_embeddings(
-    source: Embeddings, task: BenchTask, barcodes: Mapping[str, np.ndarray]
+    source: StoredEmbeddings, task: BenchTask, barcodes: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Vectors (N, F) of every sample of a task.
 
@@ -148,29 +155,11 @@ def read_embeddings(path: Path, barcodes: np.ndarray) -> np.ndarray:
     return values
 
 
-def _origin(path: Path) -> str:
-    with open_hdf5(path, "embeddings") as file:
-        return str(file.attrs.get("origin", ""))
-
-
 def _check(path: Path, values: np.ndarray, n: int) -> None:
     if values.ndim != 2 or len(values) != n or not values.shape[1]:
         raise DataError(f"{path}: embeddings {values.shape} of {n} patches; expected one row each")
     if not np.isfinite(values).all():
         raise DataError(f"{path}: embeddings are not finite; check the encoder and its weights")
-
-
-HANDCRAFTED = "handcrafted"
-
-HANDCRAFTED_PATCH = "handcrafted_patch"
-
-PATCH_UM = 112.0  # of every task (224 pixels of 0.5 um)
-
-CONTEXT = 3  # the outer scale of the stores' hand-made features, in patch widths
-
-FEATURE_PX = 64
-
-_BLOCK = 64
 
 
 class PatchReader:

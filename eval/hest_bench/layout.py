@@ -3,11 +3,6 @@
 ``<folder>/<TASK>/splits/train_<k>.csv`` and ``test_<k>.csv`` (columns sample_id, patches_path,
 expr_path; paths relative to the task), ``var_50genes.json`` ({"genes": [...]}), ``patches/*.h5``,
 ``adata/*.h5ad``. Nothing is read here but the CSVs and the gene list.
-
-The published lists were chosen on all samples of a task, test samples included. The rule: genes
-above 0 in a tenth of the spots of every sample, controls left out, then the highest normalised
-dispersion (Satija et al. 2015; the flavour ``seurat`` of scanpy): ln(variance / mean) of the
-values, standardised within 20 bins of ln(1 + mean). Shapes: G genes.
 """
 
 import csv
@@ -20,13 +15,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from preprocessing.errors import DataError, did_you_mean
 
 GENE_LIST = "var_50genes.json"
-
 COLUMNS = ("sample_id", "patches_path", "expr_path")
-
 _PATIENT = ("patient", "patient_id")
-
 _SPLIT = re.compile(r"(train|test)_(\d{1,4})\.csv")
-
 _PLAIN_NAME = re.compile(r"[\w.+ -]{1,120}")
 
 

@@ -5,9 +5,7 @@ standardised and reduced by PCA, both fitted on the training spots; ridge by LSQ
 alpha = 100 / (dimensions x genes), at most 1,000 iterations; Pearson of each gene over all test
 spots of the fold, mean over genes; mean and population standard deviation over folds. The paper's
 table A13 leaves the PCA out; that variant is not run.
-Shapes: S training and Q test spots, F features, C components, G genes.
-
-Shapes: N spots of a sample, S training and Q test spots, F features, G genes.
+Shapes: N spots of a sample, S training and Q test spots, F features, C components, G genes.
 """
 
 import warnings
@@ -72,12 +70,7 @@ class Reduced:
 
 
 def reduce_features(train_x: np.ndarray, test_x: np.ndarray, protocol: HestProtocol) -> Reduced:
-    """Scale and rotate; nothing is fitted on test spots.
-
-    Args:
-        train_x: (S, F).
-        test_x: (Q, F).
-        protocol: settings.
+    """Scale and rotate features (S, F) and (Q, F); nothing is fitted on test spots.
 
     Raises:
         FoldError: features of another width, not finite, or fewer than two training spots.
@@ -128,12 +121,7 @@ def nested_predictions(
 
 
 def published_pearson(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pearson r (G,) of each gene as published: NaN where either side is constant.
-
-    Args:
-        prediction: (Q, G).
-        truth: (Q, G).
-    """
+    """Pearson r (G,) of each gene of (Q, G) as published: NaN where either side is constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)  # the NaN is what is asked for
         pairs = zip(truth.T, prediction.T, strict=True)
@@ -211,18 +199,16 @@ def score_fold(
     """
     train = [sample.sample_id for sample in data.split.train]
     test = [sample.sample_id for sample in data.split.test]
-    features = reduce_features(
-        np.concatenate([embeddings[name] for name in train]),
-        np.concatenate([embeddings[name] for name in test]),
-        protocol,
-    )
-    train_y = np.concatenate([data.published[name] for name in train])
-    test_y = np.concatenate([data.published[name] for name in test])
+
+    def sides(by_sample: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [[by_sample[name] for name in names] for names in (train, test)]
+        return np.concatenate(parts[0]), np.concatenate(parts[1])
+
+    features = reduce_features(*sides(embeddings), protocol)
+    (train_y, test_y), (own_y, own_truth) = sides(data.published), sides(data.own)
     prediction = published_predictions(features, train_y, protocol)
     nested = nested_predictions(features, train_y, *_inner(data, train))
-    own_y = np.concatenate([data.own[name] for name in train])
     own = published_predictions(features, own_y, protocol)
-    own_truth = np.concatenate([data.own[name] for name in test])
     ends = np.cumsum([len(data.published[name]) for name in test])[:-1]
     parts = np.split(prediction, ends)
     slides = [

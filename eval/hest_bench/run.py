@@ -20,7 +20,6 @@ from eval.hest_bench.audit import Finding, audit_task, corpus_of, patients_of
 from eval.hest_bench.encoders import (
     HANDCRAFTED,
     ComputedEmbeddings,
-    Embeddings,
     StoredEmbeddings,
     checkpoint_encoder,
     device_of,
@@ -132,11 +131,7 @@ def write_tables(
     scores: Scores,
     findings: Sequence[Finding],
 ) -> str:
-    """Write the tables as Markdown in one step.
-
-    Returns:
-        The same text.
-    """
+    """Write the tables as Markdown in one step; returns the text."""
     parts = ["# HEST-Bench", READING]
     for task in tasks:
         rows = [_row(model, scores[task.name, model]) for model in models]
@@ -241,8 +236,12 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
     facts = {task.name: _facts(task) for task in tasks}
     patients = {task.name: patients_of(task, folder, config.metadata) for task in tasks}
     findings = _audit(tasks, facts, patients, checkpoint, config)
-    if config.strict:
-        _refuse_leaks(findings)
+    leaks = [finding for finding in findings if finding.kind == "leak"]
+    if config.strict and leaks:
+        raise DataError(
+            f"{len(leaks)} leaks (first: {leaks[0].text}); remove them from the splits, or measure "
+            "without --strict: they stay in the results"
+        )
     sources = _sources(config, checkpoint, out)
     results, scores, chosen = [], {}, {}
     for task in tasks:
@@ -283,15 +282,6 @@ def _refuse_unused(config: HestBenchConfig) -> None:
         raise ConfigError(
             f"--weights is one file, but {', '.join(frozen)} are several backbones; run them one "
             "by one into the same --out: their embeddings are kept"
-        )
-
-
-def _refuse_leaks(findings: Sequence[Finding]) -> None:
-    leaks = [finding for finding in findings if finding.kind == "leak"]
-    if leaks:
-        raise DataError(
-            f"{len(leaks)} leaks (first: {leaks[0].text}); remove them from the splits, or measure "
-            "without --strict: they stay in the results"
         )
 
 
@@ -355,11 +345,9 @@ def _audit(
                 "on were compared by id only; give their stores with --stores"
             )
             findings.append(Finding("unchecked", "pretraining", "all tasks", "", text))
-    if config.encoders:
+    if not all(name.startswith(HANDCRAFTED) for name in config.encoders):
         text = f"what {', '.join(config.encoders)} was pretrained on is not known here"
-        known = all(name.startswith(HANDCRAFTED) for name in config.encoders)
-        if not known:
-            findings.append(Finding("unchecked", "pretraining", "all tasks", "", text))
+        findings.append(Finding("unchecked", "pretraining", "all tasks", "", text))
     for task in tasks:
         findings += audit_task(task, facts[task.name], patients[task.name], corpora)
     print("\n".join(["leakage audit:", *(f"  {finding}" for finding in findings)]))
@@ -368,11 +356,13 @@ def _audit(
     return findings
 
 
-def _sources(config: HestBenchConfig, checkpoint: Checkpoint | None, out: Path) -> list[Embeddings]:
+def _sources(
+    config: HestBenchConfig, checkpoint: Checkpoint | None, out: Path
+) -> list[StoredEmbeddings]:
     """Where the embeddings of every row come from."""
     names = config.encoders or (() if checkpoint is not None else (HANDCRAFTED,))
     kept, device = out / "embeddings", device_of(config.device)
-    sources: list[Embeddings] = []
+    sources: list[StoredEmbeddings] = []
     if config.embeddings is not None:
         sources += [StoredEmbeddings(config.embeddings, name) for name in names]
     else:
@@ -429,7 +419,7 @@ def _folds(
 
 
 def _measure(
-    source: Embeddings,
+    source: StoredEmbeddings,
     task: BenchTask,
     facts: Mapping[str, SampleFacts],
     folds: Sequence[FoldData],
