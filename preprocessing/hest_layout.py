@@ -17,7 +17,6 @@ from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
 _BLOCK = 256  # patches in memory at once
-
 _PX, _UM = 224, 112.0  # what HEST-1k cuts
 
 

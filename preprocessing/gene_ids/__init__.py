@@ -28,15 +28,10 @@ from preprocessing.gene_ids.table import (
 from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts
 
 UNKNOWN = "not in the table"
-
 NO_TARGET = "no such identifier"
-
 AMBIGUOUS = "ambiguous"
-
 SEVERAL = "several orthologs"
-
 REASONS = (UNKNOWN, NO_TARGET, AMBIGUOUS, SEVERAL)
-
 _SHOWN = 5
 
 

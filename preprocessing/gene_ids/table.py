@@ -23,11 +23,8 @@ from preprocessing.files import file_sha256
 from preprocessing.readers.tables import read_table, require_columns
 
 REQUIRED = ("id", "symbol", "organism")
-
 OPTIONAL = ("aliases", "ortholog")
-
 SYMBOL, ID, ORTHOLOG = "symbol", "id", "ortholog"
-
 _VERSION = re.compile(r"(ENS[A-Z]*G\d{11})\.\d+(?=$|_PAR_Y$)")
 
 

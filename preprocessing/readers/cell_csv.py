@@ -19,13 +19,6 @@ def read_csv_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
     With ``spots``, the two tables are joined as `read_joined` says. Without, the counts hold the
     coordinates: the columns up to the later one of them belong to the cell, those behind are genes.
-
-    Args:
-        row: the manifest row.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is unusable, no cell has both, or the scale is unknown.
     """
     if row.spots is None:
         cells, in_um = _one_table(row.counts_path)

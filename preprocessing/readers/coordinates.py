@@ -24,12 +24,10 @@ _PAIRS = (
     ("x", "y"),
     ("X", "Y"),
 )
-
 _WAYS = (
     "the manifest column mpp (um per coordinate unit; 1 where they are micrometres), or "
     "coordinates that are in micrometres by name (columns x_um and y_um; obsm['spatial_um'])"
 )
-
 _SAME = 0.01
 _MPP_DIFFERENCE = 0.1
 VISIUM_PITCH_UM = 100.0

@@ -51,13 +51,6 @@ def read_cosmx(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
     cell_ID 0 (transcripts outside cells) and negative controls are left out and noted. mpp: the
     manifest, else the positions of the fields of view where they are given in pixels and mm.
-
-    Args:
-        row: the manifest row; ``counts`` is the folder.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is missing or unusable, or the scale is unknown.
     """
     files = _sources(row)
     cells, in_um, keys = read_joined(files["counts"], files["spots"], KEYS)

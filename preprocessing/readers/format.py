@@ -38,7 +38,8 @@ class Format:
 
     Attributes:
         name: in the manifest's column format.
-        read: row, and um per level-0 px that its image file states (or None) -> spots.
+        read: row, and um per level-0 px that its image file states (or None) -> spots; DataError
+            where a file is missing or unusable, no spot has its place, or the scale is unknown.
         sources: row -> the files that `read` reads (image and labels excluded), by role; a store
             is up to date while their hashes stay.
         detect: counts, and the spot table of the row (or None) -> whether they are of this format;

@@ -13,9 +13,7 @@ import numpy as np
 from preprocessing.errors import DataError
 
 _POINT, _POLYGON, _MULTIPOLYGON = 1, 3, 6
-
 _Z, _M, _SRID = 0x80000000, 0x40000000, 0x20000000  # flags of EWKB
-
 _XY = ("x", "y")
 
 

@@ -47,13 +47,6 @@ def read_h5ad(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     first of them without negative values); the notes say which. The coordinates are
     obsm['spatial_um'], obsm['spatial'] or obsm['X_spatial'], else a pair of obs columns. mpp: the
     manifest, else microns_per_pixel in uns['spatial'], else the lattice of a Visium slide.
-
-    Args:
-        row: the manifest row.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: no raw counts, no coordinates, no scale, or a damaged file.
     """
     cells, scale = h5ad_cells(row.counts_path, row.modality)
     return cell_table(row, cells, scale, image_mpp)

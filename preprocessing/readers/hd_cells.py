@@ -264,13 +264,6 @@ def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     """Read the segmented cells of one slide; the place of a cell is the centroid of its outline.
 
     mpp: the manifest, the image file, microns_per_pixel of the scale factors.
-
-    Args:
-        row: the manifest row; ``counts`` is the sample's root or its ``segmented_outputs``.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is missing or unusable, no cell has an outline, or the scale is unknown.
     """
     files = find_cell_files(row.counts_path)
     matrix = read_tenx(files.matrix, row.modality)

@@ -21,7 +21,6 @@ _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
 _PEEK = 20_000
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 _MASKED = ("nullable-integer", "nullable-boolean", "nullable-string-array")
-
 Node = Any  # h5py.Group or h5py.Dataset
 
 

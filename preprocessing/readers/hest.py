@@ -129,13 +129,6 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
     mpp: the manifest, pixel_size_um_estimated, pixel_size_um_embedded, then as for AnnData files.
     Labels are chosen as for them, or are those that the metadata name (written by `write_hest`).
-
-    Args:
-        row: the manifest row; ``counts`` is the root (the sample is slide_id) or the .h5ad file.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is missing or unusable, or patches named as image lie elsewhere.
     """
     files = _sources(row)
     st = files["counts"]

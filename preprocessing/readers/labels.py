@@ -12,7 +12,6 @@ from preprocessing.readers.tables import MISSING, first_names, number_column, re
 from preprocessing.slide_row import SlideRow
 
 _PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
-
 CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
 _SUFFIX = re.compile(r"-\d+$")
 

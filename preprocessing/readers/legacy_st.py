@@ -40,13 +40,6 @@ def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
     mpp of the image: manifest mpp, else pitch_um / (median pixel step per array unit), else the
     image file's own. Only spots with ``selected`` = 1 (where the column exists) and counts stay.
-
-    Args:
-        row: the manifest row; ``spots`` is required.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is unusable or the scale is unknown.
     """
     if row.spots is None:
         raise DataError("format legacy_st needs the column 'spots' (table x y pixel_x pixel_y)")

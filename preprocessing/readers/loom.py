@@ -33,13 +33,6 @@ def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
     Cells whose column attribute Valid is 0 are left out. Coordinates are a pair of column
     attributes such as X and Y; mpp comes from the manifest unless they are named x_um and y_um.
-
-    Args:
-        row: the manifest row.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: no gene names, no coordinates, no scale, no raw counts, or a damaged file.
     """
     path = row.counts_path
     with open_hdf5(path, _WHAT) as file:

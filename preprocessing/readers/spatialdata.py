@@ -265,13 +265,6 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     The places are the centres of the shapes (or the points) that the table annotates, in the
     coordinate system "global"; without them obsm['spatial']. They are micrometres where the unit
     of that system says so, else the manifest's mpp is needed.
-
-    Args:
-        row: the manifest row; ``counts`` is the zarr folder, or tables/<name> in it.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: not such a folder, several sections, no raw counts, no places or no scale.
     """
     _require_zarr(row)
     root, table = _find(row.counts_path)

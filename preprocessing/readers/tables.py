@@ -25,13 +25,9 @@ from scipy.sparse import csr_matrix, vstack
 from preprocessing.errors import DataError
 
 MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
-
 GZIP_MAGIC = b"\x1f\x8b"
-
 MOST_RATIO = 200  # unpacked over packed bytes read so far ...
-
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
-
 MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
 _HEAD = 4096
 
@@ -218,9 +214,7 @@ def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -
 
 
 _BLOCK = 4_000_000  # cells of the table in memory at once
-
 _FIRST = 16  # rows of the first block
-
 _PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
 
 

@@ -143,13 +143,6 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     (neighbouring array rows or columns of a square grid; centre to centre on a hexagonal one);
     the image file's own; microns_per_pixel of the scale factors; 100 um between neighbours of a
     hexagonal Visium lattice.
-
-    Args:
-        row: the manifest row.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is unusable, no barcode has a position, or the scale is unknown.
     """
     files = find_visium_files(row.counts_path, row.spots)
     matrix = read_tenx(files.matrix, row.modality)

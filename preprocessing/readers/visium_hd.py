@@ -234,13 +234,6 @@ def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     Little more than the result is in memory: the matrix is read in blocks of bins, the positions
     in batches. mpp, the first that is known: the manifest; the image file; microns_per_pixel of
     the scale factors; the size of a bin over its pixels.
-
-    Args:
-        row: the manifest row; ``counts`` is the sample's root, or the folder of a bin size.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is unusable, no barcode has a bin, or the scale is unknown.
     """
     found = find_bin_files(row)
     factors = found.files.factors

@@ -44,15 +44,7 @@ def find_xenium_files(folder: Path) -> tuple[Path, Path]:
 
 
 def read_xenium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
-    """Read one Xenium folder; only genes stay (modality protein: only proteins).
-
-    Args:
-        row: the manifest row; ``counts`` is the output folder.
-        image_mpp: mpp that the image file states, um per level-0 px.
-
-    Raises:
-        DataError: a file is missing or unusable, or no cell has counts and a place.
-    """
+    """Read one Xenium folder; only genes stay (modality protein: only proteins)."""
     matrix_path, cells_path = find_xenium_files(row.counts_path)
     matrix = read_tenx(matrix_path, row.modality)
     frame = _read_cells(cells_path)

@@ -26,7 +26,7 @@ from preprocessing.slide_row import SlideRow
 from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
 
-__all__ = ["PrepareReport", "SlideResult", "Status", "prepare", "stores_in"]
+__all__ = ["PrepareReport", "SlideResult", "Status", "prepare"]
 
 DEFAULT_MINUTES = 120.0  # a slide; the largest take some ten minutes
 
@@ -104,26 +104,19 @@ def prepare(
         for row in rows
     ]
     remove_abandoned(out)
+    results: dict[str, SlideResult] = {}
     try:
-        with interruptible():
-            results = _told(
-                _results(tasks, min(workers, len(tasks)), scheduler, 60 * minutes), rows
-            )
+        with (
+            interruptible(),
+            closing(_results(tasks, workers, scheduler, 60 * minutes)) as found,
+            tqdm(total=len(rows), desc="prepare", unit="slide", disable=None) as bar,
+        ):
+            for result in found:
+                results[result.slide_id] = result
+                bar.update()
     finally:
         remove_abandoned(out)
-    return PrepareReport(results)
-
-
-def _told(
-    found: Generator[SlideResult, None, None], rows: Sequence[SlideRow]
-) -> tuple[SlideResult, ...]:
-    """Every slide's result in the order of the manifest; a bar tells how many are done."""
-    results: dict[str, SlideResult] = {}
-    with closing(found), tqdm(total=len(rows), desc="prepare", unit="slide", disable=None) as bar:
-        for result in found:
-            results[result.slide_id] = result
-            bar.update()
-    return tuple(results[row.slide_id] for row in rows)
+    return PrepareReport(tuple(results[row.slide_id] for row in rows))
 
 
 def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:
@@ -158,6 +151,6 @@ def _results(
     if scheduler is not None:
         yield from prepare_on_cluster(tasks, scheduler)
     elif workers > 0:
-        yield from prepare_in_processes(tasks, workers, limit_s)
+        yield from prepare_in_processes(tasks, min(workers, len(tasks)), limit_s)
     else:
         yield from map(attempt_slide, tasks)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,17 @@ from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_sto
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
 
 ZERO_COUNTS = "zero counts"
-
 NO_SIGNAL = "all intensities are zero"
-
 OFF_TISSUE = "off tissue"
+HANDCRAFTED = "handcrafted"
+_BEYOND = "centre beyond the edge of the picture"
+_RECIPE = 2  # raise it when the same sources would give another store
+_FEATURE_PX = 64
+_CONTEXT = 3.0
+_BATCH = 64
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Status = Literal["done", "skipped", "failed"]
+Images = Literal["jpeg", "raw"]
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,27 @@ def drop_mask(
     return np.asarray(mask, dtype=bool)
 
 
-Status = Literal["done", "skipped", "failed"]
+@dataclass(frozen=True)
+class SlideTask:
+    """What a worker needs to prepare one slide.
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    Attributes:
+        row: the manifest row.
+        store: the file to write.
+        patch: size of the patches, and whether there is a context.
+        images: "jpeg" or "raw".
+        quality: limits for leaving out spots.
+        genes: how genes are named anew; None keeps the names of the source.
+        backend: what decodes the image; see `preprocessing.slides.open_slide`.
+    """
+
+    row: SlideRow
+    store: Path
+    patch: PatchConfig
+    images: Images = "jpeg"
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    genes: GeneMapConfig | None = None
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -129,27 +155,19 @@ class SlideResult:
     seconds: float = 0.0
 
 
-def attempt_slide(task: "SlideTask") -> SlideResult:
-    """Prepare one slide and turn whatever goes wrong into a result.
-
-    Args:
-        task: the slide, its store and the settings.
-
-    Returns:
-        The result; a failed slide has no new store.
-    """
-    begin, slide = time.monotonic(), task.row.slide_id
+def attempt_slide(task: SlideTask) -> SlideResult:
+    """Prepare one slide and turn whatever goes wrong into a result; then there is no new store."""
+    begin = time.monotonic()
+    result = SlideResult(task.row.slide_id, "failed")
     try:
-        done = prepare_slide(task)
-        status: Status = "skipped" if done.skipped else "done"
-        result = SlideResult(slide, status, done.reason, done.n_spots)
+        result = prepare_slide(task)
     except DataError as error:
-        result = SlideResult(slide, "failed", str(error))
+        result = replace(result, reason=str(error))
     except MemoryError:
         reason = "not enough memory for this slide; are its files what the manifest says?"
-        result = SlideResult(slide, "failed", reason)
+        result = replace(result, reason=reason)
     except Exception as error:  # noqa: BLE001 - one bad slide must never stop the others
-        result = SlideResult(slide, "failed", _reason(error, task.store.parent))
+        result = replace(result, reason=_reason(error, task.store.parent))
     reason = " ".join(result.reason.split())
     return replace(result, reason=reason, seconds=time.monotonic() - begin)
 
@@ -180,54 +198,7 @@ def _disk_full(error: BaseException | None) -> bool:
     return False
 
 
-Images = Literal["jpeg", "raw"]
-
-HANDCRAFTED = "handcrafted"
-
-_RECIPE = 2  # raise it when the same sources would give another store
-
-_FEATURE_PX = 64
-
-_CONTEXT = 3.0
-
-_BATCH = 64
-
-_BEYOND = "centre beyond the edge of the picture"
-
-
-@dataclass(frozen=True)
-class SlideTask:
-    """What a worker needs to prepare one slide.
-
-    Attributes:
-        row: the manifest row.
-        store: the file to write.
-        patch: size of the patches, and whether there is a context.
-        images: "jpeg" or "raw".
-        quality: limits for leaving out spots.
-        genes: how genes are named anew; None keeps the names of the source.
-        backend: what decodes the image; see `preprocessing.slides.open_slide`.
-    """
-
-    row: SlideRow
-    store: Path
-    patch: PatchConfig
-    images: Images = "jpeg"
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    genes: GeneMapConfig | None = None
-    backend: str = "auto"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Outcome of `prepare_slide`: skipped or written, spots in the store, what was left out."""
-
-    skipped: bool
-    n_spots: int
-    reason: str = ""
-
-
-def prepare_slide(task: SlideTask) -> Prepared:
+def prepare_slide(task: SlideTask) -> SlideResult:
     """Write the store of one slide, unless it is there with the same sources and settings.
 
     Spots without counts, and with an image those off tissue, are left out; their numbers are
@@ -236,27 +207,21 @@ def prepare_slide(task: SlideTask) -> Prepared:
     Raises:
         DataError: the sources cannot be used; names the file and the remedy.
     """
-    problems = missing_files(task.row)
+    row = task.row
+    problems = missing_files(row)
     if problems:
         raise DataError("; ".join(problems))
-    hashes = {role: _hash(role, path) for role, path in sorted(source_files(task.row).items())}
+    hashes = {role: _hash(role, path) for role, path in sorted(source_files(row).items())}
     settings = _settings(task)
     known = _current_spots(task.store, hashes, settings)
     if known is not None:
-        return Prepared(True, known, "same sources and settings")
-    if task.row.image is None:
-        return _write(task, None, _named(task, read_spots(task.row)), hashes, settings)
-    with open_row_slide(task.row, task.backend) as (slide, notes):
-        table = read_slide_spots(task.row, slide, task.patch.patch_um)
-        table = _named(task, replace(table, notes=table.notes + notes))
+        return SlideResult(row.slide_id, "skipped", "same sources and settings", known)
+    if row.image is None:
+        return _write(task, None, read_spots(row), hashes, settings)
+    with open_row_slide(row, task.backend) as (slide, notes):
+        table = read_slide_spots(row, slide, task.patch.patch_um)
+        table = replace(table, notes=table.notes + notes)
         return _write(task, slide, table, hashes, settings)
-
-
-def _named(task: SlideTask, table: SpotTable) -> SpotTable:
-    """The table with its genes named as the run asks."""
-    if task.genes is None:
-        return table
-    return apply_gene_map(table, task.genes, task.row.organism)
 
 
 def _hash(role: str, path: Path) -> str:
@@ -321,32 +286,42 @@ def _write(
     table: SpotTable,
     hashes: dict[str, str],
     settings: dict[str, Any],
-) -> Prepared:
-    table, beyond = (table, 0) if slide is None else _inside(task.row, slide, table)
-    fraction = None if slide is None else _tissue(slide, table, task.patch)
+) -> SlideResult:
+    if task.genes is not None:
+        table = apply_gene_map(table, task.genes, task.row.organism)
+    beyond, fraction = 0, None
+    if slide is not None:
+        table, beyond = _inside(task.row, slide, table)
+        fraction = _tissue(slide, table, task.patch)
     reasons = drop_reasons(table, fraction, task.quality)
     kept = np.flatnonzero(~drop_mask(table, fraction, task.quality))
     order = kept[hilbert_order(table.xy_um[kept])]
     table = table.take(order)
-    dropped = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
-    dropped = {reason: number for reason, number in dropped.items() if number}
+    counted = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
+    dropped = {reason: number for reason, number in counted.items() if number}
+    of_image: dict[str, Any] = {"patches": None}
+    if slide is not None and fraction is not None:
+        patch, wide = task.patch, task.patch.context_um
+        of_image = {
+            "patches": _patches(slide, table, patch),
+            "context": wide and _patches(slide, table, PatchConfig(wide, patch.patch_px)),
+            "features": {HANDCRAFTED: _handcrafted(slide, table, patch)},
+            "tissue_fraction": fraction[order],
+            "picture": _picture(slide),
+        }
     write_store(
         task.store,
         table,
         task.row,
-        patches=None if slide is None else _patches(slide, table, task.patch),
         patch=task.patch,
-        context=None if slide is None else _context(slide, table, task.patch),
-        features={} if slide is None else {HANDCRAFTED: _handcrafted(slide, table, task.patch)},
-        tissue_fraction=None if fraction is None else fraction[order],
         source_sha256=hashes,
         encoding=task.images,
-        picture=None if slide is None else _picture(slide),
         settings=settings,
         dropped=dropped,
+        **of_image,
     )
     left_out = ", ".join(f"{n} spots left out: {reason}" for reason, n in dropped.items())
-    return Prepared(False, table.n_spots, left_out)
+    return SlideResult(task.row.slide_id, "done", left_out, table.n_spots)
 
 
 def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
@@ -372,15 +347,6 @@ def _patches(
     return iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
 
 
-def _context(
-    slide: Slide, table: SpotTable, patch: PatchConfig
-) -> Iterator[tuple[int, np.ndarray]] | None:
-    """The wider patches of the same spots, if they are asked for."""
-    if patch.context_um is None:
-        return None
-    return _patches(slide, table, PatchConfig(patch.context_um, patch.patch_px))
-
-
 def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
     """Features of the patch and of its context three times as wide, (S, 2F) float32."""
     scales = (patch.patch_um, _CONTEXT * patch.patch_um)
@@ -390,21 +356,16 @@ def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarr
 
 
 def _scale_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
-    pixels = np.empty((_BATCH, patch.patch_px, patch.patch_px, 3), dtype=np.uint8)
-    index: list[int] = []
+    """Features of all patches of one size, (S, F) float32; `_BATCH` patches in memory."""
     order: list[int] = []
     blocks: list[np.ndarray] = []
-    for spot, picture in _patches(slide, table, patch):
-        pixels[len(index)] = picture
-        index.append(spot)
-        if len(index) == _BATCH:
-            blocks.append(handcrafted_batch(pixels))
-            order, index = order + index, []
-    if index:
-        blocks.append(handcrafted_batch(pixels[: len(index)]))
+    found = _patches(slide, table, patch)
+    while batch := list(islice(found, _BATCH)):
+        order += [spot for spot, _ in batch]
+        blocks.append(handcrafted_batch(np.stack([pixels for _, pixels in batch])))
     features = np.concatenate(blocks)
     result = np.empty_like(features)
-    result[order + index] = features
+    result[order] = features
     return result
 
 

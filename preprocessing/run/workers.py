@@ -24,9 +24,7 @@ from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
 from preprocessing.slide_row import PATH_COLUMNS, SlideRow
 
 Attempt = Callable[[SlideTask], SlideResult]
-
 _GRACE_S = 5.0  # to leave after a polite signal
-
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -198,7 +196,6 @@ def interruptible() -> Iterator[None]:
 
 
 CONNECT_S = 30.0
-
 WORKERS_S = 60.0
 
 

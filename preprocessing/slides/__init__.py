@@ -32,9 +32,7 @@ __all__ = [
     "open_slide",
     "require_backend",
 ]
-
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -16,7 +16,6 @@ from preprocessing.errors import DataError
 from preprocessing.slides.pixels import Pixels, PlainSlide, Slide, to_rgb
 
 _MISSING = "the slide back end pyvips is not installed: pip install 'pyvips[binary]'"
-
 _OTHER = "use the slide back end 'auto'"
 
 

@@ -14,7 +14,6 @@ from preprocessing.hdf5 import require_sound_sizes
 from preprocessing.slides.pixels import Pixels, Slide, damage_named, mean_mpp, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-
 _COARSE = 8  # the third level, for thumbnails: all patches are reduced once
 
 

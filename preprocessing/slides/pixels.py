@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from preprocessing.errors import DataError
 
 Pixels = NDArray[np.uint8]
-
 MAX_DECODED_PIXELS = 2_000_000_000  # a picture that must be decoded as a whole: 6 GB of RGB
-
 BLACK = 8  # a pixel with all channels at most this is painted-over background
-
 REMEDY = "convert it to an 8-bit pyramidal TIFF: `vips tiffsave IN OUT.tif --tile --pyramid`"
 
 

@@ -134,9 +134,7 @@ class TiffSegments:
 
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
-
 _DESCRIPTION = 270  # the tag ImageDescription
-
 _UM = {
     "m": 1e6,
     "cm": 1e4,
@@ -149,9 +147,7 @@ _UM = {
     "Å": 1e-4,
     "in": 25_400.0,
 }
-
 _COLOURS = re.compile(r"(r|g|b|red|green|blue|rgb|channel[ _:-]*\d+(:\d+)*|\d+)?", re.I)
-
 _NOT_PLAIN = re.compile(r"<!(DOCTYPE|ENTITY)", re.I)
 
 
