@@ -25,7 +25,7 @@ from preprocessing.gene_ids.table import (
     read_gene_table,
     without_version,
 )
-from preprocessing.spot_table import PROTEIN, SpotTable, checked_counts
+from preprocessing.spot_table import PROTEIN, SpotTable, integer_counts, intensities
 
 UNKNOWN = "not in the table"
 NO_TARGET = "no such identifier"
@@ -33,6 +33,7 @@ AMBIGUOUS = "ambiguous"
 SEVERAL = "several orthologs"
 REASONS = (UNKNOWN, NO_TARGET, AMBIGUOUS, SEVERAL)
 _SHOWN = 5
+_PIECE = 4_000_000  # stored counts that are summed at once
 
 
 @dataclass(frozen=True)
@@ -89,42 +90,23 @@ class GeneMapReport:
         return "\n".join(self.lines())
 
 
-def make_report(
-    target: str,
-    before: list[str],
-    found: list[Found],
-    column: np.ndarray,
-    order: list[str],
-    lost_share: float,
+def _report(
+    target: str, before: list[str], found: list[Found], order: list[str], lost_share: float
 ) -> GeneMapReport:
-    """Sort genes into kept, renamed, merged and lost.
-
-    Args:
-        target: the identifiers wanted.
-        before: (G,) names.
-        found: (G,) where each goes.
-        column: (G,) new column of each, -1: lost.
-        order: (H,) new names.
-        lost_share: part of the counts in lost genes, 0..1.
-    """
-    groups: list[list[str]] = [[] for _ in order]
+    """Sort genes (G,) into kept, renamed, merged and lost; ``order`` are the new names."""
+    groups: dict[str, list[str]] = {name: [] for name in order}
     lost: dict[str, list[str]] = {reason: [] for reason in REASONS}
-    for name, one, place in zip(before, found, column.tolist(), strict=True):
-        (groups[place] if one.target else lost[one.reason]).append(name)
-    pairs = [(old, new) for new, names in zip(order, groups, strict=True) for old in names]
+    for name, one in zip(before, found, strict=True):
+        (groups[one.target] if one.target else lost[one.reason]).append(name)
+    pairs = [(old, new) for new, names in groups.items() for old in names]
+    merged = [(new, tuple(sorted(old))) for new, old in groups.items() if len(old) > 1]
     return GeneMapReport(
         target=target,
         n_in=len(before),
         n_out=len(order),
         kept=tuple(sorted(old for old, new in pairs if old == new)),
         renamed=tuple(sorted((old, new) for old, new in pairs if old != new)),
-        merged=tuple(
-            sorted(
-                (new, tuple(sorted(names)))
-                for new, names in zip(order, groups, strict=True)
-                if len(names) > 1
-            )
-        ),
+        merged=tuple(sorted(merged)),
         lost=tuple((reason, tuple(sorted(lost[reason]))) for reason in REASONS if lost[reason]),
         lost_share=lost_share,
     )
@@ -136,9 +118,6 @@ def _counted(what: str, names: Sequence[str]) -> str:
         return ""
     more = ", ..." if len(names) > _SHOWN else ""
     return f"genes {what}: {len(names)} ({', '.join(names[:_SHOWN])}{more})"
-
-
-_PIECE = 4_000_000  # stored counts that are summed at once
 
 
 @dataclass(frozen=True)
@@ -203,7 +182,7 @@ def map_genes(
     column = np.array([place.get(one.target, -1) for one in found], dtype=np.int64)
     new_names = np.array(order, dtype=object)
     new_ids = new_names if target == ID else _merged_ids(keys, before, column, order, finder)
-    report = make_report(target, before, found, column, order, _share(counts, column < 0))
+    report = _report(target, before, found, order, _share(counts, column < 0))
     return new_names, new_ids, sum_columns(counts, column, len(order)), report
 
 
@@ -259,13 +238,10 @@ def sum_columns(counts: csr_matrix, column: np.ndarray, n_columns: int) -> csr_m
     whole = counts.dtype.kind in "iub"
     used = np.flatnonzero(column >= 0)
     wide = np.int64 if whole else np.float64
-    summing = csr_matrix(
-        (np.ones(len(used), dtype=wide), (used, column[used])), (counts.shape[1], n_columns)
-    )
-    modality = "rna" if whole else PROTEIN
-    pieces = [
-        checked_counts(piece.astype(wide) @ summing, modality) for piece in _row_pieces(counts)
-    ]
+    ones = np.ones(len(used), dtype=wide)
+    summing = csr_matrix((ones, (used, column[used])), (counts.shape[1], n_columns))
+    check = integer_counts if whole else intensities
+    pieces = [check(piece.astype(wide) @ summing) for piece in _row_pieces(counts)]
     return pieces[0] if len(pieces) == 1 else vstack(pieces, format="csr")
 
 
@@ -345,17 +321,9 @@ def _merged_ids(
     """Smallest own id of the genes of each column; the target where none has an id of its own."""
     result: dict[int, str] = {}
     for key, name, place in zip(keys, before, column.tolist(), strict=True):
-        if (
-            place < 0
-            or key == name
-            or finder(key, key)
-            not in (
-                Found(order[place]),
-                Found(reason=UNKNOWN),
-            )
-        ):
-            continue
-        result[place] = min(result.get(place, key), key)
+        fits = (Found(order[place]), Found(reason=UNKNOWN))
+        if place >= 0 and key != name and finder(key, key) in fits:
+            result[place] = min(result.get(place, key), key)
     return np.array([result.get(place, name) for place, name in enumerate(order)], dtype=object)
 
 

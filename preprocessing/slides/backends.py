@@ -1,10 +1,8 @@
 """Other decoders for the levels of a slide: libvips and cuCIM.
 
 At level 0, and at levels whose downsample is whole, the pixels are those of the other reader; where
-it is not (2.0005), OpenSlide interpolates between pixels and libvips takes the nearest.
-
-JPEG 2000 differs by one grey level in
-a few pixels.
+it is not (2.0005), OpenSlide interpolates between pixels and libvips takes the nearest. JPEG 2000
+differs by one grey level in a few pixels.
 """
 
 import math
@@ -15,32 +13,37 @@ import numpy as np
 from preprocessing.errors import DataError
 from preprocessing.slides.pixels import Pixels, PlainSlide, Slide, to_rgb
 
-_MISSING = "the slide back end pyvips is not installed: pip install 'pyvips[binary]'"
 _OTHER = "use the slide back end 'auto'"
 
 
-class VipsSlide(PlainSlide):
-    """A slide whose pixels libvips decodes; levels and scale are those of the reader ``base``."""
+class _Decoded(PlainSlide):
+    """A slide decoded by another library; levels and scale are those of the reader ``base``."""
 
     def __init__(self, base: Slide, black_is_background: bool = False) -> None:
         """Open ``base.path`` once more; ``base`` is closed.
 
         Raises:
-            DataError: pyvips is not installed, or does not read all levels of this file.
+            DataError: the library is not installed, or does not read all levels of this file.
         """
         with base:
-            self._sizes = base.level_dimensions
-            self._scales = base.level_downsamples
+            self._sizes, self._scales = base.level_dimensions, base.level_downsamples
             mpp = base.mpp
         super().__init__(base.path, black_is_background)
+        self.level_dimensions, self.level_downsamples = self._sizes, self._scales
         self.mpp = mpp
+
+
+class VipsSlide(_Decoded):
+    """A slide whose pixels libvips decodes."""
 
     def _open(self) -> tuple[int, int]:
         try:
             import pyvips
         except (ImportError, OSError) as error:
-            raise DataError(f"{self.path}: {_MISSING} ({error})") from error
-        self.level_dimensions, self.level_downsamples = self._sizes, self._scales
+            raise DataError(
+                f"{self.path}: the slide back end pyvips is not installed: pip install "
+                f"'pyvips[binary]' ({error})"
+            ) from error
         try:
             pictures = self._pictures(pyvips)
             self._levels = [self._of_size(pictures, size) for size in self._sizes]
@@ -86,42 +89,25 @@ class VipsSlide(PlainSlide):
         self._regions, self._levels = [], []
 
 
-_MISSING_cucim = "the slide back end cucim is not installed: pip install cucim-cu12 (or cucim-cu13)"
-
-
-class CucimSlide(PlainSlide):
-    """A slide whose pixels cuCIM decodes; levels and scale are those of the reader ``base``."""
-
-    def __init__(self, base: Slide, black_is_background: bool = False) -> None:
-        """Open ``base.path`` once more; ``base`` is closed.
-
-        Raises:
-            DataError: cuCIM is not installed, or finds other levels in this file.
-        """
-        with base:
-            self._sizes = base.level_dimensions
-            self._scales = base.level_downsamples
-            mpp = base.mpp
-        super().__init__(base.path, black_is_background)
-        self.mpp = mpp
+class CucimSlide(_Decoded):
+    """A slide whose pixels cuCIM decodes."""
 
     def _open(self) -> tuple[int, int]:
         try:
             from cucim import CuImage
         except (ImportError, OSError) as error:
-            raise DataError(f"{self.path}: {_MISSING_cucim} ({error})") from error
-        self.level_dimensions, self.level_downsamples = self._sizes, self._scales
+            raise DataError(
+                f"{self.path}: the slide back end cucim is not installed: pip install cucim-cu12 "
+                f"(or cucim-cu13) ({error})"
+            ) from error
         try:
             self._image = CuImage(str(self.path))
             found = tuple(tuple(map(int, s)) for s in self._image.resolutions["level_dimensions"])
         except (RuntimeError, ValueError) as error:
-            raise DataError(
-                f"{self.path}: cuCIM does not read it ({error}); use the slide back end 'auto'"
-            ) from error
+            raise DataError(f"{self.path}: cuCIM does not read it ({error}); {_OTHER}") from error
         if found != self._sizes:
             raise DataError(
-                f"{self.path}: cuCIM finds the levels {found}, expected {self._sizes}; use the "
-                "slide back end 'auto'"
+                f"{self.path}: cuCIM finds the levels {found}, expected {self._sizes}; {_OTHER}"
             )
         return self._sizes[0]
 
