@@ -30,6 +30,10 @@ MOST_RATIO = 200  # unpacked over packed bytes read so far ...
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
 MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
 _HEAD = 4096
+MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
+_BLOCK = 4_000_000  # cells of the table in memory at once
+_FIRST = 16  # rows of the first block
+_PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
 
 
 class BoundedGzip(io.RawIOBase):
@@ -79,8 +83,7 @@ def is_gzip(path: Path) -> bool:
 def open_unpacked(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, gzipped or not (told by its first bytes, not by its name).
 
-    Raises:
-        DataError: while it is read, content beyond the bounds.
+    Reading raises DataError where the content is beyond the bounds.
     """
     packed = is_gzip(path)
     with path.open("rb") as raw:
@@ -91,9 +94,6 @@ def most_bytes(path: Path) -> int:
     """How many bytes the content of a file can have at most."""
     size = path.stat().st_size
     return max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES)) if is_gzip(path) else size
-
-
-MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
 
 
 @contextmanager
@@ -151,9 +151,9 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
                 "like this)"
             )
         rest = text.read()
-    sample = first if "\t" in first or "," in first else rest.split("\n", 1)[0]
-    separator = "\t" if "\t" in sample else ","
-    if names is None and _cells(first, separator) + 1 == _cells(rest[:100_000], separator):
+    second = rest[:100_000].split("\n", 1)[0]
+    separator = _separator(first, second)
+    if names is None and len(_cells(first, separator)) + 1 == len(_cells(second, separator)):
         first = f"row_name{separator}{first}"  # as R writes tables: no cell above the row names
     try:
         with warnings.catch_warnings():
@@ -176,9 +176,18 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
     return frame.fillna("")
 
 
-def _cells(text: str, separator: str) -> int:
-    """Count the cells of the first line of ``text``."""
-    return len(next(csv.reader([text.split("\n", 1)[0]], delimiter=separator), []))
+def _cells(line: str, separator: str) -> list[str]:
+    """The cells of one line."""
+    line = line.rstrip("\r\n")
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:
+        return line.split(separator)
+
+
+def _separator(first: str, second: str) -> str:
+    """A tab where the first line has one, else a comma; the second tells where it has neither."""
+    return "\t" if "\t" in first or ("," not in first and "\t" in second) else ","
 
 
 def number_column(
@@ -213,11 +222,6 @@ def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -
         )
 
 
-_BLOCK = 4_000_000  # cells of the table in memory at once
-_FIRST = 16  # rows of the first block
-_PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
-
-
 @dataclass(frozen=True)
 class Header:
     """First line of a table: the names of its columns and what separates them."""
@@ -246,9 +250,9 @@ def read_header(path: Path) -> Header:
     """
     with open_text(path) as text:
         first, second = text.readline(), text.readline()
-    separator = "\t" if "\t" in first or ("," not in first and "\t" in second) else ","
-    names = [name.strip() for name in _cells_wide_table(first, separator)]
-    if names and len(_cells_wide_table(second, separator)) == len(names) + 1:
+    separator = _separator(first, second)
+    names = [name.strip() for name in _cells(first, separator)]
+    if names and len(_cells(second, separator)) == len(names) + 1:
         names.insert(0, "row_name")
     if len(names) < 2:
         raise DataError(
@@ -275,14 +279,21 @@ def read_wide_table(header: Header, n_ids: int) -> WideTable:
         number = n_ids + int(np.flatnonzero(names == "")[0]) + 1
         raise DataError(f"{header.path}: column {number} has no name; name every gene")
     row = 0
-    for frame in _blocks(header, n_ids, max(16, _BLOCK // len(header.names))):
+    options = {
+        "names": list(range(len(header.names))),
+        "dtype": dict.fromkeys(range(n_ids), str),
+        "chunksize": max(16, _BLOCK // len(header.names)),
+        "low_memory": True,
+    }
+    for frame in _frames(header, options):
         ids.append(_id_texts(header, frame.iloc[:, :n_ids], row))
         blocks.append(csr_matrix(_numbers(header, frame.iloc[:, n_ids:], row)))
         row += len(frame)
     if row == 0:
         raise DataError(f"empty matrix: {header.path} has no rows below the header")
     table = pd.concat(ids, ignore_index=True)
-    table.columns = pd.Index(_distinct_names(header.names[:n_ids]))
+    named = enumerate(header.names[:n_ids], start=1)
+    table.columns = pd.Index([name or f"column_{number}" for number, name in named])
     return WideTable(table, vstack(blocks, format="csr"), names)
 
 
@@ -312,28 +323,6 @@ def read_typed(path: Path, texts: tuple[str, ...] = ()) -> pd.DataFrame:
     if not frames or not len(frames[0]):
         raise DataError(f"{path} has no rows below the header")
     return frames[0]
-
-
-def _cells_wide_table(line: str, separator: str) -> list[str]:
-    try:
-        return next(csv.reader([line.rstrip("\r\n")], delimiter=separator), [])
-    except csv.Error:
-        return line.rstrip("\r\n").split(separator)
-
-
-def _distinct_names(names: tuple[str, ...]) -> list[str]:
-    return [name or f"column_{i + 1}" for i, name in enumerate(names)]
-
-
-def _blocks(header: Header, n_ids: int, rows: int) -> Iterator[pd.DataFrame]:
-    numbers = range(len(header.names))
-    options = {
-        "names": list(numbers),
-        "dtype": dict.fromkeys(range(n_ids), str),
-        "chunksize": rows,
-        "low_memory": True,
-    }
-    return _frames(header, options)
 
 
 def _frames(header: Header, options: dict[str, object]) -> Iterator[pd.DataFrame]:
