@@ -69,9 +69,8 @@ def prepare(
 ) -> PrepareReport:
     """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
 
-    A slide whose store was made from the same files with the same settings is skipped, so a run
-    that was interrupted is continued by the same call. Temporary files of processes that were
-    killed are removed. Several runs may write into one folder.
+    A slide whose store was made from the same files with the same settings is skipped, so the same
+    call continues an interrupted run. Several runs may write into one folder.
 
     Args:
         manifest: CSV file, or rows.
@@ -104,13 +103,11 @@ def prepare(
         for row in rows
     ]
     remove_abandoned(out)
+    bar = tqdm(total=len(rows), desc="prepare", unit="slide", disable=None)
     results: dict[str, SlideResult] = {}
     try:
-        with (
-            interruptible(),
-            closing(_results(tasks, workers, scheduler, 60 * minutes)) as found,
-            tqdm(total=len(rows), desc="prepare", unit="slide", disable=None) as bar,
-        ):
+        found = _results(tasks, workers, scheduler, 60 * minutes)
+        with interruptible(), closing(found), bar:
             for result in found:
                 results[result.slide_id] = result
                 bar.update()
