@@ -75,16 +75,15 @@ def prepare(
     Args:
         manifest: CSV file, or rows.
         out: folder of the stores; made when missing.
-        root: folder that relative paths of the manifest start from; None: the manifest's own.
+        root: folder that relative paths start from; None: the manifest's own.
         patch: size of the patches, and of their context; None: 112 um, 224 px, no context.
         workers: processes beside this one; a damaged file that crashes or hangs a library then
-            costs its slide only. 0 works in this process, without that protection (the command
-            line uses 1).
+            costs its slide only. 0 works in this process, without that protection.
         images: "jpeg" (quality 90) or "raw" patches.
         quality: limits for leaving out spots.
         genes: table by which genes are named anew; None keeps the names of the sources.
         scheduler: address of a Dask scheduler, whose workers are used in place of ``workers``.
-        minutes: after which a slide is given up; in processes only (``workers`` 1 or more).
+        minutes: after which a slide is given up (``workers`` 1 or more).
         backend: what decodes the images; see `preprocessing.slides.open_slide`.
 
     Returns:
