@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from eval.errors import FoldError
+from hibio.keys import MAIN
 from preprocessing.files import atomic_path
 
 RAW = "raw_features"
@@ -26,6 +27,7 @@ TOWER_SUFFIX = "_tower"
 DECODER_SUFFIX = "_decoder"
 SEED_MEAN = "_seed_mean"
 NO_FOLD = "none"  # trained on every slide
+UNDECLARED = "not recorded"
 
 Role = Literal["model", "variant", "baseline", "control", "oracle"]
 Better = Literal["high", "low", "none"]
@@ -248,6 +250,111 @@ class ResultTable:
         rows = {model: self._rows[model] for model in models}
         task = self._question.task
         return TaskResult(task, models, list(self._notes), self._question, self._measures, rows)
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task of a results file, read: its values and what was declared of them.
+
+    A file of an older version declares nothing: its roles are ``not recorded`` (but for the row
+    ``hibio``) and its metrics rank nothing until it is measured again.
+
+    Args:
+        task: its name.
+        body: what stands under that name.
+    """
+
+    task: str
+    body: Mapping[str, Any]
+
+    @property
+    def models(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """``models[MODEL][METRIC]``."""
+        return self.body.get("models") or {}
+
+    @property
+    def main(self) -> str:
+        """Name of the model under test."""
+        return next((name for name in self.models if self.role(name) == "model"), MAIN)
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics; those with the same prefix stand together, in order of appearance."""
+        names = list(dict.fromkeys(name for metrics in self.models.values() for name in metrics))
+        groups = list(dict.fromkeys(prefix_of(name) for name in names))
+        return sorted(names, key=lambda name: groups.index(prefix_of(name)))
+
+    @property
+    def headline(self) -> str | None:
+        """The metric that stands for the task: of those declared the first of the main model."""
+        own = list(self.models.get(self.main) or {}) or self.metrics
+        return next((name for name in self.body.get("short") or () if name in own), None) or next(
+            iter(own), None
+        )
+
+    def entries(self, metric: str) -> dict[str, Mapping[str, Any]]:
+        """A metric of every model that has it."""
+        return {name: table[metric] for name, table in self.models.items() if metric in table}
+
+    def role(self, model: str) -> str:
+        """Role of a row."""
+        declared = (self.body.get("rows") or {}).get(model)
+        if declared is not None:
+            return str(declared["role"])
+        return "model" if model == MAIN else UNDECLARED
+
+    def words(self, model: str) -> str:
+        """What a row does; may be empty."""
+        return str(((self.body.get("rows") or {}).get(model) or {}).get("words", ""))
+
+    def meanings(self, metric: str) -> list[str]:
+        """Sentences on the parts of a metric's name."""
+        return list(self._declared(metric).get("words", ()))
+
+    def better(self, metric: str) -> Better:
+        """Which values of a metric are better; ``none`` also where that is not recorded."""
+        found: Better = self._declared(metric).get("better", "none")
+        return found
+
+    def sign(self, metric: str) -> float:
+        """-1 where lower values are better, else 1."""
+        return -1.0 if self.better(metric) == "low" else 1.0
+
+    def transductive(self, metric: str) -> bool:
+        """Whether a metric uses all spots of the test slide at once."""
+        return bool(self._declared(metric).get("transductive"))
+
+    def direction(self, metric: str) -> str:
+        """Words for `better`."""
+        if metric not in (self.body.get("metrics") or {}):
+            return "direction not recorded"
+        return {"high": "higher is better", "low": "lower is better", "none": "ranks nothing"}[
+            self.better(metric)
+        ]
+
+    def _declared(self, metric: str) -> Mapping[str, Any]:
+        return (self.body.get("metrics") or {}).get(metric) or {}
+
+
+def task_records(results: Mapping[str, Any]) -> list[TaskRecord]:
+    """The tasks of a results file."""
+    return [TaskRecord(task, body) for task, body in (results.get("tasks") or {}).items()]
+
+
+def task_record(results: Mapping[str, Any], task: str) -> TaskRecord:
+    """One task of a results file; an empty one where it is not there."""
+    return TaskRecord(task, (results.get("tasks") or {}).get(task) or {})
+
+
+def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Task and headline metric of every task that has values."""
+    found = [(one.task, one.headline) for one in task_records(results)]
+    return [(task, metric) for task, metric in found if metric is not None]
+
+
+def prefix_of(metric: str) -> str:
+    """What stands before the last slash of a metric's name."""
+    return metric.rpartition("/")[0]
 
 
 def merge(results: Iterable[TaskResult]) -> dict[str, TaskResult]:

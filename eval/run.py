@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from eval.compare.paired_results import fingerprint
+from eval.compare.fingerprint import fingerprint
 from eval.embed import Checkpoint, find_checkpoints
 from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
 from eval.folds.fold import Cost, Fold

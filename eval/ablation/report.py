@@ -15,8 +15,10 @@ import pandas as pd
 from eval.ablation.config import BASELINES, GridConfig
 from eval.ablation.plan import ONE_CELL, GridJob
 from eval.ablation.table import (
+    VALUE_COLUMNS,
     Points,
     Tables,
+    direction_of,
     gains_by_seed,
     make_tables,
     points_of,
@@ -32,7 +34,6 @@ from eval.report.figures.canvas import (
     new_page,
     png_bytes,
 )
-from eval.report.glossary import lower_is_better
 from eval.report.markdown import markdown_table
 from eval.report.page import (
     Html,
@@ -47,7 +48,7 @@ from eval.report.page import (
     tag,
     text,
 )
-from eval.results import Metric, TaskResult, write_results
+from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import to_dict
 from preprocessing.files import atomic_path
@@ -82,7 +83,7 @@ def figures(grid: GridConfig, tables: Tables, points: Points) -> list[Figure]:
             if axis is not None and not grid.terms:
                 drawn.append(sweep_curves(grid, values, points, axis, metric))
             if axis is not None and grid.terms:
-                drawn.append(term_maps(grid, values, points, axis, sign_of(task, metric)))
+                drawn.append(term_maps(grid, values, points, axis, sign_of(values)))
     return drawn
 
 
@@ -127,10 +128,10 @@ def row_dots(
         panel.set_ylim(len(order) - 0.4, -0.6)
     for panel in panels[len(cells) :]:
         panel.set_visible(False)
-    better = "lower" if lower_is_better(metric, task) else "higher"
+    better = direction_of(values)
     caption = (
         f"Dots: every value (fold, seed, slide). Bar: their mean. Dashed: mean of the reference, "
-        f"{grid.reference}. {better.capitalize()} is better."
+        f"{grid.reference}. {better.capitalize()}."
     )
     return Figure(f"{task}: {metric}", caption, png_bytes(page))
 
@@ -290,7 +291,7 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
     """
     tables = make_tables(grid, jobs)
     out = grid.out
-    frames = {"table": tables.summary, "values": tables.values}
+    frames = {"table": tables.summary, "values": tables.values[VALUE_COLUMNS]}
     gains = term_table(grid, tables.values, points_of(jobs))
     if grid.terms:
         frames["gains"] = gains
@@ -300,7 +301,7 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text(as_markdown(grid, tables, gains), encoding="utf-8")
     facts = _facts(grid, jobs, tables)
-    write_results(out / "results.json", grid, facts, _task_results(tables.values))
+    write_results(out / "results.json", grid, facts, _task_results(grid, tables.values))
     pictures = figures(grid, tables, points_of(jobs))
     for number_, picture in enumerate(pictures, start=1):
         with atomic_path(out / "figures" / f"{number_:02d}.png") as temporary:
@@ -321,33 +322,47 @@ def _facts(grid: GridConfig, jobs: Sequence[GridJob], tables: Tables) -> dict[st
     }
 
 
-def _task_results(values: pd.DataFrame) -> list[TaskResult]:
+def _task_results(grid: GridConfig, values: pd.DataFrame) -> list[TaskResult]:
     """All values in the schema of results.json; a model is a row, behind its cell if several."""
     several = values.cell.nunique() > 1
-    tasks: dict[str, dict[str, dict[str, Metric]]] = {}
+    tasks: dict[str, TaskResult] = {}
     for key, part in values.groupby(["task", "cell", "row", "metric"], sort=False):
         task, cell, row, metric = (str(name) for name in key)
         chance = part.chance.dropna()
         model = f"{cell}/{row}" if several else row
-        tasks.setdefault(task, {}).setdefault(model, {})[metric] = Metric(
+        unit, better = str(part.quantity.iloc[0]), part.better.iloc[0]
+        result = tasks.setdefault(task, TaskResult(task, {}))
+        result.rows[model] = Row(_role(grid, row, str(part.role.iloc[0])))
+        if better != "none":
+            result.measures[metric] = Measure(metric, unit, better)
+        result.models.setdefault(model, {})[metric] = Metric(
             values=part.value.tolist(),
-            unit=str(part.quantity.iloc[0]),
+            unit=unit,
             chance=float(chance.mean()) if len(chance) else None,
             keys=[f"{f}/{s}/{u}" for f, s, u in zip(part.fold, part.seed, part.unit, strict=True)],
         )
-    return [TaskResult(task, models) for task, models in tasks.items()]
+    return list(tasks.values())
 
 
-def _blocks(tables: Tables) -> list[tuple[str, str, str, pd.DataFrame]]:
-    """(cell, task, metric, lines) of each table, in order."""
-    grouped = tables.summary.groupby(["task", "metric", "cell"], sort=False)
-    return [(str(k[2]), str(k[0]), str(k[1]), lines) for k, lines in grouped]
+def _role(grid: GridConfig, row: str, declared: str) -> Role:
+    """The reference is the model, trained rows are its variants; controls stay controls."""
+    if row == grid.reference:
+        return "model"
+    if row in grid.rows:
+        return "control" if declared == "control" else "variant"
+    return "control" if declared == "control" else "oracle" if declared == "oracle" else "baseline"
 
 
-def _title(cell: str, task: str, metric: str) -> str:
-    better = "lower" if lower_is_better(metric, task) else "higher"
-    where = "" if cell == ONE_CELL else f", {cell}"
-    return f"{task}: {metric} ({better} is better){where}"
+def _blocks(tables: Tables) -> list[tuple[str, list[dict[Hashable, Any]]]]:
+    """Title and lines of each table, in order."""
+    blocks = []
+    for key, lines in tables.summary.groupby(["task", "metric", "cell"], sort=False):
+        task, metric, cell = (str(name) for name in key)
+        wanted = tables.values.task.eq(task) & tables.values.metric.eq(metric)
+        where = "" if cell == ONE_CELL else f", {cell}"
+        title = f"{task}: {metric} ({direction_of(tables.values[wanted])}){where}"
+        blocks.append((title, lines.to_dict("records")))
+    return blocks
 
 
 def _name(line: Mapping[Hashable, Any]) -> str:
@@ -423,11 +438,10 @@ def as_markdown(grid: GridConfig, tables: Tables, gains: pd.DataFrame) -> str:
         parts.append(f"# Terms\n\n{GAINS_HOW}")
     for title, cells in _gain_blocks(gains):
         parts += [f"## {title}", markdown_table(GAIN_HEADINGS, cells)]
-    for cell, task, metric, lines in _blocks(tables):
-        rows = [[_name(one), *_cells(one, grid.reference)] for one in lines.to_dict("records")]
-        values = [f"- {one['row']}: {one['values']}" for one in lines.to_dict("records")]
-        heading = f"## {_title(cell, task, metric)}"
-        parts += [heading, markdown_table(HEADINGS, rows), "Every value:", "\n".join(values)]
+    for title, lines in _blocks(tables):
+        rows = [[_name(one), *_cells(one, grid.reference)] for one in lines]
+        values = [f"- {one['row']}: {one['values']}" for one in lines]
+        parts += [f"## {title}", markdown_table(HEADINGS, rows), "Every value:", "\n".join(values)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -470,9 +484,9 @@ def _write_page(
     return path
 
 
-def _html_table(grid: GridConfig, cell: str, task: str, metric: str, lines: pd.DataFrame) -> Html:
+def _html_table(grid: GridConfig, title: str, lines: Sequence[Mapping[Hashable, Any]]) -> Html:
     body = []
-    for line in lines.to_dict("records"):
+    for line in lines:
         head = tag("th", text(_name(line)), scope="row")
         cells = [tag("td", text(value)) for value in _cells(line, grid.reference)]
         kind = "self" if line["row"] == grid.reference else None
@@ -480,9 +494,9 @@ def _html_table(grid: GridConfig, cell: str, task: str, metric: str, lines: pd.D
         body.append(tag("tr", head, *cells, class_=kind))
     values = [
         tag("p", tag("b", text(one["row"])), text(f": {one['values']}"), class_="soft")
-        for one in lines.to_dict("records")
+        for one in lines
     ]
-    whole = table([heading_row(HEADINGS)], body, _title(cell, task, metric))
+    whole = table([heading_row(HEADINGS)], body, title)
     return join([whole, details("Every value", *values)])
 
 

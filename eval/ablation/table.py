@@ -1,7 +1,7 @@
-"""What each term gains over the reference, beside its matched control: the numbers of the map.
+"""Scores of single jobs, joined to the table of an ablation and to the gains of its terms.
 
-It is written last and whole, so a job that was killed has none and is done again; its training
-goes on from its checkpoint. The file has the schema of every results.json.
+The scores of a job have the schema of every results.json. They are written last and whole, so a
+job that was killed has none and is done again; its training goes on from its checkpoint.
 
 A difference is taken on the same slide of the same fold, seeds averaged first, and its interval
 draws slides again (`paired_bootstrap`): it speaks of the slides, not of new cohorts,
@@ -22,9 +22,9 @@ import pandas as pd
 
 from eval.ablation.config import BASELINES, GridConfig
 from eval.ablation.plan import GridJob
+from eval.compare.paired import unit_gains
 from eval.measures.intervals import PairedInterval, holm, paired_bootstrap
-from eval.report.glossary import lower_is_better
-from eval.results import TaskResult, write_results
+from eval.results import TaskRecord, TaskResult, write_results
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict
 from hibio.config.run import UNSETTLED_DATA, RunConfig
@@ -178,11 +178,12 @@ def state(job: GridJob, tasks: Sequence[str]) -> str:
     return "started" if job.job.started else "-"
 
 
-PLACE = ["fold", "unit"]
-
 VALUE_COLUMNS = [
     *("cell", "row", "task", "metric", "fold", "seed", "unit", "value", "chance", "quantity"),
 ]
+
+#: What the jobs declare of a value; beside `VALUE_COLUMNS` in memory, not in values.csv.
+DECLARED = ["better", "role"]
 
 COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "train_s", "measure_s"]
 
@@ -192,8 +193,8 @@ class Tables:
     """What the jobs that are done say.
 
     Attributes:
-        values: one line a value: `VALUE_COLUMNS`; ``unit`` is the slide (or patient) that it is
-            of, ``quantity`` what was measured there.
+        values: one line a value: `VALUE_COLUMNS` and `DECLARED`; ``unit`` is the slide (or
+            patient) that it is of, ``quantity`` what was measured there.
         costs: one line a trained job: `COST_COLUMNS`.
         summary: one line a cell, row, task and metric; see `summarise`.
         missing: names of the jobs that are not done.
@@ -227,7 +228,7 @@ def make_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Tables:
             f"none of the {len(jobs)} jobs of {grid.out} is done; run `hibio ablate` without "
             "--report-only first"
         )
-    frame = pd.DataFrame(values, columns=VALUE_COLUMNS)
+    frame = pd.DataFrame(values, columns=VALUE_COLUMNS + DECLARED)
     _check_metrics(grid, frame)
     cost = pd.DataFrame(costs, columns=COST_COLUMNS)
     summary = summarise(grid, frame, cost, points_of(jobs))
@@ -249,6 +250,7 @@ def _current(job: GridJob) -> Scores | None:
 
 def _values(job: GridJob, scores: Scores) -> Iterator[dict[str, Any]]:
     for task, result in scores.tasks.items():
+        declared = TaskRecord(task, result)
         for model, metrics in result["models"].items():
             for metric, entry in metrics.items():
                 for key, value in zip(entry["keys"], entry["values"], strict=True):
@@ -264,6 +266,8 @@ def _values(job: GridJob, scores: Scores) -> Iterator[dict[str, Any]]:
                         "value": np.nan if value is None else float(value),
                         "chance": entry.get("chance"),
                         "quantity": entry["unit"],
+                        "better": declared.better(metric),
+                        "role": declared.role(model),
                     }
 
 
@@ -289,7 +293,7 @@ def summarise(
 
     Args:
         grid: metrics, order of the rows, reference, bootstrap.
-        values: `VALUE_COLUMNS`.
+        values: `VALUE_COLUMNS` and `DECLARED`.
         costs: `COST_COLUMNS`.
         points: cell -> axis -> value.
 
@@ -306,7 +310,7 @@ def summarise(
             for metric in metrics:
                 mine = values.task.eq(task) & values.metric.eq(metric) & values.cell.eq(cell)
                 found = values[mine & values.value.notna()]
-                block = _block(grid, found, task, metric)
+                block = _block(grid, found, task, metric) if len(found) else ()
                 lines += [{"cell": cell, **point, **line} for line in block]
     summary = pd.DataFrame(lines)
     if summary.empty:
@@ -334,7 +338,7 @@ def _block(
         if len(gain)
     }
     corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    sign = -1.0 if lower_is_better(metric, task) else 1.0
+    sign = sign_of(found)
     for row in order:
         own = found[found.row == row]
         by_seed = own.groupby("seed").value.mean()
@@ -362,35 +366,28 @@ def _difference(test: PairedInterval | None) -> dict[str, Any]:
 
 
 def paired_units(own: pd.DataFrame, reference: pd.DataFrame, *, by_seed: bool) -> np.ndarray:
-    """Differences (U,) of one row to the reference, one a fold and slide (patient) that both have.
+    """`unit_gains` (U,) of one row over the reference, in one cell and metric."""
+    return unit_gains(_by_key(own), _by_key(reference), by_seed=by_seed)
 
-    Label columns, blocks and draws of one slide (``slide:column:draw``) are paired one by one and
-    averaged: they are no slides of their own.
 
-    Args:
-        own: values of the row in one cell and metric.
-        reference: those of the reference.
-        by_seed: pair the same seed (trained rows), then average; else average the reference over
-            its seeds first (baselines, which have none).
-    """
-    if by_seed:
-        keys = [*PLACE, "seed"]
-        both = own.merge(reference, on=keys, suffixes=("", "_reference"))
-        gain = (both.value - both.value_reference).groupby([both.fold, both.unit]).mean()
-    else:
-        first, second = (frame.groupby(PLACE).value.mean() for frame in (own, reference))
-        gain = (first - second).dropna()
-    slides = np.array([str(unit).split(":")[0] for _, unit in gain.index], dtype=object)
-    by_slide = gain.groupby([gain.index.get_level_values("fold"), slides]).mean()
-    return by_slide.to_numpy(dtype=np.float64)
+def _by_key(values: pd.DataFrame) -> dict[str, float]:
+    """Value under ``fold/seed/unit``."""
+    keys = (f"{f}/{s}/{u}" for f, s, u in zip(values.fold, values.seed, values.unit, strict=True))
+    return dict(zip(keys, values.value.tolist(), strict=True))
 
 
 Points = Mapping[str, Mapping[str, Any]]
 
 
-def sign_of(task: str, metric: str) -> float:
-    """1 where higher values are better, -1 where lower ones are."""
-    return -1.0 if lower_is_better(metric, task) else 1.0
+def sign_of(values: pd.DataFrame) -> float:
+    """-1 where lower values of a metric are better, else 1."""
+    return -1.0 if "low" in set(values.better) else 1.0
+
+
+def direction_of(values: pd.DataFrame) -> str:
+    """Words for which values of a metric are better."""
+    better = {*values.better} - {"none"}
+    return f"{'lower' if 'low' in better else 'higher'} is better" if better else "no direction"
 
 
 def gains_by_seed(grid: GridConfig, values: pd.DataFrame, row: str, sign: float) -> pd.DataFrame:
@@ -405,7 +402,7 @@ def gains_by_seed(grid: GridConfig, values: pd.DataFrame, row: str, sign: float)
     Returns:
         Columns ``cell``, ``seed``, ``gain``: the mean over the slides that both have.
     """
-    keys = ["cell", *PLACE, "seed"]
+    keys = ["cell", "fold", "unit", "seed"]
     known = values[values.value.notna()]
     own, reference = known[known.row == row], known[known.row == grid.reference]
     both = own.merge(reference, on=keys, suffixes=("", "_reference"))
@@ -440,8 +437,9 @@ def term_table(grid: GridConfig, values: pd.DataFrame, points: Points) -> pd.Dat
 def _lines(
     grid: GridConfig, values: pd.DataFrame, title: str, task: str, metric: str
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    term, sign = grid.terms[title], sign_of(task, metric)
+    term = grid.terms[title]
     known = values[values.task.eq(task) & values.metric.eq(metric) & values.value.notna()]
+    sign = sign_of(known)
     for cell, part in known.groupby("cell", sort=False):
         frames = {row: part[part.row == row] for row in (term.row, term.control, grid.reference)}
         pairs = {

@@ -10,19 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.compare.paired_results import (
+from eval.compare.fingerprint import check_same_data
+from eval.compare.paired import (
     Compared,
     Results,
-    check_same_data,
     compare_metric,
     corrected,
+    declared,
     find_entry,
 )
 from eval.embed import find_checkpoints
 from eval.errors import FoldError
-from eval.report import default_headline
 from eval.report.figures.lines import difference_plot
-from eval.report.glossary import lower_is_better
 from eval.report.markdown import markdown_table
 from eval.report.page import (
     Html,
@@ -37,7 +36,7 @@ from eval.report.page import (
     tag,
     text,
 )
-from eval.report.tasks import metric_names
+from eval.results import headlines, task_records
 from eval.run import evaluate
 from hibio.config.files import ConfigError, apply_overrides
 from preprocessing.files import atomic_path
@@ -93,7 +92,7 @@ def write_comparison(
     Returns:
         The page.
     """
-    rows = [_cells(one) for one in found]
+    rows = [_cells(one, runs) for one in found]
     cells = [tag("tr", *(tag("td", text(value), class_="words") for value in row)) for row in rows]
     results = join(
         [
@@ -117,13 +116,14 @@ def write_comparison(
 
 def markdown(runs: Sequence[Results], found: Sequence[Compared], notes: Sequence[str]) -> str:
     """The same table as Markdown."""
-    shown = markdown_table(HEAD, [_cells(one) for one in found])
+    shown = markdown_table(HEAD, [_cells(one, runs) for one in found])
     parts = [f"# {runs[0].label} against {', '.join(run.label for run in runs[1:])}", READING]
     return "\n\n".join([*parts, shown, *(f"- {note}" for note in notes)]) + "\n"
 
 
-def _cells(one: Compared) -> list[str]:
-    arrow = " (lower is better)" if lower_is_better(one.metric, one.task) else ""
+def _cells(one: Compared, runs: Sequence[Results]) -> list[str]:
+    way = declared(runs, one.task, one.metric).direction(one.metric)
+    arrow = "" if way == "higher is better" else f" ({way})"
     interval = "–"
     if is_number(one.low):
         interval = f"{number(one.low, 4)} to {number(one.high, 4)}"
@@ -335,16 +335,15 @@ def _metrics(
                 raise FoldError(f"metric {text!r}; expected TASK:METRIC, such as retrieval:...")
             wanted.append((task, name))
         return wanted, []
-    rows = [(row.task, row.metric) for row in default_headline(runs[0].body)]
     kept, notes = [], []
-    for task, name in rows:
+    for task, name in headlines(runs[0].body):
         lacking = [run.label for run in runs if find_entry(run, task, name, config.model) is None]
         if lacking:
             notes.append(f"{task}: {name} is not in {', '.join(lacking)}; not compared")
         else:
             kept.append((task, name))
     if not kept:
-        every = {t: metric_names(r["models"])[:3] for t, r in runs[0].body["tasks"].items()}
+        every = {task.task: task.metrics[:3] for task in task_records(runs[0].body)}
         raise FoldError(
             f"the runs share no headline metric; name one with --metrics (the first has {every})"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from eval.compare.paired_results import fold_print
+from eval.compare.fingerprint import fold_print
 from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
 from eval.hest_bench.audit import Finding, audit_task, corpus_of, patients_of
 from eval.hest_bench.encoders import (
@@ -306,7 +306,7 @@ def _facts_of_run(
 def _fingerprint(
     tasks: Sequence[BenchTask], facts: Mapping[str, Mapping[str, SampleFacts]]
 ) -> dict[str, Any]:
-    """Counts of every sample, training samples and genes of every fold (see `paired_results`)."""
+    """Counts of every sample, training samples and genes of every fold."""
     slides, folds = {}, {}
     for task in tasks:
         for name, own in facts[task.name].items():

@@ -19,6 +19,8 @@ from eval.report.figures.few_shot import few_shot_curves
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.report.figures.lines import loss_curves, metric_bars, retrieval_curves
 from eval.report.figures.regions import niche_maps, region_history, slide_regions
+from eval.report.page import is_number
+from eval.results import headlines, task_record
 from eval.tasks.domains import DomainsConfig, cluster, smooth
 from eval.tasks.pathway_query import Query
 from eval.tasks.probes import ImageProbe, split_rows
@@ -26,15 +28,6 @@ from hibio.checkpoint import TRAINER, load_trainer_state, read_log
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry
 from preprocessing.store import SlideStore
-
-HEADLINES = (
-    ("retrieval", "image_to_omics/recall@10%"),
-    ("expression", "pearson/top50_hvg"),
-    ("pathway_query", "spearman/default/mean"),
-    ("annotation", "omics/balanced_accuracy"),
-    ("domains", "omics_ari/gmm_smooth"),
-    ("imputation", "pearson/hidden_genes"),
-)
 
 SHOWN = 4
 
@@ -58,9 +51,9 @@ def gallery(
         figures += _heatmaps(fold, main.variant, entry)
     if "domains" in results["tasks"]:
         figures += _niches(fold, main.variant, entry)
-    for task, metric in HEADLINES:
-        models = results["tasks"].get(task, {}).get("models", {})
-        if any(metric in metrics for metrics in models.values()):
+    for task, metric in headlines(results):
+        found = task_record(results, task).entries(metric).values()
+        if any(is_number(entry.get("mean")) for entry in found):
             figures.append(metric_bars(results, task, metric))
     labelled = results["tasks"].get("annotation", {}).get("models", {})
     for side in ("omics", "image"):

@@ -9,75 +9,6 @@ from typing import Any
 from eval.measures.intervals import headline_interval
 from preprocessing.files import atomic_path
 
-#: Metrics of the short tables, by task; the HTML report and results.json hold all of them.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "retrieval": (
-        "image_to_omics/recall@10%",
-        "omics_to_image/recall@10%",
-        "image_to_omics/recall@5",
-        "image_to_omics/recall@10%_combined",
-        "image_to_omics/recall@10%_sinkhorn",
-        "image_to_omics/median_rank",
-        "image_to_omics/soft_recall@10",
-        "identity/patient_balanced_accuracy",
-    ),
-    "expression": (
-        "pearson/top50_hvg",
-        "pearson_hest/top50_hvg",
-        "pearson_bleep/top50_hvg",
-        "pearson_combined/top50_hvg",
-        "pearson_via_omics/top50_hvg",
-        "pearson/top200_hvg",
-    ),
-    "pathway_query": (
-        "spearman/default/median",
-        "spearman/ridge/median",
-        "spearman/anchor/median",
-        "spearman_planted/default/median",
-        "spearman_planted/anchor/median",
-    ),
-    "domains": (
-        "omics_ari/kmeans",
-        "omics_ari/gmm",
-        "omics_ari/kmeans_smooth",
-        "omics_ari/gmm_smooth",
-        "omics_ari/kmeans_label_smooth",
-        "omics_ari/kmeans_graph",
-        "omics_ari/gmm_graph_smooth",
-        "omics_nmi/gmm_smooth",
-        "omics_ami/gmm_smooth",
-        "image_ari/kmeans",
-    ),
-    "regions": ("ari/matched", "ari/best_column", "ari/600um"),
-    "annotation": (
-        "omics/balanced_accuracy",
-        "omics/macro_f1",
-        "omics/macro_auroc",
-        "image/balanced_accuracy",
-        "omics/few_shot@1",
-        "omics/few_shot@5",
-        "omics/few_shot@20",
-    ),
-    "outcome": (
-        "omics/mean/c_index",
-        "omics/mean/c_index_low",
-        "omics/mean/c_index_high",
-        "omics/mean/auroc",
-        "omics/attention/auroc",
-        "omics/mean/auroc_low",
-        "omics/mean/auroc_high",
-        "omics/attention/auroc_low",
-        "omics/attention/auroc_high",
-        "image/mean/auroc",
-        "image/attention/auroc",
-    ),
-    "imputation": (
-        "pearson/hidden_genes",
-        "rmse/hidden_genes",
-        "pearson_median/hidden_genes",
-    ),
-}
-
 FACTS = (
     *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
     *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
@@ -96,7 +27,7 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
     """
     parts = [_facts(results["data"])]
     for task, result in results["tasks"].items():
-        metrics = [m for m in METRICS.get(task, ()) if _models_with(result, m)]
+        metrics = [m for m in result.get("short") or () if _models_with(result, m)]
         if metrics:
             parts += [f"## {task}", _summary(result, metrics), _intervals(result, metrics[0])]
             parts += [_values(result, metric) for metric in metrics[:2]]

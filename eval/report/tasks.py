@@ -7,15 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from eval.report.glossary import (
-    Kind,
-    describe_metrics,
-    describe_model,
-    describe_task,
-    is_transductive,
-    kind_of,
-    lower_is_better,
-)
 from eval.report.headline import best_model, chance_of, mean_and_spread
 from eval.report.page import (
     MISSING,
@@ -31,46 +22,42 @@ from eval.report.page import (
     tag,
     text,
 )
-
-Models = Mapping[str, Mapping[str, Mapping[str, Any]]]
+from eval.results import UNDECLARED, TaskRecord, prefix_of
 
 MAX_COLUMNS = 12
 
 RANKING = re.compile(r"recall@[\d.]+%?|median_rank|mrr")
 
-KIND_ORDER = ("this checkpoint", "variant", "baseline", "control", "transductive", "oracle")
+#: Role -> what it means, in the order of the tables.
+ROLES = {
+    "model": "The frozen model of this run.",
+    "variant": "A read-out or average that builds on this run's embeddings.",
+    "baseline": "Another method, fitted and scored on the same splits.",
+    UNDECLARED: "An older version wrote these results; evaluate again to have roles and ranks.",
+    "control": "Something is shuffled or random on purpose. A good result here is a warning.",
+    "oracle": "Uses measured test values that no prediction has. A ceiling, not a rival.",
+}
+ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
+UNKNOWN_TASK = "No description of this task is known to the report; see its notes."
 
 
-def task_section(task: str, result: Mapping[str, Any]) -> Html:
-    """Everything about one task.
-
-    Args:
-        task: Name of the task.
-        result: `{"models": {MODEL: {METRIC: {...}}}, "notes": [...]}`.
-    """
-    models: Models = result.get("models") or {}
-    parts = [paragraph(describe_task(task))]
-    metrics = metric_names(models)
+def task_section(task: TaskRecord) -> Html:
+    """Everything about one task."""
+    parts = [paragraph(task.body.get("words") or UNKNOWN_TASK)]
+    metrics = task.metrics
     if metrics:
-        parts.extend(_summary_table(task, models, panel) for panel in panels(metrics))
-        parts.append(paragraph(_legend(models, metrics), "soft"))
-        parts.append(_meanings(models, metrics))
+        parts.extend(_summary_table(task, panel) for panel in panels(metrics))
+        parts.append(paragraph(_legend(task), "soft"))
+        parts.append(_meanings(task))
     else:
         parts.append(paragraph("No metric was computed for this task.", "soft"))
-    notes = [tag("li", text(note)) for note in result.get("notes") or []]
+    notes = [tag("li", text(note)) for note in task.body.get("notes") or []]
     if notes:
         parts.extend([tag("h3", text("Notes")), tag("ul", *notes)])
     if metrics:
-        tables = [_value_table(task, models, metric) for metric in metrics]
+        tables = [_value_table(task, metric) for metric in metrics]
         parts.append(details("Every value, per fold, seed and slide", *tables))
     return join(parts)
-
-
-def metric_names(models: Models) -> list[str]:
-    """All metrics of a task; those with the same prefix stand together, in order of appearance."""
-    names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
-    groups = list(dict.fromkeys(_group(name) for name in names))
-    return sorted(names, key=lambda name: groups.index(_group(name)))
 
 
 def panels(metrics: Sequence[str]) -> list[list[str]]:
@@ -104,28 +91,23 @@ def _family(metric: str) -> tuple[str, str]:
     return metric.split("/")[0] if "/" in metric else "", variant
 
 
-def _group(metric: str) -> str:
-    return metric.rsplit("/", 1)[0] if "/" in metric else ""
-
-
-def _entries(models: Models, metric: str) -> dict[str, Mapping[str, Any]]:
-    return {name: metrics[metric] for name, metrics in models.items() if metric in metrics}
-
-
-def _summary_table(task: str, models: Models, metrics: Sequence[str]) -> Html:
-    """Models as rows (by kind), metrics as columns under their prefix, chance as the last row."""
-    best = {metric: _best_names(task, _entries(models, metric), metric) for metric in metrics}
-    same_n = _shared_n(models, metrics)
-    names = sorted(models, key=lambda name: KIND_ORDER.index(kind_of(name).name))
+def _summary_table(task: TaskRecord, metrics: Sequence[str]) -> Html:
+    """Models as rows (by role), metrics as columns under their prefix, chance as the last row."""
+    best = {metric: _best_names(task, metric) for metric in metrics}
+    same_n = _shared_n(task, metrics)
+    order = list(ROLES)
+    names = sorted(task.models, key=lambda name: order.index(task.role(name)))
     rows = []
     for name in names:
         cells = [
-            _value_cell(models[name].get(metric, {}), name in best[metric], same_n is None)
+            _value_cell(task.models[name].get(metric, {}), name in best[metric], same_n is None)
             for metric in metrics
         ]
-        own = "self" if kind_of(name).is_checkpoint else None
-        rows.append(tag("tr", _model_heading(name), _kind_cell(name), *cells, class_=own))
-    levels = [tag("td", text(chance_of(_entries(models, m).values()))) for m in metrics]
+        role = tag("td", tag("small", text(task.role(name))), class_="words")
+        heading = tag("th", text(name), scope="row")
+        own = "self" if task.role(name) == "model" else None
+        rows.append(tag("tr", heading, role, *cells, class_=own))
+    levels = [tag("td", text(chance_of(task.entries(m).values()))) for m in metrics]
     chance = tag("th", text("chance"), scope="row")
     rows.append(tag("tr", chance, tag("td"), *levels, class_="chance"))
     counted = f", n = {same_n} values each" if same_n is not None else " (n values)"
@@ -133,10 +115,10 @@ def _summary_table(task: str, models: Models, metrics: Sequence[str]) -> Html:
     return table(_metric_head(task, metrics), rows, caption)
 
 
-def _metric_head(task: str, metrics: Sequence[str]) -> list[Html]:
+def _metric_head(task: TaskRecord, metrics: Sequence[str]) -> list[Html]:
     """Two rows of headings: the shared prefix above, the metric with its direction below."""
-    corner = [tag("th", text(name), scope="col", rowspan=2) for name in ("model", "kind")]
-    groups = [(name, len(list(items))) for name, items in groupby(metrics, key=_group)]
+    corner = [tag("th", text(name), scope="col", rowspan=2) for name in ("model", "role")]
+    groups = [(name, len(list(items))) for name, items in groupby(metrics, key=prefix_of)]
     above = [
         tag("th", text(name), scope="colgroup", colspan=size, class_="group")
         for name, size in groups
@@ -145,18 +127,9 @@ def _metric_head(task: str, metrics: Sequence[str]) -> list[Html]:
     return [tag("tr", *corner, *above), tag("tr", *below)]
 
 
-def _metric_label(task: str, metric: str) -> str:
-    arrow = "↓" if lower_is_better(metric, task) else "↑"
-    mark = " †" if is_transductive(metric) else ""
-    return f"{metric.rsplit('/', 1)[-1]} {arrow}{mark}"
-
-
-def _model_heading(name: str) -> Html:
-    return tag("th", text(name), scope="row")
-
-
-def _kind_cell(name: str) -> Html:
-    return tag("td", tag("small", text(kind_of(name).name)), class_="words")
+def _metric_label(task: TaskRecord, metric: str) -> str:
+    mark = " †" if task.transductive(metric) else ""
+    return f"{metric.rsplit('/', 1)[-1]}{ARROWS[task.better(metric)]}{mark}"
 
 
 def _value_cell(entry: Mapping[str, Any], best: bool, with_n: bool) -> Html:
@@ -167,52 +140,53 @@ def _value_cell(entry: Mapping[str, Any], best: bool, with_n: bool) -> Html:
     return tag("td", inner)
 
 
-def _best_names(task: str, entries: Mapping[str, Mapping[str, Any]], metric: str) -> set[str]:
+def _best_names(task: TaskRecord, metric: str) -> set[str]:
     """Best competing model, with those whose mean reads the same in the table."""
-    competing = [name for name in entries if kind_of(name).competes]
-    winner = best_model(entries, lower_is_better(metric, task), competing)
+    entries = task.entries(metric)
+    competing = [name for name in entries if task.role(name) != "oracle"]
+    winner = best_model(entries, task.better(metric), competing)
     if winner is None:
         return set()
     shown = number(entries[winner].get("mean"))
     return {name for name in competing if number(entries[name].get("mean")) == shown}
 
 
-def _shared_n(models: Models, metrics: Sequence[str]) -> int | None:
+def _shared_n(task: TaskRecord, metrics: Sequence[str]) -> int | None:
     """Number of values when it is the same everywhere in a table."""
-    entries = [entry for metric in metrics for entry in _entries(models, metric).values()]
+    entries = [entry for metric in metrics for entry in task.entries(metric).values()]
     counts = {entry.get("n") for entry in entries}
     only: Any = counts.pop() if len(counts) == 1 else None
     return int(only) if is_number(only) else None
 
 
-def _legend(models: Models, metrics: Sequence[str]) -> str:
-    kinds: dict[str, Kind] = {kind_of(name).name: kind_of(name) for name in models}
-    lines = [f"{name}: {kinds[name].meaning}" for name in KIND_ORDER if name in kinds]
-    if not all(kind.competes for kind in kinds.values()):
-        lines.append("Oracles and transductive read-outs are never marked as best.")
-    if any(is_transductive(metric) for metric in metrics):
+def _legend(task: TaskRecord) -> str:
+    roles = {task.role(name) for name in task.models}
+    lines = [f"{role}: {meaning}" for role, meaning in ROLES.items() if role in roles]
+    if "oracle" in roles:
+        lines.append("Oracles are never marked as best.")
+    if any(task.transductive(metric) for metric in task.metrics):
         lines.append("†: transductive, the read-out uses all spots of the test slide.")
     lines.append("↑ higher is better, ↓ lower is better, – not available.")
     return " ".join(line[0].upper() + line[1:] for line in lines)
 
 
-def _meanings(models: Models, metrics: Sequence[str]) -> Html:
-    """What the metrics and, as far as their names tell, the models are."""
-    items = [tag("li", text(line)) for line in describe_metrics(list(metrics))]
-    known = [(name, describe_model(name)) for name in models]
+def _meanings(task: TaskRecord) -> Html:
+    """What the metrics and the models are."""
+    lines = dict.fromkeys(line for metric in task.metrics for line in task.meanings(metric))
+    items = [tag("li", text(line)) for line in lines]
+    known = [(name, task.words(name)) for name in task.models]
     items += [tag("li", tag("b", text(name)), text(f": {line}")) for name, line in known if line]
     return details("What the numbers and the models mean", tag("ul", *items)) if items else Html("")
 
 
-def _value_table(task: str, models: Models, metric: str) -> Html:
+def _value_table(task: TaskRecord, metric: str) -> Html:
     """Rows are keys, columns are models; unit, chance and direction in the caption."""
-    entries = _entries(models, metric)
+    entries = task.entries(metric)
     columns = {name: _keyed_values(entry) for name, entry in entries.items()}
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
     units = sorted({str(entry["unit"]) for entry in entries.values() if entry.get("unit")})
     facts = [metric, f"unit: {', '.join(units) or 'not stated'}"]
-    facts.append(f"chance: {chance_of(entries.values())}")
-    facts.append("lower is better" if lower_is_better(metric, task) else "higher is better")
+    facts += [f"chance: {chance_of(entries.values())}", task.direction(metric)]
     body = [
         tag(
             "tr",

@@ -13,7 +13,8 @@ import pytest
 
 from eval.compare import against
 from eval.compare.against import AgainstConfig, compare_runs, labels_of, read_results, run
-from eval.compare.paired_results import Results, compare_metric, corrected, differences, fold_print
+from eval.compare.fingerprint import differences, fold_print
+from eval.compare.paired import Results, compare_metric, corrected, declared
 from eval.errors import FoldError
 from eval.report.figures.lines import difference_plot
 from hibio.config.files import ConfigError
@@ -36,7 +37,9 @@ def results(label: str, gain: float = 0.0, seed: int = 0, n_folds: int = 6) -> R
     slides = {key.rsplit("/", 1)[-1]: "sha" for key in keys}
     folds = {f"f{fold}": fold_print(["s99"], ["A", "B"]) for fold in range(n_folds)}
     data = {"fingerprint": {"slides": slides, "folds": folds}, "folds": list(folds)}
-    return Results(label, {"config": {}, "data": data, "tasks": {"retrieval": {"models": models}}})
+    ways = {METRIC[1]: {"better": "high"}, "x/median_rank": {"better": "low"}}
+    task = {"models": models, "metrics": ways, "short": [METRIC[1]]}
+    return Results(label, {"config": {}, "data": data, "tasks": {"retrieval": task}})
 
 
 def changed(body: Results, label: str = "other") -> Results:
@@ -66,6 +69,16 @@ def test_lower_is_better_turns_the_sign_and_order_turns_it_back() -> None:
     assert compare_metric(first, second, rank).difference == pytest.approx(0.02, abs=0.01)
     back = compare_metric(second, first, rank)
     assert corrected([back])[0].verdict == "worse"
+
+
+def test_the_direction_is_taken_from_the_run_that_says_it() -> None:
+    first, second = changed(results("a", 0.02, 1)), changed(results("b", 0.0, 2))
+    rank = ("retrieval", "x/median_rank")
+    del first.body["tasks"]["retrieval"]["metrics"]
+    assert compare_metric(first, second, rank).difference == pytest.approx(0.02, abs=0.01)
+    del second.body["tasks"]["retrieval"]["metrics"]
+    assert compare_metric(first, second, rank).difference == pytest.approx(-0.02, abs=0.01)
+    assert declared((first, second), *rank).direction(rank[1]) == "direction not recorded"
 
 
 def test_noise_alone_is_no_difference_and_two_folds_are_too_few() -> None:

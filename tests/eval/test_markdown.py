@@ -15,7 +15,7 @@ def test_means_values_chance_and_notes_are_written(tmp_path: Path) -> None:
     models = {"hibio": {METRIC: {**entry, "keys": ["A/0/s", "B/0/s"]}}, "lsa": {METRIC: other}}
     results = {
         "data": {"command": "hibio eval", "seeds": [0]},
-        "tasks": {"domains": {"models": models, "notes": ["a note"]}},
+        "tasks": {"domains": {"models": models, "notes": ["a note"], "short": [METRIC]}},
     }
     text = write_markdown(tmp_path / "r.md", results).read_text()
     assert "| hibio | 0.250 ± 0.100 (n=2) |" in text

@@ -14,7 +14,6 @@ from eval.folds.fold import Cost, Fold, Representation
 from eval.peers import PEERS
 from eval.report import write_report
 from eval.report.facts import models_section
-from eval.report.glossary import describe_model, kind_of
 from eval.report.markdown import write_markdown
 from eval.run import checkpoint_cost, cost_table
 
@@ -73,14 +72,6 @@ def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
     assert "| a<b | X & Y | 12,345 | 3 | 61.0 |" in text
     assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
     assert "No cost of a model" in models_section({"data": {}})
-
-
-def test_every_peer_is_described_and_is_a_baseline() -> None:
-    for name in PEERS:
-        assert describe_model(name), name
-        assert kind_of(name).name == "baseline"
-    assert "plain contrastive" not in describe_model("omiclip")
-    assert describe_model("mlp_regression").startswith("predicts expression")
 
 
 def test_the_document_lists_every_peer_and_its_source() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import HeadlineRow, default_headline, write_report
+from eval.compare.paired import compare
+from eval.report import write_report
 from eval.report.figures.canvas import Figure
-from eval.report.headline import compare
+from eval.report.headline import headline_section
 from eval.report.page import exact
+from eval.results import headlines
 
 VOID = {"img", "meta", "br"}
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest of the picture"
@@ -93,7 +95,7 @@ def sample() -> dict[str, Any]:
             recall: metric(spread(0.3), chance=0.1),
             rank: metric([90.5, 91.0, 92.0, 93.0, 94.0, 95.0]),
         },
-        "hibio_csls": {recall: metric(spread(0.7), chance=0.1)},
+        "hibio_average": {recall: metric(spread(0.4), chance=0.1)},
         "pca": {},
     }
     outcome = {"hibio": {"auroc": metric([float("nan"), None], keys=["A0", "B0"])}}
@@ -101,8 +103,23 @@ def sample() -> dict[str, Any]:
         "config": {"seed": 3, "model": {"dim": 192}},
         "data": {"command": ["hibio", "eval", "--out", "x"], "wall_time_s": 3725, "n_slides": 6},
         "tasks": {
-            "retrieval": {"models": models, "notes": ["Pools are fixed."]},
-            "outcome": {"models": outcome, "notes": []},
+            "retrieval": {
+                "models": models,
+                "notes": ["Pools are fixed."],
+                "short": [recall],
+                "metrics": {
+                    recall: {"better": "high", "words": ["recall@k: share"], "transductive": True},
+                    rank: {"better": "low", "words": ["median_rank: place"]},
+                },
+                "rows": {
+                    "neighbour_oracle": {"role": "oracle", "words": "sees the neighbours"},
+                    "hibio": {"role": "model", "words": ""},
+                    "bleep_retrieval": {"role": "baseline", "words": "nearest spots"},
+                    "hibio_average": {"role": "variant", "words": ""},
+                    "pca": {"role": "baseline", "words": ""},
+                },
+            },
+            "outcome": {"models": outcome, "notes": [], "metrics": {"auroc": {"better": "high"}}},
             "empty": {"models": {}, "notes": []},
         },
     }
@@ -133,13 +150,16 @@ def test_every_model_and_value_is_shown(tmp_path: Path) -> None:
 
 
 def test_best_is_bold_by_direction_and_oracles_do_not_compete(tmp_path: Path) -> None:
-    page, _ = render(tmp_path, sample(), headline=[])
+    page, _ = render(tmp_path, sample())
     hibio = page.row("hibio", 4)
-    assert hibio == ["hibio", "this checkpoint", "0.503 ± 0.002", "41.98 ± 1.40"]
+    assert hibio == ["hibio", "model", "0.503 ± 0.002", "41.98 ± 1.40"]
     assert page.bold == hibio[2:]
+    assert "recall@k: share" in page.words
+    assert "bleep_retrieval: nearest spots" in page.words
     assert "n = 6 values each" in page.words
     assert page.row("neighbour_oracle", 4)[1] == "oracle"
-    assert page.row("hibio_csls", 4)[1] == "transductive"
+    assert page.row("hibio_average", 4)[1] == "variant"
+    assert "†: transductive" in page.words
     assert page.row("pca", 4)[2:] == ["–", "–"]
     assert page.row("chance", 4)[2:] == ["0.100", "–"]
     assert "median_rank ↓" in {cell for row in page.rows for cell in row}
@@ -155,14 +175,19 @@ def test_missing_values_are_dashes(tmp_path: Path) -> None:
 def test_names_from_outside_are_escaped(tmp_path: Path) -> None:
     evil = '<script>alert("1")</script>'
     entry = {evil: metric([0.5], keys=[evil], unit=evil, chance=0.1)}
+    declared = {
+        "words": evil,
+        "short": [evil],
+        "metrics": {evil: {"better": "high", "words": [evil]}},
+        "rows": {evil: {"role": "control", "words": evil}, "hibio": {"role": "model", "words": ""}},
+    }
     results = {
         "config": {evil: evil},
         "data": {"command": evil, "versions": {evil: evil}},
-        "tasks": {evil: {"models": {evil: entry, "hibio": entry}, "notes": [evil]}},
+        "tasks": {evil: {"models": {evil: entry, "hibio": entry}, "notes": [evil], **declared}},
     }
     figures = [Figure(evil, evil, PNG)]
-    rows = [HeadlineRow(evil, evil, evil, evil)]
-    page, source = render(tmp_path, results, figures=figures, headline=rows, title=evil)
+    page, source = render(tmp_path, results, figures=figures, title=evil)
     assert "<script" not in source.lower()
     assert not [name for name, _ in page.tags if name == "script"]
     assert page.words.count("alert(") >= 12
@@ -204,21 +229,21 @@ def test_an_old_report_is_replaced(tmp_path: Path) -> None:
 
 def test_headline_names_best_baseline_difference_and_verdict(tmp_path: Path) -> None:
     rows = [
-        HeadlineRow("Recall", "retrieval", "image_to_omics/recall@10%"),
-        HeadlineRow("Rank", "retrieval", "image_to_omics/median_rank"),
-        HeadlineRow("Nothing", "nowhere", "none"),
-        HeadlineRow("Outcome", "outcome", "auroc"),
+        ("retrieval", "image_to_omics/recall@10%"),
+        ("retrieval", "image_to_omics/median_rank"),
+        ("nowhere", "none"),
+        ("outcome", "auroc"),
     ]
-    page, _ = render(tmp_path, sample(), headline=rows)
+    page = Page(headline_section(sample(), rows))
     found = {row[0]: row[1:] for row in page.rows if len(row) == 8}
-    recall = next(cells for name, cells in found.items() if name.startswith("Recall"))
+    recall = next(cells for name, cells in found.items() if name.endswith("recall@10%"))
     assert recall[0].endswith("slides)")
     assert recall[1] == "bleep_retrieval"
     assert recall[3] == "+0.200 ± 0.000"
     assert recall[4:] == ["3 of 3 folds", "0.100", "better"]
-    rank = next(cells for name, cells in found.items() if name.startswith("Rank"))
+    rank = next(cells for name, cells in found.items() if "median_rank" in name)
     assert rank[3].startswith("+50.")
-    nothing = next(cells for name, cells in found.items() if name.startswith("Nothing"))
+    nothing = next(cells for name, cells in found.items() if name.startswith("nowhere"))
     assert nothing == ["–"] * 6 + ["not measured"]
 
 
@@ -231,7 +256,7 @@ def test_comparison_is_paired_and_its_error_is_over_folds() -> None:
     assert outcome.mean == pytest.approx(folds.mean())
     assert outcome.error == pytest.approx(folds.std(ddof=1) / math.sqrt(3))
     assert (outcome.folds, outcome.wins, outcome.verdict) == (3, 3, "better")
-    turned = compare(mine, other, lower=True)
+    turned = compare(mine, other, sign=-1.0)
     assert turned is not None
     assert turned.mean == pytest.approx(-outcome.mean)
     assert turned.verdict == "worse"
@@ -285,15 +310,26 @@ def test_no_verdict_without_enough_folds_or_shared_keys() -> None:
 def test_a_control_that_is_not_beaten_is_named(tmp_path: Path) -> None:
     entry = {"hibio": 0.3, "matched_random": 0.35, "shuffled_pairs": 0.1, "pca": 0.9}
     models = {name: {"spearman/x": metric(spread(mean))} for name, mean in entry.items()}
-    results = {"tasks": {"pathway_query": {"models": models, "notes": []}}}
+    controls = {name: {"role": "control"} for name in ("matched_random", "shuffled_pairs")}
+    task = {"models": models, "rows": controls, "metrics": {"spearman/x": {"better": "high"}}}
+    results = {"tasks": {"pathway_query": task}}
     page, _ = render(tmp_path, results)
     assert "Not beaten: the control matched_random reaches 0.353" in page.words
     assert "the control shuffled_pairs" not in page.words
 
 
-def test_default_headline_takes_the_preferred_metric() -> None:
-    rows = default_headline(sample())
-    assert [(row.task, row.metric) for row in rows] == [
-        ("retrieval", "image_to_omics/recall@10%"),
-        ("outcome", "auroc"),
-    ]
+def test_the_headline_is_the_first_declared_metric_that_the_model_has() -> None:
+    found = sample()
+    assert headlines(found) == [("retrieval", "image_to_omics/recall@10%"), ("outcome", "auroc")]
+    found["tasks"]["retrieval"]["short"] = ["absent", "image_to_omics/median_rank"]
+    assert headlines(found)[0] == ("retrieval", "image_to_omics/median_rank")
+
+
+def test_an_old_file_is_shown_without_ranks(tmp_path: Path) -> None:
+    found = sample()
+    for name in ("short", "metrics", "rows"):
+        del found["tasks"]["retrieval"][name]
+    page, _ = render(tmp_path, found)
+    assert page.bold == []
+    assert "direction not recorded; evaluate again to compare" in page.words
+    assert page.row("pca", 4)[1] == "not recorded"

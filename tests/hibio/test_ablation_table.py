@@ -13,6 +13,7 @@ from eval.ablation.config import BASELINES, GridConfig, TermConfig
 from eval.ablation.report import as_markdown, figures, numeric_axis
 from eval.ablation.table import (
     COST_COLUMNS,
+    DECLARED,
     VALUE_COLUMNS,
     Tables,
     gains_by_seed,
@@ -50,8 +51,9 @@ def values(seed: int = 0) -> pd.DataFrame:
             for one in SEEDS if row != "lsa" else SEEDS[:1]:
                 for fold, unit in PLACES:
                     where = (cell, row, TASK, metric, fold, one, unit)
-                    lines.append((*where, rng.random(), 0.1, "share"))
-    return pd.DataFrame(lines, columns=VALUE_COLUMNS)
+                    better = "low" if metric == LOWER else "high"
+                    lines.append((*where, rng.random(), 0.1, "share", better, "baseline"))
+    return pd.DataFrame(lines, columns=VALUE_COLUMNS + DECLARED)
 
 
 def costs() -> pd.DataFrame:

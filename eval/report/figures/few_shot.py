@@ -10,8 +10,8 @@ import numpy as np
 
 from eval.measures.metrics import bootstrap_ci
 from eval.report.figures.canvas import HIGHLIGHT, LINES, Figure, new_page, png_bytes
-from eval.report.glossary import kind_of
 from eval.report.page import is_number
+from eval.results import task_record
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,17 +32,18 @@ def few_shot_curves(results: Mapping[str, Any], side: str = "omics") -> Figure:
     Raises:
         DataError: no model has few-shot values of this side.
     """
-    models = results.get("tasks", {}).get("annotation", {}).get("models", {})
+    task = task_record(results, "annotation")
+    models = task.models
     curves = {name: found for name, m in models.items() if (found := _curve(m, side))}
     if not curves:
         raise DataError(f"no model has few-shot values of {side!r}: leave the figure out")
-    order = sorted(curves, key=lambda name: (-kind_of(name).is_checkpoint, -_end(curves[name])))
+    order = sorted(curves, key=lambda name: (task.role(name) != "model", -_end(curves[name])))
     shown = order[:MOST]
     page = new_page(7.4, 4.2)
     axes = page.subplots()
     others = [colour for colour in LINES if colour != HIGHLIGHT]
     for index, name in enumerate(shown):
-        colour = HIGHLIGHT if kind_of(name).is_checkpoint else others[index % len(others)]
+        colour = HIGHLIGHT if task.role(name) == "model" else others[index % len(others)]
         k = np.array(sorted(curves[name]))
         mean, low, high = (np.array([curves[name][i][part] for i in k]) for part in range(3))
         axes.plot(k, mean, "o-", color=colour, markersize=4, linewidth=1.5, label=name)

@@ -16,14 +16,13 @@ from eval.report.figures.canvas import (
     new_page,
     png_bytes,
 )
-from eval.report.glossary import kind_of, lower_is_better
-from hibio.keys import MAIN
+from eval.results import TaskRecord, task_record
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from eval.compare.paired_results import Compared
+    from eval.compare.paired import Compared
 
 
 def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
@@ -37,23 +36,24 @@ def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
     Raises:
         DataError: No model has this metric.
     """
-    models = results.get("tasks", {}).get(task, {}).get("models", {})
-    entries = {name: table[metric] for name, table in models.items() if metric in table}
+    own = task_record(results, task)
+    entries = own.entries(metric)
     means = {name: _number(entry.get("mean")) for name, entry in entries.items()}
     if not any(np.isfinite(mean) for mean in means.values()):
-        known = sorted({name for table in models.values() for name in table})
+        known = sorted(own.metrics)
         raise DataError(
             f"no model has a value of {metric!r} in task {task!r}; metrics there: "
             f"{', '.join(known) or 'none'}"
         )
-    lower = lower_is_better(metric, task)
-    order = sorted(means, key=lambda name: _rank(means[name], lower))
+    sign = own.sign(metric)
+    order = sorted(means, key=lambda name: _rank(means[name], sign))
     page = new_page(7.4, 0.85 + 0.3 * len(order))
     axes = page.subplots()
     for row, name in enumerate(order):
-        _draw_model(axes, row, name, means[name], entries[name])
+        colour = HIGHLIGHT if own.role(name) == "model" else QUIET
+        _draw_model(axes, row, colour, means[name], entries[name])
     _draw_chance(axes, entries)
-    _finish(axes, order, f"{metric} ({'lower' if lower else 'higher'} is better)")
+    _finish(axes, own, order, f"{metric} ({own.direction(metric)})")
     caption = (
         "Bar: mean. Dots: every single value (fold, seed or slide). Orange: this checkpoint; "
         "blue-grey: everything it is compared with."
@@ -67,14 +67,11 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float | np.number) else float("nan")
 
 
-def _rank(mean: float, lower: bool) -> float:
-    if not np.isfinite(mean):
-        return float("inf")
-    return mean if lower else -mean
+def _rank(mean: float, sign: float) -> float:
+    return -sign * mean if np.isfinite(mean) else float("inf")
 
 
-def _draw_model(axes: Axes, row: int, name: str, mean: float, entry: Mapping[str, Any]) -> None:
-    colour = HIGHLIGHT if kind_of(name).is_checkpoint else QUIET
+def _draw_model(axes: Axes, row: int, colour: str, mean: float, entry: Mapping[str, Any]) -> None:
     if np.isfinite(mean):
         axes.barh(row, mean, height=0.62, color=colour, alpha=0.75, zorder=2)
     values = np.asarray([_number(value) for value in entry.get("values") or []])
@@ -95,18 +92,17 @@ def _draw_chance(axes: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _label(name: str) -> str:
-    """Name for the axis, with its role where it does not compete (oracle, transductive)."""
+def _label(task: TaskRecord, name: str) -> str:
+    """Name for the axis; an oracle says that it is one."""
     short = name if len(name) <= 40 else name[:39] + "…"
-    kind = kind_of(name)
-    return short if kind.competes else f"{short} ({kind.name})"
+    return f"{short} (oracle)" if task.role(name) == "oracle" else short
 
 
-def _finish(axes: Axes, order: list[str], label: str) -> None:
-    names = [_label(name) for name in order]
+def _finish(axes: Axes, task: TaskRecord, order: list[str], label: str) -> None:
+    names = [_label(task, name) for name in order]
     axes.set_yticks(range(len(order)), labels=names, fontsize=8)
     for name, tick in zip(order, axes.get_yticklabels(), strict=True):
-        tick.set_fontweight("bold" if name == MAIN else "normal")
+        tick.set_fontweight("bold" if task.role(name) == "model" else "normal")
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel(label, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
