@@ -30,28 +30,18 @@ from eval.report.figures.canvas import (
     LINES,
     QUIET,
     Figure,
+    figure_parts,
     grid_size,
     new_page,
     png_bytes,
 )
 from eval.report.markdown import markdown_table
-from eval.report.page import (
-    Html,
-    details,
-    figures_section,
-    heading_row,
-    join,
-    number,
-    page,
-    paragraph,
-    table,
-    tag,
-    text,
-)
+from eval.report.numbers import number
 from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import to_dict
 from preprocessing.files import atomic_path
+from preprocessing.pages import Box, Line, Part, Section, Table, Text, Verbatim, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -454,50 +444,33 @@ def _write_page(
 ) -> Path:
     tables, gains = found
     shown = ("command", "date", "commit", "machine", "reference", "n_jobs", "n_missing")
-    run = [paragraph(f"{name}: {facts[name]}", "soft") for name in shown]
-    run.append(paragraph(_how(grid)))
-    sections: list[tuple[str, str, Html]] = [("run", "This ablation", join(run))]
-    blocks = [_html_table(grid, *block) for block in _blocks(tables)]
-    sections.append(("figures", "Figures", figures_section(pictures)))
+    run = [*(Text(f"{name}: {facts[name]}", "soft") for name in shown), Text(_how(grid))]
+    sections = [
+        Section(run, "This ablation", "run"),
+        Section(figure_parts(pictures), "Figures", "figures"),
+    ]
     if not gains.empty:
         terms = [
-            table(
-                [heading_row(GAIN_HEADINGS)],
-                [
-                    tag(
-                        "tr",
-                        tag("th", text(row[0]), scope="row"),
-                        *(tag("td", text(c)) for c in row[1:]),
-                    )
-                    for row in cells
-                ],
-                title,
-            )
+            Table(GAIN_HEADINGS, [Line(row) for row in cells], title)
             for title, cells in _gain_blocks(gains)
         ]
-        sections.append(("terms", "Terms", join([paragraph(GAINS_HOW), *terms])))
-    sections.append(("tables", "Tables", join(blocks)))
-    settings = tag("pre", text(_yaml(grid)))
-    sections.append(("grid", "Grid", details("The grid as it was run", settings)))
-    with atomic_path(path) as temporary:
-        temporary.write_text(page("HiBio ablation", sections), encoding="utf-8")
-    return path
+        sections.append(Section([Text(GAINS_HOW), *terms], "Terms", "terms"))
+    blocks = [part for title, lines in _blocks(tables) for part in _parts(grid, title, lines)]
+    sections.append(Section(blocks, "Tables", "tables"))
+    settings = Box("The grid as it was run", [Verbatim(_yaml(grid))])
+    sections.append(Section([settings], "Grid", "grid"))
+    return write_page(path, "HiBio ablation", sections)
 
 
-def _html_table(grid: GridConfig, title: str, lines: Sequence[Mapping[Hashable, Any]]) -> Html:
-    body = []
+def _parts(grid: GridConfig, title: str, lines: Sequence[Mapping[Hashable, Any]]) -> list[Part]:
+    """One table and, in a box, every value of it."""
+    rows = []
     for line in lines:
-        head = tag("th", text(_name(line)), scope="row")
-        cells = [tag("td", text(value)) for value in _cells(line, grid.reference)]
-        kind = "self" if line["row"] == grid.reference else None
+        kind = "self" if line["row"] == grid.reference else ""
         kind = "chance" if line["group"] == BASELINES else kind
-        body.append(tag("tr", head, *cells, class_=kind))
-    values = [
-        tag("p", tag("b", text(one["row"])), text(f": {one['values']}"), class_="soft")
-        for one in lines
-    ]
-    whole = table([heading_row(HEADINGS)], body, title)
-    return join([whole, details("Every value", *values)])
+        rows.append(Line((_name(line), *_cells(line, grid.reference)), kind))
+    values = [Text(f": {one['values']}", "soft", str(one["row"])) for one in lines]
+    return [Table(HEADINGS, rows, title), Box("Every value", values)]
 
 
 def _yaml(grid: GridConfig) -> str:

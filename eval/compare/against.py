@@ -21,25 +21,15 @@ from eval.compare.paired import (
 )
 from eval.embed import find_checkpoints
 from eval.errors import FoldError
+from eval.report.figures.canvas import figure_parts
 from eval.report.figures.lines import difference_plot
 from eval.report.markdown import markdown_table
-from eval.report.page import (
-    Html,
-    figures_section,
-    heading_row,
-    is_number,
-    join,
-    number,
-    page,
-    paragraph,
-    table,
-    tag,
-    text,
-)
+from eval.report.numbers import is_number, number
 from eval.results import headlines, task_records
 from eval.run import evaluate
 from hibio.config.files import ConfigError, apply_overrides
 from preprocessing.files import atomic_path
+from preprocessing.pages import Bullets, Cell, Line, Part, Section, Table, Text, write_page
 
 HEAD = (
     "task",
@@ -92,23 +82,17 @@ def write_comparison(
     Returns:
         The page.
     """
-    rows = [_cells(one, runs) for one in found]
-    cells = [tag("tr", *(tag("td", text(value), class_="words") for value in row)) for row in rows]
-    results = join(
-        [
-            table([heading_row(HEAD)], cells, f"{runs[0].label} against the others"),
-            paragraph(READING, "soft"),
-            tag("ul", *(tag("li", text(note)) for note in notes)) if notes else Html(""),
-        ]
-    )
+    title = f"{runs[0].label} against the others"
+    rows = [Line([Cell(value, "words") for value in _cells(one, runs)]) for one in found]
+    results: list[Part] = [Table(HEAD, rows, title), Text(READING, "soft")]
+    results += [Bullets(notes)] if notes else []
+    figures = figure_parts([difference_plot(found)] if found else [])
     sections = [
-        ("differences", "Differences", results),
-        ("figures", "Figures", figures_section([difference_plot(found)] if found else [])),
-        ("runs", "Runs", _runs(runs)),
+        Section(results, "Differences", "differences"),
+        Section(figures, "Figures", "figures"),
+        Section([_runs(runs)], "Runs", "runs"),
     ]
-    path = out / "against.html"
-    with atomic_path(path) as temporary:
-        temporary.write_text(page(f"{runs[0].label} against the others", sections), "utf-8")
+    path = write_page(out / "against.html", title, sections)
     with atomic_path(out / "against.md") as temporary:
         temporary.write_text(markdown(runs, found, notes), "utf-8")
     return path
@@ -144,13 +128,13 @@ def _cells(one: Compared, runs: Sequence[Results]) -> list[str]:
     ]
 
 
-def _runs(runs: Sequence[Results]) -> Html:
+def _runs(runs: Sequence[Results]) -> Table:
     """What each run says of itself."""
-    body = []
-    for name, key in FACTS:
-        cells = [tag("td", text(_fact(run.body.get("data") or {}, key))) for run in runs]
-        body.append(tag("tr", tag("th", text(name), scope="row"), *cells))
-    return table([heading_row(("", *(run.label for run in runs)))], body)
+    rows = [
+        Line((name, *(_fact(run.body.get("data") or {}, key) for run in runs)))
+        for name, key in FACTS
+    ]
+    return Table(("", *(run.label for run in runs)), rows)
 
 
 def _fact(data: Mapping[str, Any], key: str) -> str:

@@ -7,21 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from eval.report.page import (
-    MISSING,
-    Html,
-    details,
-    exact,
-    heading_row,
-    is_number,
-    join,
-    number,
-    paragraph,
-    table,
-    tag,
-    text,
-)
+from eval.report.numbers import MISSING, exact, is_number, number
 from hibio.keys import MAIN
+from preprocessing.pages import Box, Cell, Line, Part, Table, Text, Verbatim
 
 # Label and the names under which a run may have kept it; the shallowest match is shown.
 FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -46,7 +34,7 @@ MAX_LISTED = 24
 MAX_DEPTH = 2
 
 
-def run_section(results: Mapping[str, Any]) -> Html:
+def run_section(results: Mapping[str, Any]) -> list[Part]:
     """Facts table, and everything that was recorded about the data."""
     rows = []
     for label, names in FACTS:
@@ -54,22 +42,17 @@ def run_section(results: Mapping[str, Any]) -> Html:
         shown = _describe(label, value)
         if label == "Config digest" and value is None:
             shown = f"{config_digest(results.get('config'))} (sha256 of the config below)"
-        rows.append(tag("tr", tag("th", text(label), scope="row"), tag("td", text(shown))))
-    facts = tag("table", tag("tbody", join(rows)), class_="facts")
-    return join(
-        [
-            tag("div", facts, class_="scroll"),
-            details("Everything recorded about the data", _dump(results.get("data"))),
-        ]
-    )
+        rows.append(Line((label, shown)))
+    everything = Box("Everything recorded about the data", [_dump(results.get("data"))])
+    return [Table((), rows, kind="facts"), everything]
 
 
-def config_section(results: Mapping[str, Any]) -> Html:
+def config_section(results: Mapping[str, Any]) -> list[Part]:
     """The resolved config in a closed box."""
     config = results.get("config")
     if not config:
-        return paragraph("No config was recorded with these results.", "soft")
-    return details("Resolved config", _dump(config))
+        return [Text("No config was recorded with these results.", "soft")]
+    return [Box("Resolved config", [_dump(config)])]
 
 
 def config_digest(config: object) -> str:
@@ -87,9 +70,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _dump(value: object) -> Html:
-    written = json.dumps(value, indent=2, default=str, ensure_ascii=False)
-    return tag("pre", text(written))
+def _dump(value: object) -> Verbatim:
+    return Verbatim(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
 def _find(results: Mapping[str, Any], names: tuple[str, ...]) -> object:
@@ -143,23 +125,22 @@ NOTE = (
 )
 
 
-def models_section(results: Mapping[str, Any]) -> Html:
+def models_section(results: Mapping[str, Any]) -> list[Part]:
     """A row for every model that was fitted; a sentence when none was recorded."""
     rows = (results.get("data") or {}).get("models") or []
     if not rows:
-        return paragraph("No cost of a model was recorded with these results.", "soft")
-    head = [heading_row(("model", "source", "parameters", "fits", "wall time of a fit"))]
-    shown = table(head, [_cells(row) for row in rows])
-    return join([shown, paragraph(NOTE, "soft")])
+        return [Text("No cost of a model was recorded with these results.", "soft")]
+    head = ("model", "source", "parameters", "fits", "wall time of a fit")
+    return [Table(head, [_row(row) for row in rows]), Text(NOTE, "soft")]
 
 
-def _cells(row: Mapping[str, Any]) -> Html:
+def _row(row: Mapping[str, Any]) -> Line:
     seconds = row.get("seconds")
     cells = (
-        tag("td", text(str(row.get("source", MISSING))), class_="words"),
-        tag("td", text(number(row.get("n_parameters")))),
-        tag("td", text(number(row.get("fits")))),
-        tag("td", text(MISSING if seconds is None else duration(float(seconds)))),
+        str(row["model"]),
+        Cell(str(row.get("source", MISSING)), "words"),
+        number(row.get("n_parameters")),
+        number(row.get("fits")),
+        MISSING if seconds is None else duration(float(seconds)),
     )
-    own = "self" if row["model"] == MAIN else None
-    return tag("tr", tag("th", text(str(row["model"])), scope="row"), *cells, class_=own)
+    return Line(cells, "self" if row["model"] == MAIN else "")

@@ -19,7 +19,7 @@ from eval.report.figures.few_shot import few_shot_curves
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.report.figures.lines import loss_curves, metric_bars, retrieval_curves
 from eval.report.figures.regions import niche_maps, region_history, slide_regions
-from eval.report.page import is_number
+from eval.report.numbers import is_number
 from eval.results import headlines, task_record
 from eval.tasks.domains import DomainsConfig, cluster, smooth
 from eval.tasks.pathway_query import Query

@@ -14,20 +14,9 @@ import numpy as np
 
 from eval.compare.paired import MIN_FOLDS, Comparison, compare
 from eval.measures.intervals import headline_interval
-from eval.report.page import (
-    MISSING,
-    Html,
-    decimals_for,
-    heading_row,
-    is_number,
-    join,
-    number,
-    paragraph,
-    table,
-    tag,
-    text,
-)
+from eval.report.numbers import MISSING, decimals_for, is_number, number
 from eval.results import Better, TaskRecord, task_record
+from preprocessing.pages import Bullets, Cell, Line, Part, Table, Text
 
 NOTE = (
     "Interval: 95 % percentile bootstrap of this checkpoint's mean over what is named in brackets "
@@ -52,7 +41,7 @@ def best_model(
     return choose(usable, key=lambda name: float(entries[name]["mean"]))
 
 
-def headline_section(results: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Html:
+def headline_section(results: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> list[Part]:
     """The table and how to read it.
 
     Args:
@@ -65,10 +54,10 @@ def headline_section(results: Mapping[str, Any], rows: Sequence[tuple[str, str]]
         *("question", f"{', '.join(mains)}, 95 % interval", "best baseline", "its value"),
         *("difference", "better in", "chance", "verdict"),
     )
-    body = [_headline_cells(task, metric) for task, metric in tasks]
-    warnings = [tag("li", text(line)) for one in tasks for line in control_warnings(*one)]
-    parts = [table([heading_row(names)], body), paragraph(NOTE, "soft")]
-    return join([*parts, tag("ul", *warnings)] if warnings else parts)
+    body = [_headline_row(task, metric) for task, metric in tasks]
+    warnings = [line for one in tasks for line in control_warnings(*one)]
+    parts: list[Part] = [Table(names, body), Text(NOTE, "soft")]
+    return [*parts, Bullets(warnings)] if warnings else parts
 
 
 def control_warnings(task: TaskRecord, metric: str) -> list[str]:
@@ -88,7 +77,7 @@ def control_warnings(task: TaskRecord, metric: str) -> list[str]:
     return lines
 
 
-def _headline_cells(task: TaskRecord, metric: str) -> Html:
+def _headline_row(task: TaskRecord, metric: str) -> Line:
     entries = task.entries(metric)
     rivals = [n for n in entries if task.role(n) not in ("model", "variant", "oracle")]
     best = best_model(entries, task.better(metric), rivals)
@@ -97,37 +86,29 @@ def _headline_cells(task: TaskRecord, metric: str) -> Html:
     small = f"{task.task}: {metric}"
     if task.better(metric) != "high":
         small += f" ({task.direction(metric)})"
-    question = Html("<br>".join([text(task.task), tag("small", text(small))]))
     verdict = _verdict(mine, best, outcome)
     if entries and task.better(metric) == "none":
         verdict = f"{task.direction(metric)}; evaluate again to compare"
-    return tag(
-        "tr",
-        tag("th", question, scope="row", class_="words"),
-        _value(mine, _interval(task, metric)),
-        tag("td", text(best or MISSING), class_="words"),
-        tag("td", text(mean_and_spread(entries[best]) if best else MISSING)),
-        tag("td", text(_difference(outcome))),
-        tag("td", text(_wins(outcome) if outcome else MISSING)),
-        tag("td", text(chance_of(entries.values()))),
-        tag("td", text(verdict), class_="words"),
+    cells = (
+        Cell(task.task, "words", below=(small,)),
+        Cell(mean_and_spread(mine), below=_interval(task, metric)),
+        Cell(best or MISSING, "words"),
+        mean_and_spread(entries[best]) if best else MISSING,
+        _difference(outcome),
+        _wins(outcome) if outcome else MISSING,
+        chance_of(entries.values()),
+        Cell(verdict, "words"),
     )
+    return Line(cells)
 
 
-def _value(entry: Mapping[str, Any], interval: str) -> Html:
-    lines = [text(mean_and_spread(entry))]
-    if interval != MISSING:
-        lines.append(tag("small", text(interval)))
-    return tag("td", Html("<br>".join(lines)))
-
-
-def _interval(task: TaskRecord, metric: str) -> str:
+def _interval(task: TaskRecord, metric: str) -> tuple[str, ...]:
     """Interval of this checkpoint's mean, with what it was drawn over."""
     own = task.models.get(task.main) or {}
     found = headline_interval(own, metric) if metric in own else None
     if found is None:
-        return MISSING
-    return f"{number(found.low)} to {number(found.high)} ({found.over})"
+        return ()
+    return (f"{number(found.low)} to {number(found.high)} ({found.over})",)
 
 
 def mean_and_spread(entry: Mapping[str, Any]) -> str:

@@ -8,21 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from eval.report.headline import best_model, chance_of, mean_and_spread
-from eval.report.page import (
-    MISSING,
-    Html,
-    details,
-    exact,
-    heading_row,
-    is_number,
-    join,
-    number,
-    paragraph,
-    table,
-    tag,
-    text,
-)
+from eval.report.numbers import MISSING, exact, is_number, number
 from eval.results import UNDECLARED, TaskRecord, prefix_of
+from preprocessing.pages import Box, Bullets, Cell, Heading, Line, Part, Table, Text
 
 MAX_COLUMNS = 12
 
@@ -41,23 +29,21 @@ ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
 UNKNOWN_TASK = "No description of this task is known to the report; see its notes."
 
 
-def task_section(task: TaskRecord) -> Html:
+def task_section(task: TaskRecord) -> list[Part]:
     """Everything about one task."""
-    parts = [paragraph(task.body.get("words") or UNKNOWN_TASK)]
+    parts: list[Part] = [Text(str(task.body.get("words") or UNKNOWN_TASK))]
     metrics = task.metrics
     if metrics:
         parts.extend(_summary_table(task, panel) for panel in panels(metrics))
-        parts.append(paragraph(_legend(task), "soft"))
-        parts.append(_meanings(task))
+        parts += [Text(_legend(task), "soft"), *_meanings(task)]
     else:
-        parts.append(paragraph("No metric was computed for this task.", "soft"))
-    notes = [tag("li", text(note)) for note in task.body.get("notes") or []]
-    if notes:
-        parts.extend([tag("h3", text("Notes")), tag("ul", *notes)])
+        parts.append(Text("No metric was computed for this task.", "soft"))
+    if task.body.get("notes"):
+        parts += [Heading("Notes", 3), Bullets(task.body["notes"])]
     if metrics:
         tables = [_value_table(task, metric) for metric in metrics]
-        parts.append(details("Every value, per fold, seed and slide", *tables))
-    return join(parts)
+        parts.append(Box("Every value, per fold, seed and slide", tables))
+    return parts
 
 
 def panels(metrics: Sequence[str]) -> list[list[str]]:
@@ -91,7 +77,7 @@ def _family(metric: str) -> tuple[str, str]:
     return metric.split("/")[0] if "/" in metric else "", variant
 
 
-def _summary_table(task: TaskRecord, metrics: Sequence[str]) -> Html:
+def _summary_table(task: TaskRecord, metrics: Sequence[str]) -> Table:
     """Models as rows (by role), metrics as columns under their prefix, chance as the last row."""
     best = {metric: _best_names(task, metric) for metric in metrics}
     same_n = _shared_n(task, metrics)
@@ -103,28 +89,15 @@ def _summary_table(task: TaskRecord, metrics: Sequence[str]) -> Html:
             _value_cell(task.models[name].get(metric, {}), name in best[metric], same_n is None)
             for metric in metrics
         ]
-        role = tag("td", tag("small", text(task.role(name))), class_="words")
-        heading = tag("th", text(name), scope="row")
-        own = "self" if task.role(name) == "model" else None
-        rows.append(tag("tr", heading, role, *cells, class_=own))
-    levels = [tag("td", text(chance_of(task.entries(m).values()))) for m in metrics]
-    chance = tag("th", text("chance"), scope="row")
-    rows.append(tag("tr", chance, tag("td"), *levels, class_="chance"))
+        own = "self" if task.role(name) == "model" else ""
+        rows.append(Line((name, Cell(task.role(name), "words"), *cells), own))
+    levels = [chance_of(task.entries(metric).values()) for metric in metrics]
+    rows.append(Line(("chance", "", *levels), "chance"))
     counted = f", n = {same_n} values each" if same_n is not None else " (n values)"
     caption = f"Mean ± standard deviation{counted}. Best in bold."
-    return table(_metric_head(task, metrics), rows, caption)
-
-
-def _metric_head(task: TaskRecord, metrics: Sequence[str]) -> list[Html]:
-    """Two rows of headings: the shared prefix above, the metric with its direction below."""
-    corner = [tag("th", text(name), scope="col", rowspan=2) for name in ("model", "role")]
+    head = ["model", "role", *(_metric_label(task, metric) for metric in metrics)]
     groups = [(name, len(list(items))) for name, items in groupby(metrics, key=prefix_of)]
-    above = [
-        tag("th", text(name), scope="colgroup", colspan=size, class_="group")
-        for name, size in groups
-    ]
-    below = [tag("th", text(_metric_label(task, metric)), scope="col") for metric in metrics]
-    return [tag("tr", *corner, *above), tag("tr", *below)]
+    return Table(head, rows, caption, groups, lead=2)
 
 
 def _metric_label(task: TaskRecord, metric: str) -> str:
@@ -132,12 +105,10 @@ def _metric_label(task: TaskRecord, metric: str) -> str:
     return f"{metric.rsplit('/', 1)[-1]}{ARROWS[task.better(metric)]}{mark}"
 
 
-def _value_cell(entry: Mapping[str, Any], best: bool, with_n: bool) -> Html:
-    shown = text(mean_and_spread(entry))
-    inner = tag("b", shown, class_="best") if best else shown
-    if with_n and shown != MISSING:
-        inner = Html(inner + " " + tag("small", text(f"({number(entry.get('n'))})")))
-    return tag("td", inner)
+def _value_cell(entry: Mapping[str, Any], best: bool, with_n: bool) -> Cell:
+    shown = mean_and_spread(entry)
+    n = f"({number(entry.get('n'))})" if with_n and shown != MISSING else ""
+    return Cell(shown, strong="best" if best else "", beside=n)
 
 
 def _best_names(task: TaskRecord, metric: str) -> set[str]:
@@ -170,16 +141,15 @@ def _legend(task: TaskRecord) -> str:
     return " ".join(line[0].upper() + line[1:] for line in lines)
 
 
-def _meanings(task: TaskRecord) -> Html:
+def _meanings(task: TaskRecord) -> list[Part]:
     """What the metrics and the models are."""
     lines = dict.fromkeys(line for metric in task.metrics for line in task.meanings(metric))
-    items = [tag("li", text(line)) for line in lines]
-    known = [(name, task.words(name)) for name in task.models]
-    items += [tag("li", tag("b", text(name)), text(f": {line}")) for name, line in known if line]
-    return details("What the numbers and the models mean", tag("ul", *items)) if items else Html("")
+    known = [(name, f": {task.words(name)}") for name in task.models if task.words(name)]
+    items: list[str | tuple[str, str]] = [*lines, *known]
+    return [Box("What the numbers and the models mean", [Bullets(items)])] if items else []
 
 
-def _value_table(task: TaskRecord, metric: str) -> Html:
+def _value_table(task: TaskRecord, metric: str) -> Table:
     """Rows are keys, columns are models; unit, chance and direction in the caption."""
     entries = task.entries(metric)
     columns = {name: _keyed_values(entry) for name, entry in entries.items()}
@@ -187,15 +157,8 @@ def _value_table(task: TaskRecord, metric: str) -> Html:
     units = sorted({str(entry["unit"]) for entry in entries.values() if entry.get("unit")})
     facts = [metric, f"unit: {', '.join(units) or 'not stated'}"]
     facts += [f"chance: {chance_of(entries.values())}", task.direction(metric)]
-    body = [
-        tag(
-            "tr",
-            tag("th", text(key), scope="row"),
-            *(tag("td", text(exact(column.get(key)))) for column in columns.values()),
-        )
-        for key in keys
-    ]
-    return table([heading_row(("fold/seed/slide", *columns))], body, " · ".join(facts))
+    rows = [Line((key, *(exact(column.get(key)) for column in columns.values()))) for key in keys]
+    return Table(("fold/seed/slide", *columns), rows, " · ".join(facts))
 
 
 def _keyed_values(entry: Mapping[str, Any]) -> dict[str, object]:

@@ -12,8 +12,19 @@ from tqdm import tqdm
 
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
-from preprocessing.qc import template as html
-from preprocessing.qc.figures import cohort_dots, data_uri, small_picture
+from preprocessing.pages import (
+    Bullets,
+    Cell,
+    Heading,
+    Line,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Text,
+    render,
+)
+from preprocessing.qc.figures import cohort_dots, small_picture
 from preprocessing.qc.page import slide_page
 from preprocessing.qc.slide import (
     FEWEST,
@@ -22,6 +33,7 @@ from preprocessing.qc.slide import (
     Measure,
     QcConfig,
     robust_limits,
+    shown,
     slide_quality,
 )
 from preprocessing.store import SlideStore
@@ -135,16 +147,16 @@ def cohort_page(rows: Sequence[CohortRow], failed: Sequence[tuple[str, str]] = (
         failed: (store, reason) of those without a page.
     """
     patients = len({row.patient_id for row in rows})
-    parts = [html.paragraph(f"{len(rows)} slides of {patients} patients.", "soft")]
+    parts: list[Part] = [Text(f"{len(rows)} slides of {patients} patients.", "soft")]
     if failed:
-        parts.append(html.heading("Could not be read"))
-        parts.append(html.bullets([f"{name}: {reason}" for name, reason in failed]))
-    parts += [html.heading("What stands out"), _told(rows)]
+        parts.append(Heading("Could not be read"))
+        parts.append(Bullets([f"{name}: {reason}" for name, reason in failed]))
+    parts += [Heading("What stands out"), _told(rows)]
     if rows:
-        parts += [html.heading("Slides"), _slide_table(rows), *_dots(rows)]
+        parts += [Heading("Slides"), _slide_table(rows), *_dots(rows)]
     parts += [
-        html.heading("How to read this"),
-        html.paragraph(
+        Heading("How to read this"),
+        Text(
             "A value is marked where it lies more than 3 MAD (median absolute deviation, times "
             "1.4826) from the median of all slides of its modality, on the logarithm for spots, "
             "depth, genes and focus; shares by at least 5 points (mitochondrial: 2). Focus "
@@ -153,7 +165,7 @@ def cohort_page(rows: Sequence[CohortRow], failed: Sequence[tuple[str, str]] = (
             "Nothing was removed. All numbers are in qc.csv."
         ),
     ]
-    return html.page("Quality of the cohort", parts)
+    return render("Quality of the cohort", [Section(parts)])
 
 
 def _write_slide(path: Path, out: Path, config: QcConfig | None) -> CohortRow:
@@ -186,7 +198,7 @@ def _values(rows: Sequence[CohortRow], measure: Measure) -> tuple[np.ndarray, Li
     return values, limits
 
 
-def _told(rows: Sequence[CohortRow]) -> str:
+def _told(rows: Sequence[CohortRow]) -> Part:
     """Sentences on the slides with outliers."""
     label = {measure.key: measure.label for measure in MEASURES}
     lines = [
@@ -195,36 +207,31 @@ def _told(rows: Sequence[CohortRow]) -> str:
         for row in rows
         if row.outliers
     ]
-    return html.bullets(lines) if lines else html.paragraph("No slide is far from the others.")
+    return Bullets(lines) if lines else Text("No slide is far from the others.")
 
 
-def _slide_table(rows: Sequence[CohortRow]) -> str:
+def _slide_table(rows: Sequence[CohortRow]) -> Table:
     measures = [m for key in _COLUMNS for m in MEASURES if m.key == key]
     head = ["slide", "", "patient", *(m.label for m in measures), "marked"]
-    return html.table(head, [_slide_cells(row, measures) for row in rows])
+    return Table(head, [Line(_slide_cells(row, measures)) for row in rows])
 
 
-def _slide_cells(row: CohortRow, measures: Sequence[Measure]) -> list[str]:
-    link = f'<a href="{html.text(_address(row.page))}">{html.text(row.slide_id)}</a>'
-    picture = f'<img src="{data_uri(row.picture)}" alt="">' if row.picture else ""
-    cells = [link, picture, html.text(row.patient_id)]
+def _slide_cells(row: CohortRow, measures: Sequence[Measure]) -> list[Cell | str]:
+    link = Cell(row.slide_id, link="./" + quote(row.page))
+    cells: list[Cell | str] = [link, Cell(picture=row.picture), row.patient_id]
     for measure in measures:
-        words = html.text(html.shown(row.numbers.get(measure.key, math.nan), measure))
+        words = shown(row.numbers.get(measure.key, math.nan), measure)
         if measure.key in row.outliers:
             arrow = "▲" if row.outliers[measure.key] else "▼"
-            words = f'<b class="far">{words} {arrow}</b>'
-        cells.append(words)
+            cells.append(Cell(f"{words} {arrow}", strong="far"))
+        else:
+            cells.append(words)
     return [*cells, str(len(row.outliers))]
 
 
-def _address(name: str) -> str:
-    """The name of a file as a relative link."""
-    return "./" + quote(name)
-
-
-def _dots(rows: Sequence[CohortRow]) -> list[str]:
+def _dots(rows: Sequence[CohortRow]) -> list[Part]:
     """Dots of the measures of each modality: those with outliers first."""
-    parts = []
+    parts: list[Part] = []
     for modality in sorted({row.modality for row in rows}):
         group = [row for row in rows if row.modality == modality]
         drawn = []
@@ -241,5 +248,5 @@ def _dots(rows: Sequence[CohortRow]) -> list[str]:
             f"Slides of {modality}: one dot a slide, in the order of the table from below; line: "
             "median; band: usual range."
         )
-        parts.append(html.figure(data_uri(data), f"measures of {modality} slides", caption))
+        parts.append(Picture(data, f"measures of {modality} slides", caption))
     return parts

@@ -5,7 +5,6 @@ matplotlib is imported inside the functions and pyplot is never touched. Shapes:
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
@@ -42,12 +41,6 @@ def small_picture(picture: NDArray[np.uint8], edge_px: int = 140) -> bytes:
     image = Image.fromarray(picture)
     image.thumbnail((edge_px, edge_px))
     return encode(image, "JPEG")
-
-
-def data_uri(data: bytes) -> str:
-    """Return a PNG or JPEG as text that a page can hold."""
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def encode(picture: Image.Image, form: str) -> bytes:

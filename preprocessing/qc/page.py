@@ -8,18 +8,29 @@ import math
 import numpy as np
 from scipy.spatial import cKDTree
 
-from preprocessing.qc import template as html
+from preprocessing.pages import (
+    Beside,
+    Bullets,
+    Cell,
+    Heading,
+    Line,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Text,
+    render,
+)
 from preprocessing.qc.figures import (
     Ground,
     Panel,
-    data_uri,
     flag_maps,
     histograms,
     patch_strip,
     spot_maps,
 )
 from preprocessing.qc.patches import PENS
-from preprocessing.qc.slide import BLUR, MEASURES, PICTURE_FLAGS, Flag, SlideQuality
+from preprocessing.qc.slide import BLUR, MEASURES, PICTURE_FLAGS, Flag, SlideQuality, shown
 from preprocessing.spot_table import PROTEIN
 from preprocessing.stain import stain_colour
 from preprocessing.store import SlideStore
@@ -60,18 +71,17 @@ def slide_page(store: SlideStore, quality: SlideQuality) -> str:
     """
     ground = slide_ground(store)
     panels = _panels(quality)
-    parts = [html.paragraph(_facts(store), "soft")]
-    parts += [html.heading("What stands out"), html.bullets(_findings(store, quality))]
+    parts: list[Part] = [Text(_facts(store), "soft")]
+    parts += [Heading("What stands out"), Bullets(_findings(store, quality))]
     parts += _pictures(ground, quality, panels)
-    parts += [html.heading("Numbers"), '<div class="two">', _flag_table(quality)]
-    parts += [_number_table(quality), "</div>"]
+    parts += [Heading("Numbers"), Beside([_flag_table(quality), _number_table(quality)])]
     if quality.patches is not None:
-        parts += [html.heading("Stain"), *_stain(quality)]
-        parts += [html.heading("Patches"), *_galleries(store, quality)]
+        parts += [Heading("Stain"), *_stain(quality)]
+        parts += [Heading("Patches"), *_galleries(store, quality)]
     notes = list(store.attrs.get("notes", []))
     if notes:
-        parts += [html.heading("Notes of the reader"), html.bullets(notes)]
-    return html.page(f"Quality of {quality.slide_id}", parts)
+        parts += [Heading("Notes of the reader"), Bullets(notes)]
+    return render(f"Quality of {quality.slide_id}", [Section(parts)])
 
 
 def slide_ground(store: SlideStore) -> Ground:
@@ -142,60 +152,53 @@ def _limit(flag: Flag) -> str:
     return f"{'below' if flag.low else 'at least' if at_least else 'above'} {size}"
 
 
-def _pictures(ground: Ground, quality: SlideQuality, panels: list[Panel]) -> list[str]:
+def _pictures(ground: Ground, quality: SlideQuality, panels: list[Panel]) -> list[Part]:
     flags = {reason: flag.spots for reason, flag in quality.flags.items()}
     caption = "The slide, and the spots that stand out, one picture a reason."
-    parts = [html.heading("Where"), _figure(flag_maps(ground, flags), "flagged spots", caption)]
+    parts: list[Part] = [
+        Heading("Where"),
+        Picture(flag_maps(ground, flags), "flagged spots", caption),
+    ]
     if panels:
         caption = (
             "Each spot by its measurement; colours run from the 1st to the 99th percentile. "
             "Grey: nothing measured."
         )
-        parts.append(_figure(spot_maps(ground, panels), "measurements of the spots", caption))
+        parts.append(Picture(spot_maps(ground, panels), "measurements of the spots", caption))
         caption = (
             "Dashed: the limit, 3 MAD (times 1.4826) from the slide's median, on the logarithm for "
             "counts and focus; fixed for tissue and glass."
         )
-        parts.append(_figure(histograms(panels), "histograms", caption))
+        parts.append(Picture(histograms(panels), "histograms", caption))
     return parts
 
 
-def _figure(data: bytes, alt: str, caption: str) -> str:
-    return html.figure(data_uri(data), alt, caption)
+def _flag_table(quality: SlideQuality) -> Table:
+    flags = quality.flags.items()
+    rows = [Line((reason, f"{flag.count:,}", _limit(flag))) for reason, flag in flags]
+    return Table(("flag", "spots", "limit"), rows)
 
 
-def _flag_table(quality: SlideQuality) -> str:
+def _number_table(quality: SlideQuality) -> Table:
     rows = [
-        [html.text(reason), f"{flag.count:,}", html.text(_limit(flag))]
-        for reason, flag in quality.flags.items()
-    ]
-    return html.table(("flag", "spots", "limit"), rows)
-
-
-def _number_table(quality: SlideQuality) -> str:
-    rows = [
-        [html.text(m.label), html.text(f"{html.shown(value, m)} {_unit(m.unit)}".strip())]
+        Line((m.label, f"{shown(value, m)} {'' if m.unit == '%' else m.unit}".strip()))
         for m in MEASURES
         if not m.key.startswith(("share_", "hematoxylin", "eosin", "red", "green", "blue"))
         and math.isfinite(value := quality.numbers.get(m.key, math.nan))
     ]
-    return html.table(("measure", "value"), rows)
+    return Table(("measure", "value"), rows)
 
 
-def _unit(unit: str) -> str:
-    return "" if unit == "%" else unit
-
-
-def _stain(quality: SlideQuality) -> list[str]:
+def _stain(quality: SlideQuality) -> list[Part]:
     """Colour and stain vectors of the pixels that are not glass."""
     patches = quality.patches
     if patches is None or not np.isfinite(patches.rgb_mean).all():
-        return [html.paragraph("All patches are glass; there is no stain to measure.")]
+        return [Text("All patches are glass; there is no stain to measure.")]
     mean, sd = patches.rgb_mean, patches.rgb_sd
     colour = (int(mean[0]), int(mean[1]), int(mean[2]))
     rows = [
-        [f"{html.swatch(colour)}mean colour, 0..255", *(f"{v:.1f}" for v in mean)],
-        ["standard deviation", *(f"{v:.1f}" for v in sd)],
+        Line([Cell("mean colour, 0..255", colour=colour), *(f"{v:.1f}" for v in mean)]),
+        Line(["standard deviation", *(f"{v:.1f}" for v in sd)]),
     ]
     words = "Pixels of the patches that are not glass. "
     if patches.stains is None:
@@ -203,18 +206,18 @@ def _stain(quality: SlideQuality) -> list[str]:
     else:
         for name in ("hematoxylin", "eosin"):
             vector = getattr(patches.stains, name)
-            label = f"{html.swatch(stain_colour(vector))}{name}, optical density"
-            rows.append([label, *(f"{v:.3f}" for v in vector)])
+            label = Cell(f"{name}, optical density", colour=stain_colour(vector))
+            rows.append(Line([label, *(f"{v:.3f}" for v in vector)]))
         words += (
             "The vectors are estimated as by Macenko et al. (2009), for this report only: nothing "
             "is normalised. They mean little on a slide that is not stained with both."
         )
-    return [html.table(("", "red", "green", "blue"), rows), html.paragraph(words, "soft")]
+    return [Table(("", "red", "green", "blue"), rows), Text(words, "soft")]
 
 
-def _galleries(store: SlideStore, quality: SlideQuality) -> list[str]:
+def _galleries(store: SlideStore, quality: SlideQuality) -> list[Part]:
     """Some patches of every picture flag, the worst first, and some usual ones to compare."""
-    parts = []
+    parts: list[Part] = []
     rng = np.random.default_rng(0)
     usual = ~np.any([flag.spots for flag in quality.flags.values()], axis=0)
     if usual.any():
@@ -224,7 +227,7 @@ def _galleries(store: SlideStore, quality: SlideQuality) -> list[str]:
     for reason in PICTURE_FLAGS:
         flag = quality.flags[reason]
         if not flag.count:
-            parts.append(html.paragraph(f"{reason}: none."))
+            parts.append(Text(f"{reason}: none."))
             continue
         values = quality.spots[flag.column].to_numpy()
         order = np.argsort(values if flag.low else -values, kind="stable")
@@ -241,5 +244,5 @@ def _inks(quality: SlideQuality, flag: Flag) -> str:
     return "Ink: " + ", ".join(f"{ink} in {count:,}" for ink, count in counts.items() if count)
 
 
-def _gallery(store: SlideStore, index: np.ndarray, words: str) -> str:
-    return _figure(patch_strip(store.patches(index)), words, words)
+def _gallery(store: SlideStore, index: np.ndarray, words: str) -> Picture:
+    return Picture(patch_strip(store.patches(index)), words, words)

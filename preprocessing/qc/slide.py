@@ -141,6 +141,20 @@ MEASURES: tuple[Measure, ...] = (
     *_vector("eosin"),
 )
 
+DASH = "–"
+
+
+def shown(value: float, measure: Measure) -> str:
+    """Return a value of a measure with its unit as plain text; a dash where there is none."""
+    if not math.isfinite(value):
+        return DASH
+    if measure.unit == "%":
+        return f"{100 * value:.{measure.decimals}f}%"
+    digits = measure.decimals if measure.decimals or abs(value) >= 10 else 1
+    digits = 0 if float(value).is_integer() and not measure.decimals else digits
+    return f"{value:,.{digits}f}"
+
+
 _MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
 
 _ROWS = 4096

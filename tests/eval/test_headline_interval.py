@@ -8,6 +8,7 @@ import pytest
 from eval.measures.intervals import headline_interval
 from eval.measures.metrics import bootstrap_ci
 from eval.report.headline import headline_section
+from preprocessing.pages import Section, render
 
 
 def entry(keys: list[str], values: list) -> dict:
@@ -64,6 +65,7 @@ def test_one_unit_or_odd_keys_have_none(keys: list[str]) -> None:
 def test_the_headline_table_shows_it() -> None:
     keys = [f"f{i}/0/s{i}" for i in range(6)]
     models = {"hibio": {"m": entry(keys, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])}}
-    page = headline_section({"tasks": {"t": {"models": models}}}, [("t", "m")])
+    section = headline_section({"tasks": {"t": {"models": models}}}, [("t", "m")])
+    page = render("", [Section(section)])
     assert "(6 slides)" in page
     assert "95 % interval" in page

@@ -16,6 +16,7 @@ from eval.report import write_report
 from eval.report.facts import models_section
 from eval.report.markdown import write_markdown
 from eval.run import checkpoint_cost, cost_table
+from preprocessing.pages import Section, render
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
     assert "| hibio | this run | 9 | 1 | – |" in text
     assert "| a<b | X & Y | 12,345 | 3 | 61.0 |" in text
     assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
-    assert "No cost of a model" in models_section({"data": {}})
+    assert "No cost of a model" in render("", [Section(models_section({"data": {}}))])
 
 
 def test_the_document_lists_every_peer_and_its_source() -> None:

@@ -14,8 +14,9 @@ from eval.compare.paired import compare
 from eval.report import write_report
 from eval.report.figures.canvas import Figure
 from eval.report.headline import headline_section
-from eval.report.page import exact
+from eval.report.numbers import exact
 from eval.results import headlines
+from preprocessing import pages
 
 VOID = {"img", "meta", "br"}
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest of the picture"
@@ -234,7 +235,7 @@ def test_headline_names_best_baseline_difference_and_verdict(tmp_path: Path) -> 
         ("nowhere", "none"),
         ("outcome", "auroc"),
     ]
-    page = Page(headline_section(sample(), rows))
+    page = Page(pages.render("", [pages.Section(headline_section(sample(), rows))]))
     found = {row[0]: row[1:] for row in page.rows if len(row) == 8}
     recall = next(cells for name, cells in found.items() if name.endswith("recall@10%"))
     assert recall[0].endswith("slides)")

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from preprocessing import DataError, SlideStore
+from preprocessing.pages import data_uri
 from preprocessing.qc.cohort import CohortRow, cohort_page, mark_outliers, qc_folder
 from preprocessing.qc.figures import (
     Ground,
     Panel,
     cohort_dots,
-    data_uri,
     flag_maps,
     histograms,
     spot_maps,
 )
 from preprocessing.qc.page import slide_ground
-from preprocessing.qc.slide import MEASURES, Limits, Measure
-from preprocessing.qc.template import shown
+from preprocessing.qc.slide import MEASURES, Limits, Measure, shown
 from tests.preprocessing.qc_stores import draw_counts, write_slide
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 from tests.preprocessing.test_qc_patches import INK, glass, painted, tissue

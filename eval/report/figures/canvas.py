@@ -8,12 +8,14 @@ its own Agg canvas and leaves no global state behind.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from preprocessing.errors import DataError
+from preprocessing.pages import Part, Picture, Text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +59,16 @@ class Figure:
     title: str
     caption: str
     png: bytes
+
+
+def figure_parts(figures: Sequence[Figure]) -> list[Part]:
+    """Numbered pictures of a page, or a sentence when there is none."""
+    if not figures:
+        return [Text("This run has no figures.", "soft")]
+    return [
+        Picture(one.png, one.title, one.caption, f"Figure {number}. {one.title}.")
+        for number, one in enumerate(figures, start=1)
+    ]
 
 
 def new_page(width: float, height: float, arranged: bool = True) -> Page:

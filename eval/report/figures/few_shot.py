@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.measures.metrics import bootstrap_ci
 from eval.report.figures.canvas import HIGHLIGHT, LINES, Figure, new_page, png_bytes
-from eval.report.page import is_number
+from eval.report.numbers import is_number
 from eval.results import task_record
 from preprocessing.errors import DataError
 
