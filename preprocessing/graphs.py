@@ -324,3 +324,33 @@ def _checked_xy(xy_um: NDArray[Any]) -> NDArray[np.float64]:
 def _check_prune(prune: float) -> None:
     if not prune >= 1:
         raise DataError(f"prune is {prune}, expected at least 1 x the median edge (3 is usual).")
+
+
+def neighbour_mean(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """Mean (S, F) over the neighbours (S, k; -1 pads) of each spot, itself not included.
+
+    A spot without neighbours keeps its own values.
+    """
+    weights = neighbour_weights(neighbours)
+    lonely = np.asarray(weights.sum(axis=1)).ravel() == 0
+    mean = np.asarray(weights @ values)
+    return np.where(lonely[:, None], values, mean)
+
+
+def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
+    """Mean (S, D) of each spot and its neighbours (S, k; -1 pads), taken ``rounds`` times."""
+    weights = neighbour_weights(neighbours)
+    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
+    for _ in range(rounds):
+        rows = (rows + degree * (weights @ rows)) / (1 + degree)
+    return rows
+
+
+def neighbour_weights(neighbours: np.ndarray) -> sparse.csr_matrix:
+    """Averaging matrix (S, S): 1/degree on each spot's neighbours, rows of zeros where none."""
+    present = neighbours >= 0
+    degree = present.sum(axis=1)
+    row = np.repeat(np.arange(len(neighbours)), degree)
+    weight = np.repeat(1.0 / np.maximum(degree, 1), degree)
+    shape = (len(neighbours), len(neighbours))
+    return sparse.csr_matrix((weight, (row, neighbours[present])), shape=shape)

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 
 from eval.errors import FoldError
-from eval.folds.fold import Representation, SlideData, neighbour_mean
+from eval.folds.fold import Representation, SlideData
 from eval.folds.variable_genes import expression, variable_genes
 from eval.measures.ridge import zscore
 from eval.results import RAW
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
+from preprocessing.graphs import neighbour_mean
 
 PCA_GENES = 2000  # variable genes that the PCA of expression sees
 PCA_COMPONENTS = 30

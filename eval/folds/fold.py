@@ -332,50 +332,6 @@ class Fold:
         return f"{self.name}/{self.seed}/{unit}"
 
 
-def neighbour_mean(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    """Mean over the spatial neighbours of each spot, itself not included.
-
-    Args:
-        values: (S, F).
-        neighbours: (S, k) indices padded with -1.
-
-    Returns:
-        (S, F); a spot without neighbours keeps its own values.
-    """
-    weights = neighbour_weights(neighbours)
-    lonely = np.asarray(weights.sum(axis=1)).ravel() == 0
-    mean = np.asarray(weights @ values)
-    return np.where(lonely[:, None], values, mean)
-
-
-def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
-    """Repeated mean of each spot and its neighbours.
-
-    Args:
-        rows: (S, D).
-        neighbours: (S, k) padded with -1.
-        rounds: repetitions.
-
-    Returns:
-        (S, D).
-    """
-    weights = neighbour_weights(neighbours)
-    degree = (neighbours >= 0).sum(axis=1, keepdims=True)
-    for _ in range(rounds):
-        rows = (rows + degree * (weights @ rows)) / (1 + degree)
-    return rows
-
-
-def neighbour_weights(neighbours: np.ndarray) -> sparse.csr_matrix:
-    """Averaging matrix (S, S): 1/degree on each spot's neighbours, rows of zeros where none."""
-    present = neighbours >= 0
-    degree = present.sum(axis=1)
-    row = np.repeat(np.arange(len(neighbours)), degree)
-    weight = np.repeat(1.0 / np.maximum(degree, 1), degree)
-    shape = (len(neighbours), len(neighbours))
-    return sparse.csr_matrix((weight, (row, neighbours[present])), shape=shape)
-
-
 def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several slides below each other."""
     return np.concatenate(list(parts), axis=0)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.folds.fold import SlideData, smooth
+from eval.folds.fold import SlideData
 from eval.peers.peer import TrainingData
 from eval.peers.towers import (
     Arrays,
@@ -29,6 +29,7 @@ from eval.peers.towers import (
     scaled_expression,
 )
 from hibio.losses import info_nce
+from preprocessing.graphs import smooth
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from eval.errors import FoldError
-from eval.folds.fold import MODALITIES, Fold, SlideData, neighbour_weights, smooth
+from eval.folds.fold import MODALITIES, Fold, SlideData
 from eval.measures.metrics import WORDS, ami, ari, nmi
 from eval.results import Measure, Question, ResultTable, TaskResult
+from preprocessing.graphs import neighbour_weights, smooth
 
 #: Directions of less variance than this share of the widest are rounding and are dropped.
 RANK_TOLERANCE = 1e-10

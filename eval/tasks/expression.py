@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold, Representation, SlideData, neighbour_mean, split_rows, stack
+from eval.folds.fold import Fold, Representation, SlideData, split_rows, stack
 from eval.folds.variable_genes import expression, variable_genes
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
 from eval.tasks.probes import ImageProbe
+from preprocessing.graphs import neighbour_mean
 
 QUESTION = Question(
     "expression",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, smooth, split_rows, spot_names, stack
+from eval.folds.fold import Fold, Representation, SlideData, split_rows, spot_names, stack
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import (
     RidgeConfig,
@@ -20,6 +20,7 @@ from eval.measures.ridge import (
     ridge_fit_predict,
     zscore,
 )
+from preprocessing.graphs import smooth
 
 BRIDGED = "ridge_to_lsa"  # the row of raw features that ridge turns into the spot vector
 

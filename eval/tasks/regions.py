@@ -15,12 +15,12 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from eval.folds.fold import Fold, Representation, SlideData, smooth
+from eval.folds.fold import Fold, Representation, SlideData
 from eval.measures.metrics import WORDS, ari
 from eval.results import Measure, Question, ResultTable, TaskResult
 from hibio.keys import level_name
 from hibio.regions import DIAMETERS_UM, RegionTree, fit_region_tree, region_levels
-from preprocessing.graphs import KNNGraph, SpotGraph
+from preprocessing.graphs import KNNGraph, SpotGraph, smooth
 
 QUESTION = Question(
     "regions",

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.folds.fold import Representation, smooth, split_rows
+from eval.folds.fold import Representation, split_rows
 from eval.measures.metrics import ari
 from eval.tasks.domains import DomainsConfig, cluster, run, smooth_labels
+from preprocessing.graphs import smooth
 
 CONFIG = DomainsConfig(n_seeds=2)
 
