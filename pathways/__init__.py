@@ -8,18 +8,16 @@ from pathways.anchors import (
     set_vector,
     soft_targets,
 )
-from pathways.catalog import DatabaseEntry, concatenate, fetch, list_databases, load_pathways
+from pathways.catalog import concatenate, fetch, list_databases, load_pathways
 from pathways.controls import matched_random
 from pathways.coverage import CoverageReport, detect_id_type, strip_versions
-from pathways.database import OverlapReport, PathwayDatabase
+from pathways.database import PathwayDatabase
 from pathways.errors import PathwayError
 from pathways.files import GeneSet, read_gmt, write_gmt
 
 __all__ = [
     "CoverageReport",
-    "DatabaseEntry",
     "GeneSet",
-    "OverlapReport",
     "PathwayAnchors",
     "PathwayDatabase",
     "PathwayError",
