@@ -4,7 +4,6 @@ A sample <id> is st/<id>.h5ad (counts, obsm spatial in pixels), wsis/<id>.tif, p
 metadata/<id>.json below one root.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +19,7 @@ from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_tab
 from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.h5ad import h5ad_cells
 from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.readers.tables import read_json_object
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.slides.hest import hest_coordinates
 from preprocessing.spot_table import SpotTable
@@ -78,12 +78,8 @@ def read_metadata(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a JSON object; expected the metadata of a HEST-1k sample")
+    what = "with the metadata of a HEST-1k sample"
+    content = read_json_object(path, what, "download it again")
     return {key: value for key, value in content.items() if not _is_missing(value)}
 
 

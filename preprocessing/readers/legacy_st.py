@@ -232,21 +232,12 @@ def _slides(
         return
     for counts in sorted(path for path in folder.iterdir() if path.is_file()):
         match = _COUNTS.fullmatch(counts.name)
-        spots = first_file(spot_folder, f"{spot_name.format(match['id'])}.tsv*") if match else None
-        if match and spots:
-            slide = match["id"]
-            yield (
-                slide,
-                drafted_row(
-                    slide,
-                    counts,
-                    "legacy_st",
-                    patient_id=slide.rstrip("0123456789") or slide,
-                    spots=spots,
-                    pitch_um=pitch_um,
-                    technology="Spatial Transcriptomics",
-                ),
-            )
+        slide = match["id"] if match else ""
+        spots = first_file(spot_folder, f"{spot_name.format(slide)}.tsv*") if slide else None
+        if spots is not None:
+            patient, technology = slide.rstrip("0123456789") or slide, "Spatial Transcriptomics"
+            known = {"patient_id": patient, "spots": spots, "technology": technology}
+            yield slide, drafted_row(slide, counts, "legacy_st", pitch_um=pitch_um, **known)
 
 
 def _image(folder: Path, name: str) -> Path | None:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import importlib.util
 import io
+import json
 import warnings
 import zlib
 from collections import Counter
@@ -124,6 +125,29 @@ def text_head(path: Path) -> str:
             return content.read(_HEAD).decode("utf-8", "replace")
     except (OSError, EOFError, zlib.error):
         return ""
+
+
+def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON object, gzipped or not.
+
+    Args:
+        path: the file.
+        what: what the object holds, such as "of scale factors".
+        remedy: what to do where it is damaged.
+
+    Raises:
+        DataError: not a JSON object.
+    """
+    try:
+        with open_text(path) as text:
+            content = json.load(text)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a JSON object {what}")
+    return content
 
 
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Space Ranger output (versions 1 to 4): matrix, tissue positions, scale factors."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from preprocessing.readers.tables import (
     match_rows,
     number_column,
     open_text,
+    read_json_object,
     read_parquet,
     read_table,
     require_columns,
@@ -248,15 +248,7 @@ def read_scale_factors(path: Path) -> dict[str, float]:
     Raises:
         DataError: not a JSON object, or a factor is not positive.
     """
-    try:
-        with open_text(path) as text:
-            content = json.load(text)
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); copy it again from Space Ranger") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a JSON object of scale factors")
+    content = read_json_object(path, "of scale factors", "copy it again from Space Ranger")
     factors = {k: float(v) for k, v in content.items() if isinstance(v, int | float)}
     bad = [k for k, v in factors.items() if not (np.isfinite(v) and v > 0)]
     if bad:
@@ -360,8 +352,8 @@ def _discover(folder: Path) -> list[SlideRow]:
 def _bin_um(path: Path) -> float | None:
     """Size of the bins by the scale factors; None: no bins, or no such file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig")).get("bin_size_um")
-    except (OSError, ValueError, AttributeError, RecursionError):  # `prepare` tells what is wrong
+        found = read_json_object(path, "", "").get("bin_size_um")
+    except (OSError, DataError):  # `prepare` tells what is wrong
         return None
     return float(found) if found in BINS_UM else None
 

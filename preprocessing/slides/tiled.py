@@ -14,9 +14,8 @@ import tifffile
 
 from preprocessing.errors import DataError
 from preprocessing.slides.pixels import Pixels, PlainSlide, Slide, damage_named
-from preprocessing.slides.tiff import TiffSegments, require_inside
+from preprocessing.slides.tiff import CACHE_BYTES, TiffSegments, require_inside
 
-CACHE_BYTES = 256 * 2**20  # decoded tiles, over all levels
 _VENDORS = ("aperio", "generic-tiff")
 _COMPRESSIONS = (1, 5, 7, 8, 32946, 33005)  # none, LZW, JPEG, deflate (two codes), JPEG 2000 RGB
 _COLOURS = (2, 6)  # RGB, YCbCr
