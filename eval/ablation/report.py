@@ -31,8 +31,6 @@ from eval.report.figures.canvas import (
     QUIET,
     Figure,
     figure_parts,
-    grid_size,
-    new_page,
     png_bytes,
 )
 from eval.report.markdown import markdown_table
@@ -40,6 +38,7 @@ from eval.report.numbers import number
 from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import to_dict
+from preprocessing.canvas import panel_grid
 from preprocessing.files import atomic_path
 from preprocessing.pages import Box, Line, Part, Section, Table, Text, Verbatim, write_page
 
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Page
 
 MAX_PANELS = 12
-
 INK = "#222222"
 
 
@@ -102,10 +100,9 @@ def row_dots(
     """
     cells = list(dict.fromkeys(lines.cell))
     order = list(dict.fromkeys(lines.row))
-    n_rows, n_columns = grid_size(len(cells), 3)
-    page = new_page(1.9 + 3.1 * n_columns, (0.9 + 0.24 * len(order)) * n_rows + 0.3)
-    panels = page.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for panel, cell in zip(panels, cells, strict=False):
+    size = (3.1, 0.9 + 0.24 * len(order))
+    page, panels = panel_grid(len(cells), 3, size, (1.9, 0.3), sharex=True, sharey=True)
+    for panel, cell in zip(panels, cells, strict=True):
         own, mine = values[values.cell == cell], lines[lines.cell == cell].set_index("row")
         for place, row in enumerate(order):
             if row in mine.index:
@@ -116,8 +113,6 @@ def row_dots(
         _finish(panel, cell if len(cells) > 1 else "", "")
         panel.set_yticks(range(len(order)), labels=order, fontsize=8)
         panel.set_ylim(len(order) - 0.4, -0.6)
-    for panel in panels[len(cells) :]:
-        panel.set_visible(False)
     better = direction_of(values)
     caption = (
         f"Dots: every value (fold, seed, slide). Bar: their mean. Dashed: mean of the reference, "
@@ -150,11 +145,9 @@ def sweep_curves(
         metric: for the axis.
     """
     panels_of = _panels(points, axis)
-    n_rows, n_columns = grid_size(len(panels_of), 3)
-    page = new_page(4.2 * n_columns, 3.2 * n_rows + 0.6)
-    panels = page.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
+    page, panels = panel_grid(len(panels_of), 3, (4.2, 3.2), (0.0, 0.6), sharey=True)
     rows = [row for row in grid.ordered_rows if row in set(values.row)]
-    for panel, (title, cells) in zip(panels, panels_of.items(), strict=False):
+    for panel, (title, cells) in zip(panels, panels_of.items(), strict=True):
         for index, row in enumerate(rows):
             own = values[values.row.eq(row) & values.cell.isin(cells)]
             by_seed = own.groupby(["cell", "seed"]).value.mean().reset_index()
@@ -163,10 +156,8 @@ def sweep_curves(
             style = ("-", "--", ":")[index // len(LINES) % 3]
             _draw_curve(panel, (x, by_seed.value.to_numpy()), colour, style, row)
         _finish(panel, title, axis)
-    for panel in panels[len(panels_of) :]:
-        panel.set_visible(False)
     panels[0].set_ylabel(metric, fontsize=8)
-    _legend(page, panels[0], 2 * n_columns)
+    _legend(page, panels[0], 2 * min(3, len(panels)))
     caption = "Lines: mean over folds, slides and seeds. Dots: the mean of each seed."
     return Figure(f"{metric} over {axis}", caption, png_bytes(page))
 
@@ -207,10 +198,9 @@ def term_maps(
         sign: of the metric, see `sign_of`.
     """
     metric = str(values.metric.iloc[0])
-    n_rows, n_columns = grid_size(len(grid.terms), 3)
-    page = new_page(3.5 * n_columns, 2.9 * n_rows + 0.7)
-    panels = page.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for panel, (title, term) in zip(panels, grid.terms.items(), strict=False):
+    size, rim = (3.5, 2.9), (0.0, 0.7)
+    page, panels = panel_grid(len(grid.terms), 3, size, rim, sharex=True, sharey=True)
+    for panel, (title, term) in zip(panels, grid.terms.items(), strict=True):
         for row, style in ((term.row, "-"), (term.control, "--")):
             gains = gains_by_seed(grid, values, row, sign)
             name = "" if style == "-" else "control, "
@@ -222,10 +212,8 @@ def term_maps(
                 _draw_curve(panel, curve, colour, style, name + (level or "term"))
         panel.axhline(0, color=INK, linewidth=0.8)
         _finish(panel, f"{title}\n{term.row} against {term.control}", axis)
-    for panel in panels[len(grid.terms) :]:
-        panel.set_visible(False)
     panels[0].set_ylabel(f"gain over {grid.reference}, {metric}", fontsize=8)
-    _legend(page, panels[0], n_columns)
+    _legend(page, panels[0], min(3, len(panels)))
     caption = (
         f"Gain of a term over {grid.reference} in {metric}, on the same held-out slides (above 0 "
         "is better). Solid line, full dots: the term; dashed, open: its matched control. A dot is "
@@ -255,15 +243,12 @@ HEADINGS = (
     *("row", "mean", "sd", "n", "sd of seeds", "difference", "interval"),
     *("p (Holm)", "better in", "parameters", "training"),
 )
-
 GAIN_HEADINGS = ("term", "gain", "interval", "control", "term over control", "interval", "p")
-
 GAINS_HOW = (
     "Gain over the reference on the same slides, of the term and of its matched control, and of "
     "the term over its control; positive is better. p (sign flips over slides) is of the last, not "
     "corrected. A term counts where both its gain and its lead over the control lie above 0."
 )
-
 HOW = (
     "Difference: row minus reference on the same slide of the same fold, seeds averaged first. "
     "Interval: {level:.0%} of {draws} bootstrap draws over slides; p: sign flips, corrected by "

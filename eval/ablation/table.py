@@ -184,7 +184,6 @@ VALUE_COLUMNS = [
 
 #: What the jobs declare of a value; beside `VALUE_COLUMNS` in memory, not in values.csv.
 DECLARED = ["better", "role"]
-
 COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "train_s", "measure_s"]
 
 

@@ -45,7 +45,6 @@ HEAD = (
     "better in",
     "verdict",
 )
-
 READING = (
     "Pairs: the same fold, seed and slide in both runs; seeds and label columns of a slide are "
     "averaged first. Difference: positive means that the first run is better, also where lower "
@@ -55,7 +54,6 @@ READING = (
     "three folds. Slides of one fold share a training set, and nothing is trained again, so "
     "intervals are rather too narrow."
 )
-
 FACTS = (
     ("checkpoint", "checkpoint"),
     ("folds", "folds"),

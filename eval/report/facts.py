@@ -28,9 +28,7 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Wall time", ("wall_time_s", "wall_s", "wall_seconds", "wall_time")),
     ("Finished", ("finished", "date", "created", "timestamp")),
 )
-
 MAX_LISTED = 24
-
 MAX_DEPTH = 2
 
 

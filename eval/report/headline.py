@@ -1,9 +1,4 @@
-"""The headline table: this checkpoint against its best baseline, split by split.
-
-A difference is taken between values with the same key (`fold/seed/slide`), averaged within a
-fold, and its standard error is over folds: slides and seeds of one fold are not independent
-(docs/method.md 6: claims need the error over splits).
-"""
+"""The headline table: this checkpoint against its best baseline, split by split."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from eval.results import UNDECLARED, TaskRecord, prefix_of
 from preprocessing.pages import Box, Bullets, Cell, Heading, Line, Part, Table, Text
 
 MAX_COLUMNS = 12
-
 RANKING = re.compile(r"recall@[\d.]+%?|median_rank|mrr")
 
 #: Role -> what it means, in the order of the tables.

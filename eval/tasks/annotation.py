@@ -42,7 +42,6 @@ QUESTION = Question(
         "omics/few_shot@20",
     ),
 )
-
 FEW_SHOT = (
     "few_shot@k: balanced accuracy of a probe fitted on k labelled spots of each class, several "
     "random draws"

@@ -49,7 +49,6 @@ READOUTS = {
     "_ridge": "pearson_ridge: ridge on the embedding of a model that predicts expression itself, "
     "whose own prediction is plain pearson",
 }
-
 UNIT = "Pearson r per slide, mean over genes"
 POOLED = "Pearson r over all test spots, mean over genes"
 

@@ -20,7 +20,6 @@ from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_p
 from eval.results import DECODER_SUFFIX, Measure, Question, ResultTable, TaskResult
 
 KNN_OF = "pca_expression"
-
 QUESTION = Question(
     "imputation",
     "Random genes are removed from the counts before anything is computed and predicted back from "
@@ -28,7 +27,6 @@ QUESTION = Question(
     "the slide), and by decoders that need no fit.",
     ("pearson/hidden_genes", "rmse/hidden_genes", "pearson_median/hidden_genes"),
 )
-
 HIDDEN = "hidden_genes: genes whose counts no input holds a trace of"
 UNIT = "Pearson r over the cells of a held-out part, {} over genes"
 MEAN = Measure("pearson/hidden_genes", UNIT.format("mean"), words=(WORDS["pearson"], HIDDEN))

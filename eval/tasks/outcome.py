@@ -60,7 +60,6 @@ QUESTION = Question(
         "image/attention/auroc",
     ),
 )
-
 POOLING_WORDS = {
     "mean": "mean: the patient is the mean of the embeddings of its spots",
     "attention": "attention: the patient is a learned weighted mean of its spots",

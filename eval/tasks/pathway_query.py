@@ -30,10 +30,8 @@ QUESTION = Question(
         "spearman_planted/anchor/median",
     ),
 )
-
 ANCHOR = "anchor: cosine of the image embedding and the gene set's own embedding"
 PLANTED = "planted: compared with the simulated truth instead of the measured score"
-
 CORRELATIONS = {"pearson": pearson_per_gene, "spearman": spearman_per_gene}
 
 

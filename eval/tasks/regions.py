@@ -28,7 +28,6 @@ QUESTION = Question(
     "coordinates is the control that knows positions alone.",
     ("ari/matched", "ari/best_column", "ari/600um"),
 )
-
 UNIT = "ARI per slide and label column, against the contiguous pieces of the labels"
 
 

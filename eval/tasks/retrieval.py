@@ -217,7 +217,6 @@ QUESTION = Question(
         "identity/patient_balanced_accuracy",
     ),
 )
-
 WHOLE_SLIDE = "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)"
 SOFT = (
     "soft_recall@k: share of the first k items whose measured expression is among the 5 % of the "
@@ -237,7 +236,6 @@ CHANGES = {
     "_csls": WHOLE_SLIDE,
     "_sinkhorn": WHOLE_SLIDE,
 }
-
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 
 

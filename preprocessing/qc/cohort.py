@@ -45,7 +45,6 @@ _COLUMNS = (
     *("n_spots", "n_left_out", "depth_median", "genes_median", "mito_median", "tissue_median"),
     *("focus_median", "optical_density", "share_flagged"),
 )
-
 _MOST_DOTS = 14
 
 

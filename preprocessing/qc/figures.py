@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from preprocessing.canvas import panel_grid, picture_of
 from preprocessing.qc.slide import Limits
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _JPEG_QUALITY = 82
-
 _TILE_PX = 96
 
 
@@ -56,11 +56,8 @@ DPI = 100
 GREY, INK, MARK = "#C9CED6", "#5B7083", "#D55E00"
 
 FLAG_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-
 _BINS = 40
-
 _MOST_RIMS = 500
-
 _MANY_TICKS = 30.0
 
 _SPOT_SHARE, _MARK_SHARE = 1 / 250, 1 / 70  # of the longer edge: what can still be seen
@@ -142,7 +139,7 @@ def flag_maps(ground: Ground, flags: dict[str, NDArray[np.bool_]]) -> bytes:
 
 def histograms(panels: Sequence[Panel]) -> bytes:
     """Draw the distribution of each measurement, its limit as a dashed line; PNG."""
-    page, axes = _page(len(panels), 3.1, 2.2)
+    page, axes = panel_grid(len(panels), 3, (3.1, 2.2), dpi=DPI)
     for place, panel in zip(axes, panels, strict=True):
         values = panel.values[np.isfinite(panel.values)]
         values = values[values > 0] if panel.log else values
@@ -172,7 +169,7 @@ def cohort_dots(
         rows: (label, values a slide, usual range, logarithmic).
         names: slides, written beside the dots outside the range.
     """
-    page, axes = _page(len(rows), 4.6, 1.15, columns=2)
+    page, axes = panel_grid(len(rows), 2, (4.6, 1.15), dpi=DPI)
     for place, (label, values, limits, log) in zip(axes, rows, strict=True):
         place.set_title(label, fontsize=9, loc="left")
         place.set_yticks([])
@@ -198,29 +195,11 @@ def cohort_dots(
     return _png(page)
 
 
-def _page(
-    count: int, width: float, height: float, columns: int = 3
-) -> tuple[Figure, Sequence[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, max(count, 1))
-    rows = -(-max(count, 1) // columns)
-    page = Figure(
-        figsize=(width * columns, height * rows), dpi=DPI, facecolor="white", layout="compressed"
-    )
-    FigureCanvasAgg(page)
-    axes = np.atleast_1d(page.subplots(rows, columns)).ravel()
-    for place in axes[count:]:
-        place.set_visible(False)
-    return page, list(axes[:count])
-
-
 def _grid(ground: Ground, count: int, beside: float = 0.0) -> tuple[Sequence[Axes], Figure]:
     """A page for maps, as high as the slide asks, with some inches beside each."""
     width, height = _extent(ground)[1] - _extent(ground)[0]
     ratio = min(max(height / max(width, 1e-9), 0.4), 1.6)
-    page, axes = _page(count, 3.2 + beside, 3.0 * ratio + 0.4)
+    page, axes = panel_grid(count, 3, (3.2 + beside, 3.0 * ratio + 0.4), dpi=DPI)
     return axes, page
 
 
@@ -306,15 +285,9 @@ def _edges(values: NDArray[np.float64], log: bool) -> NDArray[np.float64]:
     return np.geomspace(low, high, _BINS + 1) if log else np.linspace(low, high, _BINS + 1)
 
 
-def _drawn(page: Figure) -> Image.Image:
-    canvas: Any = page.canvas
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
 def _jpeg(page: Figure) -> bytes:
-    return encode(_drawn(page), "JPEG")
+    return encode(picture_of(page), "JPEG")
 
 
 def _png(page: Figure) -> bytes:
-    return encode(_drawn(page).quantize(64), "PNG")
+    return encode(picture_of(page).quantize(64), "PNG")

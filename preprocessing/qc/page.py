@@ -36,9 +36,7 @@ from preprocessing.stain import stain_colour
 from preprocessing.store import SlideStore
 
 SHOWN_PATCHES = 8
-
 _LONE_SPOT_UM = 100.0
-
 _FACTS = ("patient_id", "tissue", "organism", "technology", "modality")
 
 #: column -> (title, unit of the histogram, logarithmic, flag whose limit is drawn)
@@ -55,7 +53,6 @@ _PANELS = {
     "glass": ("glass", "share of the patch", False, "blank patch"),
     "focus": ("focus", "variance of the Laplacian", True, BLUR),
 }
-
 _PROTEIN_PANELS = {
     "depth": ("sum of intensities", "a cell", True, ""),
     "n_genes": ("proteins with a signal", "proteins a cell", False, ""),

@@ -17,11 +17,8 @@ from preprocessing.stain import StainVectors, optical_density, stain_vectors
 from preprocessing.store import SlideStore
 
 BLOCK = 32
-
 SAMPLE = 100_000  # pixels that the stain vectors rest on
-
 _CELLS = 8  # pen marks are looked for on a grid of 8 x 8 cells a patch
-
 _STEP = 2  # colours are measured on every second pixel of every second row
 
 _GLASS_SATURATION, _GLASS_VALUE = 0.06, 0.6
@@ -33,7 +30,6 @@ _GREEN_SATURATION = 0.25
 _BLUE_SATURATION, _BLUE_HUE = 0.4, 1 / 6  # (green - red) / (blue - red): hue below 230 degrees
 
 _EVEN = 0.06
-
 PENS = ("blue", "green", "black")
 
 

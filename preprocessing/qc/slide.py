@@ -1,9 +1,8 @@
 """Quality of one slide: numbers with limits, flagged spots and patches; nothing is removed.
 
-Rows are read a block at a time, so memory does not grow with the section. Shapes: S spots, G genes.
-
-A limit is the median -+ 3 MAD of the slide's own spots, except where a fixed share says what a
-patch is (glass, pen). Shapes: S spots.
+Rows are read a block at a time, so memory does not grow with the section. A limit is the median
+-+ 3 MAD of the slide's own spots, except where a fixed share says what a patch is (glass, pen).
+Shapes: S spots, G genes.
 """
 
 import math
@@ -22,9 +21,7 @@ from preprocessing.spot_table import PROTEIN, RNA
 from preprocessing.store import SlideStore
 
 N_MADS = 3.0
-
 NORMAL = 1.4826  # the MAD of a normal distribution times this is its standard deviation
-
 FEWEST = 5  # values; of fewer no one can be called unusual
 
 
@@ -140,7 +137,6 @@ MEASURES: tuple[Measure, ...] = (
     *_vector("hematoxylin"),
     *_vector("eosin"),
 )
-
 DASH = "–"
 
 
@@ -156,7 +152,6 @@ def shown(value: float, measure: Measure) -> str:
 
 
 _MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
-
 _ROWS = 4096
 
 
@@ -208,7 +203,6 @@ BLANK, PEN, BLUR = "blank patch", "pen mark", "out of focus"
 LOW_DEPTH, FEW_GENES, HIGH_MITO = "low depth", "few genes", "high mitochondrial share"
 
 LITTLE_TISSUE = "little tissue"
-
 PICTURE_FLAGS = (BLANK, PEN, BLUR)
 
 

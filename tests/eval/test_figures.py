@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from eval.report.figures.canvas import MAX_PNG_BYTES, new_page, png_bytes, score_colours, window_of
+from eval.report.figures.canvas import MAX_PNG_BYTES, png_bytes, score_colours, window_of
 from eval.report.figures.heatmaps import (
     Layout,
     expression_maps,
@@ -31,6 +31,7 @@ from eval.report.figures.regions import (
     region_history,
     slide_regions,
 )
+from preprocessing.canvas import new_page
 from preprocessing.errors import DataError
 
 

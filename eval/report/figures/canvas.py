@@ -1,8 +1,7 @@
-"""Drawing ground shared by every figure: the page, the palettes, spots on a slide, PNG bytes.
+"""Drawing ground shared by every figure: the palettes, spots on a slide, PNG bytes.
 
 Shapes: S spots, h x w picture pixels. Coordinates are pixels of the slide thumbnail, so y grows
-downwards. matplotlib is imported inside the functions and pyplot is never touched: a figure has
-its own Agg canvas and leaves no global state behind.
+downwards. matplotlib is imported inside the functions and pyplot is never touched.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preprocessing.canvas import picture_of
 from preprocessing.errors import DataError
 from preprocessing.pages import Part, Picture, Text
 
@@ -22,16 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Page
     from PIL.Image import Image
 
-DPI = 110
-
 MAX_PNG_BYTES = 400_000
-
 LONE_PITCH = 20.0
-
 MISSING = "#D9D9D9"
-
 HIGHLIGHT = "#D55E00"
-
 QUIET = "#8FA3B8"
 
 # Okabe-Ito without yellow, which is too pale for a line on white.
@@ -42,7 +36,6 @@ AREAS = (
     *("#88CCEE", "#CC6677", "#DDCC77", "#117733", "#332288", "#AA4499"),
     *("#44AA99", "#999933", "#882255", "#6699CC", "#E8A07A", "#555555"),
 )
-
 SEQUENTIAL = "viridis"
 
 
@@ -71,27 +64,6 @@ def figure_parts(figures: Sequence[Figure]) -> list[Part]:
     ]
 
 
-def new_page(width: float, height: float, arranged: bool = True) -> Page:
-    """Make an empty page with its own Agg canvas.
-
-    Args:
-        width: Inches.
-        height: Inches.
-        arranged: Whether matplotlib arranges the axes; False leaves their places to the caller.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as MplFigure
-
-    page = MplFigure(
-        figsize=(width, height),
-        dpi=DPI,
-        facecolor="white",
-        layout="compressed" if arranged else None,
-    )
-    FigureCanvasAgg(page)
-    return page
-
-
 def place(page: Page, left: float, top: float, width: float, height: float) -> Axes:
     """Add axes at a place given in inches from the top left corner of a page."""
     full_width, full_height = page.get_size_inches()
@@ -108,9 +80,7 @@ def png_bytes(page: Page) -> bytes:
     """
     from PIL import Image
 
-    canvas: Any = page.canvas
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture = picture_of(page)
     data = _encode(picture)
     if len(data) <= MAX_PNG_BYTES:
         return data
@@ -306,9 +276,3 @@ def score_bar(page: Page, axes: Axes) -> None:
     bar = page.colorbar(ScalarMappable(Normalize(0, 1), SEQUENTIAL), cax=axes)
     bar.set_ticks([0, 1], labels=["low", "high"])
     bar.ax.tick_params(labelsize=8, length=0)
-
-
-def grid_size(count: int, columns: int) -> tuple[int, int]:
-    """Rows and columns for `count` panels, at most `columns` side by side."""
-    columns = max(1, min(columns, count))
-    return -(-count // columns), columns

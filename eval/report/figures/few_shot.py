@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.measures.metrics import bootstrap_ci
-from eval.report.figures.canvas import HIGHLIGHT, LINES, Figure, new_page, png_bytes
+from eval.report.figures.canvas import HIGHLIGHT, LINES, Figure, png_bytes
 from eval.report.numbers import is_number
 from eval.results import task_record
+from preprocessing.canvas import new_page
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = re.compile(r"(?P<side>\w+)/few_shot@(?P<k>\d+)")
-
 MOST = 6  # curves that can be told apart
 
 

@@ -16,13 +16,13 @@ from eval.report.figures.canvas import (
     check_spots,
     draw_slide,
     draw_spots,
-    new_page,
     place,
     png_bytes,
     score_bar,
     score_colours,
     window_of,
 )
+from preprocessing.canvas import new_page
 from preprocessing.errors import DataError
 
 PathwayMap = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]

@@ -12,11 +12,10 @@ from eval.report.figures.canvas import (
     LINES,
     QUIET,
     Figure,
-    grid_size,
-    new_page,
     png_bytes,
 )
 from eval.results import TaskRecord, task_record
+from preprocessing.canvas import new_page, panel_grid
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
@@ -118,9 +117,7 @@ Record = Mapping[str, Any]
 Curve = tuple[np.ndarray, np.ndarray]
 
 STAGE_SHADES = ("#F1F4F8", "#FFFFFF")
-
 STYLES = ("-", "--", ":", "-.")
-
 MAX_POINTS = 200
 
 
@@ -141,17 +138,14 @@ def loss_curves(logs: Mapping[str, Sequence[Record]]) -> Figure:
     if not logs:
         raise DataError("no training log record was found: train first, or leave the figure out")
     panels = _loss_panels(logs)
-    rows, columns = grid_size(len(panels), 3)
-    page = new_page(3.3 * columns, 2.15 * rows + 0.45)
-    cells = page.subplots(rows, columns, squeeze=False).ravel()
+    page, cells = panel_grid(len(panels), 3, (3.3, 2.15), (0.0, 0.45))
+    columns = min(3, len(panels))
     broken = 0
-    for position, (cell, panel) in enumerate(zip(cells, panels, strict=False)):
+    for position, (cell, panel) in enumerate(zip(cells, panels, strict=True)):
         for index, (name, records) in enumerate(logs.items()):
             broken += _draw_run(cell, records, panel, name, index)
         _shade_stages(cell, next(iter(logs.values())), named=position == 0)
         _finish_loss_panel(cell, panel, position < columns, position + columns >= len(panels))
-    for cell in cells[len(panels) :]:
-        cell.set_visible(False)
     if len(logs) > 1:
         handles, names = cells[0].get_legend_handles_labels()
         page.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)

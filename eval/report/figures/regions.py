@@ -1,8 +1,6 @@
 """Regions on the slide: every level beside the tissue, and their history over rebuilds.
 
-docs/method.md 6.3. Shapes: S spots.
-
-docs/method.md 5 (Ward tree constrained by the spatial graph). Shapes: S spots, L levels, T
+docs/method.md 6.3 and 5 (Ward tree constrained by the spatial graph). Shapes: S spots, L levels, T
 rebuilds. A region id below 0 means "no region" and is drawn grey.
 """
 
@@ -23,12 +21,11 @@ from eval.report.figures.canvas import (
     check_spots,
     draw_slide,
     draw_spots,
-    grid_size,
-    new_page,
     place,
     png_bytes,
     window_of,
 )
+from preprocessing.canvas import grid_size, new_page
 from preprocessing.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 Panel = tuple[str, Callable[["Axes"], None]]
 
 LEGEND_WIDTH = 1.75
-
 LEGEND_HEIGHT = 3.1  # of 14 names and two notes, so that a low slide does not cut them off
 
 

@@ -1,0 +1,82 @@
+"""Pages of matplotlib that leave no global state behind, for quality pages and reports alike.
+
+matplotlib is imported inside the functions and pyplot is never touched: a page has its own Agg
+canvas. Sizes are in inches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Page
+    from PIL.Image import Image
+
+DPI = 110
+
+
+def new_page(width: float, height: float, *, arranged: bool = True, dpi: int = DPI) -> Page:
+    """Make an empty page.
+
+    Args:
+        width: inches.
+        height: inches.
+        arranged: whether matplotlib arranges the axes; False leaves their places to the caller.
+        dpi: pixels an inch.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    page = Figure(
+        figsize=(width, height),
+        dpi=dpi,
+        facecolor="white",
+        layout="compressed" if arranged else None,
+    )
+    FigureCanvasAgg(page)
+    return page
+
+
+def grid_size(count: int, columns: int) -> tuple[int, int]:
+    """Rows and columns for `count` panels, at most `columns` side by side."""
+    columns = max(1, min(columns, count))
+    return -(-max(count, 1) // columns), columns
+
+
+def panel_grid(
+    count: int,
+    columns: int,
+    panel: tuple[float, float],
+    rim: tuple[float, float] = (0.0, 0.0),
+    *,
+    dpi: int = DPI,
+    **shared: Any,
+) -> tuple[Page, list[Axes]]:
+    """A page with a number of equal panels.
+
+    Args:
+        count: panels.
+        columns: at most so many side by side.
+        panel: width and height of each.
+        rim: what the page has beside them.
+        dpi: pixels an inch.
+        **shared: ``sharex`` and ``sharey`` of the panels.
+    """
+    rows, columns = grid_size(count, columns)
+    page = new_page(rim[0] + panel[0] * columns, panel[1] * rows + rim[1], dpi=dpi)
+    axes = page.subplots(rows, columns, squeeze=False, **shared).ravel()
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return page, list(axes[:count])
+
+
+def picture_of(page: Page) -> Image:
+    """Draw a page."""
+    from PIL import Image
+
+    canvas: Any = page.canvas
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
