@@ -23,14 +23,6 @@ from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.hdf5 import hdf5_writer
 from preprocessing.simulate.config import SimulateConfig, random_stream
-from preprocessing.simulate.counts import (
-    Panel,
-    build_panel,
-    draw_counts,
-    draw_depth,
-    gene_shares,
-    leak_matrix,
-)
 from preprocessing.simulate.layout import (
     COARSE_NAMES,
     FINE_NAMES,
@@ -44,9 +36,15 @@ from preprocessing.simulate.layout import (
 from preprocessing.simulate.programmes import (
     RAISE,
     Outcomes,
+    Panel,
     Programmes,
+    build_panel,
     draw_activity,
+    draw_counts,
+    draw_depth,
     draw_outcomes,
+    gene_shares,
+    leak_matrix,
     plant_programmes,
     texture_map,
     visibility,

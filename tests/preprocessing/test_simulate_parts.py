@@ -6,16 +6,14 @@ from scipy import sparse, stats
 
 from preprocessing.errors import DataError
 from preprocessing.simulate.config import SimulateConfig, random_stream
-from preprocessing.simulate.counts import (
+from preprocessing.simulate.layout import draw_domains, draw_lattice, gaussian_field
+from preprocessing.simulate.programmes import (
     build_panel,
+    draw_activity,
     draw_counts,
     gene_shares,
     leak_matrix,
     neighbour_matrix,
-)
-from preprocessing.simulate.layout import draw_domains, draw_lattice, gaussian_field
-from preprocessing.simulate.programmes import (
-    draw_activity,
     plant_programmes,
     texture_map,
     visibility,

@@ -5,9 +5,13 @@ import pytest
 
 from preprocessing.errors import DataError
 from preprocessing.simulate.config import SimulateConfig, random_stream
-from preprocessing.simulate.counts import build_panel, gene_shares, neighbour_matrix
 from preprocessing.simulate.layout import draw_domains, draw_lattice, scatter
-from preprocessing.simulate.programmes import plant_programmes
+from preprocessing.simulate.programmes import (
+    build_panel,
+    gene_shares,
+    neighbour_matrix,
+    plant_programmes,
+)
 
 PROGRAMMES = {f"P{p}": [f"G{p}_{g}" for g in range(10)] for p in range(6)}
 
