@@ -18,7 +18,6 @@ from tqdm import tqdm
 from eval.results import Role
 from hibio import keys
 from hibio.checkpoint import ARTIFACTS, CONFIG, WEIGHTS, find_checkpoint
-from hibio.config.data import RegionsConfig
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ImageInput
 from hibio.config.run import RunConfig
@@ -48,16 +47,6 @@ class Checkpoint:
     run: RunConfig
 
     @property
-    def image(self) -> str | None:
-        """What is read of an image (``data.image``)."""
-        return self.run.data.image
-
-    @property
-    def regions(self) -> RegionsConfig:
-        """Region settings of the run."""
-        return self.run.regions
-
-    @property
     def variant(self) -> str:
         """Name of the variant, ``hibio`` for the main run."""
         return self.run.variant
@@ -75,7 +64,7 @@ class Checkpoint:
     @property
     def image_input(self) -> ImageInput | None:
         """How the model's vision tower has a slide read: context and stain included."""
-        return self.model.config.vision.image_input(self.image)
+        return self.model.config.vision.image_input(self.run.data.image)
 
     @property
     def role(self) -> Role:
@@ -161,7 +150,7 @@ def embed_slide(
             "it with a checkpoint that has a vision tower"
         )
     feature_SF = slide.fused(embedding.omics, embedding.image)
-    regions = slide_regions(feature_SF, slide.xy_um, slide.graph, checkpoint.regions)
+    regions = slide_regions(feature_SF, slide.xy_um, slide.graph, checkpoint.run.regions)
     return slide, embedding, regions
 
 
@@ -195,7 +184,7 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
         adata.obsm[keys.OBSM_OMICS] = embedding.omics
     middle = regions[len(regions) // 2]
     adata.obsm[keys.OBSM_REGION] = region_embedding(checkpoint.model, embedding, middle)
-    for name, labels in zip(checkpoint.regions.levels, regions, strict=True):
+    for name, labels in zip(checkpoint.run.regions.levels, regions, strict=True):
         adata.obs[keys.OBS_REGION + name] = pd.Categorical(labels.astype(str))
     adata.uns[keys.UNS] = {
         "slide_id": slide.slide_id,

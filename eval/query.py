@@ -156,12 +156,7 @@ def query_folder(
 
 
 def _query_slide(
-    checkpoint: Checkpoint,
-    entry: SlideEntry,
-    sets: GeneSets,
-    bank: Bank,
-    out: Path,
-    readout: str,
+    checkpoint: Checkpoint, entry: SlideEntry, sets: GeneSets, bank: Bank, out: Path, readout: str
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
     slide = prepare_slide(entry.path, artifacts, checkpoint.image_input)

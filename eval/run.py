@@ -136,7 +136,7 @@ def _fold_results(
         first = group.fold not in folds
         fold = assemble(group, entries, with_baselines=first, tasks=list(configs))
         if peers:
-            features = stored_features(_of_fold(entries, fold), group.main.image)
+            features = stored_features(_of_fold(entries, fold), group.main.run.data.image)
             fold = with_peers(fold, peers, features, seedless=first)
         for name in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")

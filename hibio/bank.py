@@ -106,11 +106,7 @@ def read_bank(path: Path) -> Bank:
         with h5py.File(path, "r") as file:
             refuse_outside_data(file)
             group = file["tfidf"]
-            arrays = (
-                group["data"][:].astype(np.float32),
-                group["indices"][:],
-                group["indptr"][:],
-            )
+            arrays = (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:])
             return Bank(
                 file["image"][:].astype(np.float32),
                 sparse.csr_matrix(arrays, shape=tuple(group.attrs["shape"])),

@@ -218,18 +218,20 @@ def verify_files(checkpoint: Path, names: Collection[str] | None = None) -> None
         DamagedError: a file is missing, was changed, or is not listed.
         ConfigError: the checkpoint is of a newer HiBio.
     """
-    known = read_checksums(checkpoint)
-    if known is None:
+    damaged = damaged_files(checkpoint, names)
+    if damaged is None:
         warnings.warn(f"{checkpoint}: {UNVERIFIED}", stacklevel=2)
-        return
-    for name in sorted(known if names is None else names):
-        problem = _problem(checkpoint / name, known.get(name))
-        if problem:
-            raise DamagedError(f"{checkpoint / name}: {problem}")
+    elif damaged:
+        name = min(damaged)
+        raise DamagedError(f"{checkpoint / name}: {damaged[name]}")
 
 
-def damaged_files(checkpoint: Path) -> dict[str, str] | None:
+def damaged_files(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, str] | None:
     """Every file that is not what was saved -> what is wrong; None for one without checksums.
+
+    Args:
+        checkpoint: its folder.
+        names: which files; all that are listed when None.
 
     Raises:
         ConfigError: the list itself cannot be used, see :func:`read_checksums`.
@@ -237,16 +239,13 @@ def damaged_files(checkpoint: Path) -> dict[str, str] | None:
     known = read_checksums(checkpoint)
     if known is None:
         return None
-    found = {name: _problem(checkpoint / name, known[name]) for name in sorted(known)}
+    wanted = sorted(known if names is None else names)
+    found = {name: _problem(checkpoint / name, known.get(name)) for name in wanted}
     return {name: problem for name, problem in found.items() if problem}
 
 
 def verify_file(path: Path) -> None:
-    """Compare one file with its checksum, where its folder has checksums.
-
-    Raises:
-        DamagedError: it is missing, was changed, or is not listed.
-    """
+    """Compare one file with its checksum, where its folder has checksums (see `verify_files`)."""
     if (path.parent / CHECKSUMS).is_file():
         verify_files(path.parent, (path.name,))
 

@@ -178,7 +178,7 @@ def assemble(
     """
     artifacts = group.main.model.artifacts
     split = _split_entries(group, entries)
-    ruler = make_ruler(split, artifacts, group.main.image, tasks)
+    ruler = make_ruler(split, artifacts, group.main.run.data.image, tasks)
     return ruler.with_models(group.checkpoints, group.seed, with_baselines=with_baselines)
 
 

@@ -267,7 +267,7 @@ class ImageTower:
 
     def __init__(self, checkpoint: Checkpoint, features: PatchEncoder | None) -> None:
         trained = checkpoint.model.artifacts.settings.patch_um
-        if checkpoint.model.vision is None or checkpoint.image is None:
+        if checkpoint.model.vision is None or checkpoint.run.data.image is None:
             raise ConfigError(f"{checkpoint.path}: this checkpoint reads no image")
         if trained is not None and abs(trained - PATCH_UM) > 0.01 * PATCH_UM:
             raise ConfigError(
@@ -369,9 +369,9 @@ def checkpoint_encoder(
     Raises:
         ConfigError: no image tower, another patch width, or its input features cannot be computed.
     """
-    if checkpoint.image is None or checkpoint.image == PATCHES:
+    if checkpoint.run.data.image is None or checkpoint.run.data.image == PATCHES:
         return ImageTower(checkpoint, None)
-    return ImageTower(checkpoint, make_encoder(checkpoint.image, weights, device, batch))
+    return ImageTower(checkpoint, make_encoder(checkpoint.run.data.image, weights, device, batch))
 
 
 def _at_scale(slide: HestPatches, centres: np.ndarray, um: float) -> np.ndarray:

@@ -81,7 +81,7 @@ def _regions(group: JobGroup, entry: SlideEntry, title: str) -> Figure:
             store.thumbnail,
             store.xy_px0 / scale,
             regions,
-            group.main.regions.levels,
+            group.main.run.regions.levels,
             labels[named[0]].to_numpy(dtype=str) if named else None,
             title=title,
         )

@@ -21,7 +21,7 @@ from hibio.backbones.registry import Backbone
 from hibio.backbones.resolve import find_weights, resolve_backbone
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
-from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
+from preprocessing.stain import StainMethod, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore, file_sha256
 from preprocessing.store.read import stores_in
 from preprocessing.store.write import add_features, feature_origin
@@ -113,9 +113,6 @@ def scale_note(backbone: Backbone, patch_um: float, patch_px: int, slide_mpp: fl
 
 #: Which patches of a spot: its own, the wider ones of its context, or both side by side.
 Scale = Literal["spot", "context", "both"]
-
-#: Of a feature set's origin; the rest tells where it was computed and does not change what it is.
-_NOT_COMPARED = ("precision",)
 
 
 def features_report(
@@ -245,9 +242,12 @@ def _encode_store(path: Path, job: _Job) -> SlideFeatures:
         if not store.has_image:
             return SlideFeatures(path, "no image", note="counts only, nothing to encode")
         origin = job.origin(store)
-        note = "" if job.scale == "context" else _note(job.backbone, store)
+        um, px = float(store.attrs["patch_um"]), int(store.attrs["patch_px"])
+        note = ""  # a context is coarse on purpose
+        if job.scale != "context":
+            note = scale_note(job.backbone, um, px, store.mpp)
         before = feature_origin(path, job.name)
-        if before is not None and _compared(before) == _compared(origin):
+        if before is not None and {**before, "precision": ""} == {**origin, "precision": ""}:
             dim = store.features(job.name).shape[1]
             return SlideFeatures(path, "skipped", store.n_spots, dim, note=note)
         readers = job.readers(store)
@@ -267,18 +267,8 @@ def _encode_store(path: Path, job: _Job) -> SlideFeatures:
     return SlideFeatures(path, "done" if before is None else "replaced", spots, dim, note=note)
 
 
-def _note(backbone: Backbone, store: SlideStore) -> str:
-    """What to know of the resolution of the spots' patches; a context is coarse on purpose."""
-    um, px = float(store.attrs["patch_um"]), int(store.attrs["patch_px"])
-    return scale_note(backbone, um, px, store.mpp)
-
-
 def _normalised(read: Reader, normaliser: StainNormaliser, index: np.ndarray) -> np.ndarray:
     return normaliser(read(index))
-
-
-def _compared(origin: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in origin.items() if key not in _NOT_COMPARED}
 
 
 def _device(name: str) -> torch.device:

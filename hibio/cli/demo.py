@@ -25,10 +25,7 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
             "pretrain through all stages, with two baselines",
             ["train", "--config", str(shipped_config("demo.yaml")), *settings, *resume],
         ),
-        (
-            "embeddings as AnnData",
-            ["embed", *trained, "--out", str(out / "embeddings")],
-        ),
+        ("embeddings as AnnData", ["embed", *trained, "--out", str(out / "embeddings")]),
         (
             "a gene set over the tissue from H&E alone",
             ["query", *trained, "--gene-set", "default", "--out", str(out / "query")],

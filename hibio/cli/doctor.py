@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import operator
 import os
 import platform
 import shutil
@@ -39,8 +40,8 @@ def diagnose() -> list[Finding]:
         _python(),
         *required_packages(_requirements("hibio")),
         _torchvision(),
-        _openslide(),
-        _hdf5(),
+        _library("OpenSlide", "openslide", "__library_version__", "openslide-python openslide-bin"),
+        _library("HDF5", "h5py", "version.hdf5_version", "--force-reinstall h5py"),
         _cpu(),
         _cuda(),
         *(_optional(name, *told) for name, told in _OPTIONAL.items()),
@@ -138,22 +139,14 @@ def _torchvision() -> Finding:
     return Finding("PASS", subject, f"a pair that loads{extra}")
 
 
-def _openslide() -> Finding:
+def _library(subject: str, module: str, version: str, fix: str) -> Finding:
+    """A compiled library, loaded: ``version`` is the attribute that tells its own."""
     try:
-        version = importlib.import_module("openslide").__library_version__
+        found = operator.attrgetter(version)(importlib.import_module(module))
     except (ImportError, OSError) as error:
-        message = f"cannot be loaded: {_first_line(error)}"
-        return Finding("FAIL", "OpenSlide", message, "pip install openslide-python openslide-bin")
-    return Finding("PASS", "OpenSlide", f"library {version}")
-
-
-def _hdf5() -> Finding:
-    try:
-        version = importlib.import_module("h5py").version.hdf5_version
-    except (ImportError, OSError) as error:
-        message = f"h5py cannot be loaded: {_first_line(error)}"
-        return Finding("FAIL", "HDF5", message, "pip install --force-reinstall h5py")
-    return Finding("PASS", "HDF5", f"library {version}")
+        told = f"{module} cannot be loaded: {_first_line(error)}"
+        return Finding("FAIL", subject, told, f"pip install {fix}")
+    return Finding("PASS", subject, f"library {found}")
 
 
 def _cpu() -> Finding:
@@ -204,9 +197,6 @@ def doctor(options: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command(
-        "doctor",
-        "versions, devices and optional parts, each with its fix",
-        "hibio doctor",
-        doctor,
+        "doctor", "versions, devices and optional parts, each with its fix", "hibio doctor", doctor
     ),
 )

@@ -31,7 +31,7 @@ RENAMED: dict[tuple[str, ...], str] = {
         "a key of an older HiBio; write optim.precision: auto | fp32 | bf16 instead. A run that it "
         "began embeds and evaluates as it is, and cannot be trained on: train again in another "
         "folder (--set out=DIR)"
-    ),
+    )
 }
 
 EVERY = "*"  # in a dotted key: every entry of a list

@@ -6,13 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hibio.keys import (
-    EMBEDDING_TERMS,
-    IMAGE_TERMS,
-    MASKED_TERMS,
-    TERM_SPATIAL,
-    TERMS,
-)
+from hibio.keys import EMBEDDING_TERMS, IMAGE_TERMS, MASKED_TERMS, TERM_SPATIAL, TERMS
 from preprocessing.errors import did_you_mean
 
 
