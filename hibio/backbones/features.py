@@ -21,7 +21,7 @@ from hibio.backbones.registry import Backbone
 from hibio.backbones.resolve import find_weights, resolve_backbone
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
-from preprocessing.stain import StainMethod, sample_patches, stain_normaliser
+from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore, file_sha256
 from preprocessing.store.read import stores_in
 from preprocessing.store.write import add_features, feature_origin

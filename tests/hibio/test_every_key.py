@@ -20,7 +20,7 @@ from hibio.config.files import changed, to_dict
 from hibio.config.model import ImageInput
 from hibio.config.run import RunConfig
 from hibio.config.schema import build_section
-from hibio.config.training import StageConfig
+from hibio.config.training import SamplerConfig, StageConfig
 from hibio.data.dataset import SlideDataset
 from hibio.data.splits import read_entries
 from hibio.run import build, expand
@@ -39,8 +39,8 @@ SECOND: dict[str, Any] = {
     "genes.graph_edges": 4,
     "genes.graph_spots": 40,
     "genes.graph_smoothing": 2,
-    "pathways.min_genes": 9,
-    "pathways.max_genes": 9,
+    "pathways.min_genes": 16,
+    "pathways.max_genes": 15,
     "pathways.temperature": 2.0,
     "pathways.top": 1,
     "pathways.threshold": 1.0,
@@ -171,7 +171,8 @@ def losses(toy_stores, tmp_path_factory):
     def run(n_steps: int = 1, **changes: Any) -> list[dict[str, float]]:
         folder = tmp_path_factory.mktemp("key")
         stages = (StageConfig("every", 2, EVERY_TERM),)
-        plain = to_dict(run_config(toy_stores, folder, stages=stages, bank=False))
+        half = SamplerConfig(batch_spots=35)  # of a slide, so that its halo is not empty
+        plain = to_dict(run_config(toy_stores, folder, stages=stages, sampler=half, bank=False))
         config = build_section(RunConfig, changed(plain, changes, "test"))
         (job,) = expand(config)
         build(job).fit(until_step=n_steps)
