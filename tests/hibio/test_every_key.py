@@ -39,8 +39,6 @@ SECOND: dict[str, Any] = {
     "genes.graph_edges": 4,
     "genes.graph_spots": 40,
     "genes.graph_smoothing": 2,
-    "pathways.min_genes": 16,
-    "pathways.max_genes": 15,
     "pathways.temperature": 2.0,
     "pathways.top": 1,
     "pathways.threshold": 1.0,
@@ -72,6 +70,8 @@ TESTED = {
     "genes.exclude": (
         "hibio/test_fitting.py::test_excluded_genes_are_left_out_by_name_and_by_pattern"
     ),
+    "pathways.min_genes": "hibio/test_fitting.py::test_set_sizes_are_limited_and_the_settings_kept",
+    "pathways.max_genes": "hibio/test_fitting.py::test_set_sizes_are_limited_and_the_settings_kept",
     "sampler.balance": "hibio/test_sampler.py::test_every_spot_exactly_once_by_spot_balance",
     "sampler.window": (
         "hibio/test_sampler.py::test_slides_come_window_by_window_and_are_read_once"
