@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from scipy import sparse, stats
+from timing import seconds
 
 from preprocessing.coexpression import GeneGraph, gene_graph, group_gene_graphs
 from preprocessing.coexpression.gene_graph import EdgeRule
 
-Result = TypeVar("Result")
 PAIRS_GENES = 60  # for the per-pair loop, which is scaled up from this many genes
 
 
@@ -50,19 +47,13 @@ def pair_seconds(values: sparse.csr_matrix) -> float:
     """Seconds of a loop over gene pairs at the full number of genes, from a small part of it."""
     dense = values[:, :PAIRS_GENES].toarray()
     n_genes: int = values.shape[1]
-    start = time.perf_counter()
-    for a in range(PAIRS_GENES):
-        for b in range(a):
-            stats.spearmanr(dense[:, a], dense[:, b])
-    scale = n_genes * (n_genes - 1) / (PAIRS_GENES * (PAIRS_GENES - 1))
-    return (time.perf_counter() - start) * scale
 
+    def loop() -> None:
+        for a in range(PAIRS_GENES):
+            for b in range(a):
+                stats.spearmanr(dense[:, a], dense[:, b])
 
-def timed(action: Callable[[], Result]) -> tuple[float, Result]:
-    """Seconds and result of one call."""
-    start = time.perf_counter()
-    result = action()
-    return time.perf_counter() - start, result
+    return seconds(loop) * n_genes * (n_genes - 1) / (PAIRS_GENES * (PAIRS_GENES - 1))
 
 
 def run(values: sparse.csr_matrix) -> GeneGraph:
@@ -96,21 +87,22 @@ def main() -> None:
     given = parser.parse_args()
     print(f"cores {os.cpu_count()}, numpy {np.__version__}")
     small = draw(given.small_spots, given.small_genes)
-    run(small)  # threads and caches warm
-    ours, graph = timed(lambda: run(small))
-    plain, wanted = timed(lambda: plain_graph(small, graph.weight.shape[1]))
+    graph = run(small)  # threads and caches warm
+    n_edges = graph.weight.shape[1]
+    wanted = plain_graph(small, n_edges)
+    ours, plain = seconds(lambda: run(small)), seconds(lambda: plain_graph(small, n_edges))
     np.testing.assert_allclose(graph.weight, wanted, atol=1e-3)
     size = f"{given.small_genes} genes x {given.small_spots} spots"
     print(f"{size}: gene_graph {ours:.2f} s, corrcoef {plain:.2f} s, ratio {plain / ours:.1f}")
     pairs = pair_seconds(small)
     print(f"{size}: per-pair loop about {pairs:.0f} s (scaled), ratio {pairs / ours:.0f}")
     large = draw(given.spots, given.genes)
-    seconds, _ = timed(lambda: run(large))
+    whole = seconds(lambda: run(large))
     filled = large.nnz / np.prod(large.shape)
     size = f"{given.genes} genes x {given.spots} spots"
-    print(f"{size} ({filled:.0%} stored): gene_graph {seconds:.2f} s")
-    seconds, _ = timed(lambda: run_groups(large, given.groups))
-    print(f"{size}: group_gene_graphs, {given.groups} groups, {seconds:.2f} s")
+    print(f"{size} ({filled:.0%} stored): gene_graph {whole:.2f} s")
+    split = seconds(lambda: run_groups(large, given.groups))
+    print(f"{size}: group_gene_graphs, {given.groups} groups, {split:.2f} s")
 
 
 if __name__ == "__main__":

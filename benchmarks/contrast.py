@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import time
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from timing import in_own_process, peak_megabytes, seconds
 from torch import Tensor
 
 from hibio.losses import NearDuplicates, info_nce
@@ -77,8 +74,7 @@ def held(device: str) -> float:
     """Peak megabytes of this process, or of the GPU's allocator, so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
+    return peak_megabytes()
 
 
 def measure(version: str, n: int, rounds: int, device: str) -> Measured:
@@ -87,30 +83,24 @@ def measure(version: str, n: int, rounds: int, device: str) -> Measured:
     small, near_small = draw(64, device)
     step(*small, near_small).backward()
     inputs, near = draw(n, device)
-    before, taken, loss = held(device), [], torch.zeros(())
-    for _ in range(rounds):
-        started = time.perf_counter()
+    before, losses = held(device), []
+
+    def once() -> None:
         loss = step(*inputs, near)
         loss.backward()
-        value = float(loss.detach())
-        taken.append(time.perf_counter() - started)
-    return Measured(min(taken), held(device) - before, value)
+        losses.append(float(loss.detach()))
 
-
-def in_own_process(version: str, n: int, rounds: int, device: str) -> Measured:
-    """`measure` in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure, version, n, rounds, device).result()
+    taken = min(seconds(once) for _ in range(rounds))
+    return Measured(taken, held(device) - before, losses[-1])
 
 
 def row(n: int, rounds: int, with_dense: bool, device: str) -> str:
     """One line of the table."""
-    new = in_own_process("tiled", n, rounds, device)
+    new = in_own_process(measure, "tiled", n, rounds, device)
     mine = f"| {n:,} | {new.seconds:.3f} | {new.megabytes:,.0f} "
     if not with_dense:
         return mine + "| | | | |"
-    old = in_own_process("dense", n, rounds, device)
+    old = in_own_process(measure, "dense", n, rounds, device)
     if abs(old.loss - new.loss) > 1e-5 * abs(old.loss):
         raise SystemExit(f"N = {n}: tiled loss {new.loss}, dense loss {old.loss}; they must agree")
     return mine + (

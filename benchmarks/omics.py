@@ -1,38 +1,38 @@
 """Speed and memory of the omics encoder: `python benchmarks/omics.py [--variant heist]`.
 
 Everything in one run on one device: outputs against a message-passing version with the same
-weights (`message_passing.py`), cells a second of both, the matrix products' FLOP/s over the rate of
+weights (`MessagePassing`), cells a second of both, the matrix products' FLOP/s over the rate of
 one large `torch.matmul`, the default preset, time and peak memory of sections from 1,000 to 100,000
 cells, and the spatial graph of a million points. Each rate is the best of several, taken in turn.
 On a GPU the encoder runs in bf16 autocast and the large product is in bf16. Run it with nothing
 else on the machine.
 
 Presets are K:layers:width:heads.
+
+Legend: S spots, g genes of all the spots at hand, N neighbours, D width, H heads, E edges.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import math
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from message_passing import MessagePassing
-from synthetic_cells import draw_context, draw_section, whole_batch
+from synthetic import draw_context, draw_section, whole_batch
+from timing import in_own_process, in_turn, peak_megabytes, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hibio.batch import SlideBatch
 from hibio.config.model import OmicsConfig
 from hibio.data.collate import iter_tiles
-from hibio.encoders.omics import build_omics_encoder
+from hibio.encoders.layers import CrossMessages, HierarchyLayer
+from hibio.encoders.omics import GraphHierarchyEncoder, build_omics_encoder
 from preprocessing.graphs import KNNGraph
 
 PUBLISHED = "200:10:128:8"
@@ -59,6 +59,151 @@ class Preset:
             f"{self.keyword_genes} genes, {self.layers} layers, width {self.width}, "
             f"{self.heads} heads"
         )
+
+
+@dataclass(frozen=True)
+class SpotGraphs:
+    """The gene graphs of some spots as one graph without edges between spots.
+
+    Attributes:
+        spots: which spots.
+        spot_g: which of them each gene token belongs to.
+        token_g: flat index (spot * K + place) of each.
+        source_E: gene that speaks, of each edge.
+        target_E: gene that listens.
+        weight_E: co-expression of the two.
+    """
+
+    spots: slice
+    spot_g: Tensor
+    token_g: Tensor
+    source_E: Tensor
+    target_E: Tensor
+    weight_E: Tensor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, edge: tuple[Tensor, Tensor], bias: Tensor):
+    """Softmax-weighted mean of the values that reach each target, (targets, H, d)."""
+    source_E, target_E = edge
+    key_EHd = key.index_select(0, source_E)
+    query_EHd = query.index_select(0, target_E)
+    logit_EH = (query_EHd * key_EHd).sum(dim=2) / math.sqrt(query.shape[2]) + bias
+    index_EH = target_E[:, None].expand_as(logit_EH)
+    top = logit_EH.new_full(query.shape[:2], -torch.inf)
+    top.scatter_reduce_(0, index_EH, logit_EH, "amax")
+    weight_EH = (logit_EH - top.index_select(0, target_E)).exp()
+    total = torch.zeros_like(top).index_add_(0, target_E, weight_EH)
+    weight_EH = weight_EH / total.index_select(0, target_E)
+    message_EHd = weight_EH[:, :, None] * value.index_select(0, source_E)
+    return torch.zeros_like(query).index_add_(0, target_E, message_EHd)
+
+
+class MessagePassing:
+    """The encoder's forward pass, message by message: same weights and results, other arithmetic.
+
+    A list of edges under every spot (each pair of its genes), one over the spots; for every edge
+    of every layer its two ends are gathered (`index_select`) and its message scattered
+    (`index_add_`).
+
+    Args:
+        encoder: whose weights to use, in evaluation mode.
+        at_a_time: spots whose gene graphs are joined into one; 1 is spot by spot.
+    """
+
+    def __init__(self, encoder: GraphHierarchyEncoder, at_a_time: int = 1) -> None:
+        self.encoder = encoder
+        self.at_a_time = at_a_time
+
+    @torch.no_grad()
+    def __call__(self, batch: SlideBatch) -> Tensor:
+        """Spot embeddings (S, D)."""
+        encoder = self.encoder
+        gene_SKD = encoder._gene_tokens(batch.gene_SK, batch.value_SK, None)
+        spot_SD = encoder._spot_tokens(batch, None)
+        graphs = self._graphs(batch)
+        flat_gD = gene_SKD.flatten(0, 1)
+        token = [flat_gD[graph.token_g] for graph in graphs]
+        for layer in encoder.layers:
+            spot_SD = self._spots(layer, spot_SD, batch)
+            moved = spot_SD.clone()
+            for number, graph in enumerate(graphs):
+                token[number] = self._genes(layer, token[number], graph)
+                if layer.cross is not None:
+                    moved[graph.spots], token[number] = self._cross(
+                        layer.cross, spot_SD[graph.spots], token[number], graph
+                    )
+            spot_SD = moved
+        return encoder.norm_spot(spot_SD)
+
+    def _graphs(self, batch: SlideBatch) -> list[SpotGraphs]:
+        n_genes = self.encoder.n_genes
+        graphs = []
+        for start in range(0, batch.n_spots, self.at_a_time):
+            spots = slice(start, min(start + self.at_a_time, batch.n_spots))
+            gene_SK = batch.gene_SK[spots]
+            spot_g, place_g = (gene_SK < n_genes).nonzero(as_tuple=True)
+            offset = torch.cat([spot_g.new_zeros(1), spot_g.bincount().cumsum(0)[:-1]])
+            token_g = (start + spot_g) * gene_SK.shape[1] + place_g
+            weight_SKK = self.encoder.pair_weights(gene_SK, batch.spot_group_S[spots])
+            source, target, weight = [], [], []
+            for spot, first in enumerate(offset.tolist()):
+                place = place_g[spot_g == spot]
+                local = torch.arange(len(place), device=place.device)
+                pair = torch.cartesian_prod(local, local)
+                target.append(first + pair[:, 0])
+                source.append(first + pair[:, 1])
+                if weight_SKK is not None:
+                    weight.append(weight_SKK[spot][place[pair[:, 0]], place[pair[:, 1]]])
+            weight_E = torch.cat(weight) if weight else torch.zeros(len(torch.cat(source)))
+            graphs.append(
+                SpotGraphs(spots, spot_g, token_g, torch.cat(source), torch.cat(target), weight_E)
+            )
+        return graphs
+
+    def _genes(self, layer: HierarchyLayer, token_gD: Tensor, graph: SpotGraphs) -> Tensor:
+        part = layer.gene_attention
+        packed = part.query_key_value(part.norm(token_gD)).view(len(token_gD), 3, part.heads, -1)
+        bias_EH = graph.weight_E[:, None] * part.bias_scale_H
+        edge = (graph.source_E, graph.target_E)
+        mixed = attend(packed[:, 0], packed[:, 1], packed[:, 2], edge, bias_EH)
+        token_gD = token_gD + part.out(mixed.flatten(1))
+        return token_gD + layer.gene_forward(token_gD)
+
+    def _spots(self, layer: HierarchyLayer, spot_SD: Tensor, batch: SlideBatch) -> Tensor:
+        part = layer.spot_attention
+        if part is not None:
+            n_spots = len(spot_SD)
+            own = torch.arange(n_spots, device=spot_SD.device)
+            spot_E, place_E = (batch.neighbour_SN >= 0).nonzero(as_tuple=True)
+            source_E = torch.cat([own, batch.neighbour_SN[spot_E, place_E]])
+            bias_SHN = part._bias(batch.distance_um_SN)[:, :, 1:]
+            bias_EH = bias_SHN[spot_E, :, place_E]
+            bias_EH = torch.cat([bias_EH.new_zeros(n_spots, part.heads), bias_EH])
+            normed = part.norm(spot_SD)
+            query = part.query(normed).view(n_spots, part.heads, -1)
+            packed = part.key_value(normed).view(n_spots, 2, part.heads, -1)
+            edge = (source_E, torch.cat([own, spot_E]))
+            mixed = attend(query, packed[:, 0], packed[:, 1], edge, bias_EH)
+            spot_SD = spot_SD + part.gate * part.out(mixed.flatten(1))
+        return spot_SD + layer.spot_forward(spot_SD)
+
+    def _cross(
+        self, part: CrossMessages, spot_SD: Tensor, token_gD: Tensor, graph: SpotGraphs
+    ) -> tuple[Tensor, Tensor]:
+        normed_gD = part.norm_gene(token_gD)
+        query_SD = part.score(part.norm_spot(spot_SD))
+        logit_g = (query_SD.index_select(0, graph.spot_g) * normed_gD).sum(dim=1)
+        logit_g = logit_g / math.sqrt(spot_SD.shape[1])
+        top_S = spot_SD.new_full((len(spot_SD),), -torch.inf)
+        top_S.scatter_reduce_(0, graph.spot_g, logit_g, "amax")
+        weight_g = (logit_g - top_S.index_select(0, graph.spot_g)).exp()
+        total_S = torch.zeros_like(top_S).index_add_(0, graph.spot_g, weight_g)
+        weight_g = weight_g / total_S.index_select(0, graph.spot_g)
+        message_gD = weight_g[:, None] * part.value(normed_gD)
+        up_SD = torch.zeros_like(spot_SD).index_add_(0, graph.spot_g, message_gD)
+        spot_SD = spot_SD + part.gate_up * up_SD
+        down_SD = part.gate_down * part.to_gene(part.norm_spot(spot_SD))
+        return spot_SD, token_gD + down_SD.index_select(0, graph.spot_g)
 
 
 def default_preset() -> str:
@@ -90,34 +235,23 @@ def embed(encoder: Any, batch: SlideBatch) -> Tensor:
     """Embeddings; bf16 autocast on a GPU."""
     device = batch.gene_SK.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        return encoder(batch)
-
-
-def seconds(action: Callable[[], Any]) -> float:
-    """Wall time of one call, everything on the device finished."""
-    start = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
+        found = encoder(batch)
+    if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return found
 
 
-def in_turn(actions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, A B C A B C ..., after one call of each."""
-    for action in actions.values():
-        action()
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
-            taken[name].append(seconds(action))
-    return taken
-
-
-def product(device: str) -> tuple[Callable[[], Tensor], float]:
+def product(device: str) -> tuple[Callable[[], None], float]:
     """A large matrix product and its FLOP."""
     size, kind = (8192, torch.bfloat16) if device == "cuda" else (4096, torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    return lambda: left @ right, 2.0 * size**3
+
+    def multiply() -> None:
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return multiply, 2.0 * size**3
 
 
 def flop_per_cell(encoder: Any, batch: SlideBatch) -> float:
@@ -185,22 +319,14 @@ def section(n_spots: int, preset: Preset, variant: str, threads: int) -> tuple[f
     taken = seconds(run)
     if device == "cuda":
         return taken, torch.cuda.max_memory_allocated() / 1e6
-    return taken, peak_memory()
-
-
-def peak_memory() -> float:
-    """Peak MB of this process, by Linux; `getrusage` would tell that of its parent."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+    return taken, peak_megabytes()
 
 
 def scaling(preset: Preset, given: argparse.Namespace) -> None:
     """Time and peak memory of sections of rising size."""
     print(f"sections in tiles of {TILE} cells [{preset}]")
     for n_spots in given.sizes:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            task = pool.submit(section, n_spots, preset, given.variant, given.threads)
-            taken, memory = task.result()
+        taken, memory = in_own_process(section, n_spots, preset, given.variant, given.threads)
         each = 1e6 * taken / n_spots
         print(f"  {n_spots} cells: {taken:.2f} s, {each:.0f} us a cell, peak {memory:.0f} MB")
 

@@ -16,7 +16,6 @@ import argparse
 import io
 import itertools
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 from scipy.sparse import random as random_sparse
+from timing import in_turn, peak_megabytes
 
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.run import prepare
@@ -46,13 +46,8 @@ LARGE_TILE = 512
 
 def best(*actions: Callable[[], object], times: int = 3) -> list[float]:
     """Best seconds of each action, measured in turn."""
-    found = [[float("inf")] for _ in actions]
-    for _ in range(times):
-        for seconds, action in zip(found, actions, strict=True):
-            begin = time.perf_counter()
-            action()
-            seconds.append(time.perf_counter() - begin)
-    return [min(seconds) for seconds in found]
+    named = {str(number): action for number, action in enumerate(actions)}
+    return [min(every) for every in in_turn(named, times, warm=False).values()]
 
 
 def tissue(side: int, seed: int = 0) -> np.ndarray:
@@ -231,19 +226,14 @@ def large_part(folder: Path, bins: int, side: int) -> Iterator[str]:
     assert row.image is not None
     write_large(row.image, side, pixels)
     yield f"slide file {row.image.stat().st_size / 1e6:,.0f} MB, {side} x {side} px"
-    yield f"peak memory before preparing: {peak():,.0f} MiB"
+    yield f"peak memory before preparing: {peak_megabytes():,.0f} MiB"
     begin = time.perf_counter()
     result = attempt_slide(SlideTask(row, folder / "large.h5", PatchConfig()))
     assert result.status == "done", result.reason
     seconds = time.perf_counter() - begin
     yield f"{result.n_spots} bins in {seconds:.0f} s: {result.n_spots / seconds:,.0f} patches/s"
     yield f"store {(folder / 'large.h5').stat().st_size / 1e6:,.0f} MB"
-    yield f"peak memory: {peak():,.0f} MiB"
-
-
-def peak() -> float:
-    """Largest resident memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    yield f"peak memory: {peak_megabytes():,.0f} MiB"
 
 
 def main() -> None:

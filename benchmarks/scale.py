@@ -1,7 +1,7 @@
 """Cost of the data side against its size: `python benchmarks/scale.py`.
 
 fit      vocabulary, TF-IDF, gene factors, groups, gene graph and targets, streamed from stores of
-         synthetic sparse counts (`synthetic_stores.py`): seconds, processor time, peak memory, each
+         synthetic sparse counts (`synthetic.py`): seconds, processor time, peak memory, each
          size in a process of its own; the stores are written first, outside the time.
 start    what comes before the first batch of an epoch over very many slides: the entries of all
          stores when each has to be opened and when the index of the folder knows them, the plan of
@@ -17,15 +17,12 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from synthetic_stores import GENES, copies, write_slides
+from synthetic import GENES, copies, write_slides
+from timing import in_own_process, peak_megabytes, seconds
 
 from hibio.artifacts import Artifacts
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
@@ -41,19 +38,6 @@ SIZES = (10_000, 100_000, 1_000_000)
 SMALL_SPOTS = 1_000  # spots of the slide of which there are very many
 
 
-def peak_megabytes() -> float:
-    """Peak memory of this process so far."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
-
-
-def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, and what it returned."""
-    started = time.perf_counter()
-    value = action()
-    return time.perf_counter() - started, value
-
-
 def fitted(paths: list[Path], threads: int) -> Artifacts:
     """Everything that is fitted on counts, with the default settings."""
     return fit_artifacts(paths, GenesConfig(), PathwaysConfig(source="none"), threads=threads)
@@ -62,7 +46,7 @@ def fitted(paths: list[Path], threads: int) -> Artifacts:
 def measured_fit(paths: list[Path], threads: int) -> tuple[float, float, float, float]:
     """Wall and processor seconds of the fit, and peak megabytes before and after it."""
     before, worked = peak_megabytes(), time.process_time()
-    taken, _ = seconds(lambda: fitted(paths, threads))
+    taken = seconds(lambda: fitted(paths, threads))
     return taken, time.process_time() - worked, before, peak_megabytes()
 
 
@@ -82,11 +66,9 @@ def fit(folder: Path, sizes: list[int], slide_spots: int, distinct: int, threads
     )
     print("| spots | slides | fit, s | processor, s | us a spot | memory before, MB | peak, MB |")
     print("|---|---|---|---|---|---|---|")
-    context = multiprocessing.get_context("spawn")
     for n_spots in sizes:
         paths = stores(folder, max(1, n_spots // slide_spots), slide_spots, distinct)
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            taken, worked, before, peak = pool.submit(measured_fit, paths, threads).result()
+        taken, worked, before, peak = in_own_process(measured_fit, paths, threads)
         n_done = len(paths) * slide_spots
         rate = 1e6 * worked / n_done
         print(
@@ -105,18 +87,18 @@ def start(folder: Path, n_slides: int) -> None:
     print(
         f"\nstart: {n_slides:,} slides of {SMALL_SPOTS:,} spots, memory {peak_megabytes():,.0f} MB"
     )
-    opening, _ = seconds(lambda: indexed_entries(paths))
+    opening = seconds(lambda: indexed_entries(paths))
     print(f"  every store opened: {opening:.2f} s ({1e3 * opening / n_slides:.2f} ms a store)")
-    knowing, entries = seconds(lambda: indexed_entries(paths))
+    knowing = seconds(lambda: indexed_entries(paths))
+    entries = indexed_entries(paths)
     size = (folder / "many" / INDEX_NAME).stat().st_size / 2**20
     print(f"  from the index: {knowing:.2f} s; index of {size:.1f} MB")
     dataset = SlideDataset(entries, artifacts, None)
     regions = RegionState(RegionsConfig(), dataset)
-    planning, batches = seconds(
-        lambda: RegionSampler(SamplerConfig(), [e.n_spots for e in entries], 0).epoch(
-            0, regions.sampling
-        )
-    )
+    sampler = RegionSampler(SamplerConfig(), [e.n_spots for e in entries], 0)
+    started = time.perf_counter()
+    batches = sampler.epoch(0, regions.sampling)
+    planning = time.perf_counter() - started
     print(f"  plan of an epoch of {len(batches):,} batches: {planning:.2f} s")
 
     def read(numbers: range) -> None:
@@ -124,12 +106,12 @@ def start(folder: Path, n_slides: int) -> None:
             shares = batches[number]
             collate([(dataset[i], regions.current(i), core) for i, core in shares])
 
-    first, _ = seconds(lambda: read(range(1)))
+    first = seconds(lambda: read(range(1)))
     print(f"  first batch: {first:.2f} s; index, plan and batch {knowing + planning + first:.2f} s")
     done = 1
     for until in (200, 400, 800):
         numbers = range(done, min(until, len(batches)))
-        taken, _ = seconds(functools.partial(read, numbers))
+        taken = seconds(functools.partial(read, numbers))
         print(
             f"  batches {done}-{until}: {1e3 * taken / (until - done):.0f} ms each, "
             f"peak {peak_megabytes():,.0f} MB",

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from hibio import keys
@@ -153,29 +154,21 @@ def bare_backbone(trainer: Trainer, n_spots: int, px: int) -> Callable[[], None]
     return once
 
 
-def seconds_of(action: Callable[[], Any], times: int) -> float:
-    """Seconds of so many calls."""
-    started = time.perf_counter()
-    for _ in range(times):
-        action()
-    return time.perf_counter() - started
-
-
 def compare(trainer: Trainer, options: argparse.Namespace) -> None:
     """End to end against the backbone alone, round by round."""
     steps = steps_for_ever(trainer)
     _, _, spots = run_steps(trainer, steps, options.warm)
     size = round(spots / options.warm)
     once = bare_backbone(trainer, size, options.px)
-    seconds_of(once, options.warm)
+    seconds(once, options.warm)
     whole, bare = [], []
     for number in range(options.rounds):
-        seconds, waited, spots = run_steps(trainer, steps, options.steps)
-        whole.append(spots / seconds)
-        bare.append(size * options.steps / seconds_of(once, options.steps))
+        taken, waited, spots = run_steps(trainer, steps, options.steps)
+        whole.append(spots / taken)
+        bare.append(size * options.steps / seconds(once, options.steps))
         print(
             f"round {number}: end to end {whole[-1]:.1f} spots/s, waiting for data "
-            f"{waited / seconds:.1%}; backbone alone {bare[-1]:.1f} spots/s; ratio "
+            f"{waited / taken:.1%}; backbone alone {bare[-1]:.1f} spots/s; ratio "
             f"{whole[-1] / bare[-1]:.3f}",
             flush=True,
         )
@@ -198,8 +191,8 @@ def tell_flops(once: Callable[[], None], size: int, rate: float, device: torch.d
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    seconds_of(product, 3)
-    best = 2 * side**3 / min(seconds_of(product, 1) for _ in range(5))
+    seconds(product, 3)
+    best = 2 * side**3 / min(seconds(product, 1) for _ in range(5))
     print(
         f"backbone: {per_spot / 1e9:.2f} GFLOP a spot, {per_spot * rate / 1e12:.3f} TFLOP/s, "
         f"{per_spot * rate / best:.1%} of a {side} x {side} product ({best / 1e12:.2f} TFLOP/s)"
