@@ -1,16 +1,11 @@
 """A layer of the graph-hierarchy encoder: genes, spots, messages across (docs/method.md 3).
 
-What `torch.nn.functional.scaled_dot_product_attention` computes from the bias ``scale_H x edge``,
-without ever holding a table of all spots and heads: neither the bias nor the weights. The weights
-are computed again for the gradient.
+On a CPU, attention among genes is written by hand (`benchmarks/attention.py` says what it brings):
+what `scaled_dot_product_attention` computes from the bias ``scale_H x edge``, without ever holding
+a table of all spots and heads: neither the bias nor the weights, which are computed again for the
+gradient.
 
-Legend: S spots, H heads, K keyword genes, d = width / H.
-
-Legend: S spots, K keyword genes, H heads, D width, d = D / H.
-
-Legend: S spots, N neighbours, H heads, D width, B distance bases.
-
-Legend: S spots, K keyword genes, N neighbours, H heads, D width.
+Legend: S spots, K keyword genes, N neighbours, H heads, D width, d = D / H, B distance bases.
 """
 
 from __future__ import annotations
@@ -27,9 +22,7 @@ from torch import Tensor, nn
 from hibio.encoders.genes import RowLinear, Scratch
 
 LOGIT_NUMBERS = 700_000  # logits held at a time: about the second-level cache
-
 LOG2_E = math.log2(math.e)
-
 SAFE_EXPONENT = 60.0  # 2^60 times the number of genes is far inside float32
 
 

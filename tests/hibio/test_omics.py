@@ -142,8 +142,8 @@ def test_halo_spots_are_updated_only_as_deep_as_the_core_needs(toy_artifacts, sl
 def test_message_passing_with_the_same_weights_gives_the_same(monkeypatch):
     """The version that benchmarks/omics.py compares speed with."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    message_passing = importlib.import_module("message_passing")
-    cells = importlib.import_module("synthetic_cells")
+    benchmark = importlib.import_module("omics")
+    cells = importlib.import_module("synthetic")
     torch.manual_seed(0)
     tower = build_omics_encoder(OMICS, cells.draw_context(24)).eval()
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_message_passing_with_the_same_weights_gives_the_same(monkeypatch):
     with torch.inference_mode():
         got = tower(few)
         for at_a_time in (1, 16):
-            expected = message_passing.MessagePassing(tower, at_a_time)(few)
+            expected = benchmark.MessagePassing(tower, at_a_time)(few)
             torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
