@@ -11,7 +11,7 @@ in the file (docs/architecture.md) is
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -191,6 +191,21 @@ class TaskResult:
             "metrics": {name: measure.to_json() for name, measure in self.measures.items()},
             "rows": {name: dataclasses.asdict(row) for name, row in self.rows.items()},
         }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its config class, whose defaults are the published settings, and its function.
+
+    Args:
+        config: the config class.
+        run: ``run(fold, config)``; of a pooled task ``run(folds, config)``.
+        pooled: whether it scores all folds of a seed together.
+    """
+
+    config: type[Any]
+    run: Callable[[Any, Any], TaskResult]
+    pooled: bool = False
 
 
 class ResultTable:

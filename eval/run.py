@@ -21,9 +21,9 @@ from eval.peers.peer import Peer, find_peers, with_peers
 from eval.report import write_report
 from eval.report.gallery import gallery
 from eval.report.markdown import write_markdown
-from eval.results import TaskResult, merge, write_results
-from eval.settings import configured_peers, task_configs
-from eval.tasks import TASKS, Task, find_task
+from eval.results import Task, TaskResult, merge, write_results
+from eval.settings import configured_peers, find_task, task_configs
+from eval.tasks import TASKS
 from hibio.checkpoint import provenance, read_log
 from hibio.config.files import to_dict
 from hibio.data.splits import SlideEntry, read_entries, with_counts

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from eval.peers import PEERS, Peer
+from eval.errors import FoldError
+from eval.peers import PEERS
+from eval.peers.peer import Peer
+from eval.results import Task
 from eval.tasks import TASKS
 from hibio.config.files import ConfigError
 from hibio.config.schema import SchemaError, build_section
@@ -23,6 +26,18 @@ OF_PEERS = "peers"
 _FIXED = ("name", "source")
 
 C = TypeVar("C")
+
+
+def find_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        FoldError: unknown name; the choices and the nearest one are listed.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    hint = did_you_mean(name, TASKS)
+    raise FoldError(f"unknown task {name!r}; tasks are {sorted(TASKS)}{hint}")
 
 
 def task_configs(given: Mapping[str, Any], tasks: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import FoldError
-from eval.tasks import find_task
+from eval.settings import find_task
 from hibio.config.files import ConfigError, load_config
 from preprocessing.errors import did_you_mean
 

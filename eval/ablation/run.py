@@ -23,8 +23,7 @@ from eval.ablation.table import is_done, state, write_scores
 from eval.embed import Checkpoint, load_checkpoint
 from eval.folds.assemble import Ruler, make_ruler
 from eval.results import NO_FOLD, TaskResult
-from eval.settings import task_configs
-from eval.tasks import find_task
+from eval.settings import find_task, task_configs
 from hibio.checkpoint import NAME as CHECKPOINT
 from hibio.checkpoint import read_log, write_provenance
 from hibio.config.files import ConfigError, dump_config

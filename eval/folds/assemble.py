@@ -13,8 +13,8 @@ from tqdm import tqdm
 from eval.embed import Checkpoint, load_checkpoint
 from eval.folds.baselines import baselines, random_sets, raw_features
 from eval.folds.fold import Fold, Representation, SlideData
-from eval.folds.hidden_genes import hide, with_representations
-from eval.results import NO_FOLD, RAW, SEED_MEAN, TOWER_SUFFIX, Role
+from eval.folds.hidden_genes import hide, tower_row, with_representations
+from eval.results import NO_FOLD, RAW, SEED_MEAN, Role
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
@@ -297,11 +297,7 @@ def representations(
             trees=trees,
         )
     ]
-    if checkpoint.variant == MAIN and tower:
-        note = "output of the omics tower, before the projection to the shared space"
-        name = MAIN + TOWER_SUFFIX
-        own.append(Representation(name, None, tower, (note,), "variant", aligned=False))
-    return own
+    return [*own, tower_row(tower)] if checkpoint.variant == MAIN and tower else own
 
 
 def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:

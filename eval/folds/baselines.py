@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from eval.errors import FoldError
 from eval.folds.fold import Representation, SlideData
-from eval.folds.variable_genes import expression, variable_genes
+from eval.folds.variable_genes import dense_expression, expression, variable_genes
 from eval.measures.ridge import zscore
 from eval.results import RAW
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
@@ -116,12 +116,12 @@ def pca_expression(train: Sequence[SlideData], test: Sequence[SlideData]) -> lis
         neighbours beside it.
     """
     genes = variable_genes(train, PCA_GENES)
-    fitted_on = np.concatenate([expression(slide)[:, genes].toarray() for slide in train])
+    fitted_on = np.concatenate([dense_expression(slide, genes) for slide in train])
     size = min(PCA_COMPONENTS, *fitted_on.shape)
     pca = PCA(size, svd_solver="randomized", random_state=SEED).fit(fitted_on)
     own, beside = {}, {}
     for slide in (*train, *test):
-        rows = zscore(pca.transform(expression(slide)[:, genes].toarray()))
+        rows = zscore(pca.transform(dense_expression(slide, genes)))
         own[slide.slide_id] = rows
         beside[slide.slide_id] = _with_neighbours(rows, slide)
     name = "log1p CP10k" if train[0].modality == "rna" else "arcsinh intensities"

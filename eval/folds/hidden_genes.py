@@ -3,7 +3,7 @@
 Shapes: S spots, G genes, H hidden genes, r factors, D dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy import sparse
 from eval.embed import Checkpoint
 from eval.folds.baselines import baselines
 from eval.folds.fold import HiddenGenes, Representation, SlideData
-from eval.folds.variable_genes import expression
+from eval.folds.variable_genes import dense_expression
 from eval.results import DECODER_SUFFIX, TOWER_SUFFIX
 from hibio.artifacts import Artifacts
 from hibio.data.slide import prepare_slide
@@ -96,7 +96,7 @@ def hide(
         return HiddenGenes((), (), (), {}, notes=(text,))
     names = tuple(str(name) for name in genes[columns])
     slides = (*fitted_on, *test)
-    truth = {s.slide_id: expression(s)[:, columns].toarray().astype(np.float32) for s in slides}
+    truth = {s.slide_id: dense_expression(s, columns).astype(np.float32) for s in slides}
     cut = {s.slide_id: without_genes(s, columns, transform) for s in slides}
     notes = [
         f"{len(names)} of {len(genes)} genes hidden, drawn at random (seed {config.seed}) among "
@@ -150,6 +150,13 @@ def with_representations(
     return replace(hidden, models=tuple(models), decoded=decoded)
 
 
+def tower_row(tower: Mapping[str, np.ndarray]) -> Representation:
+    """The row of the main model's omics tower, slide_id -> (S, D)."""
+    note = "output of the omics tower, before the projection to the shared space"
+    name = MAIN + TOWER_SUFFIX
+    return Representation(name, None, tower, (note,), "variant", aligned=False)
+
+
 def factor_prediction(
     tfidf: sparse.csr_matrix, factors: GeneFactors, columns: np.ndarray
 ) -> np.ndarray:
@@ -190,7 +197,4 @@ def _embedded(
     if decodes:
         decoded[variant + DECODER_SUFFIX] = predicted
     rows = [Representation(variant, omics=omics, role=checkpoint.role)]
-    if variant == MAIN:
-        note = "output of the omics tower, before the projection to the shared space"
-        rows.append(Representation(variant + TOWER_SUFFIX, None, tower, (note,), "variant"))
-    return rows
+    return [*rows, tower_row(tower)] if variant == MAIN else rows

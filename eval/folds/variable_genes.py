@@ -21,6 +21,11 @@ def expression(slide: SlideData) -> sparse.csr_matrix:
     return normalised(slide.counts, slide.modality).astype(np.float64)
 
 
+def dense_expression(slide: SlideData, genes: np.ndarray) -> np.ndarray:
+    """The same of some genes (H,), dense (S, H)."""
+    return np.asarray(expression(slide)[:, genes].toarray())
+
+
 def variable_genes(slides: Iterable[SlideData], k: int, min_detected: float = 0.1) -> np.ndarray:
     """The k genes whose expression varies most within slides.
 

@@ -24,8 +24,12 @@ from torch.nn.functional import normalize
 from eval.errors import FoldError
 from eval.folds.fold import Prediction, Representation, SlideData, stack
 from eval.measures.ridge import knn_mean
-from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingData
+from eval.peers.peer import (
+    Features,
+    TrainingData,
+    known_expression,
+    target_genes,
+)
 from eval.peers.towers import FittedTowers, FlatClip, Inputs, Towers
 
 
@@ -56,7 +60,7 @@ class Bleep(FlatClip):
         fitted = self.align(data, seed)
         slides, genes = data.paired(self.name), target_genes(data.slides)
         bank = stack(list(fitted.embed_omics(slides).values()))
-        known = stack([dense_expression(slide, genes) for slide in slides])
+        known = stack([known_expression(slide, genes) for slide in slides])
         return FittedBleep(fitted, bank, known, genes, self.k)
 
     def loss(self, towers: Towers, image: Inputs, omics: Inputs) -> Tensor:

@@ -28,8 +28,14 @@ from eval.folds.fold import (
     stack,
 )
 from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
-from eval.peers.expression_input import N_TARGETS, dense_expression, target_genes
-from eval.peers.peer import Features, TrainingData, pictured
+from eval.peers.peer import (
+    N_TARGETS,
+    Features,
+    TrainingData,
+    known_expression,
+    pictured,
+    target_genes,
+)
 
 HEST_GENES = 50  # the fixed penalty is that of the benchmark's 50 genes
 
@@ -62,7 +68,7 @@ class PcaRidge:
         slides = data.paired(self.name)
         genes = target_genes(data.slides, self.n_genes)
         x = stack([np.asarray(data.features[s.slide_id], np.float64) for s in slides])
-        y = stack([dense_expression(s, genes).astype(np.float64) for s in slides])
+        y = stack([known_expression(s, genes).astype(np.float64) for s in slides])
         units = spot_names(slides, "slide")
         xy_um = stack([s.xy_um for s in slides])
         groups = inner_groups(spot_names(slides, "patient"), units, xy_um)

@@ -18,11 +18,16 @@ from tqdm import tqdm
 
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData
+from eval.folds.variable_genes import dense_expression, variable_genes
 from eval.measures.ridge import zscore
 from preprocessing.errors import did_you_mean
 
 NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"
 
+#: Share of training spots in which a target should be detected, as in the expression task.
+MIN_DETECTED = 0.1
+#: Genes that a regression peer predicts: as many as the largest target set of the expression task.
+N_TARGETS = 200
 #: slide_id -> (S, F) image features, z-scored per slide.
 Features = Mapping[str, np.ndarray]
 
@@ -88,6 +93,16 @@ class Peer(Protocol):
     def fit(self, data: TrainingData, seed: int) -> FittedPeer:
         """Fit on training slides."""
         ...
+
+
+def target_genes(slides: Sequence[SlideData], n_genes: int = N_TARGETS) -> np.ndarray:
+    """The genes (H,) that predictors are fitted on, those of the expression task."""
+    return variable_genes(slides, n_genes, MIN_DETECTED)
+
+
+def known_expression(slide: SlideData, genes: np.ndarray) -> np.ndarray:
+    """Log expression (S, H) float32 of some genes."""
+    return dense_expression(slide, genes).astype(np.float32)
 
 
 def standardised(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

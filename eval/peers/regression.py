@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from eval.folds.fold import Cost, Prediction, Representation, SlideData, stack
 from eval.measures.ridge import spatial_blocks, zscore
-from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit, pictured
+from eval.peers.peer import (
+    Features,
+    TrainingConfig,
+    TrainingData,
+    device,
+    fit,
+    known_expression,
+    pictured,
+    target_genes,
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class RegressionPeer(ABC):
         """
         slides = data.paired(self.name)
         genes = target_genes(data.slides)
-        known = stack([dense_expression(slide, genes) for slide in slides])
+        known = stack([known_expression(slide, genes) for slide in slides])
         mean = known.mean(axis=0)
         spread = np.maximum(known.std(axis=0), 1e-6) if self.scaled else np.ones_like(mean)
         inputs = SlideStack.of(slides, data.features)

@@ -27,8 +27,15 @@ from torch.nn.functional import elu, mse_loss
 from eval.errors import FoldError
 from eval.folds.fold import Cost, Representation, SlideData
 from eval.measures.ridge import zscore
-from eval.peers.expression_input import dense_expression, target_genes
-from eval.peers.peer import Features, TrainingConfig, TrainingData, device, fit
+from eval.peers.peer import (
+    Features,
+    TrainingConfig,
+    TrainingData,
+    device,
+    fit,
+    known_expression,
+    target_genes,
+)
 
 ROWS = ("expression", "tfidf")
 
@@ -103,7 +110,7 @@ class FittedStagate:
         """What is reconstructed, (S, H)."""
         if self.settings.rows == "tfidf":
             return np.asarray(slide.tfidf[:, self.genes].toarray())
-        return dense_expression(slide, self.genes)
+        return known_expression(slide, self.genes)
 
     def _embedded(self, slide: SlideData) -> tuple[np.ndarray, int, float]:
         """Latent (S, latent), number of parameters and seconds."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from eval.folds.fold import Cost, Representation, SlideData
 from eval.measures.ridge import centre
-from eval.peers.expression_input import dense_expression, target_genes
 from eval.peers.peer import (
     Features,
     FittedPeer,
@@ -22,7 +21,9 @@ from eval.peers.peer import (
     TrainingData,
     device,
     fit,
+    known_expression,
     pictured,
+    target_genes,
 )
 from hibio.losses import info_nce
 
@@ -244,7 +245,7 @@ def scaled_expression(data: TrainingData, n_genes: int) -> tuple[OmicsInput, int
     genes = target_genes(data.slides, n_genes)
 
     def centred(slide: SlideData) -> np.ndarray:
-        return centre(dense_expression(slide, genes))
+        return centre(known_expression(slide, genes))
 
     variance = float(np.mean([centred(slide).var() for slide in data.slides]))
     scale = max(variance, 1e-12) ** 0.5

@@ -70,6 +70,19 @@ class FewShotConfig:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Labelled spots: features (S, D) z-scored per slide, class and patient (or block) of each."""
+
+    x: np.ndarray
+    y: np.ndarray
+    patient: np.ndarray
+
+    def only(self, keep: np.ndarray) -> Labelled:
+        """The spots where ``keep`` is true, or at its indices."""
+        return Labelled(self.x[keep], self.y[keep], self.patient[keep])
+
+
+@dataclass(frozen=True)
 class FewShotScore:
     """Balanced accuracy in one test patient after one draw of k spots a class."""
 
@@ -95,33 +108,27 @@ def draw_spots(classes: np.ndarray, k: int, seed: Sequence[int]) -> np.ndarray:
 
 
 def few_shot_scores(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray, np.ndarray],
-    seed: int,
-    config: FewShotConfig,
+    train: Labelled, test: Labelled, seed: int, config: FewShotConfig
 ) -> Iterator[FewShotScore]:
     """Fit on few spots, score every test patient.
 
     Args:
-        train: features (S, D) and class (S,) of the labelled training spots.
-        test: features (Q, D), class (Q,) and patient (Q,) of test spots whose class occurs in
-            training.
+        train: labelled training spots.
+        test: test spots whose class occurs in training.
         seed: of the draws.
         config: settings.
     """
-    x, y = train
-    test_x, test_y, patient = test
     for k in config.k:
         for draw in range(config.draws):
-            few = draw_spots(y, k, (seed, draw))
+            few = train.only(draw_spots(train.y, k, (seed, draw)))
             probe = LogisticRegression(
                 C=config.c, class_weight="balanced", max_iter=config.max_iter
             )
-            found = probe.fit(x[few], y[few]).predict(test_x)
-            for name in np.unique(patient):
-                own = patient == name
-                value = balanced_accuracy(test_y[own], found[own])
-                yield FewShotScore(k, draw, str(name), value, 1.0 / len(set(test_y[own])))
+            found = probe.fit(few.x, few.y).predict(test.x)
+            for name in np.unique(test.patient):
+                own = test.patient == name
+                value = balanced_accuracy(test.y[own], found[own])
+                yield FewShotScore(k, draw, str(name), value, 1.0 / len(set(test.y[own])))
 
 
 @dataclass(frozen=True)
@@ -149,19 +156,6 @@ class AnnotationConfig:
     tolerance: float = 1e-3
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Labelled spots: features (S, D) z-scored per slide, class and patient (or block) of each."""
-
-    x: np.ndarray
-    y: np.ndarray
-    patient: np.ndarray
-
-    def only(self, keep: np.ndarray) -> Labelled:
-        """The spots where ``keep`` is true, or at its indices."""
-        return Labelled(self.x[keep], self.y[keep], self.patient[keep])
 
 
 @dataclass(frozen=True)
@@ -347,8 +341,7 @@ def _add_few_shot(
         )
     test = test.only(np.isin(test.y, np.unique(train.y)))
     unit = "balanced accuracy per test patient and draw of the labelled spots"
-    sides = (train.x, train.y), (test.x, test.y, test.patient)
-    for one in few_shot_scores(*sides, fold.seed, config):
+    for one in few_shot_scores(train, test, fold.seed, config):
         key = fold.key(f"{one.patient}:{case.column}:draw{one.draw}")
         measure = Measure(f"{case.modality}/few_shot@{one.k}", unit, words=(FEW_SHOT,))
         table.add(case.model, measure, key, one.value, one.chance)

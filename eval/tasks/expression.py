@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold, Representation, SlideData, split_rows, stack
-from eval.folds.variable_genes import expression, variable_genes
+from eval.folds.fold import Fold, Representation, split_rows, stack
+from eval.folds.variable_genes import dense_expression, variable_genes
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
@@ -160,9 +160,9 @@ def _spot_vectors(
 
 def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> Iterator[Targets]:
     order = variable_genes(fold.train, max(config.n_genes), config.min_detected)
-    train = [_dense(slide, order) for slide in fold.paired_train]
+    train = [dense_expression(slide, order) for slide in fold.paired_train]
     train_z = [zscore(values) for values in train]
-    test = [_dense(slide, order) for slide in fold.paired_test]
+    test = [dense_expression(slide, order) for slide in fold.paired_test]
     for n in config.n_genes:
         name = f"top{n}_hvg"
         if len(order) < n:
@@ -226,7 +226,3 @@ def _add_references(table: ResultTable, fold: Fold, targets: Targets) -> None:
     table.row("neighbour_oracle", "oracle", "measured expression of the neighbouring test spots")
     _add(table, fold, ("neighbour_oracle", "", targets), [stack(near)])
     table.note("neighbour_oracle: reference that sees the test counts of the neighbouring spots")
-
-
-def _dense(slide: SlideData, genes: np.ndarray) -> np.ndarray:
-    return np.asarray(expression(slide)[:, genes].toarray())

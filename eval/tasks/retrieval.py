@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData, stack
-from eval.folds.variable_genes import expression, variable_genes
+from eval.folds.variable_genes import dense_expression, variable_genes
 from eval.measures.metrics import (
     TIE,
     WORDS,
@@ -359,7 +359,7 @@ def _add_slide(
 def _profiles(fold: Fold, config: RetrievalConfig) -> list[np.ndarray]:
     """Expression (N, V) of each test slide on genes that vary on the training slides."""
     genes = variable_genes(fold.train or fold.test, config.soft_genes)
-    return [np.asarray(expression(slide)[:, genes].toarray()) for slide in fold.paired_test]
+    return [dense_expression(slide, genes) for slide in fold.paired_test]
 
 
 def _add_soft(

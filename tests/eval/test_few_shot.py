@@ -11,7 +11,14 @@ from sklearn.metrics import balanced_accuracy_score
 
 from eval.errors import FoldError
 from eval.report.figures.few_shot import few_shot_curves
-from eval.tasks.annotation import AnnotationConfig, FewShotConfig, draw_spots, few_shot_scores, run
+from eval.tasks.annotation import (
+    AnnotationConfig,
+    FewShotConfig,
+    Labelled,
+    draw_spots,
+    few_shot_scores,
+    run,
+)
 from preprocessing.errors import DataError
 
 FAST = AnnotationConfig(grid=(0.1,), few_shot=FewShotConfig(k=(1, 5, 20), draws=4))
@@ -36,7 +43,7 @@ def test_scores_equal_a_probe_written_out() -> None:
     test_y, patient = rng.choice(["a", "b"], 40), rng.choice(["p", "q"], 40)
     test_x = rng.standard_normal((40, 5)) + (test_y == "a")[:, None]
     config = FewShotConfig(k=(3,), draws=2)
-    found = list(few_shot_scores((x, y), (test_x, test_y, patient), 7, config))
+    found = list(few_shot_scores(Labelled(x, y, y), Labelled(test_x, test_y, patient), 7, config))
     assert [(s.k, s.draw, s.patient) for s in found] == [
         (3, 0, "p"),
         (3, 0, "q"),

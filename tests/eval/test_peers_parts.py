@@ -12,10 +12,9 @@ from eval.errors import FoldError
 from eval.folds.fold import Cost, Prediction, Representation
 from eval.measures.ridge import spatial_blocks
 from eval.peers.bleep import Bleep, smoothed_contrast
-from eval.peers.expression_input import target_genes
 from eval.peers.gene_lists import GeneBag, over_usual, ranked_genes, usual_level, without, words
 from eval.peers.pca_ridge import PcaRidge
-from eval.peers.peer import TrainingConfig, TrainingData, fit, standardised
+from eval.peers.peer import TrainingConfig, TrainingData, fit, standardised, target_genes
 from eval.peers.regression import Output, SlideStack
 from eval.peers.st_align import niche
 from eval.peers.stagate import GraphAutoencoder

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from eval.folds.fold import Fold
-from eval.results import Metric, TaskResult
+from eval.results import Metric, Task, TaskResult
 from eval.run import _pooled_results, _with_models
-from eval.tasks import Task
 
 
 def fold(name: str, seed: int) -> Fold:

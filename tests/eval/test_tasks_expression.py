@@ -11,7 +11,8 @@ from eval.folds.variable_genes import expression as measured
 from eval.folds.variable_genes import variable_genes
 from eval.measures.metrics import pearson_per_gene
 from eval.measures.ridge import RidgeConfig, ridge_fit_predict
-from eval.tasks import TASKS, find_task
+from eval.settings import find_task
+from eval.tasks import TASKS
 from eval.tasks.expression import ExpressionConfig, decode, run
 from tests.eval.conftest import make_fold
 
