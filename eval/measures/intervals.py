@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.errors import FoldError
-from eval.measures.metrics import bootstrap_ci
+from eval.measures.metrics import bootstrap_ci, percentile_ends
 
 DRAWS_AT_ONCE = 256
 LEVEL = 0.95  # of the interval beside a headline number
@@ -70,12 +70,8 @@ def auroc_interval(
     table = np.stack(values)
     defined = np.isfinite(table)
     drawn = defined.any(axis=0)
-    if not drawn.any():
-        return math.nan, math.nan
     total = np.where(defined, table, 0.0).sum(axis=0)
-    means = total[drawn] / defined.sum(axis=0)[drawn]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_ends(total[drawn] / defined.sum(axis=0)[drawn], level)
 
 
 def _drawn(positive: np.ndarray, score: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -153,8 +149,8 @@ def paired_bootstrap(
             for start in range(0, draws, DRAWS_AT_ONCE)
         ]
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return PairedInterval(mean, float(low), float(high), sign_flip_p(gain, seed, draws), n)
+    low, high = percentile_ends(means, level)
+    return PairedInterval(mean, low, high, sign_flip_p(gain, seed, draws), n)
 
 
 def sign_flip_p(gain: np.ndarray, seed: int = 0, draws: int = 2000) -> float:

@@ -260,8 +260,15 @@ def bootstrap_ci(
     if len(size) < 2:
         return math.nan, math.nan
     draw = np.random.default_rng(seed).integers(len(size), size=(n, len(size)))
-    means = total[draw].sum(axis=1) / size[draw].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentile_ends(total[draw].sum(axis=1) / size[draw].sum(axis=1), level)
+
+
+def percentile_ends(draws: np.ndarray, level: float) -> tuple[float, float]:
+    """Ends of the middle ``level`` of the finite draws; NaN without any."""
+    finite = draws[np.isfinite(draws)]
+    if not len(finite):
+        return math.nan, math.nan
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

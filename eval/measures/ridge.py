@@ -9,6 +9,7 @@ Shapes: S spots, F features, T targets, A alphas.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy import sparse
@@ -159,11 +160,11 @@ def choose_alpha(
     """
     fold_of = group_folds(groups, config.n_folds)
     pieces = _piece_moments(x, y, fold_of, units)
-    total = _sum_moments(list(pieces.values()))
+    total = reduce(Moments.plus, pieces.values())
     scores = []
     for fold in range(int(fold_of.max()) + 1):
         held = [moments for (piece_fold, _), moments in pieces.items() if piece_fold == fold]
-        train = total.plus(_sum_moments(held), -1)
+        train = total.plus(reduce(Moments.plus, held), -1)
         weights = ridge_weights(train, _penalties(train, config))
         scores += [_pearson_of_moments(moments, weights) for moments in held if moments.n > 2]
     best = int(np.argmax(_defined(scores).mean(axis=0)))
@@ -239,13 +240,6 @@ def _piece_moments(
     return pieces
 
 
-def _sum_moments(parts: list[Moments]) -> Moments:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.plus(part)
-    return total
-
-
 def _pearson_of_moments(moments: Moments, weights: np.ndarray) -> np.ndarray:
     """Mean Pearson over targets (A,) of the predictions X W within one unit."""
     xx, xy, yy = moments.centred()
@@ -264,15 +258,12 @@ def _defined(scores: list[np.ndarray]) -> np.ndarray:
 
 
 def inner_groups(patients: np.ndarray, slides: np.ndarray, xy_um: np.ndarray) -> np.ndarray:
-    """Groups of the inner folds: patients, or spatial blocks of each slide with one patient.
+    """Groups (S,) of the inner folds: patients, or spatial blocks of each slide with one patient.
 
     Args:
         patients: (S,) names.
         slides: (S,) names.
         xy_um: (S, 2) micrometres.
-
-    Returns:
-        (S,) group names.
     """
     if len(set(patients.tolist())) > 1:
         return patients

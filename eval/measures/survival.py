@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from eval.errors import FoldError
+from eval.measures.metrics import percentile_ends
 
 _FORM = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*;\s*([01])\s*")
 FLAT = 1e-9
@@ -90,12 +91,7 @@ def concordance_interval(
     for _ in range(n):
         times = np.bincount(rng.integers(size, size=size), minlength=size).astype(np.float64)
         found.append(_concordance(survival, risk, times))
-    values = np.array(found)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_ends(np.array(found), level)
 
 
 def _concordance(survival: Survival, risk: np.ndarray, times: np.ndarray) -> float:

@@ -24,6 +24,31 @@ from eval.measures.metrics import WORDS, ami, ari, nmi
 from eval.results import Measure, Question, ResultTable, TaskResult
 from preprocessing.graphs import neighbour_weights, smooth
 
+QUESTION = Question(
+    "domains",
+    "Clusters of the embedding compared with annotated tissue domains or cell niches; the number "
+    "of clusters is the number of labels, and labels are used for scoring only.",
+    (
+        "omics_ari/kmeans",
+        "omics_ari/gmm",
+        "omics_ari/kmeans_smooth",
+        "omics_ari/gmm_smooth",
+        "omics_ari/kmeans_label_smooth",
+        "omics_ari/kmeans_graph",
+        "omics_ari/gmm_graph_smooth",
+        "omics_nmi/gmm_smooth",
+        "omics_ami/gmm_smooth",
+        "image_ari/kmeans",
+    ),
+)
+
+#: Part of a method's name -> what it does.
+METHODS = {
+    "_label_smooth": "label_smooth: cluster labels replaced by the majority among the neighbours "
+    "afterwards",
+    "_graph": "graph: axes of the embedding that vary most over the tissue beside what differs "
+    "between neighbours (minimum noise fraction); fitted on the slide, without labels",
+}
 #: Directions of less variance than this share of the widest are rounding and are dropped.
 RANK_TOLERANCE = 1e-10
 #: Spots whose standard deviation is at most this share of the largest number are all the same.
@@ -92,33 +117,6 @@ def _whitened(rows: np.ndarray) -> np.ndarray:
             "this embedding out"
         )
     return np.asarray(centred @ (turn[:, kept] / np.sqrt(variance[kept])))
-
-
-QUESTION = Question(
-    "domains",
-    "Clusters of the embedding compared with annotated tissue domains or cell niches; the number "
-    "of clusters is the number of labels, and labels are used for scoring only.",
-    (
-        "omics_ari/kmeans",
-        "omics_ari/gmm",
-        "omics_ari/kmeans_smooth",
-        "omics_ari/gmm_smooth",
-        "omics_ari/kmeans_label_smooth",
-        "omics_ari/kmeans_graph",
-        "omics_ari/gmm_graph_smooth",
-        "omics_nmi/gmm_smooth",
-        "omics_ami/gmm_smooth",
-        "image_ari/kmeans",
-    ),
-)
-
-#: Part of a method's name -> what it does.
-METHODS = {
-    "_label_smooth": "label_smooth: cluster labels replaced by the majority among the neighbours "
-    "afterwards",
-    "_graph": "graph: axes of the embedding that vary most over the tissue beside what differs "
-    "between neighbours (minimum noise fraction); fitted on the slide, without labels",
-}
 
 
 @dataclass(frozen=True)

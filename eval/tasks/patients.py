@@ -1,11 +1,10 @@
 """Patients as bags of spots, and two read-outs: a linear probe of their means, attention pooling.
 
-In attention pooling each spot gets a weight from a gated layer, the weights
-of a bag sum to 1, and a linear head reads the weighted mean. Everything is fitted on the training
-bags: the principal axes (label-free), the weights and the head. Training is full batch for a fixed
-number of steps with weight decay, in float64, from several starts whose probabilities are averaged;
-each start sees a balanced subset of the bags.
-
+In attention pooling each spot gets a weight from a gated layer, the weights of a bag sum to 1, and
+a linear head reads the weighted mean. Everything is fitted on the training bags: the principal axes
+(label-free), the weights and the head. Training is full batch for a fixed number of steps with
+weight decay, in float64, from several starts whose probabilities are averaged; each start sees a
+balanced subset of the bags.
 Shapes: P training and Q test patients, S spots of one bag, N spots of the longest, D embedding
 dimensions, R principal axes, M starts, H hidden units, C classes.
 """
@@ -71,7 +70,7 @@ def embedded_patients(
     most: int | None,
     seed: int,
 ) -> Patients | None:
-    """Patients with a known outcome as bags of a model's spot embeddings.
+    """Patients with a known outcome as bags of a model's spot embeddings; None when none is left.
 
     Args:
         model: whose embeddings.
@@ -80,9 +79,6 @@ def embedded_patients(
         outcomes: of the patients; others are left out.
         most: spots of one slide in a bag, drawn at random; None: all.
         seed: of the draw.
-
-    Returns:
-        None when no patient is left.
     """
     usable = [slide for slide in slides if model.covers(modality, slide)]
     names, vectors, spreads, bags = [], [], [], []
@@ -106,7 +102,9 @@ def embedded_patients(
 
 def pseudobulk(slides: Sequence[SlideData], outcomes: dict[str, str]) -> Patients:
     """Mean normalised expression (P, G) of each patient: composition without any model."""
-    return _tabulated(slides, outcomes, _mean_expression)
+    return _tabulated(
+        slides, outcomes, lambda slide: np.asarray(expression(slide).mean(axis=0)).ravel()
+    )
 
 
 def cohort_facts(slides: Sequence[SlideData], outcomes: dict[str, str]) -> Patients:
@@ -136,10 +134,6 @@ def _tabulated(
     ]
     vectors = np.stack([vector for _, vector in pairs]) if pairs else np.zeros((0, 0))
     return Patients(tuple(name for name, _ in pairs), vectors)
-
-
-def _mean_expression(slide: SlideData) -> np.ndarray:
-    return np.asarray(expression(slide).mean(axis=0)).ravel()
 
 
 def _facts(slide: SlideData) -> np.ndarray:

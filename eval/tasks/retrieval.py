@@ -53,6 +53,42 @@ from eval.tasks.probes import (
     side_by_side,
 )
 
+QUESTION = Question(
+    "retrieval",
+    "Given a spot's image, find its own expression profile among those of a fixed pool, and the "
+    "reverse; within one slide unless a metric says pooled.",
+    (
+        "image_to_omics/recall@10%",
+        "omics_to_image/recall@10%",
+        "image_to_omics/recall@5",
+        "image_to_omics/recall@10%_combined",
+        "image_to_omics/recall@10%_sinkhorn",
+        "image_to_omics/median_rank",
+        "image_to_omics/soft_recall@10",
+        "identity/patient_balanced_accuracy",
+    ),
+)
+
+WHOLE_SLIDE = "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)"
+SOFT = (
+    "soft_recall@k: share of the first k items whose measured expression is among the 5 % of the "
+    "slide most like the query's own"
+)
+IDENTITY = (
+    "identity: accuracy of a probe that tells slide or patient from the embedding, so that stain "
+    "or depth shortcuts are kept; lower is better"
+)
+#: Part of a metric's name -> what it changes.
+CHANGES = {
+    "pooled_": WORDS["pooled"],
+    "_random_graph": "random_graph: items averaged over random spots instead of neighbours; a "
+    "niche gains only what it has beyond this",
+    "_combined": "combined: cosine of the embeddings plus cosine of the spot vector and its ridge "
+    "prediction from the raw image features",
+    "_csls": WHOLE_SLIDE,
+    "_sinkhorn": WHOLE_SLIDE,
+}
+DIRECTIONS = ("image_to_omics", "omics_to_image")
 BLOCK = 512
 
 
@@ -200,43 +236,6 @@ def _cross_predict(rows: np.ndarray, truth: np.ndarray, fold: np.ndarray, seed: 
         probe.fit(rows[~own], truth[~own].astype(str))
         predicted[own] = probe.predict(rows[own])
     return predicted.astype(str)
-
-
-QUESTION = Question(
-    "retrieval",
-    "Given a spot's image, find its own expression profile among those of a fixed pool, and the "
-    "reverse; within one slide unless a metric says pooled.",
-    (
-        "image_to_omics/recall@10%",
-        "omics_to_image/recall@10%",
-        "image_to_omics/recall@5",
-        "image_to_omics/recall@10%_combined",
-        "image_to_omics/recall@10%_sinkhorn",
-        "image_to_omics/median_rank",
-        "image_to_omics/soft_recall@10",
-        "identity/patient_balanced_accuracy",
-    ),
-)
-WHOLE_SLIDE = "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)"
-SOFT = (
-    "soft_recall@k: share of the first k items whose measured expression is among the 5 % of the "
-    "slide most like the query's own"
-)
-IDENTITY = (
-    "identity: accuracy of a probe that tells slide or patient from the embedding, so that stain "
-    "or depth shortcuts are kept; lower is better"
-)
-#: Part of a metric's name -> what it changes.
-CHANGES = {
-    "pooled_": WORDS["pooled"],
-    "_random_graph": "random_graph: items averaged over random spots instead of neighbours; a "
-    "niche gains only what it has beyond this",
-    "_combined": "combined: cosine of the embeddings plus cosine of the spot vector and its ridge "
-    "prediction from the raw image features",
-    "_csls": WHOLE_SLIDE,
-    "_sinkhorn": WHOLE_SLIDE,
-}
-DIRECTIONS = ("image_to_omics", "omics_to_image")
 
 
 @dataclass(frozen=True)
