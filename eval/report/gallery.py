@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.embed import embed_slide
 from eval.folds.assemble import JobGroup
-from eval.folds.fold import ACTIVITY_PREFIX, Fold
+from eval.folds.fold import ACTIVITY_PREFIX, Fold, smooth, split_rows
 from eval.measures.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, centre, zscore_mean
 from eval.report.figures.canvas import Figure
@@ -21,9 +21,9 @@ from eval.report.figures.lines import loss_curves, metric_bars, retrieval_curves
 from eval.report.figures.regions import niche_maps, region_history, slide_regions
 from eval.report.numbers import is_number
 from eval.results import headlines, task_record
-from eval.tasks.domains import DomainsConfig, cluster, smooth
+from eval.tasks.domains import DomainsConfig, cluster
 from eval.tasks.pathway_query import Query
-from eval.tasks.probes import ImageProbe, split_rows
+from eval.tasks.probes import ImageProbe
 from hibio.checkpoint import TRAINER, load_trainer_state, read_log
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry
