@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.embed import embed_slide
 from eval.folds.assemble import JobGroup
-from eval.folds.fold import ACTIVITY_PREFIX, Fold, smooth, split_rows
+from eval.folds.fold import ACTIVITY_PREFIX, Fold, split_rows
 from eval.measures.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, centre, zscore_mean
 from eval.report.figures.canvas import Figure
@@ -27,6 +27,7 @@ from eval.tasks.probes import ImageProbe
 from hibio.checkpoint import TRAINER, load_trainer_state, read_log
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry
+from preprocessing.graphs import smooth
 from preprocessing.store import SlideStore
 
 SHOWN = 4
