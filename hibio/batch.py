@@ -122,6 +122,26 @@ class SlideBatch:
         return dataclasses.replace(self, **moved)
 
 
+def lone_spots(
+    gene_SK: Tensor, value_SK: Tensor, vector_SV: Tensor, spot_group_S: Tensor, **fields: Any
+) -> SlideBatch:
+    """Spots without neighbours, place or region, all core; ``fields`` says the rest."""
+    n_spots = len(gene_SK)
+    return SlideBatch(
+        gene_SK=gene_SK,
+        value_SK=value_SK,
+        vector_SV=vector_SV,
+        vector_scale_SV=torch.ones_like(vector_SV),
+        neighbour_SN=gene_SK.new_full((n_spots, 1), -1),
+        distance_um_SN=value_SK.new_full((n_spots, 1), float("inf")),
+        xy_um_S2=value_SK.new_zeros(n_spots, 2),
+        spot_group_S=spot_group_S,
+        core_S=torch.ones(n_spots, dtype=torch.bool, device=gene_SK.device),
+        region_of_spot_LS=gene_SK.new_zeros(1, n_spots),
+        **fields,
+    )
+
+
 @dataclass(frozen=True)
 class LevelPair:
     """Projected, L2-normalised embeddings of one level (n items), row i of each the same item.

@@ -19,7 +19,6 @@ TERM_NEIGHBOUR = "omics/neighbour"
 TERM_SPATIAL = "omics/spatial"
 TERM_DECORRELATION = "omics/decorrelation"
 TERM_EXPRESSION = "image/expression"
-
 #: What each loss term does; a stage's ``weights`` may name these and nothing else.
 TERMS: dict[str, str] = {
     TERM_SPOT: "patch <-> profile InfoNCE",
@@ -36,10 +35,8 @@ TERMS: dict[str, str] = {
 
 #: Terms that read the image tower; a stage that names one trains on slides with images only.
 IMAGE_TERMS = frozenset({TERM_SPOT, TERM_REGION, TERM_MEMBER, TERM_EXPRESSION})
-
 #: Terms that read the plain embeddings of the spots, of whatever towers there are.
 EMBEDDING_TERMS = IMAGE_TERMS | {TERM_PATHWAY, TERM_DECORRELATION}
-
 #: Terms that read the masked view of the omics branch.
 MASKED_TERMS = frozenset({TERM_MASKED, TERM_PROFILE, TERM_NEIGHBOUR})
 

@@ -288,7 +288,7 @@ def finish(job: Job, trainer: Trainer) -> Path:
     """
     if job.config.bank:
         model = trainer.whole_model()
-        trainer.group.on_first(lambda: _write_bank(job, model, trainer.dataset))
+        trainer.group.on_first(lambda: _write_bank(job, model, trainer.plan.dataset))
     return job.folder / NAME
 
 
@@ -345,7 +345,7 @@ def train_job(job: Job, *, resume: bool = False) -> Path:
     trainer = build(job, resume=resume)
     if not trainer.fit() or trainer.interrupted:
         raise InterruptedError(
-            f"stopped at step {trainer.step} of {trainer.n_steps()} of {job.name}; saved"
+            f"stopped at step {trainer.step} of {trainer.plan.n_steps()} of {job.name}; saved"
         )
     return finish(job, trainer)
 

@@ -1,7 +1,5 @@
 """Core spots of one or more slides, plus the halo that they need, as one SlideBatch.
 
-Legend: S spots, K keyword genes, V spot-vector length, Q query genes.
-
 Legend: S spots, K keyword genes, Q query genes, V spot-vector length, G vocabulary.
 """
 

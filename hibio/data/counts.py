@@ -5,17 +5,24 @@ Shapes: S spots, P genes of the slide's panel, G genes of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from scipy import sparse
 
 from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
+
+CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
+
+I = TypeVar("I")  # noqa: E741  an input
+R = TypeVar("R")
 
 
 @contextmanager
@@ -40,7 +47,45 @@ def reading(path: Path, slide_id: str | None = None) -> Iterator[None]:
         ) from error
 
 
-CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
+def ordered_map(
+    function: Callable[[I], R], inputs: Iterable[I], threads: int = 1, ahead: int | None = None
+) -> Generator[R, None, None]:
+    """Like `map`, a few inputs ahead: what is summed in this order is the same to the last bit.
+
+    Memory does not grow with the number of inputs. The first error is raised where its result would
+    have come; what has not begun by then, or when the iterator is closed, is not begun.
+
+    Args:
+        function: called in any thread; sparse products, numpy and HDF5 let the others run.
+        inputs: read as they are needed.
+        threads: that call the function.
+        ahead: results made before they are asked for; 0 calls the function here. As many as there
+            are threads when None, and 0 with one thread.
+
+    Yields:
+        The results.
+
+    Raises:
+        DataError: threads below 1.
+    """
+    if threads < 1:
+        raise DataError(f"threads is {threads}, expected at least 1")
+    if ahead is None:
+        ahead = 0 if threads == 1 else threads
+    if ahead == 0:
+        yield from map(function, inputs)
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="slide")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for one in inputs:
+            waiting.append(pool.submit(function, one))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class CountSource(Protocol):

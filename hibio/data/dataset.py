@@ -1,4 +1,4 @@
-"""Prepared slides behind a bounded cache."""
+"""Prepared slides behind a bounded cache, and slides that are given as AnnData or images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 
 from hibio.artifacts import Artifacts
-from hibio.batch import SlideBatch
+from hibio.batch import SlideBatch, lone_spots
 from hibio.config.files import ConfigError
 from hibio.config.model import ImageInput
 from hibio.data.counts import ArrayCounts, PanelMap, reading
@@ -156,7 +156,6 @@ def image_batch(
     """
     n_spots = len(image)
     k = artifacts.settings.genes.keyword_genes
-    vector = torch.zeros(n_spots, artifacts.factors.components.shape[1])
     visual: dict[str, torch.Tensor] = {}
     if image.ndim == 4:
         normaliser = stain_normaliser(stain, image)
@@ -169,18 +168,13 @@ def image_batch(
         if context is not None or stain != "none":
             raise ConfigError("context and stain are for patches (S, h, w, 3), not for features")
         visual["features_SF"] = torch.from_numpy(standardise_columns(image))
-    return SlideBatch(
-        gene_SK=torch.full((n_spots, k), artifacts.n_genes),
-        value_SK=torch.zeros(n_spots, k),
-        vector_SV=vector,
-        spot_group_S=torch.zeros(n_spots, dtype=torch.long),
-        vector_scale_SV=torch.ones_like(vector),
-        neighbour_SN=torch.full((n_spots, 1), -1),
-        distance_um_SN=torch.full((n_spots, 1), float("inf")),
-        xy_um_S2=torch.zeros(n_spots, 2),
-        slide_of_spot_S=torch.zeros(n_spots, dtype=torch.long),
-        core_S=torch.ones(n_spots, dtype=torch.bool),
-        region_of_spot_LS=torch.zeros(1, n_spots, dtype=torch.long),
+    slide_S = torch.zeros(n_spots, dtype=torch.long)
+    return lone_spots(
+        torch.full((n_spots, k), artifacts.n_genes),
+        torch.zeros(n_spots, k),
+        torch.zeros(n_spots, artifacts.factors.components.shape[1]),
+        slide_S,
+        slide_of_spot_S=slide_S,
         slide_ids=("image",),
         stain=stain,
         **visual,

@@ -38,7 +38,11 @@ from preprocessing.selection import select_genes
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 
+#: What is fitted on counts, and taken over by a warm start.
 EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
+MATCHED_RANDOM = "matched_random:"
+NO_PATHWAYS = "none"
+INTENSITY_VARIANTS = ("arcsinh", "rank")
 
 
 def check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
@@ -58,23 +62,6 @@ def check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
             "genes settings differ from those of model.omics.init_from, whose vocabulary and "
             f"factors are taken over ({'; '.join(differ)}); copy its genes section"
         )
-
-
-def expression_of(start: Artifacts) -> dict[str, Any]:
-    """Everything fitted on counts, as ``fit_artifacts`` would have fitted it."""
-    return {name: getattr(start, name) for name in EXPRESSION}
-
-
-def slides_seen(start: Artifacts) -> tuple[str, ...]:
-    """Slides of every run that a warm start goes back to, not only of the last."""
-    return tuple(sorted({*start.train_slides, *start.settings.pretrain_slides}))
-
-
-MATCHED_RANDOM = "matched_random:"
-
-NO_PATHWAYS = "none"
-
-INTENSITY_VARIANTS = ("arcsinh", "rank")
 
 
 def fit_artifacts(
@@ -113,14 +100,18 @@ def fit_artifacts(
     )
     counts = CountBlocks(paths, vocabulary, threads)
     steps.update()
-    expression = (
-        _fit_expression(counts, genes, seed, modality) if start is None else expression_of(start)
-    )
+    if start is None:
+        expression = _fit_expression(counts, genes, seed, modality)
+    else:
+        expression = {name: getattr(start, name) for name in EXPRESSION}
     steps.update()
     database, anchors = _fit_pathways(pathways, counts, expression["tfidf"], seed)
     steps.update()
     targets = _target_genes(counts, genes, seed, modality)
     steps.close()
+    seen: tuple[str, ...] = ()  # slides of every run that a warm start goes back to
+    if start is not None:
+        seen = tuple(sorted({*start.train_slides, *start.settings.pretrain_slides}))
     return Artifacts(
         genes=vocabulary,
         database=database,
@@ -133,7 +124,7 @@ def fit_artifacts(
             common_patch_um(entries),
             tuple(context_widths(entries)),
             modality,
-            () if start is None else slides_seen(start),
+            seen,
         ),
         **expression,
     )

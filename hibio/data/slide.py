@@ -1,15 +1,11 @@
 """One slide as the model needs it: expression, spot vectors, graph, image features.
 
-Legend: S spots, F image features.
-
 A small slide holds it in memory; of a large one it is computed from the store, for the spots of a
 tile, so that memory is set by the tile. Views for training (thinned counts, genes to be guessed)
 come from the same counts.
 
-Legend: S spots, n spots asked for, K keyword genes, V spot-vector length, M pathways, H target
-genes, Q query genes, G vocabulary.
-
-Legend: S spots, V spot-vector length, N neighbours, F image features.
+Legend: S spots, n spots asked for, K keyword genes, V spot-vector length, N neighbours, M pathways,
+H target genes, Q query genes, G vocabulary, F image features.
 """
 
 from __future__ import annotations

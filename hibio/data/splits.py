@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from tqdm import tqdm
 
@@ -24,9 +24,7 @@ from preprocessing.spot_table import RNA
 from preprocessing.store import SlideStore
 
 INDEX_NAME = ".slides.json"
-
 INDEX_FROM = 64  # so many stores must have been opened for the index to be worth a file
-
 _VERSION = 2  # 1 did not know which file it was
 
 
@@ -63,19 +61,7 @@ class SlideEntry:
     context_um: float | None = None
 
 
-_KINDS: dict[str, Any] = {
-    "slide_id": str,
-    "patient_id": str,
-    "has_image": bool,
-    "n_spots": int,
-    "has_counts": bool,
-    "modality": str,
-    "technology": str,
-    "organism": str,
-    "tissue": str,
-    "patch_um": float | None,
-    "context_um": float | None,
-}
+_KINDS = {name: kind for name, kind in get_type_hints(SlideEntry).items() if name != "path"}
 
 
 def indexed_entries(paths: Sequence[Path]) -> list[SlideEntry]:
@@ -96,7 +82,8 @@ def indexed_entries(paths: Sequence[Path]) -> list[SlideEntry]:
         entry = _kept(path, known[path.parent], stamp)
         if entry is None:
             entry = read_entry(path)
-            opened[path.parent][path.name] = [stamp, _plain(entry)]
+            plain = {name: getattr(entry, name) for name in _KINDS}
+            opened[path.parent][path.name] = [stamp, plain]
         entries.append(entry)
     for folder, new in opened.items():
         if len(new) >= INDEX_FROM:
@@ -137,12 +124,6 @@ def _stamp(path: Path) -> list[int] | None:
     except FileNotFoundError:
         return None
     return [state.st_ino, state.st_size, state.st_mtime_ns]
-
-
-def _plain(entry: SlideEntry) -> dict[str, Any]:
-    values = asdict(entry)
-    del values["path"]
-    return values
 
 
 def _kept(path: Path, index: Mapping[str, Any], stamp: list[int] | None) -> SlideEntry | None:

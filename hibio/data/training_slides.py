@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,55 +16,14 @@ import numpy as np
 from scipy import sparse
 
 from hibio.config.files import ConfigError
-from hibio.data.counts import align_columns, reading
+from hibio.data.counts import align_columns, ordered_map, reading
 from hibio.data.splits import SlideEntry
-from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
 
-I = TypeVar("I")  # noqa: E741  an input
-
 R = TypeVar("R")
 
-
-def ordered_map(function: Callable[[I], R], inputs: Iterable[I], threads: int = 1) -> Iterator[R]:
-    """Like `map`, a few inputs ahead: what is summed in this order is the same to the last bit.
-
-    At most threads + 1 results are computed or waiting at a time, so memory does not grow with the
-    number of inputs. The first error is raised where its result would have come; what has not begun
-    by then is not begun.
-
-    Args:
-        function: called in any thread; sparse products, numpy and HDF5 let the others run.
-        inputs: read as they are needed.
-        threads: 1 calls the function here, with nothing computed ahead.
-
-    Yields:
-        The results.
-
-    Raises:
-        DataError: threads below 1.
-    """
-    if threads < 1:
-        raise DataError(f"threads is {threads}, expected at least 1")
-    if threads == 1:
-        yield from map(function, inputs)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="slide")
-    waiting: deque[Future[R]] = deque()
-    try:
-        for one in inputs:
-            waiting.append(pool.submit(function, one))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 CACHE_NONZEROS = 150_000_000  # about 1.2 GB of counts; the rest is re-read
-
 MIN_GENES = 10  # fewer say too little about a spot to learn from
 
 

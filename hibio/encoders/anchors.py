@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
-from hibio.batch import SlideBatch
+from hibio.batch import SlideBatch, lone_spots
 from hibio.config.files import ConfigError
 from preprocessing.coexpression.spot_groups import SpotGroups
 
@@ -30,35 +30,19 @@ def set_batch(
         gene_MK: vocabulary indices.
         value_MK: their values.
         vector_MV: spot vector of each set.
-        groups: of the artifacts: a set reads the gene graph of the spots that are most like it.
+        groups: a set reads the gene graph of the spots that are most like it.
             None: the first gene graph.
     """
     group_M = np.zeros(len(gene_MK), np.int64) if groups is None else groups.assign(vector_MV)
-    return _as_spots(
-        torch.from_numpy(gene_MK.astype(np.int64)),
-        torch.from_numpy(value_MK.astype(np.float32)),
-        torch.from_numpy(vector_MV.astype(np.float32)),
-        torch.from_numpy(group_M),
-    )
+    arrays = (gene_MK.astype(np.int64), value_MK, vector_MV, group_M)
+    return _sets(*(torch.from_numpy(one) for one in arrays))
 
 
-def _as_spots(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor, group_M: Tensor) -> SlideBatch:
-    n_sets = len(gene_MK)
-    index = gene_MK.new_zeros(n_sets)
-    return SlideBatch(
-        gene_SK=gene_MK,
-        value_SK=value_MK,
-        vector_SV=vector_MV,
-        vector_scale_SV=torch.ones_like(vector_MV),
-        neighbour_SN=gene_MK.new_full((n_sets, 1), -1),
-        distance_um_SN=value_MK.new_full((n_sets, 1), float("inf")),
-        xy_um_S2=value_MK.new_zeros(n_sets, 2),
-        slide_of_spot_S=torch.arange(n_sets, device=gene_MK.device),  # each a slide of its own
-        spot_group_S=group_M,
-        core_S=torch.ones(n_sets, dtype=torch.bool, device=gene_MK.device),
-        region_of_spot_LS=index[None],
-        slide_ids=("gene sets",),
-    )
+def _sets(gene_MK: Tensor, value_MK: Tensor, vector_MV: Tensor, group_M: Tensor) -> SlideBatch:
+    """Each set is a slide of its own."""
+    slide_M = torch.arange(len(gene_MK), device=gene_MK.device)
+    names = {"slide_of_spot_S": slide_M, "slide_ids": ("gene sets",)}
+    return lone_spots(gene_MK, value_MK.float(), vector_MV.float(), group_M, **names)
 
 
 def sets_matrix(sets: Mapping[str, Sequence[str]], artifacts: Artifacts) -> sparse.csr_matrix:
@@ -103,11 +87,14 @@ class AnchorTable(nn.Module):
         n_sets = artifacts.n_pathways
         k = artifacts.settings.genes.keyword_genes
         gene, value, vector = artifacts.set_inputs(artifacts.anchors.matrix.T.tocsr(), k)
-        self.register_buffer("gene_MK", torch.from_numpy(gene.astype(np.int64)), persistent=False)
-        self.register_buffer("value_MK", torch.from_numpy(value), persistent=False)
-        self.register_buffer("vector_MV", torch.from_numpy(vector), persistent=False)
-        group_M = torch.from_numpy(artifacts.groups.assign(vector))
-        self.register_buffer("group_M", group_M, persistent=False)
+        inputs = {
+            "gene_MK": gene.astype(np.int64),
+            "value_MK": value,
+            "vector_MV": vector,
+            "group_M": artifacts.groups.assign(vector),
+        }
+        for name, array in inputs.items():
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
         self.register_buffer("cache_MD", torch.zeros(n_sets, width))
         self.table_MD = nn.Parameter(torch.randn(n_sets, width)) if learned else None
 
@@ -123,7 +110,7 @@ class AnchorTable(nn.Module):
         rows = torch.arange(len(self.gene_MK), device=self.gene_MK.device)
         rows = rows if fresh_m is None else fresh_m
         inputs = (self.gene_MK, self.value_MK, self.vector_MV, self.group_M)
-        new_mD = project(_as_spots(*(one[rows] for one in inputs)))
+        new_mD = project(_sets(*(one[rows] for one in inputs)))
         with torch.no_grad():
             self.cache_MD[rows] = new_mD.detach().to(self.cache_MD.dtype)
         return self.cache_MD.clone().to(new_mD.dtype).index_copy(0, rows, new_mD)

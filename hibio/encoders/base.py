@@ -48,29 +48,6 @@ def neighbour_mean(
     return torch.where(n_S1 > 0, total_SV / n_S1.clamp(min=1.0), vector_SV)
 
 
-class MlpOmicsEncoder(nn.Module):
-    """Perceptron on the spot vector and its neighbours' mean: the flat baseline.
-
-    Args:
-        config: an ``OmicsConfig``; ``width`` and ``dropout`` are used.
-        context: gene factors (only their number is used).
-    """
-
-    def __init__(self, config: object, context: OmicsContext) -> None:
-        super().__init__()
-        width: int = config.width  # type: ignore[attr-defined]
-        dropout: float = config.dropout  # type: ignore[attr-defined]
-        n_factors = context.factors_GV.shape[1]
-        self.embed_dim = width
-        self.hops = 1
-        self.layers = mlp(2 * n_factors, 2 * width, width, dropout)
-
-    def forward(self, batch: SlideBatch) -> Tensor:
-        """Embeddings (S, width)."""
-        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
-        return self.layers(torch.cat([batch.vector_SV, around_SV], dim=1))
-
-
 class AttentionPool(nn.Module):
     """Softmax-weighted mean of the members of each group.
 

@@ -1,16 +1,13 @@
-"""Reference mode ``variant: heist``: layers of the published v2 model (docs/method.md 3).
+"""Reference mode ``variant: heist``: the published v2 model (docs/method.md 3).
 
-Legend: S spots ("cells"), K genes of a spot, N neighbours, H heads, D width, T gene graphs, G
+Legend: S spots ("cells"), K keyword genes, N neighbours, H heads, D width, T gene graphs, G
 vocabulary.
-
-Legend: S spots ("cells"), K keyword genes, D width.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +15,9 @@ from torch import Tensor, nn
 
 from hibio.batch import SlideBatch
 from hibio.config.files import ConfigError
+from hibio.config.model import OmicsConfig
 from hibio.encoders.base import OmicsContext
 from hibio.encoders.genes import GeneGraphs, OmicsMask, RowLinear, relative_values
-
-if TYPE_CHECKING:
-    from hibio.config.model import OmicsConfig
 
 #: Gene tokens worked on at once: what fits the caches of a processor, what fills an accelerator.
 #: It bounds the memory of a whole slide; a result differs by rounding only.
@@ -279,7 +274,7 @@ class HeistEncoder(nn.Module):
 
     Input: a spot is its standardised place spread over D columns plus the sinusoid of that place;
     a gene is its value spread over D columns plus the sinusoid of its rank (0 is the highest);
-    each through a linear map and GELU. Then the layers (`hibio.encoders.heist`), a residual
+    each through a linear map and GELU. Then the layers, a residual
     around each from the second on, and one LayerNorm that both levels share.
 
     Kept although they are defects, because they are the published arithmetic: places lose their

@@ -16,12 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from hibio.batch import SlideBatch
 from hibio.config.model import OmicsConfig
-from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, build_encoder, mlp, neighbour_mean
+from hibio.encoders.base import OmicsContext, build_encoder, mlp, neighbour_mean
 from hibio.encoders.genes import GeneGraphs, OmicsMask, Scratch, relative_values
 from hibio.encoders.layers import HierarchyLayer
 
 PART_NUMBERS = {"cpu": 6_400_000, "gpu": 400_000_000}  # held at a time, of one part of the spots
-
 PART_TENSORS = 8  # of the size of a part's gene tokens: in, normed, query, key, value, hidden
 
 
@@ -231,6 +230,23 @@ class GraphHierarchyEncoder(nn.Module):
         removed_SV = torch.einsum("sk,skv->sv", hidden_SK, self.factors_GV[batch.gene_SK])
         own_SV = batch.vector_SV - removed_SV * batch.vector_scale_SV
         return own_SV * (~mask.spot_S)[:, None]
+
+
+class MlpOmicsEncoder(nn.Module):
+    """Perceptron on the spot vector and its neighbours' mean: the flat baseline."""
+
+    hops = 1
+
+    def __init__(self, config: OmicsConfig, context: OmicsContext) -> None:
+        super().__init__()
+        width, n_factors = config.width, context.factors_GV.shape[1]
+        self.embed_dim = width
+        self.layers = mlp(2 * n_factors, 2 * width, width, config.dropout)
+
+    def forward(self, batch: SlideBatch) -> Tensor:
+        """Embeddings (S, width)."""
+        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+        return self.layers(torch.cat([batch.vector_SV, around_SV], dim=1))
 
 
 OMICS_ENCODERS: Mapping[str, Any] = {

@@ -22,7 +22,6 @@ from hibio.config.model import VisionConfig
 from hibio.encoders.base import build_encoder, mlp, neighbour_mean
 
 _MISSING = "operator torchvision::"
-
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -1,7 +1,7 @@
 """Losses, one a file: tensors in, a scalar out; no rank, no configuration, no logging."""
 
 from hibio.losses.contrastive import NearDuplicates, info_nce, spot_to_region
-from hibio.losses.masked import decorrelation, expression_mse, masked_mse, profile_mse
+from hibio.losses.masked import decorrelation, masked_mse, rows_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.spatial import SpatialPairs, spatial_contrast
@@ -11,11 +11,10 @@ __all__ = [
     "SpatialPairs",
     "combine",
     "decorrelation",
-    "expression_mse",
     "info_nce",
     "masked_mse",
     "pathway_kl",
-    "profile_mse",
+    "rows_mse",
     "spatial_contrast",
     "spot_to_region",
 ]

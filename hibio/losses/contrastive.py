@@ -1,8 +1,8 @@
-"""Spot level: symmetric InfoNCE between patch and profile (docs/method.md 5, stage 1).
+"""Patch against profile: symmetric InfoNCE, soft targets as a control, spot against own region.
 
-Legend: N pairs, S spots, D embedding width, V spot-vector length, n x m a tile of N x N.
+See docs/method.md 5. Regions are compared with each other by `info_nce` too.
 
-A control for the identity targets of `hibio.losses.contrastive`. Legend: N pairs, D width.
+Legend: N pairs, S spots, R regions, D embedding width, V spot-vector length, n x m a tile of N x N.
 """
 
 from __future__ import annotations
@@ -70,11 +70,7 @@ def info_nce(
     Raises:
         ValueError: shapes that do not fit, a missing ``group_N`` or an unknown ``negatives``.
     """
-    if image_ND.shape != omics_ND.shape:
-        raise ValueError(
-            f"image is {tuple(image_ND.shape)}, omics {tuple(omics_ND.shape)}; expected pairs, "
-            "row by row"
-        )
+    _check_pairs(image_ND, omics_ND)
     n = image_ND.shape[0]
     if exclude is not None and exclude.n_spots != n:
         raise ValueError(f"exclude is of {exclude.n_spots} spots, expected one for each of {n}")
@@ -84,6 +80,14 @@ def info_nce(
     pairs = _Candidates(torch.arange(n, device=image_ND.device), exclude, group_N, negatives)
     sums = logit_sums(image_ND, omics_ND, temperature, pairs, chunk_rows)
     return ((sums.row_KN + sums.column_KM) / 2 - sums.own_N).mean()
+
+
+def _check_pairs(image_ND: Tensor, omics_ND: Tensor) -> None:
+    if image_ND.shape != omics_ND.shape:
+        raise ValueError(
+            f"image is {tuple(image_ND.shape)}, omics {tuple(omics_ND.shape)}; expected pairs, "
+            "row by row"
+        )
 
 
 def _check_negatives(negatives: str, group_N: Tensor | None, n: int) -> None:
@@ -224,11 +228,7 @@ def soft_info_nce(
     Raises:
         ValueError: shapes that do not fit, or a temperature that is not positive.
     """
-    if image_ND.shape != omics_ND.shape:
-        raise ValueError(
-            f"image is {tuple(image_ND.shape)}, omics {tuple(omics_ND.shape)}; expected pairs, "
-            "row by row"
-        )
+    _check_pairs(image_ND, omics_ND)
     n = len(image_ND)
     if group_N is not None and group_N.shape != (n,):
         raise ValueError(f"group is {tuple(group_N.shape)}, expected ({n},): one a pair")

@@ -1,8 +1,6 @@
 """Terms of values and vectors: masked genes, profiles, expression from the image, decorrelation.
 
-Legend: S spots, V spot-vector length.
-
-Legend: S spots, H target genes.
+Legend: S spots, V spot-vector length or target genes, D width.
 """
 
 from __future__ import annotations
@@ -41,37 +39,13 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return difference.square().sum() / mask.sum().clamp(min=1)
 
 
-def profile_mse(prediction_SV: Tensor, target_SV: Tensor, core_S: Tensor) -> Tensor:
-    """Mean squared error of predicted spot vectors over the core spots.
+def rows_mse(prediction_SV: Tensor, target_SV: Tensor, used_S: Tensor | None = None) -> Tensor:
+    """Mean squared error over the spots that are used and over all columns.
 
     Args:
-        prediction_SV: (S, V) predicted spot vectors (the spot's own, or its neighbours' mean).
+        prediction_SV: (S, V) predicted spot vectors, or standardised expression.
         target_SV: (S, V) what they should be.
-        core_S: (S,) bool; halo spots (False) take no part.
-
-    Returns:
-        Scalar; 0 (with a graph) without core spots.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if prediction_SV.ndim != 2 or core_S.shape != prediction_SV.shape[:1]:
-        raise ValueError(
-            f"prediction is {tuple(prediction_SV.shape)}, core {tuple(core_S.shape)}; expected "
-            "(S, V) and (S,)"
-        )
-    return masked_mse(prediction_SV, target_SV, core_S[:, None].expand_as(prediction_SV))
-
-
-def expression_mse(
-    prediction_SH: Tensor, target_SH: Tensor, used_S: Tensor | None = None
-) -> Tensor:
-    """Mean squared error of predicted expression over spots and genes.
-
-    Args:
-        prediction_SH: (S, H) predicted expression.
-        target_SH: (S, H) log-normalised expression, standardised per slide.
-        used_S: (S,) bool; False rows (halo) take no part. All rows when left out.
+        used_S: (S,) bool; False rows (halo) take no part. All rows when None.
 
     Returns:
         Scalar; 0 (with a graph) when no row is used.
@@ -80,13 +54,13 @@ def expression_mse(
         ValueError: shapes that do not fit.
     """
     if used_S is None:
-        used_S = torch.ones(len(prediction_SH), dtype=torch.bool, device=prediction_SH.device)
-    if prediction_SH.ndim != 2 or used_S.shape != prediction_SH.shape[:1]:
+        used_S = torch.ones(len(prediction_SV), dtype=torch.bool, device=prediction_SV.device)
+    if prediction_SV.ndim != 2 or used_S.shape != prediction_SV.shape[:1]:
         raise ValueError(
-            f"prediction is {tuple(prediction_SH.shape)}, used {tuple(used_S.shape)}; expected "
-            "(S, H) and (S,)"
+            f"prediction is {tuple(prediction_SV.shape)}, used {tuple(used_S.shape)}; expected "
+            "(S, V) and (S,)"
         )
-    return masked_mse(prediction_SH, target_SH, used_S[:, None].expand_as(prediction_SH))
+    return masked_mse(prediction_SV, target_SV, used_S[:, None].expand_as(prediction_SV))
 
 
 def decorrelation(embedding_SD: Tensor) -> Tensor:

@@ -45,11 +45,8 @@ from hibio.model import HiBio
 from preprocessing.files import remove_abandoned
 
 DAMAGED = "checkpoint.damaged"
-
 TEMPORARY = "checkpoint.tmp"
-
 LEAVING = "checkpoint.old"  # what was .previous, on its way out
-
 #: Sections of a run's configuration that a resumed job must share with its checkpoint ...
 SETTLED = (
     "data",
@@ -62,9 +59,7 @@ SETTLED = (
     "optim",
     "stages",
 )
-
-
-UNSETTLED = {"data": UNSETTLED_DATA, "optim": LAYOUT}
+UNSETTLED = {"data": UNSETTLED_DATA, "optim": LAYOUT}  # ... but for these keys
 
 
 @dataclass(frozen=True)

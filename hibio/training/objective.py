@@ -34,7 +34,7 @@ from hibio.data.collate import (
 from hibio.encoders.base import neighbour_mean
 from hibio.encoders.genes import OmicsMask, relative_values
 from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce, spot_to_region
-from hibio.losses.masked import decorrelation, expression_mse, masked_mse, profile_mse
+from hibio.losses.masked import decorrelation, masked_mse, rows_mse
 from hibio.losses.multilevel import combine
 from hibio.losses.pathway import pathway_kl
 from hibio.losses.spatial import spatial_contrast
@@ -170,7 +170,7 @@ class Objective(nn.Module):
             assert batch.expression_SH is not None
             target_SH = batch.expression_SH[core] if seen else batch.expression_SH[:0]
             predicted_SH = self.model.expression(rows["image"][: len(target_SH)])
-            mean = expression_mse(predicted_SH, target_SH)
+            mean = rows_mse(predicted_SH, target_SH)
             rows[SUM + keys.TERM_EXPRESSION] = _sum_row(mean, target_SH.numel())
         return rows
 
@@ -193,8 +193,8 @@ class Objective(nn.Module):
         n_values = core.sum() * around_SV.shape[1]
         means = {
             keys.TERM_MASKED: (masked_mse(view.value_SK, target_SK, hidden_SK), hidden_SK.sum()),
-            keys.TERM_PROFILE: (profile_mse(view.own_SV, batch.vector_SV, core), n_values),
-            keys.TERM_NEIGHBOUR: (profile_mse(view.around_SV, around_SV, core), n_values),
+            keys.TERM_PROFILE: (rows_mse(view.own_SV, batch.vector_SV, core), n_values),
+            keys.TERM_NEIGHBOUR: (rows_mse(view.around_SV, around_SV, core), n_values),
         }
         return {SUM + term: _sum_row(mean, count) for term, (mean, count) in means.items()}
 

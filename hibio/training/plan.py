@@ -1,7 +1,4 @@
-"""Which spots every step trains on, read and seeded: the same plan whatever the layout.
-
-Most of the work (HDF5, JPEG, NumPy) leaves Python's lock, so one thread is enough to hide it behind
-the model, and items come in order. The thread makes at most ``depth`` items more than were taken.
+"""Which spots every step trains on, read ahead and seeded: the same plan whatever the layout.
 
 A step's global batch is N micro-batches of the sampler (``sampler.batches_per_step``), numbered
 0..N-1. Of W processes, process r takes the numbers r, r + W, ... Every draw is seeded by (seed,
@@ -11,60 +8,22 @@ step, number), never by the process, so that who computes what makes no differen
 from __future__ import annotations
 
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from hibio import keys
 from hibio.config.files import ConfigError
 from hibio.config.training import SamplerConfig, StageConfig
+from hibio.data.counts import ordered_map
 from hibio.data.dataset import SlideDataset
 from hibio.data.sampler import RegionSampler, Share, slide_weights
 from hibio.training.objective import Objective
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
 from hibio.training.step_outputs import MicroBatch, read_micro_batch
-
-Item = TypeVar("Item")
-
-T = TypeVar("T")
-
-
-def read_ahead(
-    items: Iterable[Item], read: Callable[[Item], T], depth: int
-) -> Generator[T, None, None]:
-    """``read(item)`` of every item, in order.
-
-    Args:
-        items: what to read.
-        read: called in one other thread, one item at a time; what it raises is raised here when
-            its item's turn comes.
-        depth: items made before they are asked for; 0 reads in the calling thread.
-
-    Yields:
-        The results. Closing the iterator waits for the item in the making and drops the rest.
-    """
-    if depth == 0:
-        yield from map(read, items)
-        return
-    todo = iter(items)
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-        try:
-            for item in todo:
-                waiting.append(thread.submit(read, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 @dataclass(frozen=True)
@@ -200,12 +159,7 @@ class Plan:
             step: its number in the whole run.
         """
         slides, n = self.slides(stage), self.config.batches_per_step
-
-        def regions_of(place: int) -> np.ndarray:
-            with self._naming([slides[place]]):
-                return self.regions.sampling(slides[place])
-
-        batches = self.sampler(stage).epoch(epoch, regions_of)
+        batches = self.sampler(stage).epoch(epoch, lambda place: self._sampling(slides[place]))
         own = range(self.group.rank, n, self.group.size)
         wanted = [(one, index) for one in range(first, self.steps(stage)) for index in own]
 
@@ -216,13 +170,18 @@ class Plan:
 
         micros: list[MicroBatch] = []
         shares: list[Share] = []
-        with closing(read_ahead(wanted, read, self.prefetch)) as read_in:
+        with closing(ordered_map(read, wanted, ahead=self.prefetch)) as read_in:
             for (one, _), (micro, parts) in zip(wanted, read_in, strict=True):
                 micros.append(micro)
                 shares += parts
                 if len(micros) == len(own):
                     yield StepInput(micros, shares, self.step_seed(step + one - first, n))
                     micros, shares = [], []
+
+    def _sampling(self, slide: int) -> np.ndarray:
+        """Regions (S,) that batches are made of."""
+        with self._naming([slide]):
+            return self.regions.sampling(slide)
 
     def _read(
         self, stage: StageConfig, shares: Sequence[Share], step: int, index: int

@@ -28,11 +28,10 @@ from torch import Tensor
 from hibio.config.files import ConfigError
 
 T = TypeVar("T")
-
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REMINDER_S = 0.5  # seconds between a signal and its repetition, while it has had no effect
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
 STEP_TIMEOUT = timedelta(minutes=30)  # a rank that takes longer over one step is taken for dead
-
 WAIT_TIMEOUT = timedelta(days=2)  # the others wait while the first fits the artifacts
 
 
@@ -176,11 +175,6 @@ def end_processes() -> int:
     _waiting_group.cache_clear()
     dist.destroy_process_group()
     return rank
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-REMINDER_S = 0.5  # seconds between a signal and its repetition, while it has had no effect
 
 
 class _Stopped(KeyboardInterrupt):

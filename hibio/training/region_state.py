@@ -24,7 +24,6 @@ from hibio.regions import match_labels, slide_regions
 from hibio.training.process_group import ProcessGroup
 
 FIRST_TREES = 256  # slides whose first tree is kept; the others are built again when asked for
-
 HISTORY_SLIDES = 16  # slides whose rebuilds are all kept, for figures
 
 

@@ -36,76 +36,6 @@ from hibio.batch import SlideBatch
 from hibio.data.collate import Views, collate
 from hibio.data.slide import PreparedSlide
 
-
-def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """Concatenate the rows of all processes in the order of their ranks.
-
-    Args:
-        rows: (n, ...) of this process; n may differ between processes, the rest may not.
-        counts: n of every process, where :func:`row_counts` was asked before.
-
-    Returns:
-        (N, ...) all rows; ``rows`` itself without a process group. The gradient of the own rows
-        is W times the derivative (see above).
-
-    Raises:
-        ValueError: a scalar.
-    """
-    if rows.ndim == 0:
-        raise ValueError("gather_rows needs rows, found a scalar; give it as [1] row")
-    if not has_processes():
-        return rows
-    if counts is None:
-        counts = row_counts(len(rows), rows.device)
-    return _Gather.apply(rows, tuple(counts))
-
-
-def has_processes() -> bool:
-    """Whether there is more than one process, so that rows have to be gathered."""
-    return dist.is_initialized() and dist.get_world_size() > 1
-
-
-def row_counts(n_rows: int, device: torch.device) -> list[int]:
-    """How many rows each process has, by rank."""
-    if not has_processes():
-        return [n_rows]
-    own = torch.tensor([n_rows], device=device)
-    counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, own)
-    return [int(count.item()) for count in counts]
-
-
-def _gathered(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """All rows; shorter parts are padded for the way, since all_gather wants one shape."""
-    longest = max(counts)
-    sent = rows.new_zeros(longest, *rows.shape[1:])
-    sent[: len(rows)] = rows
-    as_bytes = sent.dtype == torch.bool  # not a type of every backend
-    sent = sent.to(torch.uint8) if as_bytes else sent
-    parts = [torch.empty_like(sent) for _ in counts]
-    dist.all_gather(parts, sent)
-    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    return whole.bool() if as_bytes else whole
-
-
-class _Gather(torch.autograd.Function):
-    """Forward: all rows. Backward: the own slice, times the number of processes."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        rank = dist.get_rank()
-        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
-        ctx.size = len(counts)
-        whole = _gathered(rows, counts)
-        if not rows.is_floating_point():
-            ctx.mark_non_differentiable(whole)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.own] * ctx.size, None
-
-
 #: Name -> rows. Of a spot: ``slide`` (S,) and ``region`` (S, L) keys, ``image`` and ``omics``
 #: (S, D) unit embeddings, ``has_image`` (S,), ``vector`` (S, V), ``xy_um`` (S, 2), ``target``
 #: (S, M), ``view_a`` and ``view_b`` (S, D). Of a micro-batch: ``sum/<term>`` (1, 2), sum and count.
@@ -113,7 +43,6 @@ class _Gather(torch.autograd.Function):
 Rows = dict[str, Tensor]
 
 DIFFERENTIABLE = ("image", "omics", "view_a", "view_b")
-
 SUM = "sum/"
 
 MICRO, MICRO_OF_SPOT = "micro", "micro_of_spot"
@@ -217,23 +146,73 @@ def leaves(rows: Rows) -> Rows:
 
 def gather(rows: Rows) -> Rows:
     """The rows of all processes, in the order of the micro-batches."""
-    if not has_processes():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    device = rows[MICRO].device
-    counts = {
-        False: row_counts(len(rows[MICRO_OF_SPOT]), device),
-        True: row_counts(len(rows[MICRO]), device),
-    }
+    order_by = {name: MICRO if _of_micro_batch(name) else MICRO_OF_SPOT for name in sorted(rows)}
+    counts = {key: row_counts(len(rows[key]), rows[key].device) for key in (MICRO_OF_SPOT, MICRO)}
     whole = {
-        name: gather_rows(rows[name].contiguous(), counts[_of_micro_batch(name)])
-        for name in sorted(rows)
+        name: gather_rows(rows[name].contiguous(), counts[key]) for name, key in order_by.items()
     }
-    order = {
-        False: whole[MICRO_OF_SPOT].argsort(stable=True),
-        True: whole[MICRO].argsort(stable=True),
-    }
-    return {name: value[order[_of_micro_batch(name)]] for name, value in whole.items()}
+    order = {key: whole[key].argsort(stable=True) for key in counts}
+    return {name: value[order[order_by[name]]] for name, value in whole.items()}
 
 
 def _of_micro_batch(name: str) -> bool:
     return name == MICRO or name.startswith(SUM)
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Concatenate the rows of all processes in the order of their ranks.
+
+    Args:
+        rows: (n, ...) of this process; n may differ between processes, the rest may not.
+        counts: n of every process, where :func:`row_counts` was asked before.
+
+    Returns:
+        (N, ...) all rows. The gradient of the own rows is W times the derivative (see above).
+
+    Raises:
+        ValueError: a scalar.
+    """
+    if rows.ndim == 0:
+        raise ValueError("gather_rows needs rows, found a scalar; give it as [1] row")
+    return _Gather.apply(rows, tuple(counts or row_counts(len(rows), rows.device)))
+
+
+def row_counts(n_rows: int, device: torch.device) -> list[int]:
+    """How many rows each process has, by rank."""
+    own = torch.tensor([n_rows], device=device)
+    counts = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return [int(count.item()) for count in counts]
+
+
+def _gathered(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """All rows; shorter parts are padded for the way, since all_gather wants one shape."""
+    longest = max(counts)
+    sent = rows.new_zeros(longest, *rows.shape[1:])
+    sent[: len(rows)] = rows
+    as_bytes = sent.dtype == torch.bool  # not a type of every backend
+    sent = sent.to(torch.uint8) if as_bytes else sent
+    parts = [torch.empty_like(sent) for _ in counts]
+    dist.all_gather(parts, sent)
+    whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return whole.bool() if as_bytes else whole
+
+
+class _Gather(torch.autograd.Function):
+    """Forward: all rows. Backward: the own slice, times the number of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        rank = dist.get_rank()
+        ctx.own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        ctx.size = len(counts)
+        whole = _gathered(rows, counts)
+        if not rows.is_floating_point():
+            ctx.mark_non_differentiable(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.own] * ctx.size, None

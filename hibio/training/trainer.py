@@ -1,8 +1,4 @@
-"""The training loop: stages, epochs, batches; stateless randomness, so that a resume is exact.
-
-Nothing was updated by such a step. The file holds what is needed to look at it: where it was in
-the run, the terms, and the slides with their spots and what is wrong with their input, if anything.
-"""
+"""The training loop: stages, epochs, batches; stateless randomness, so that a resume is exact."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from hibio.batch import SlideBatch
 from hibio.checkpoint import read_log
 from hibio.config.files import ConfigError
 from hibio.config.training import StageConfig, stage_lr
-from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
 from hibio.training.checkpoint import SavedRun, load_newest, save_checkpoint
 from hibio.training.engine import Engine, NotFiniteError
@@ -33,6 +28,8 @@ from hibio.training.plan import Plan, StepInput
 from hibio.training.process_group import on_stop
 from hibio.training.step_outputs import MicroBatch, read_micro_batch
 from preprocessing.files import atomic_path
+
+FEW_SPOTS = 32  # of one slide, to see what is connected; the values do not matter
 
 
 class RunLog:
@@ -70,58 +67,6 @@ class RunLog:
         self._board.close()
 
 
-#: Fields of a batch that may be infinite on purpose: the distance to no neighbour.
-_PADDED = "distance_um_SN"
-
-
-def write_not_finite(
-    folder: Path,
-    *,
-    reason: str,
-    position: Mapping[str, Any],
-    terms: Mapping[str, float],
-    shares: Iterable[tuple[str, np.ndarray]],
-    batches: Sequence[SlideBatch],
-    rank: int = 0,
-) -> tuple[Path, tuple[str, ...]]:
-    """Write ``not_finite.json`` (``not_finite-rank<N>.json`` of process N > 0) into a run folder.
-
-    Args:
-        folder: of the run.
-        reason: what was not finite.
-        position: step, stage, epoch, batch, seeds, learning rate: plain values.
-        terms: the loss terms of the step.
-        shares: slide id and core spots (n,) of each part of the step.
-        batches: what the model was given on this process.
-        rank: of this process.
-
-    Returns:
-        The file, and the offending slides: those with an input that is not finite, or all of the
-        step where the inputs are fine.
-    """
-    broken = broken_inputs(batches)
-    slides = [
-        {
-            "slide_id": slide_id,
-            "inputs_not_finite": broken.get(slide_id, {}),
-            "spots": [int(spot) for spot in spots],
-        }
-        for slide_id, spots in shares
-    ]
-    offending = tuple(sorted(broken) or dict.fromkeys(str(one["slide_id"]) for one in slides))
-    content = {
-        "reason": reason,
-        **position,
-        "terms": {name: _plain(value) for name, value in terms.items()},
-        "offending_slides": list(offending),
-        "slides": slides,
-    }
-    path = folder / ("not_finite.json" if rank == 0 else f"not_finite-rank{rank}.json")
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path, offending
-
-
 def broken_inputs(batches: Iterable[SlideBatch]) -> dict[str, dict[str, int]]:
     """Slide id -> field of the batch -> number of spots (halo too) with a NaN or an infinity."""
     found: dict[str, dict[str, int]] = {}
@@ -131,7 +76,7 @@ def broken_inputs(batches: Iterable[SlideBatch]) -> dict[str, dict[str, int]]:
             if not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 continue
             wrong = ~torch.isfinite(value)
-            if field.name == _PADDED:
+            if field.name == "distance_um_SN":  # infinite on purpose where there is no neighbour
                 wrong &= batch.neighbour_SN >= 0
             rows_S = wrong.flatten(1).any(dim=1)
             for number in batch.slide_of_spot_S[rows_S].unique().tolist():
@@ -144,9 +89,6 @@ def broken_inputs(batches: Iterable[SlideBatch]) -> dict[str, dict[str, int]]:
 def _plain(value: float) -> float | str:
     """A number as JSON has it; NaN and infinities are words there."""
     return value if math.isfinite(value) else str(value)
-
-
-SPOTS = 32  # of one slide; only what is connected matters, not the values
 
 
 def parameter_use(module: Objective, plan: Plan) -> Mapping[str, tuple[bool, ...]]:
@@ -181,7 +123,7 @@ def _few_spots(plan: Plan, stage: StageConfig) -> MicroBatch:
     entries = plan.dataset.entries
     index = next((i for i in slides if entries[i].has_image), slides[0])
     slide = plan.dataset[index]
-    core = np.arange(min(SPOTS, slide.n_spots))
+    core = np.arange(min(FEW_SPOTS, slide.n_spots))
     views = plan.objective.views(stage, np.random.default_rng(0))
     part = (slide, plan.regions.current(index), core)
     return read_micro_batch([index], [part], plan.config.halo, views, index=0, seed=0)
@@ -209,13 +151,11 @@ class Trainer:
         write_config: Callable[[Path], None],
         checkpoint_every: int,
     ) -> None:
-        # parts
         self.model = model
         self.engine = engine
         self.group = engine.group
         self.plan = plan
         self.regions = plan.regions
-        # plan
         self.stages = plan.stages
         plan.objective.check(self.stages)
         self.folder = folder
@@ -227,12 +167,7 @@ class Trainer:
         self.epoch = 0
         self.batch = 0
         self._asked = False  # here, by a signal
-        self._interrupted = False  # anywhere, as all processes know
-
-    @property
-    def dataset(self) -> SlideDataset:
-        """Training slides."""
-        return self.plan.dataset
+        self.interrupted = False  # the last fit, anywhere, as all processes know
 
     # ------------------------------------------------------------------ the loop
     def fit(self, until_step: int | None = None) -> bool:
@@ -241,22 +176,21 @@ class Trainer:
         Args:
             until_step: stop and save after this many steps in all.
         """
-        self._asked = self._interrupted = False
+        self._asked = self.interrupted = False
         self.model.train()
         first = self.group.is_first
-        n_steps = self.n_steps()
         log = RunLog(self.folder, after_step=self.step) if first else None
         bar = tqdm(
-            total=n_steps,
+            total=self.plan.n_steps(),
             initial=self.step,
             desc=self.folder.name,
             disable=None if first else True,
         )
         try:
-            with self._signals():
+            with on_stop(self._ask_to_stop):
                 finished = self._run(log, bar, until_step)
                 self.save()
-                self._interrupted = self.group.any(self._asked)
+                self.interrupted = self.group.any(self._asked)
         finally:
             if log is not None:
                 log.close()
@@ -274,11 +208,14 @@ class Trainer:
                     if log is not None:
                         log.write(record)
                     bar.update()
-                    self._interrupted = self.group.any(self._asked)
-                    if self._interrupted or self.step == until_step:
-                        return self._position_done()
+                    self.interrupted = self.group.any(self._asked)
+                    if self.interrupted or self.step == until_step:
+                        if self.batch == self.plan.steps(self.stages[self.stage]):
+                            self._end_epoch()
+                        return self.stage == len(self.stages)
                     started = time.perf_counter()
-            self._end_epoch()
+            if self._end_epoch():
+                self.save()
         return True
 
     def _epoch_steps(self) -> Generator[StepInput, None, None]:
@@ -297,7 +234,7 @@ class Trainer:
         try:
             result = take_step(self.engine, stage, step.micros, step.seed, lr)
         except NotFiniteError as error:
-            raise self._not_finite(error, lr, error.terms, step) from error
+            raise self._not_finite(error, lr, step) from error
         record = {
             "step": self.step,
             "stage": stage.name,
@@ -314,34 +251,15 @@ class Trainer:
         self.batch += 1
         return record
 
-    def _end_epoch(self) -> None:
-        self.batch = 0
-        self.epoch += 1
+    def _end_epoch(self) -> bool:
+        """Go on to the next epoch or stage; whether a checkpoint is due before it."""
+        self.batch, self.epoch = 0, self.epoch + 1
         due = self.epoch % self.checkpoint_every == 0
         if self.epoch == self.stages[self.stage].epochs:
             self.stage, self.epoch = self.stage + 1, 0
-        if due and self.stage < len(self.stages):
-            self.save()
-
-    def _position_done(self) -> bool:
-        """Whether the step just taken was the last of all."""
-        stage = self.stages[self.stage]
-        if self.batch == self.plan.steps(stage):
-            self.batch, self.epoch = 0, self.epoch + 1
-        if self.epoch == stage.epochs:
-            self.stage, self.epoch = self.stage + 1, 0
-        return self.stage == len(self.stages)
-
-    def n_steps(self) -> int:
-        """Steps of the whole curriculum."""
-        return self.plan.n_steps()
+        return due and self.stage < len(self.stages)
 
     # ------------------------------------------------------------------ state
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal has asked the last :meth:`fit` to stop."""
-        return self._interrupted
-
     def whole_model(self) -> HiBio:
         """The model in training, or a copy where its parameters lie somewhere else.
 
@@ -366,7 +284,7 @@ class Trainer:
             "regions": self.regions.state(),
         }
         model = self.whole_model()
-        with self._signals():
+        with on_stop(self._ask_to_stop):
             self.group.on_first(
                 lambda: save_checkpoint(self.folder, model, self.write_config, state)
             )
@@ -393,42 +311,48 @@ class Trainer:
             setattr(self, name, saved.trainer[name])
         return True
 
-    def _not_finite(
-        self,
-        error: NotFiniteError,
-        lr: float,
-        terms: Mapping[str, float],
-        step: StepInput,
-    ) -> NotFiniteError:
-        """Keep what the step was made of; gives the error that names the file and the slides."""
+    def _not_finite(self, error: NotFiniteError, lr: float, step: StepInput) -> NotFiniteError:
+        """Keep what the step was made of; gives the error that names the file and the slides.
+
+        ``not_finite.json`` (``not_finite-rank<N>.json`` of process N > 0) of the run folder holds
+        what is needed to look at the step: where it was in the run, the terms, and the slides with
+        their spots and what is wrong with their input, if anything.
+        """
+        broken = broken_inputs(micro.batch for micro in step.micros)
+        parts = [(self.plan.dataset.entries[i].slide_id, core) for i, core in step.shares]
+        offending = sorted(broken) or list(dict.fromkeys(slide_id for slide_id, _ in parts))
         stage = self.stages[self.stage].name
-        path, slides = write_not_finite(
-            self.folder,
-            reason=str(error),
-            position={
-                "step": self.step,
-                "stage": stage,
-                "epoch": self.epoch,
-                "batch": self.batch,
-                "lr": lr,
-                "seed": self.plan.seed,
-                "step_seed": self.plan.step_seed(self.step, 0),
-            },
-            terms=terms,
-            shares=[(self.dataset.entries[i].slide_id, core) for i, core in step.shares],
-            batches=[micro.batch for micro in step.micros],
-            rank=self.group.rank,
-        )
+        content = {
+            "reason": str(error),
+            "step": self.step,
+            "stage": stage,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "lr": lr,
+            "seed": self.plan.seed,
+            "step_seed": self.plan.step_seed(self.step, 0),
+            "terms": {name: _plain(value) for name, value in error.terms.items()},
+            "offending_slides": offending,
+            "slides": [
+                {
+                    "slide_id": slide_id,
+                    "inputs_not_finite": broken.get(slide_id, {}),
+                    "spots": core.tolist(),
+                }
+                for slide_id, core in parts
+            ],
+        }
+        rank = self.group.rank
+        path = self.folder / ("not_finite.json" if rank == 0 else f"not_finite-rank{rank}.json")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         return NotFiniteError(
-            f"{error} (step {self.step}, stage {stage!r}, slides {', '.join(slides)}, terms "
-            f"{dict(terms)}); the spots and seeds are in {path}. The last checkpoint is good: "
+            f"{error} (step {self.step}, stage {stage!r}, slides {', '.join(offending)}, terms "
+            f"{error.terms}); the spots and seeds are in {path}. The last checkpoint is good: "
             "check these slides with `hibio check` and prepare them again, then resume; or train "
             "anew with a lower lr of the stage"
         )
 
     def _ask_to_stop(self) -> None:
+        """On Ctrl-C and SIGTERM: finish the step, save, stop; a second Ctrl-C stops at once."""
         self._asked = True
-
-    def _signals(self) -> AbstractContextManager[None]:
-        """Ctrl-C and SIGTERM: finish the step, save, stop; a second Ctrl-C stops at once."""
-        return on_stop(self._ask_to_stop)

@@ -177,7 +177,7 @@ def test_a_signal_while_the_processes_agree_is_not_forgotten(toy_stores, tmp_pat
 
     trainer.group = Waiting()
     assert not trainer.fit()
-    assert (trainer.step, trainer.n_steps(), trainer.interrupted) == (2, 4, True)
+    assert (trainer.step, trainer.plan.n_steps(), trainer.interrupted) == (2, 4, True)
 
 
 def test_signals_are_given_back():
@@ -269,9 +269,10 @@ def test_a_planted_nan_stops_before_the_update_and_is_kept(toy_stores, tmp_path)
     good.fit()
     trainer = build(job)
     broken = dataclasses.replace(
-        trainer.dataset[1], features_SF=np.full_like(trainer.dataset[1].features_SF, np.nan)
+        trainer.plan.dataset[1],
+        features_SF=np.full_like(trainer.plan.dataset[1].features_SF, np.nan),
     )
-    trainer.dataset._slides[1] = broken
+    trainer.plan.dataset._slides[1] = broken
     with pytest.raises(NotFiniteError, match=r"slides sim002, .*not_finite\.json.*then resume"):
         trainer.fit()
     kept = json.loads((job.folder / "not_finite.json").read_text())

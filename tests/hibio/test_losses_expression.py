@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hibio.losses import expression_mse
+from hibio.losses import rows_mse
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,32 +18,32 @@ def test_against_a_double_loop():
     for i in used.nonzero().flatten().tolist():
         for h in range(4):
             total += (prediction[i, h] - target[i, h]).item() ** 2
-    assert expression_mse(prediction, target, used).item() == pytest.approx(total / 16)
+    assert rows_mse(prediction, target, used).item() == pytest.approx(total / 16)
 
 
 def test_closed_forms():
     prediction, target, used = example()
     expected = torch.nn.functional.mse_loss(prediction, target)
-    torch.testing.assert_close(expression_mse(prediction, target), expected)
-    assert expression_mse(target - 3, target, used).item() == pytest.approx(9)
-    assert expression_mse(target, target).item() == 0
+    torch.testing.assert_close(rows_mse(prediction, target), expected)
+    assert rows_mse(target - 3, target, used).item() == pytest.approx(9)
+    assert rows_mse(target, target).item() == 0
 
 
 def test_unused_rows_take_no_part():
     prediction, target, used = example()
-    loss = expression_mse(prediction, target, used)
+    loss = rows_mse(prediction, target, used)
     target[~used] = torch.nan
-    torch.testing.assert_close(expression_mse(prediction, target, used), loss)
+    torch.testing.assert_close(rows_mse(prediction, target, used), loss)
     genes = torch.tensor([3, 1, 0, 2])
-    torch.testing.assert_close(expression_mse(prediction[:, genes], target[:, genes], used), loss)
+    torch.testing.assert_close(rows_mse(prediction[:, genes], target[:, genes], used), loss)
     leaf = prediction.clone().requires_grad_()
-    expression_mse(leaf, target, used & False).backward()
+    rows_mse(leaf, target, used & False).backward()
     assert leaf.grad.abs().max() == 0
 
 
 def test_errors():
     prediction, target, used = example()
     with pytest.raises(ValueError, match="expected"):
-        expression_mse(prediction, target, used[:3])
+        rows_mse(prediction, target, used[:3])
     with pytest.raises(ValueError, match="one shape"):
-        expression_mse(prediction, target[:, :2])
+        rows_mse(prediction, target[:, :2])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hibio.losses import masked_mse, profile_mse
+from hibio.losses import masked_mse, rows_mse
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,10 +66,10 @@ def test_profile_is_the_mean_over_core_spots():
     prediction, target, _ = example()
     core = torch.tensor([True, False, True, True, False, False])
     expected = torch.nn.functional.mse_loss(prediction[core], target[core])
-    torch.testing.assert_close(profile_mse(prediction, target, core), expected)
-    assert profile_mse(prediction, target, core & False).item() == 0
+    torch.testing.assert_close(rows_mse(prediction, target, core), expected)
+    assert rows_mse(prediction, target, core & False).item() == 0
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    turned = profile_mse(prediction[order], target[order], core[order])
+    turned = rows_mse(prediction[order], target[order], core[order])
     torch.testing.assert_close(turned, expected)
 
 
@@ -82,4 +82,4 @@ def test_errors():
     with pytest.raises(ValueError, match=r"torch\.bool"):
         masked_mse(prediction, target, mask.float())
     with pytest.raises(ValueError, match="core"):
-        profile_mse(prediction, target, mask[:3, 0])
+        rows_mse(prediction, target, mask[:3, 0])

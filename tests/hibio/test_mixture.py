@@ -71,8 +71,8 @@ def test_training_draws_by_them(toy_stores, tmp_path):
     sampler = dataclasses.replace(job.config.sampler, weights=weights)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, sampler=sampler))
     trainer = build(job)
-    technologies = zip(trainer.dataset.entries, ("Visium", "Xenium"), strict=True)
-    trainer.dataset.entries = tuple(
+    technologies = zip(trainer.plan.dataset.entries, ("Visium", "Xenium"), strict=True)
+    trainer.plan.dataset.entries = tuple(
         dataclasses.replace(entry, technology=one) for entry, one in technologies
     )
     drawn = trainer.plan.sampler(trainer.stages[0])

@@ -84,7 +84,7 @@ PARTS = {
     keys.TERM_MASKED: "draw_mask",
     keys.TERM_SPATIAL: "spatial_contrast",
     keys.TERM_DECORRELATION: "decorrelation",
-    keys.TERM_EXPRESSION: "expression_mse",
+    keys.TERM_EXPRESSION: "rows_mse",
 }
 
 
@@ -93,7 +93,10 @@ def test_terms_that_are_off_are_not_computed(model, batch, monkeypatch, term):
     def forbidden(*args, **kwargs):
         raise AssertionError("computed")
 
-    together = (keys.MASKED_TERMS, {keys.TERM_SPOT, keys.TERM_REGION})  # of one function
+    together = (  # of one function
+        keys.MASKED_TERMS | {keys.TERM_EXPRESSION},
+        {keys.TERM_SPOT, keys.TERM_REGION},
+    )
     off = {term}.union(*(terms for terms in together if term in terms))
     weights = {other: 1.0 for other in keys.TERMS if other not in off}
     monkeypatch.setattr(module, PARTS[term], forbidden)

@@ -16,10 +16,10 @@ from hibio.data.counts import ArrayCounts
 from hibio.data.slide import PreparedSlide, expression_slide
 from hibio.encoders import genes as gene_pairs
 from hibio.encoders import omics
-from hibio.encoders.base import MlpOmicsEncoder, OmicsContext, neighbour_mean
+from hibio.encoders.base import OmicsContext, neighbour_mean
 from hibio.encoders.genes import OmicsMask, relative_values
 from hibio.encoders.heist import HeistEncoder
-from hibio.encoders.omics import build_omics_encoder
+from hibio.encoders.omics import MlpOmicsEncoder, build_omics_encoder
 from preprocessing.store import SlideStore
 from tests.hibio.toy import (
     OMICS,

@@ -9,10 +9,11 @@ import torch
 
 from hibio.config.files import ConfigError
 from hibio.config.training import ObjectiveConfig, SamplerConfig, StageConfig
+from hibio.data.counts import ordered_map
 from hibio.data.dataset import SlideDataset
 from hibio.data.splits import read_entries
 from hibio.training.objective import Objective
-from hibio.training.plan import Plan, own_micro_batches, read_ahead
+from hibio.training.plan import Plan, own_micro_batches
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
 from hibio.training.trainer import parameter_use
@@ -175,14 +176,14 @@ def test_the_parameters_that_a_stage_uses_and_the_model_left_as_it_was(dataset, 
 @pytest.mark.parametrize("depth", [0, 1, 2, 50])
 def test_results_come_in_order_and_no_more_are_made_than_asked_for(depth):
     made = []
-    results = read_ahead(range(20), lambda i: (made.append(i), i * i)[1], depth)
+    results = ordered_map(lambda i: (made.append(i), i * i)[1], range(20), ahead=depth)
     for number in range(5):
         assert next(results) == number**2
         assert len(made) <= number + 1 + depth
     results.close()
     assert len(made) <= 5 + depth
-    assert list(read_ahead(range(4), str, depth)) == ["0", "1", "2", "3"]
-    assert list(read_ahead([], str, depth)) == []
+    assert list(ordered_map(str, range(4), ahead=depth)) == ["0", "1", "2", "3"]
+    assert list(ordered_map(str, [], ahead=depth)) == []
 
 
 @pytest.mark.parametrize("depth", [0, 3])
@@ -192,7 +193,7 @@ def test_an_error_comes_when_its_turn_comes(depth):
             raise KeyError("two")
         return number
 
-    results = read_ahead(range(9), read, depth)
+    results = ordered_map(read, range(9), ahead=depth)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(KeyError, match="two"):
         next(results)
@@ -200,7 +201,7 @@ def test_an_error_comes_when_its_turn_comes(depth):
 
 def test_no_thread_is_left_behind():
     before = threading.active_count()
-    results = read_ahead(range(100), lambda i: i, 4)
+    results = ordered_map(lambda i: i, range(100), ahead=4)
     next(results)
     results.close()
     assert threading.active_count() == before

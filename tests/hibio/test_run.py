@@ -111,7 +111,7 @@ def test_the_split_and_the_artifacts_are_of_the_fold(toy_stores, tmp_path):
     (job,) = expand(dataclasses.replace(config, folds=("patient02",)))
     trainer = build(job)
     assert trainer.model.artifacts.train_slides == ("sim001", "sim003")
-    assert [entry.slide_id for entry in trainer.dataset.entries] == ["sim001", "sim003"]
+    assert [entry.slide_id for entry in trainer.plan.dataset.entries] == ["sim001", "sim003"]
 
 
 def test_fewer_training_patients_leave_the_test_slides_alone(toy_stores, tmp_path):
@@ -267,7 +267,7 @@ def test_slides_without_an_image_join_the_omics_stage_only(blind_stores, toy_sto
     config = run_config(tmp_path / "mixed", tmp_path / "run", stages=stages)
     (job,) = expand(config)
     trainer = build(job)
-    assert trainer.n_steps() == 2 + 1
+    assert trainer.plan.n_steps() == 2 + 1
     assert trainer.fit()
     finish(job, trainer)
     assert set(read_bank(job.folder / NAME / "bank.h5").slide) == {"sim001"}

@@ -84,7 +84,7 @@ def test_a_run_trains_on_it_and_its_checkpoint_remembers(toy_stores, tmp_path):
         model=dataclasses.replace(MODEL, vision=TIMM),
     )
     trainer = build(expand(config)[0])
-    assert trainer.dataset[0].stain == "macenko"
+    assert trainer.plan.dataset[0].stain == "macenko"
     (path,) = train_all(config)
     checkpoint = load_checkpoint(path)
     assert checkpoint.image_input == ImageInput("patches", stain="macenko")

@@ -63,7 +63,7 @@ def assert_same(left, right, where: str = "") -> None:
 def whole(toy_stores, tmp_path_factory) -> dict:
     """What a run without interruption leaves."""
     trainer = build(one_job(toy_stores, tmp_path_factory.mktemp("whole")))
-    assert trainer.n_steps() == N_STEPS
+    assert trainer.plan.n_steps() == N_STEPS
     assert trainer.fit()
     return everything(trainer)
 
@@ -163,9 +163,9 @@ def test_without_a_checkpoint_a_resume_begins_anew(toy_stores, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_names_the_slide(toy_stores, tmp_path, monkeypatch):
     job = one_job(toy_stores, tmp_path, checkpoint_every=1)
     trainer = build(job)
-    slide = trainer.dataset[0]
+    slide = trainer.plan.dataset[0]
     broken = dataclasses.replace(slide, features_SF=np.full_like(slide.features_SF, np.nan))
-    monkeypatch.setitem(trainer.dataset._slides, 0, broken)
+    monkeypatch.setitem(trainer.plan.dataset._slides, 0, broken)
     with pytest.raises(
         NotFiniteError, match=r"stage 'region', slides sim001, .*hibio check"
     ) as told:
@@ -179,8 +179,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_slide(toy_stores, tmp_pat
 
 def test_a_stage_with_images_needs_a_slide_with_one(toy_stores, tmp_path):
     trainer = build(one_job(toy_stores, tmp_path))
-    entries = [dataclasses.replace(e, has_image=False) for e in trainer.dataset.entries]
-    trainer.dataset.entries = tuple(entries)
+    entries = [dataclasses.replace(e, has_image=False) for e in trainer.plan.dataset.entries]
+    trainer.plan.dataset.entries = tuple(entries)
     with pytest.raises(ConfigError, match="stage 'region' needs images, and no training slide"):
         trainer.fit()
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from hibio.data.training_slides import ordered_map
+from hibio.data.counts import ordered_map
 from preprocessing.errors import DataError
 
 
