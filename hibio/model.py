@@ -64,7 +64,7 @@ class HiBio(nn.Module):
         artifacts: what was fitted on the training slides.
     """
 
-    omics: Any  # towers are user-replaceable: see encoders.base.SpotEncoder
+    omics: Any  # towers are user-replaceable: see encoders.base
     vision: Any
 
     def __init__(self, config: ModelConfig, artifacts: Artifacts) -> None:

@@ -99,9 +99,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = final.parent / f".{final.stem[:80]}.{owner}.part{final.suffix}"
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(final)
-        _fsync(final.parent)
+        fsync(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -153,7 +153,7 @@ def _host() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Force a file or folder onto the disk; Windows cannot sync folders and needs no such step."""
     if os.name == "nt" and path.is_dir():
         return

@@ -1,4 +1,8 @@
-"""The contract of an encoder, and how a name becomes one."""
+"""The contract of an encoder, and how a name becomes one.
+
+An encoder is a ``torch.nn.Module`` with ``embed_dim: int`` and
+``forward(batch: SlideBatch) -> (S, embed_dim)``, row i being spot i.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
-from hibio.batch import SlideBatch
 from hibio.config.files import ConfigError
 from preprocessing.errors import did_you_mean
 
@@ -83,16 +86,6 @@ class AttentionPool(nn.Module):
 
 #: Environment variable: packages and modules whose encoders a checkpoint may name.
 PLUGINS_VARIABLE = "HIBIO_PLUGINS"
-
-
-class SpotEncoder(Protocol):
-    """Anything with ``embed_dim`` and ``forward(batch) -> (S, embed_dim)``, row i being spot i."""
-
-    embed_dim: int
-
-    def __call__(self, batch: SlideBatch) -> Tensor:
-        """Embeddings (S, embed_dim)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from hibio.config.files import ConfigError, load_config, to_dict
 from hibio.config.run import UNSETTLED_DATA
 from hibio.config.training import LAYOUT
 from hibio.model import HiBio
-from preprocessing.files import remove_abandoned
+from preprocessing.files import fsync, remove_abandoned
 
 DAMAGED = "checkpoint.damaged"
 TEMPORARY = "checkpoint.tmp"
@@ -110,7 +110,7 @@ def save_checkpoint(
             torch.save(state, temporary / TRAINER)
         write_checksums(temporary)
         for path in [*sorted(temporary.rglob("*")), temporary]:
-            _fsync(path)
+            fsync(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError(_not_written(folder, error)) from error
@@ -130,7 +130,7 @@ def _swap(folder: Path) -> None:
             previous.rename(folder / LEAVING)
         target.rename(previous)
     (folder / TEMPORARY).rename(target)
-    _fsync(folder)
+    fsync(folder)
     shutil.rmtree(folder / LEAVING, ignore_errors=True)
 
 
@@ -261,11 +261,3 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
             f"{checkpoint} was trained with other settings in: {', '.join(changed)}; resume with "
             "the config.yaml of its run, or train in another folder with --set out=DIR"
         )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

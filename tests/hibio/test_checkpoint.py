@@ -35,7 +35,7 @@ class Guillotine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.at, self.count = at, 0
-        for name in ("save_file", "write_artifacts", "write_checksums", "_fsync"):
+        for name in ("save_file", "write_artifacts", "write_checksums", "fsync"):
             monkeypatch.setattr(module, name, self.guard(getattr(module, name)))
         monkeypatch.setattr(module.torch, "save", self.guard(torch.save))
         monkeypatch.setattr(module.shutil, "rmtree", self.guard(self.half_removed))

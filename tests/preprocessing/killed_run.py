@@ -45,7 +45,7 @@ def plant(point: str, nth: int) -> None:
     elif point == "patches":  # in the middle of the patches
         store_write._append = dying(store_write._append, nth, before=False)
     elif point == "written":  # complete, not yet on the disk
-        atomic._fsync = dying(atomic._fsync, 2 * nth - 1, before=True)
+        atomic.fsync = dying(atomic.fsync, 2 * nth - 1, before=True)
     elif point == "synced":  # complete and on the disk, without its name
         Path.replace = dying(Path.replace, nth, before=True)  # type: ignore[method-assign]
     elif point == "renamed":  # with its name

@@ -71,6 +71,11 @@ class Engine(ABC):
         self.device = device
         self.group = group
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        matrices = [name for name, p in self.trained.items() if len(shape_of(p)) >= 2]
+        others = [name for name in self.trained if name not in set(matrices)]
+        self.names = [*matrices, *others]
+        #: Names of the parameters that decay with a rate, and the rate.
+        self.decays = ((matrices, config.weight_decay), (others, 0.0))
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
 
@@ -152,12 +157,6 @@ def moments_by_name(state: dict[str, Any], names: Collection[str]) -> dict[str, 
             f"does not train (first: {unknown[0]}); resume with the config.yaml of its run"
         )
     return kept
-
-
-def decayed_and_not(trained: Mapping[str, nn.Parameter]) -> tuple[list[str], list[str]]:
-    """Names of the matrices, which decay, and of the rest."""
-    matrices = [name for name, value in trained.items() if len(shape_of(value)) >= 2]
-    return matrices, [name for name in trained if name not in set(matrices)]
 
 
 def shape_of(parameter: nn.Parameter) -> torch.Size:

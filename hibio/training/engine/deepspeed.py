@@ -31,11 +31,12 @@ from hibio.training.engine.base import (
     LR_BEFORE_THE_FIRST_STEP,
     Engine,
     choose_device,
-    decayed_and_not,
     moments_by_name,
     shape_of,
 )
 from hibio.training.process_group import ProcessGroup
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 #: DeepSpeed's names of what is set elsewhere.
 OURS = {
@@ -208,18 +209,6 @@ class ZeroBuffers:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def as_vectors(module: nn.Module) -> set[str]:
-    """Give scalar parameters one axis, which DeepSpeed wants; names of those."""
-    scalars = {name for name, value in module.named_parameters() if value.ndim == 0}
-    for name in scalars:
-        parameter = module.get_parameter(name)
-        parameter.data = parameter.data.reshape(1)
-    return scalars
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
 class DeepSpeedEngine(Engine):
     """ZeRO 0 to 3.
 
@@ -254,12 +243,13 @@ class DeepSpeedEngine(Engine):
         deepspeed.utils.logger.setLevel(logging.WARNING)
         backend = "nccl" if place.type == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-        self.scalars = as_vectors(module)
-        matrices, others = decayed_and_not(self.trained)
-        self.names = [*matrices, *others]
+        self.scalars = {name for name, one in module.named_parameters() if one.ndim == 0}
+        for name in self.scalars:  # DeepSpeed wants one axis
+            parameter = module.get_parameter(name)
+            parameter.data = parameter.data.reshape(1)
         self.group_names: list[list[str]] = []
         groups = []
-        for names, decay in ((matrices, config.weight_decay), (others, 0.0)):
+        for names, decay in self.decays:
             for pattern in sorted({used[name] for name in names}, reverse=True):
                 alike = [name for name in names if used[name] == pattern]
                 self.group_names.append(alike)

@@ -21,7 +21,6 @@ from hibio.training.engine.base import (
     LR_BEFORE_THE_FIRST_STEP,
     Engine,
     choose_device,
-    decayed_and_not,
     moments_by_name,
 )
 from hibio.training.process_group import ProcessGroup
@@ -49,11 +48,9 @@ class TorchEngine(Engine):
         group = group or ProcessGroup()
         place = choose_device(device, group)
         super().__init__(module.to(place), config, place, group)
-        matrices, others = decayed_and_not(self.trained)
-        self.names = [*matrices, *others]
         groups = [
-            {"params": [self.trained[n] for n in matrices], "weight_decay": config.weight_decay},
-            {"params": [self.trained[n] for n in others], "weight_decay": 0.0},
+            {"params": [self.trained[name] for name in names], "weight_decay": decay}
+            for names, decay in self.decays
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=LR_BEFORE_THE_FIRST_STEP)
         for value in (*module.parameters(), *module.buffers()):
