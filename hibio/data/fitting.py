@@ -64,6 +64,11 @@ def check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
         )
 
 
+def slides_seen(start: Artifacts) -> tuple[str, ...]:
+    """Slides of every run that a warm start goes back to, not only of the last."""
+    return tuple(sorted({*start.train_slides, *start.settings.pretrain_slides}))
+
+
 def fit_artifacts(
     paths: Sequence[Path],
     genes: GenesConfig,
@@ -109,9 +114,6 @@ def fit_artifacts(
     steps.update()
     targets = _target_genes(counts, genes, seed, modality)
     steps.close()
-    seen: tuple[str, ...] = ()  # slides of every run that a warm start goes back to
-    if start is not None:
-        seen = tuple(sorted({*start.train_slides, *start.settings.pretrain_slides}))
     return Artifacts(
         genes=vocabulary,
         database=database,
@@ -124,7 +126,7 @@ def fit_artifacts(
             common_patch_um(entries),
             tuple(context_widths(entries)),
             modality,
-            seen,
+            () if start is None else slides_seen(start),
         ),
         **expression,
     )
