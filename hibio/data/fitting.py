@@ -84,9 +84,8 @@ def fit_artifacts(
         genes: expression settings.
         pathways: database and soft-target settings.
         seed: of the sampled and randomised parts.
-        start: artifacts of the checkpoint that the omics tower starts from: vocabulary, TF-IDF,
-            factors, groups and gene graphs are its own, since the weights mean nothing without
-            them; the rest is fitted here.
+        start: of the checkpoint that the omics tower starts from: what is fitted on counts is its
+            own, since the weights mean nothing without it; the rest is fitted here.
         threads: that read slides, one each; their number does not change a bit of the result.
 
     Raises:
@@ -98,11 +97,11 @@ def fit_artifacts(
     _check_modality(modality, genes)
     if start is not None:
         check_start(start, genes, modality)
-    vocabulary = (
-        fit_vocabulary(paths, genes.min_slide_fraction, genes.min_spots, genes.exclude, threads)
-        if start is None
-        else start.genes
-    )
+    if start is None:
+        settings = (genes.min_slide_fraction, genes.min_spots, genes.exclude)
+        vocabulary = fit_vocabulary(paths, *settings, threads)
+    else:
+        vocabulary = start.genes
     counts = CountBlocks(paths, vocabulary, threads)
     steps.update()
     if start is None:
