@@ -36,7 +36,7 @@ from preprocessing.run.preparation import SlideTask, attempt_slide
 from preprocessing.simulate import write_pyramid
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
-from preprocessing.slides.tiled import direct_tiles
+from preprocessing.slides.decoders import direct_tiles
 from preprocessing.store import SlideStore
 from preprocessing.store.read import patch_bytes, patch_places
 

@@ -22,8 +22,8 @@ from hibio.data.collate import collate
 from hibio.data.slide import ExpressionRows, PreparedSlide
 from hibio.encoders.base import OmicsContext
 from preprocessing.graphs import KNNGraph
-from preprocessing.manifest import SlideRow
 from preprocessing.patches import PatchConfig
+from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable, hilbert_order
 from preprocessing.store import write_store
 

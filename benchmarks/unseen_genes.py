@@ -27,9 +27,9 @@ from eval.folds.fold import NOT_A_LABEL
 from eval.measures.metrics import balanced_accuracy, list_length, recall_at_k, unit_rows
 from hibio.config.files import load_config
 from hibio.config.run import RunConfig
+from hibio.data.fitting import fit_vocabulary
 from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, read_entries, split_by_patient
-from hibio.data.training_slides import fit_vocabulary
 from hibio.model import HiBio
 from hibio.run import train_all
 from preprocessing.store import SlideStore

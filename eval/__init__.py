@@ -1,19 +1,24 @@
-"""Frozen encoder to numbers: tasks, baselines, report. ``from eval import evaluate``."""
+"""Frozen encoder to numbers and maps. ``from eval import evaluate, query_folder``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eval.query import query_folder
     from eval.run import evaluate
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "query_folder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load ``evaluate`` when it is first asked for (it brings torch)."""
-    if name != "evaluate":
-        raise AttributeError(f"module 'eval' has no attribute {name!r}")
-    from eval.run import evaluate
+    """Load a public name when it is first asked for (it brings torch)."""
+    if name == "evaluate":
+        from eval.run import evaluate
 
-    return evaluate
+        return evaluate
+    if name == "query_folder":
+        from eval.query import query_folder
+
+        return query_folder
+    raise AttributeError(f"module 'eval' has no attribute {name!r}")

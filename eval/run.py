@@ -18,8 +18,7 @@ from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_mean
 from eval.folds.fold import Cost, Fold
 from eval.peers import PEERS
 from eval.peers.peer import Peer, find_peers, with_peers
-from eval.report import write_report
-from eval.report.gallery import gallery
+from eval.report import pictures, write_report
 from eval.report.markdown import write_markdown
 from eval.results import Task, TaskResult, merge, write_results
 from eval.settings import configured_peers, find_task, task_configs
@@ -117,7 +116,7 @@ def evaluate(
         facts["settings"] = dict(given)
     body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)
     write_markdown(out / "results.md", body)
-    figures = gallery(groups, folds[groups[0].fold][0], entries, body)
+    figures = pictures(groups, folds[groups[0].fold][0], entries, body)
     return write_report(out / "report.html", body, figures)
 
 

@@ -30,10 +30,9 @@ from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
 from hibio.data.fold_in import fold_in_genes
 from hibio.data.slide import PreparedSlide
-from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
 from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code
 from hibio.encoders.genes import OmicsMask
-from hibio.encoders.omics import build_omics_encoder
+from hibio.encoders.omics import AnchorTable, build_omics_encoder, set_batch, sets_matrix
 from hibio.encoders.vision import build_vision_encoder
 from preprocessing.coexpression.fold_in import FoldInReport
 

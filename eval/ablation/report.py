@@ -33,8 +33,7 @@ from eval.report.figures.canvas import (
     figure_parts,
     png_bytes,
 )
-from eval.report.markdown import markdown_table
-from eval.report.numbers import number
+from eval.report.markdown import markdown_table, number
 from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import to_dict

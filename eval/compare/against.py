@@ -23,8 +23,7 @@ from eval.embed import find_checkpoints
 from eval.errors import FoldError
 from eval.report.figures.canvas import figure_parts
 from eval.report.figures.lines import difference_plot
-from eval.report.markdown import markdown_table
-from eval.report.numbers import is_number, number
+from eval.report.markdown import is_number, markdown_table, number
 from eval.results import headlines, task_records
 from eval.run import evaluate
 from hibio.config.files import ConfigError, apply_overrides

@@ -11,9 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.embed import Checkpoint, load_checkpoint
-from eval.folds.baselines import baselines, random_sets, raw_features
+from eval.folds.baselines import (
+    baselines,
+    hide,
+    random_sets,
+    raw_features,
+    tower_row,
+    with_representations,
+)
 from eval.folds.fold import Fold, Representation, SlideData
-from eval.folds.hidden_genes import hide, tower_row, with_representations
 from eval.results import NO_FOLD, RAW, SEED_MEAN, Role
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError

@@ -4,19 +4,34 @@ Each baseline is a `Representation`, so that tasks treat it as they treat the mo
 fitted sees training slides only; standardising per slide uses no labels.
 
 Shapes: S spots, G genes, F features, r factors.
+
+Shapes: S spots, G genes, H hidden genes, r factors, D dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from sklearn.decomposition import PCA
 
+from eval.embed import Checkpoint
 from eval.errors import FoldError
-from eval.folds.fold import Representation, SlideData
-from eval.folds.variable_genes import dense_expression, expression, variable_genes
+from eval.folds.fold import (
+    HiddenGenes,
+    Representation,
+    SlideData,
+    dense_expression,
+    expression,
+    variable_genes,
+)
 from eval.measures.ridge import zscore
-from eval.results import RAW
+from eval.results import DECODER_SUFFIX, RAW, TOWER_SUFFIX
+from hibio.artifacts import Artifacts
+from hibio.data.slide import prepare_slide
+from hibio.data.splits import SlideEntry
+from hibio.keys import MAIN
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
 from preprocessing.graphs import neighbour_mean
@@ -179,3 +194,183 @@ def random_sets(
 def _with_neighbours(rows: np.ndarray, slide: SlideData) -> np.ndarray:
     """Own values and the mean of the neighbours, side by side."""
     return np.hstack([rows, neighbour_mean(rows, slide.neighbours)])
+
+
+Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
+Decoded = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class HiddenGenesConfig:
+    """Which genes are hidden, and how much is computed without them.
+
+    Args:
+        fraction: share of the eligible genes that is hidden.
+        max_genes: at most this many.
+        min_detected: a gene is eligible when it is found in this share of the training spots.
+        min_visible: genes that must stay visible.
+        max_train_spots: whole training slides are taken, in random order, until they have this
+            many spots.
+        seed: of both draws; the same for every seed of the models.
+    """
+
+    fraction: float = 0.2
+    max_genes: int = 100
+    min_detected: float = 0.1
+    min_visible: int = 20
+    max_train_spots: int = 20_000
+    seed: int = 0
+
+
+def choose_genes(slides: Sequence[SlideData], config: HiddenGenesConfig) -> np.ndarray:
+    """Columns (H,) of the hidden genes, ascending; a random draw among those detected."""
+    n_spots = sum(slide.n_spots for slide in slides)
+    detected = np.sum([np.asarray((s.counts > 0).sum(axis=0)).ravel() for s in slides], axis=0)
+    eligible = np.flatnonzero(detected >= max(1.0, config.min_detected * n_spots))
+    n_genes = slides[0].counts.shape[1]
+    size = min(int(config.fraction * len(eligible)), config.max_genes, n_genes - config.min_visible)
+    drawn = np.random.default_rng(config.seed).permutation(eligible)[: max(size, 0)]
+    return np.sort(drawn)
+
+
+def without_genes(slide: SlideData, columns: np.ndarray, transform: Transform) -> SlideData:
+    """The slide as if the genes of these columns (H,) had not been measured."""
+    visible = np.ones(slide.counts.shape[1], dtype=slide.counts.dtype)
+    visible[columns] = 0
+    counts = sparse.csr_matrix(slide.counts @ sparse.diags(visible, dtype=slide.counts.dtype))
+    counts.eliminate_zeros()
+    return replace(slide, counts=counts, tfidf=transform(counts))
+
+
+def hide(
+    train: Sequence[SlideData],
+    test: Sequence[SlideData],
+    genes: np.ndarray,
+    transform: Transform,
+    config: HiddenGenesConfig | None = None,
+) -> HiddenGenes:
+    """Draw genes and remove them from every slide; no representation is computed yet.
+
+    Args:
+        train: training slides; empty where nothing is held out.
+        test: test slides.
+        genes: (G,) vocabulary.
+        transform: counts (S, G) to TF-IDF rows, fitted on the training slides.
+        config: settings.
+
+    Returns:
+        The parts without ``models``; no names, and a note, where too few genes are eligible.
+    """
+    config = config or HiddenGenesConfig()
+    fitted_on = _first_slides(train, config)
+    columns = choose_genes(fitted_on or test, config)
+    if not len(columns):
+        text = (
+            f"none of {len(genes)} genes can be hidden: a gene must be found in "
+            f"{config.min_detected:.0%} of the spots and {config.min_visible} must stay visible"
+        )
+        return HiddenGenes((), (), (), {}, notes=(text,))
+    names = tuple(str(name) for name in genes[columns])
+    slides = (*fitted_on, *test)
+    truth = {s.slide_id: dense_expression(s, columns).astype(np.float32) for s in slides}
+    cut = {s.slide_id: without_genes(s, columns, transform) for s in slides}
+    notes = [
+        f"{len(names)} of {len(genes)} genes hidden, drawn at random (seed {config.seed}) among "
+        f"those found in {config.min_detected:.0%} of the spots: {', '.join(names[:8])} ...; "
+        "their counts are removed before depth, TF-IDF and everything after"
+    ]
+    if len(fitted_on) < len(train):
+        notes.append(f"read-outs are fitted on {len(fitted_on)} of {len(train)} training slides")
+    return HiddenGenes(
+        names,
+        tuple(cut[s.slide_id] for s in fitted_on),
+        tuple(cut[s.slide_id] for s in test),
+        truth,
+        notes=tuple(notes),
+    )
+
+
+def with_representations(
+    hidden: HiddenGenes,
+    checkpoints: Sequence[Checkpoint],
+    entries: Sequence[SlideEntry],
+    artifacts: Artifacts,
+    *,
+    with_baselines: bool,
+) -> HiddenGenes:
+    """Embed the slides without the genes by every checkpoint and, when asked for, baseline.
+
+    Args:
+        hidden: what :func:`hide` returned.
+        checkpoints: the model and its trained baselines.
+        entries: every slide of the fold; only those in ``hidden`` are read.
+        artifacts: of the fold.
+        with_baselines: also the baselines that need no training.
+    """
+    if not hidden.names:
+        return hidden
+    slides = (*hidden.train, *hidden.test)
+    wanted = {slide.slide_id for slide in slides}
+    used = [entry for entry in entries if entry.slide_id in wanted]
+    models: list[Representation] = []
+    decoded: Decoded = {}
+    for checkpoint in checkpoints:
+        models += _embedded(checkpoint, used, hidden, decoded)
+    if with_baselines:
+        held_out = hidden.test if hidden.train else ()
+        models += baselines(hidden.train or hidden.test, held_out, artifacts.factors)
+        columns = np.flatnonzero(np.isin(artifacts.genes, hidden.names))
+        decoded["lsa" + DECODER_SUFFIX] = {
+            s.slide_id: factor_prediction(s.tfidf, artifacts.factors, columns) for s in hidden.test
+        }
+    return replace(hidden, models=tuple(models), decoded=decoded)
+
+
+def tower_row(tower: Mapping[str, np.ndarray]) -> Representation:
+    """The row of the main model's omics tower, slide_id -> (S, D)."""
+    note = "output of the omics tower, before the projection to the shared space"
+    name = MAIN + TOWER_SUFFIX
+    return Representation(name, None, tower, (note,), "variant", aligned=False)
+
+
+def factor_prediction(
+    tfidf: sparse.csr_matrix, factors: GeneFactors, columns: np.ndarray
+) -> np.ndarray:
+    """Hidden genes (S, H) of the linear-factor model: least squares on the visible genes (S, G)."""
+    components = factors.components.astype(np.float64)
+    visible = components.copy()
+    visible[columns] = 0.0
+    weights = np.asarray(tfidf @ visible) @ np.linalg.pinv(visible.T @ visible)
+    return np.asarray(weights @ components[columns].T)
+
+
+def _first_slides(train: Sequence[SlideData], config: HiddenGenesConfig) -> list[SlideData]:
+    """Training slides in random order until there are enough spots."""
+    chosen: list[SlideData] = []
+    for index in np.random.default_rng(config.seed).permutation(len(train)):
+        if sum(slide.n_spots for slide in chosen) >= config.max_train_spots:
+            break
+        chosen.append(train[index])
+    return chosen
+
+
+def _embedded(
+    checkpoint: Checkpoint, entries: Sequence[SlideEntry], hidden: HiddenGenes, decoded: Decoded
+) -> list[Representation]:
+    """Omics embeddings of a checkpoint without the genes; its decoder's predictions as well."""
+    model, variant, names = checkpoint.model, checkpoint.variant, hidden.names
+    decodes = hasattr(model.omics, "encode") and {*names} <= {*model.artifacts.genes}
+    tested = {slide.slide_id for slide in hidden.test}
+    omics, tower, predicted = {}, {}, {}
+    for entry in entries:
+        slide = prepare_slide(entry.path, model.artifacts, None, hidden=names)
+        embedding = model.encode_slide(slide)
+        assert embedding.omics is not None
+        assert embedding.tower is not None
+        omics[entry.slide_id], tower[entry.slide_id] = embedding.omics, embedding.tower
+        if decodes and entry.slide_id in tested:
+            predicted[entry.slide_id] = model.impute(slide, names)
+    if decodes:
+        decoded[variant + DECODER_SUFFIX] = predicted
+    rows = [Representation(variant, omics=omics, role=checkpoint.role)]
+    return [*rows, tower_row(tower)] if variant == MAIN else rows

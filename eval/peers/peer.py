@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData
-from eval.folds.variable_genes import dense_expression, variable_genes
+from eval.folds.fold import Fold, Representation, SlideData, dense_expression, variable_genes
 from eval.measures.ridge import zscore
 from preprocessing.errors import did_you_mean
 

@@ -15,11 +15,10 @@ from eval.folds.fold import ACTIVITY_PREFIX, Fold, split_rows
 from eval.measures.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, centre, zscore_mean
 from eval.report.figures.canvas import Figure
-from eval.report.figures.few_shot import few_shot_curves
 from eval.report.figures.heatmaps import pathway_heatmaps
-from eval.report.figures.lines import loss_curves, metric_bars, retrieval_curves
+from eval.report.figures.lines import few_shot_curves, loss_curves, metric_bars, retrieval_curves
 from eval.report.figures.regions import niche_maps, region_history, slide_regions
-from eval.report.numbers import is_number
+from eval.report.markdown import is_number
 from eval.results import headlines, task_record
 from eval.tasks.domains import DomainsConfig, cluster
 from eval.tasks.pathway_query import Query

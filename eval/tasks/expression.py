@@ -15,8 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.folds.fold import Fold, Representation, split_rows, stack
-from eval.folds.variable_genes import dense_expression, variable_genes
+from eval.folds.fold import (
+    Fold,
+    Representation,
+    dense_expression,
+    split_rows,
+    stack,
+    variable_genes,
+)
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult

@@ -18,8 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from eval.errors import FoldError
-from eval.folds.fold import Representation, SlideData
-from eval.folds.variable_genes import expression
+from eval.folds.fold import Representation, SlideData, expression
 
 FLAT = 1e-6
 LEAST = 1e-12

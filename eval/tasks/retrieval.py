@@ -24,8 +24,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, stack
-from eval.folds.variable_genes import dense_expression, variable_genes
+from eval.folds.fold import Fold, Representation, SlideData, dense_expression, stack, variable_genes
 from eval.measures.metrics import (
     TIE,
     WORDS,

@@ -186,7 +186,7 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
 
 def features(options: argparse.Namespace) -> int:
     """``hibio features``: prints the table; 1 when a store failed."""
-    from hibio.backbones.features import features_report
+    from hibio.backbones import features_report
     from hibio.backbones.registry import registry_table
     from hibio.config.files import ConfigError
     from preprocessing.errors import DataError
@@ -223,7 +223,7 @@ def _qc_arguments(parser: argparse.ArgumentParser) -> None:
 
 def qc(options: argparse.Namespace) -> int:
     """``hibio qc``."""
-    from preprocessing.qc.cohort import qc_folder
+    from preprocessing.qc import qc_folder
 
     print(f"wrote {qc_folder(options.stores, options.out)}")
     return 0

@@ -126,7 +126,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ablate(options: argparse.Namespace) -> int:
     """``hibio ablate``."""
-    from eval.ablation.run import run
+    from eval.ablation import ablate as run
 
     return run(options)
 

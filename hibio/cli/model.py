@@ -74,7 +74,7 @@ def _query_arguments(parser: argparse.ArgumentParser) -> None:
 
 def query(options: argparse.Namespace) -> int:
     """``hibio query``."""
-    from eval.query import query_folder
+    from eval import query_folder
 
     written = query_folder(
         options.checkpoint, options.data, options.gene_set, options.out, options.readout

@@ -27,8 +27,8 @@ from hibio.regions import fused_features
 from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
 from preprocessing.errors import DataError
-from preprocessing.expression import normalised
 from preprocessing.graphs import SpotGraph, spatial_graph
+from preprocessing.selection import normalised
 from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore
 

@@ -25,7 +25,7 @@ from preprocessing.pseudo_spots import beyond_picture
 from preprocessing.readers.format import format_of, read_slide_spots, read_spots, source_files
 from preprocessing.slide_row import PATH_COLUMNS, SlideRow
 from preprocessing.slides import Slide, open_slide
-from preprocessing.slides.tiled import direct_tiles
+from preprocessing.slides.decoders import direct_tiles
 from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
 from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask

@@ -117,13 +117,13 @@ def _openslide(path: Path, black_is_background: bool) -> Slide:
 
 
 def _pyvips(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.backends import VipsSlide
+    from preprocessing.slides.decoders import VipsSlide
 
     return VipsSlide(_automatic(path, False), black_is_background)
 
 
 def _cucim(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.backends import CucimSlide
+    from preprocessing.slides.decoders import CucimSlide
 
     return CucimSlide(_automatic(path, False), black_is_background)
 

@@ -8,8 +8,7 @@ from sklearn.decomposition import PCA
 
 from eval.errors import FoldError
 from eval.folds import baselines
-from eval.folds.fold import Representation, SlideData
-from eval.folds.variable_genes import expression, variable_genes
+from eval.folds.fold import Representation, SlideData, expression, variable_genes
 from preprocessing.graphs import neighbour_mean
 from tests.eval.conftest import N_SPOTS, TEST, TRAIN, make_fold
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from eval.errors import FoldError
-from eval.report.figures.few_shot import few_shot_curves
+from eval.report.figures.lines import few_shot_curves
 from eval.tasks.annotation import (
     AnnotationConfig,
     FewShotConfig,

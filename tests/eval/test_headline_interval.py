@@ -7,7 +7,7 @@ import pytest
 
 from eval.measures.intervals import headline_interval
 from eval.measures.metrics import bootstrap_ci
-from eval.report.headline import headline_section
+from eval.report.report import headline_section
 from preprocessing.pages import Section, render
 
 

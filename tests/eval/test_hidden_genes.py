@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from eval.folds.baselines import baselines
-from eval.folds.hidden_genes import (
+from eval.folds.baselines import (
     HiddenGenesConfig,
+    baselines,
     choose_genes,
     factor_prediction,
     hide,
     with_representations,
     without_genes,
 )
-from eval.folds.variable_genes import expression
+from eval.folds.fold import expression
 from preprocessing.coexpression import fit_gene_factors
 from preprocessing.tfidf import TfidfReweighter
 
@@ -164,7 +164,7 @@ def test_checkpoints_see_slides_without_the_genes_and_decode_test_slides_alone(
         prepared.append((path, image, tuple(hidden)))
         return slides[path]
 
-    monkeypatch.setattr("eval.folds.hidden_genes.prepare_slide", prepare_slide)
+    monkeypatch.setattr("eval.folds.baselines.prepare_slide", prepare_slide)
     entries = [SimpleNamespace(slide_id=name, path=name) for name in slides]
     main, asked = stub("hibio", SimpleNamespace(encode=None), toy_fold.genes)
     blind, blind_asked = stub("mlp", SimpleNamespace(), toy_fold.genes)

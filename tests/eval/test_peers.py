@@ -185,7 +185,7 @@ def test_a_fold_without_training_slides_fits_on_its_test_slides(toy_fold):
 
 
 def test_imputation_says_that_peers_take_no_part(toy_fold):
-    from eval.folds.hidden_genes import hide
+    from eval.folds.baselines import hide
 
     hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, lambda counts: counts)
     bare = dataclasses.replace(toy_fold, models=(), hidden=hidden)

@@ -13,8 +13,8 @@ from torch import nn
 from eval.folds.fold import Cost, Fold, Representation
 from eval.peers import PEERS
 from eval.report import write_report
-from eval.report.facts import models_section
 from eval.report.markdown import write_markdown
+from eval.report.report import models_section
 from eval.run import checkpoint_cost, cost_table
 from preprocessing.pages import Section, render
 

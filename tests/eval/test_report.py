@@ -13,8 +13,8 @@ import pytest
 from eval.compare.paired import compare
 from eval.report import write_report
 from eval.report.figures.canvas import Figure
-from eval.report.headline import headline_section
-from eval.report.numbers import exact
+from eval.report.markdown import exact
+from eval.report.report import headline_section
 from eval.results import headlines
 from preprocessing import pages
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from eval.report.facts import config_digest, duration
-from eval.report.numbers import number
-from eval.report.tasks import panels
+from eval.report.markdown import number
+from eval.report.report import config_digest, duration, panels
 from eval.results import TaskRecord
 
 

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.linear_model import LinearRegression, Ridge
 
-from eval.folds.variable_genes import expression as measured
-from eval.folds.variable_genes import variable_genes
+from eval.folds.fold import expression as measured
+from eval.folds.fold import variable_genes
 from eval.measures.metrics import pearson_per_gene
 from eval.measures.ridge import RidgeConfig, ridge_fit_predict
 from eval.settings import find_task

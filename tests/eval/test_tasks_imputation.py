@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from eval.folds.baselines import baselines
-from eval.folds.fold import Representation
-from eval.folds.hidden_genes import HiddenGenes, HiddenGenesConfig, factor_prediction, hide
+from eval.folds.baselines import HiddenGenesConfig, baselines, factor_prediction, hide
+from eval.folds.fold import HiddenGenes, Representation
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
 from eval.results import Question, ResultTable
 from eval.tasks.imputation import ImputationConfig, relative_rmse, run

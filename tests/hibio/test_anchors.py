@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hibio.config.files import ConfigError
-from hibio.encoders.anchors import AnchorTable, set_batch, sets_matrix
+from hibio.encoders.omics import AnchorTable, set_batch, sets_matrix
 from preprocessing.coexpression.spot_groups import SpotGroups
 from tests.hibio.toy import dense, make_model
 

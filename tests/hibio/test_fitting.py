@@ -8,9 +8,8 @@ from scipy import sparse
 
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError
-from hibio.data.fitting import fit_artifacts
+from hibio.data.fitting import CountBlocks, TfidfStream, fit_artifacts, fit_vocabulary
 from hibio.data.slide import prepare_slide
-from hibio.data.training_slides import CountBlocks, TfidfStream, fit_vocabulary
 from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in

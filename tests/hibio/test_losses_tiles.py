@@ -7,13 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hibio.losses import (
-    NearDuplicates,
-    SpatialPairs,
-    info_nce,
-    spatial_contrast,
-    spot_to_region,
-)
+from hibio.losses import NearDuplicates, SpatialPairs, info_nce, spatial_contrast, spot_to_region
 from hibio.losses.logits import cosine_logits, mean_of_rows, tiles
 from tests.hibio.test_losses_contrastive import Given, cloud
 

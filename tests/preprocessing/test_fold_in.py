@@ -6,12 +6,7 @@ from scipy import sparse
 
 from preprocessing.coexpression import GeneFactors, fit_gene_factors, spot_vectors, standardise
 from preprocessing.coexpression.bridge import BridgeSlide
-from preprocessing.coexpression.fold_in import (
-    FoldIn,
-    FoldInRule,
-    extend_factors,
-    fold_in,
-)
+from preprocessing.coexpression.fold_in import FoldIn, FoldInRule, extend_factors, fold_in
 from preprocessing.errors import DataError
 from preprocessing.graphs import KNNGraph
 from preprocessing.tfidf import VARIANTS, TfidfReweighter

@@ -5,13 +5,7 @@ import pytest
 from scipy import sparse
 
 from preprocessing.errors import DataError
-from preprocessing.graphs import (
-    DelaunayGraph,
-    KNNGraph,
-    SpotGraph,
-    components,
-    morans_i,
-)
+from preprocessing.graphs import DelaunayGraph, KNNGraph, SpotGraph, components, morans_i
 
 BUILDERS = [KNNGraph(k=4), DelaunayGraph(), DelaunayGraph(prune=np.inf)]
 

@@ -8,9 +8,8 @@ from scipy import sparse, stats
 
 from preprocessing.coexpression import fit_gene_factors, gene_graph, spot_vectors
 from preprocessing.errors import DataError
-from preprocessing.expression import intensity, log_normalise, normalised
 from preprocessing.graphs import KNNGraph
-from preprocessing.selection import SELECTORS, select_genes
+from preprocessing.selection import SELECTORS, intensity, log_normalise, normalised, select_genes
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 from preprocessing.tfidf.weights import ranks_within
 

@@ -13,7 +13,7 @@ from preprocessing import patches
 from preprocessing.errors import DataError
 from preprocessing.patches import PatchConfig, iter_patches, patch_window, read_patch
 from preprocessing.slides import Slide, open_slide
-from preprocessing.slides.tiled import direct_tiles
+from preprocessing.slides.decoders import direct_tiles
 
 SIGMA = 12.0  # level-0 pixels of a painted spot
 SPOTS = np.array([[150.3, 140.8], [420.0, 160.5], [700.6, 150.2], [160.9, 450.1], [690.4, 455.7]])

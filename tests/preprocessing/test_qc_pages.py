@@ -10,16 +10,8 @@ import pytest
 
 from preprocessing import DataError, SlideStore
 from preprocessing.pages import data_uri
-from preprocessing.qc.cohort import CohortRow, cohort_page, mark_outliers, qc_folder
-from preprocessing.qc.figures import (
-    Ground,
-    Panel,
-    cohort_dots,
-    flag_maps,
-    histograms,
-    spot_maps,
-)
-from preprocessing.qc.page import slide_ground
+from preprocessing.qc.figures import Ground, Panel, cohort_dots, flag_maps, histograms, spot_maps
+from preprocessing.qc.pages import CohortRow, cohort_page, mark_outliers, qc_folder, slide_ground
 from preprocessing.qc.slide import MEASURES, Limits, Measure, shown
 from tests.preprocessing.qc_stores import draw_counts, write_slide
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA

@@ -12,8 +12,8 @@ from preprocessing.errors import DataError
 from preprocessing.slides import OpenSlideSlide, Slide, open_slide
 from preprocessing.slides import pixels as slide_pixels
 from preprocessing.slides import tiff as slides_plain
+from preprocessing.slides.decoders import direct_tiles
 from preprocessing.slides.tiff import PlainPicture, PlainTiff
-from preprocessing.slides.tiled import direct_tiles
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 WIDTH, HEIGHT = 330, 270

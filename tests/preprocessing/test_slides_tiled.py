@@ -8,7 +8,7 @@ import tifffile
 
 from preprocessing.errors import DataError
 from preprocessing.slides import OpenSlideSlide, open_slide
-from preprocessing.slides.tiled import TiledSlide, direct_tiles
+from preprocessing.slides.decoders import TiledSlide, direct_tiles
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 
 SLIDES = REAL_DATA / "slides"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,28 @@ def deepspeed_dict(config: OptimConfig, device: str, size: int, n_micro: int) ->
         "zero_optimization": zero,
     }
     return merge(generated, config.deepspeed)
+
+
+def refuse_lost_gradients(config: OptimConfig, n_micro: int, mixed_stages: Sequence[str]) -> None:
+    """Refuse what DeepSpeed would do without telling.
+
+    Args:
+        config: see :class:`OptimConfig`.
+        n_micro: micro-batches of this process in a step.
+        mixed_stages: names of stages that read images where there are any, and have slides with
+            and without.
+
+    Raises:
+        ConfigError: gradients of such a stage would be lost.
+    """
+    if config.offload != "none" and n_micro > 1 and mixed_stages:
+        raise ConfigError(
+            f"optim.offload: {config.offload} with more than one batch a process and step cannot "
+            f"train stage {mixed_stages[0]!r}, in which some slides have images and some have "
+            "not: DeepSpeed keeps only gradients of what the last batch used. Set optim.offload: "
+            "none, start as many processes as sampler.batches_per_step, or take the image-less "
+            "slides out"
+        )
 
 
 def _refuse_layout(zero: dict[str, Any], offload: str) -> None:
