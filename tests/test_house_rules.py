@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layers import imports_of, module_name, source_files
+
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("pathways", "preprocessing", "hibio", "eval")
 FOLDERS = (*CODE, "tests", "benchmarks", "configs", ".ci")
@@ -14,6 +16,7 @@ TEXT = {".py", ".yaml", ".yml", ".cfg", ".toml", ".sh", ".md"}
 NO_SUFFIX = {"Makefile", "run"}
 
 FILE_LINES, TEST_LINES, TRAIN_LINES, FUNCTION_LINES = 500, 500, 100, 60
+FACE_LINES, ALONE = 40, 0.12
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 PICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 MACHINE = re.compile(r"(?<![\w.~/-])/(work|tmp|root|home|Users|mnt|scratch|private)(/|\b)")
@@ -121,6 +124,48 @@ def complaints_about(path: Path, root: Path) -> Iterator[str]:
 def violations(root: Path) -> list[str]:
     files = text_files(root)
     return [f"{p.relative_to(root)}: {told}" for p in files for told in complaints_about(p, root)]
+
+
+def one_importer(root: Path) -> tuple[list[str], int]:
+    """Modules that one other module imports and that are no door; and how many there are."""
+    files = source_files(root)
+    known = {module_name(path, root) for path in files}
+    importers: dict[str, set[str]] = {name: set() for name in known}
+    for path in files:
+        for found in imports_of(path, root, known):
+            if found.target in known and found.target != found.module:
+                importers[found.target].add(found.module)
+    faces = {module_name(p, root) for p in files if is_face(p)}
+    rooms = [name for name in sorted(known - faces) if name != "train"]
+    alone = [f"{n} <- {min(by)}" for n in rooms if len(by := importers[n]) == 1 and not by & faces]
+    return alone, len(rooms)
+
+
+def is_face(path: Path) -> bool:
+    """A short `__init__.py`: a face or a table, whose entries are doors."""
+    return path.name == "__init__.py" and len(path.read_text().splitlines()) < FACE_LINES
+
+
+def test_most_modules_are_shared_or_doors():
+    alone, rooms = one_importer(ROOT)
+    assert rooms > 100
+    assert len(alone) <= ALONE * rooms, (
+        f"{len(alone)} of {rooms} modules have one importer only, at most {ALONE:.0%} should: join "
+        "one with its importer where the idea is one (files may have 500 lines), or make it an "
+        f"entry of a package's table: {', '.join(alone)}"
+    )
+
+
+def test_a_module_with_one_importer_is_found(tmp_path):
+    for file in ("eval/__init__.py", "eval/a.py", "eval/b.py", "eval/tasks/__init__.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "eval/tasks/door.py").write_text("import eval.b\n")
+    (tmp_path / "eval/tasks/__init__.py").write_text("from eval.tasks import door\n")
+    (tmp_path / "eval/a.py").write_text("import eval.b\n")
+    assert one_importer(tmp_path) == ([], 3)
+    (tmp_path / "eval/tasks/door.py").write_text("")
+    assert one_importer(tmp_path) == (["eval.b <- eval.a"], 3)
 
 
 def test_the_rules_hold():

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
@@ -120,11 +123,14 @@ def belongs(module: str, part: str) -> bool:
 
 
 def layer_of(module: str) -> tuple[int, str] | None:
-    for rank, parts in enumerate(LAYERS):
-        for part in parts:
-            if belongs(module, part):
-                return rank, part
-    return None
+    """The rank and the part that names a module most closely."""
+    named = [
+        (len(part), rank, part)
+        for rank, parts in enumerate(LAYERS)
+        for part in parts
+        if belongs(module, part)
+    ]
+    return max(named)[1:] if named else None
 
 
 def complaint(found: Import) -> str | None:
@@ -156,6 +162,39 @@ def violations(root: Path) -> list[str]:
     found = [one for path in files for one in imports_of(path, root, known)]
     told = [one.told(reason) for one in found if (reason := complaint(one))]
     return homeless + list(dict.fromkeys(told))
+
+
+def circles(root: Path) -> list[list[str]]:
+    """Modules that need each other, imports under TYPE_CHECKING and in functions included."""
+    files = source_files(root)
+    known = {module_name(path, root) for path in files}
+    graph = {
+        module_name(path, root): {one.target for one in imports_of(path, root, known)} & known
+        for path in files
+    }
+    names = sorted(graph)
+    place = {name: index for index, name in enumerate(names)}
+    rows = [place[name] for name in names for _ in graph[name]]
+    columns = [place[target] for name in names for target in graph[name]]
+    edges = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(names),) * 2)
+    count, label = connected_components(edges, connection="strong")
+    groups = [[name for name in names if label[place[name]] == one] for one in range(count)]
+    return [group for group in groups if len(group) > 1]
+
+
+def test_no_module_needs_itself():
+    assert circles(ROOT) == []
+
+
+def test_a_planted_circle_is_found(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/a.py").write_text("def f():\n    from eval.b import x\n")
+    (tmp_path / "eval/b.py").write_text("if TYPE_CHECKING:\n    from eval import c\n")
+    (tmp_path / "eval/c.py").write_text("from eval.d import y\n")
+    (tmp_path / "eval/d.py").touch()
+    assert circles(tmp_path) == []
+    (tmp_path / "eval/d.py").write_text("import eval.a\n")
+    assert circles(tmp_path) == [["eval.a", "eval.b", "eval.c", "eval.d"]]
 
 
 def test_the_layers_hold():
