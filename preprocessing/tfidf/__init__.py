@@ -228,7 +228,7 @@ class TfidfReweighter:
             raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
         mean_depth = self.sums.depth / self.n_spots
         table.data = self.tf.weigh(table.data, entries(table, depth), mean_depth)
-        table.data *= idf[table.indices]
+        table.data *= idf.take(table.indices, mode="clip")  # unchecked is faster
 
     def with_genes(self, df: NDArray[np.int64], extra: NDArray[np.int64]) -> TfidfReweighter:
         """A reweighter that also knows further genes; this one is left as it is.
