@@ -48,7 +48,7 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """``hibio eval``."""
-    from eval.compare.against import run
+    from eval.against import run
 
     print(run(options))
     return 0

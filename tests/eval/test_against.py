@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.compare import against
-from eval.compare.against import AgainstConfig, compare_runs, labels_of, read_results, run
+from eval import against
+from eval.against import AgainstConfig, compare_runs, labels_of, read_results, run
 from eval.compare.fingerprint import differences, fold_print
 from eval.compare.paired import Results, compare_metric, corrected, declared
 from eval.errors import FoldError

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.compare.fingerprint import check_same_data
-from eval.compare.paired import (
-    Compared,
-    Results,
-    compare_metric,
-    corrected,
-    declared,
-    find_entry,
-)
+from eval.compare.paired import Compared, Results, compare_metric, corrected, declared, find_entry
 from eval.embed import find_checkpoints
 from eval.errors import FoldError
 from eval.report.figures.canvas import figure_parts
