@@ -115,7 +115,8 @@ def test_settings_of_a_task_reach_the_numbers_and_stand_in_the_results(done, tmp
     assert not is_done(job, ["retrieval"])
     checkpoint = load_checkpoint(job.folder / "checkpoint")
     configs = task_configs(job.evaluate, ["retrieval"])
-    (result,), _ = measure(Bench(["retrieval"]).ruler(job), checkpoint, configs)
+    ruler = Bench(["retrieval"]).ruler(job)
+    (result,), _ = measure(ruler, configs, checkpoint, checkpoint.seed)
     assert metric in result.models["flat"]
     with pytest.raises(ConfigError, match=r"did you mean 'retrieval\.fractions'"):
         plan(dataclasses.replace(grid, evaluate={"retrieval.fraction": [0.3]}))
