@@ -1,4 +1,4 @@
-"""The only place that turns a user's string into a database; published collections."""
+"""Published collections, and the only place that turns a user's string into a database."""
 
 import csv
 import hashlib
@@ -254,8 +254,11 @@ def _load_part(spec: str, root: str | Path | None) -> PathwayDatabase:
         return _load_function(spec)
     if spec == DEFAULT_NAME:
         return load_default()
-    if spec in read_recipes():
-        return _load_recipe(spec)
+    if (recipe := read_recipes().get(spec)) is not None:
+        sets = read_gmt(fetched_file(spec))
+        return PathwayDatabase.from_sets(
+            sets, spec, "human", "symbol", recipe.licence, recipe.version
+        )
     known = [entry.name for entry in list_databases()]
     hint = did_you_mean(spec.lower(), known, cutoff=0.5)
     raise PathwayError(
@@ -290,14 +293,6 @@ def load_default() -> PathwayDatabase:
         sets = read_gmt(path)
     return PathwayDatabase.from_sets(
         sets, DEFAULT_NAME, "human", "symbol", DEFAULT_LICENCE, DEFAULT_VERSION
-    )
-
-
-def _load_recipe(name: str) -> PathwayDatabase:
-    """A collection that was fetched before."""
-    recipe = recipe_named(name)
-    return PathwayDatabase.from_sets(
-        read_gmt(fetched_file(name)), name, "human", "symbol", recipe.licence, recipe.version
     )
 
 

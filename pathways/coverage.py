@@ -1,4 +1,4 @@
-"""How well a database and a panel fit: counts per set, and why nothing matches when it does not."""
+"""Kinds of gene identifiers; how well a database and a panel fit, or why they do not."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -13,7 +13,6 @@ from pathways.errors import PathwayError
 AGREEMENT = 0.8  # share of the names that must have the form of one kind
 MIN_MATCH = 0.02  # share of the smaller side that must match
 ENSEMBL_VERSION = re.compile(r"(ENS[A-Z]{0,6}[GTP]\d{11})\.\d+(_PAR_Y)?")
-
 #: The form of each kind of identifier; the first that fits names it.
 KINDS = {
     "ensembl": re.compile(r"ENS[A-Z]{0,6}G\d{11}(\.\d+)?(_PAR_Y)?"),

@@ -1,4 +1,4 @@
-"""PathwayDatabase: gene sets as one long table (docs/method.md 2).
+"""`PathwayDatabase`: gene sets as one long table, also read from a file (docs/method.md 2).
 
 Shapes: G genes of a panel, M pathways.
 """

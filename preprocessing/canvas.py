@@ -19,14 +19,7 @@ DPI = 110
 
 
 def new_page(width: float, height: float, *, arranged: bool = True, dpi: int = DPI) -> Page:
-    """Make an empty page.
-
-    Args:
-        width: inches.
-        height: inches.
-        arranged: whether matplotlib arranges the axes; False leaves their places to the caller.
-        dpi: pixels an inch.
-    """
+    """Make an empty page; where it is not ``arranged``, the places of the axes are the caller's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -55,15 +48,10 @@ def panel_grid(
     dpi: int = DPI,
     **shared: Any,
 ) -> tuple[Page, list[Axes]]:
-    """A page with a number of equal panels.
+    """A page with ``count`` equal panels, at most ``columns`` side by side.
 
-    Args:
-        count: panels.
-        columns: at most so many side by side.
-        panel: width and height of each.
-        rim: what the page has beside them.
-        dpi: pixels an inch.
-        **shared: ``sharex`` and ``sharey`` of the panels.
+    ``panel`` is (width, height) of each, ``rim`` what the page has beyond them; ``shared`` are
+    ``sharex`` and ``sharey`` of the panels.
     """
     rows, columns = grid_size(count, columns)
     page = new_page(rim[0] + panel[0] * columns, panel[1] * rows + rim[1], dpi=dpi)
@@ -74,7 +62,7 @@ def panel_grid(
 
 
 def picture_of(page: Page) -> Image:
-    """Draw a page."""
+    """Draw a page as RGB."""
     from PIL import Image
 
     canvas: Any = page.canvas

@@ -1,9 +1,9 @@
-"""Spatial graphs over the spots of one slide, their pieces, and Moran's I (docs/method.md 3).
+"""Spatial graphs over the spots of one slide, and what is computed on them (docs/method.md 3).
 
 One class is one way to turn spot centres in micrometres into a `SpotGraph`. Graphs are symmetric
-and never cross slides, because each is built from the spots of one slide.
-
-Shapes: S spots, G genes, E undirected edges.
+and never cross slides, because each is built from the spots of one slide. On them: the connected
+pieces, Moran's I, and means over neighbours.
+Shapes: S spots, G genes, E undirected edges, F or D values a spot, k neighbours.
 """
 
 from __future__ import annotations
@@ -51,16 +51,9 @@ class SpotGraph:
     def from_edges(
         cls, n_spots: int, source: NDArray[Any], target: NDArray[Any], distance: NDArray[Any]
     ) -> SpotGraph:
-        """Makes the graph from undirected edges, each given once.
+        """Makes the graph from undirected edges (E,), each given once, with lengths in micrometres.
 
-        Args:
-            n_spots: S.
-            source: (E,) one end of each edge.
-            target: (E,) the other end.
-            distance: (E,) length in micrometres.
-
-        Returns:
-            The symmetric graph; within a row nearest first, ties by spot index.
+        Within a row neighbours come nearest first, ties by spot index.
         """
         ends = (np.concatenate([source, target]), np.concatenate([target, source]))
         both = np.concatenate([distance, distance]).astype(np.float32)
@@ -117,14 +110,7 @@ class SpotGraph:
 
 
 def components(graph: SpotGraph) -> NDArray[np.int32]:
-    """Labels the connected pieces of a graph.
-
-    Args:
-        graph: of S spots.
-
-    Returns:
-        (S,) int32, 0 for the piece of the first spot, then in order of appearance.
-    """
+    """The connected piece of each spot, (S,) int32: 0 for that of the first spot, then as met."""
     labels = connected_components(graph.matrix(), directed=False)[1]
     return in_order_of_appearance(labels).astype(np.int32)
 
@@ -200,6 +186,11 @@ def _moran_ratio(
     varies = squares > 1e-12 * total
     ratio = np.divide(product, squares, out=np.zeros_like(product), where=varies)
     return np.asarray(ratio * (adjacency.shape[0] / adjacency.nnz))
+
+
+def _check_prune(prune: float) -> None:
+    if not prune >= 1:
+        raise DataError(f"prune is {prune}, expected at least 1 x the median edge (3 is usual).")
 
 
 @dataclass(frozen=True)
@@ -279,15 +270,9 @@ class DelaunayGraph:
 
 
 def spatial_graph(kind: str, k: int, xy_um: NDArray[np.float64]) -> SpotGraph:
-    """The graph that the setting ``genes.graph`` names: Delaunay, else the k nearest spots.
+    """The graph of spot centres (S, 2) that the setting ``genes.graph`` names.
 
-    Args:
-        kind: delaunay, or anything else for the k nearest.
-        k: neighbours asked for each spot.
-        xy_um: (S, 2) spot centres, micrometres.
-
-    Raises:
-        DataError: see the builders.
+    ``delaunay``, or anything else for the ``k`` nearest. Raises what the builders raise.
     """
     return (DelaunayGraph() if kind == "delaunay" else KNNGraph(k=k)).build(xy_um)
 
@@ -319,11 +304,6 @@ def _checked_xy(xy_um: NDArray[Any]) -> NDArray[np.float64]:
             f"{xy[bad[0]].tolist()}. Drop these spots or repair their coordinates."
         )
     return xy
-
-
-def _check_prune(prune: float) -> None:
-    if not prune >= 1:
-        raise DataError(f"prune is {prune}, expected at least 1 x the median edge (3 is usual).")
 
 
 def neighbour_mean(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

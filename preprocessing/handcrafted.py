@@ -19,7 +19,6 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 CHANNELS = ("red", "green", "blue", "haematoxylin", "eosin", "residual", "saturation", "value")
 STATISTICS = ("mean", "sd", "p10", "p50", "p90")
-
 RINGS = {  # neighbours in order of angle, on whole pixels: a 90 degree turn only shifts the list
     1: ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)),
     3: ((0, 3), (-2, 2), (-3, 0), (-2, -2), (0, -3), (2, -2), (3, 0), (2, 2)),

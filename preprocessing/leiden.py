@@ -1,6 +1,6 @@
 """The Leiden algorithm (Traag, Waltman and van Eck 2019) and regions made by it: a control.
 
-Modularity with a resolution g: communities c maximise  sum_c [ W_c - g K_c^2 / (2 M) ] , W_c the
+Modularity with a resolution g: communities c maximise sum_c [W_c - g K_c^2 / (2 M)], W_c the
 weight inside (both directions), K_c the summed strength of its nodes and M the total strength.
 Shapes: S nodes or spots, F features, R regions.
 """
@@ -18,7 +18,6 @@ from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph
 
 SEARCH = (1e-2, 1e3)  # resolutions
-
 STEPS = 12  # of the bisection
 
 

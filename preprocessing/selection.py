@@ -1,11 +1,9 @@
-"""Gene selectors: which K genes become nodes of a gene graph or targets (docs/method.md 1).
+"""Expression values, and which genes become nodes of a gene graph or targets (docs/method.md 1).
 
-RNA counts are divided by the depth of their spot, intensities are not: a cell that stains weakly is
-no cell that was sampled less. Shapes: S spots, G genes.
-
-Each selector scores every gene from one or two streams over the slides, so memory does not grow
-with the corpus; `select_genes` keeps the best. Of protein intensities the arcsinh stands wherever
-RNA counts are divided by depth. Shapes: S spots, G genes.
+RNA counts are divided by the depth of their spot. Of protein intensities the arcsinh stands
+instead: a cell that stains weakly is no cell that was sampled less. Each selector scores every gene
+from one or two streams over the slides, so memory does not grow with the corpus; `select_genes`
+keeps the best. Shapes: S spots, G genes.
 """
 
 from __future__ import annotations
@@ -33,6 +31,8 @@ from preprocessing.tfidf.weights import (
 )
 
 COFACTOR = 5.0  # intensities far below it count about linearly, far above it by their logarithm
+_MEAN_BINS = 20
+CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
 
 
 def log_normalise(counts: Any) -> sparse.csr_matrix:
@@ -86,10 +86,6 @@ def normalised(counts: Any, modality: str) -> sparse.csr_matrix:
 def _with_values(table: sparse.csr_matrix, values: Any) -> sparse.csr_matrix:
     parts = (values.astype(np.float32), table.indices.copy(), table.indptr.copy())
     return sparse.csr_matrix(parts, shape=table.shape)
-
-
-CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
-_MEAN_BINS = 20
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _LEAST_ANGLE = 1e-3  # determinant of the vectors' Gram matrix
 _LEAST_SD = 1e-3  # of a channel; below it the pixels have one colour
 _PATCHES = 64  # of a slide, spread over it
 _PIXELS = 200_000  # of them
-
+_VECTORS = np.array([[0.56, 0.72, 0.41], [0.22, 0.80, 0.56]])  # of the reference
 #: Equations 4 and 6 of Reinhard: RGB -> answers of the three cones -> l alpha beta of their log10.
 _CONES_OF_RGB = np.array(
     [[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]]
@@ -43,7 +43,6 @@ _CONES_OF_RGB = np.array(
 _LAB_OF_CONES = np.diag(1 / np.sqrt([3.0, 6.0, 2.0])) @ np.array(
     [[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]]
 )
-
 StainMethod = Literal["none", "macenko", "reinhard"]
 #: uint8 (n, px, px, 3) -> the same patches in the reference's colours.
 StainNormaliser = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -236,13 +235,10 @@ def _log_cones(pixels_N3: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(np.log10(light @ _CONES_OF_RGB.T.astype(np.float32)))
 
 
-_VECTORS = np.array([[0.56, 0.72, 0.41], [0.22, 0.80, 0.56]])  # hematoxylin, eosin
-
 #: Close to the reference of Macenko et al.; strengths are optical densities of base 10.
 REFERENCE_STAIN = Stain(
     _VECTORS / np.linalg.norm(_VECTORS, axis=1, keepdims=True), np.array([0.86, 0.45])
 )
-
 #: The same stain's colours, each amount u^3 times its strength with u even in 0..1: mostly pale.
 REFERENCE_COLOURS = Colours(np.array([-0.66, -0.084, 0.017]), np.array([0.19, 0.031, 0.0103]))
 

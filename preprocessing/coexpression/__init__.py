@@ -1,7 +1,4 @@
-"""Co-expression fitted on training counts: gene factors, spot vectors and gene graphs.
-
-docs/method.md 3. The parts live in `gene_factors`, `gene_graph`, `spot_groups` and `fold_in`.
-"""
+"""Co-expression of training counts: gene factors, spot vectors, gene graphs (docs/method.md 3)."""
 
 from preprocessing.coexpression.gene_factors import (
     GeneFactors,

@@ -22,6 +22,11 @@ from preprocessing.graphs import SpotGraph
 from preprocessing.tfidf import TfidfReweighter
 from preprocessing.tfidf.weights import FitSums, checked_counts, detections, spot_depth
 
+_NO_SLIDE = (
+    "fold-in found no bridge slide. Give at least one that measures known genes and the "
+    "new ones, by a function that returns a fresh iterator on every call."
+)
+
 
 @dataclass(frozen=True)
 class BridgeSlide:
@@ -39,10 +44,6 @@ class BridgeSlide:
 
 
 BridgeBlocks = Callable[[], Iterable[BridgeSlide]]
-_NO_SLIDE = (
-    "fold-in found no bridge slide. Give at least one that measures known genes and the "
-    "new ones, by a function that returns a fresh iterator on every call."
-)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,6 @@ class FoldInRule:
     Attributes:
         ridge: share of its own variance that is added to each component of Z.
         min_spots: bridge spots with known genes; None is 5 (r + 1).
-
         min_explained: the explained share of a gene's variance must be above it; it is adjusted,
             so 0 is what the spot vectors explain of noise. Higher values keep fewer and better
             genes: on STARmap that lowered the agreement of spot vectors.
@@ -157,7 +156,6 @@ class FoldInRule:
 
     ridge: float = 1e-3
     min_spots: int | None = None
-
     min_explained: float = 0.0
     calibrate: bool = True
 

@@ -19,6 +19,8 @@ from scipy.special import ndtri
 from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, read_blocks
 from preprocessing.errors import DataError
 
+_CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
+
 
 def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
     """Normal scores (S, G) of average ranks, gene by gene: Phi^-1(rank / (S + 1)), centred.
@@ -57,9 +59,6 @@ def average_places(ordered: NDArray[np.uint64]) -> NDArray[np.float64]:
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     length = np.diff(np.append(first, ordered.size))
     return np.repeat(first + (length - 1) / 2, length)
-
-
-_CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
 
 
 @dataclass(frozen=True)

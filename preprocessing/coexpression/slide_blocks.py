@@ -1,7 +1,4 @@
-"""Streams that give one item a slide and can be read again and again: TF-IDF blocks and others.
-
-Shapes: S spots, G genes.
-"""
+"""Streams of one item a slide that can be read again, as TF-IDF blocks (S spots, G genes) are."""
 
 from __future__ import annotations
 
@@ -14,11 +11,9 @@ from scipy import sparse
 
 from preprocessing.errors import DataError
 
-TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
+TfidfBlocks = Callable[[], Iterable[sparse.csr_matrix]]
 _BLOCKS = "TF-IDF blocks"
 _NO_SLIDE = (
     "TF-IDF blocks gave no slide. Give at least one training slide, and a function that "

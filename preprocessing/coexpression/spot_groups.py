@@ -202,7 +202,7 @@ class Smoothing:
 
 
 @dataclass
-class _Sample:
+class _GroupSample:
     """Sampled spots of one group: rows and vectors of each slide that has any."""
 
     rows: list[sparse.csr_matrix]
@@ -249,7 +249,7 @@ def group_gene_graphs(
     """
     rule, smooth = rule or EdgeRule(), smoothing or Smoothing()
     check_max_spots(max_spots)
-    _check(n_groups, smooth, vectors)
+    _check_settings(n_groups, smooth, vectors)
     quota = _plan(groups, n_groups, max_spots, min_group_spots)
     samples = _draw(blocks, groups, vectors if smooth.rounds else None, n_genes, quota, seed)
     graphs = {
@@ -259,7 +259,7 @@ def group_gene_graphs(
     return [graphs[group if group in graphs else _CORPUS] for group in range(n_groups)]
 
 
-def _check(n_groups: int, smooth: Smoothing, vectors: SpotArrays | None) -> None:
+def _check_settings(n_groups: int, smooth: Smoothing, vectors: SpotArrays | None) -> None:
     if n_groups < 1:
         raise DataError(f"gene graphs: n_groups is {n_groups}, expected at least 1.")
     if smooth.rounds and vectors is None:
@@ -295,7 +295,7 @@ def _plan(
     return quota
 
 
-def _own_rule(rule: EdgeRule, group: int, sample: _Sample) -> EdgeRule:
+def _own_rule(rule: EdgeRule, group: int, sample: _GroupSample) -> EdgeRule:
     """The rule with the noise of this many spots as its floor; the corpus has the rule as it is."""
     if group == _CORPUS:
         return rule
@@ -323,10 +323,10 @@ def _draw(
     n_genes: int,
     quota: dict[int, NDArray[np.int64]],
     seed: int,
-) -> dict[int, _Sample]:
+) -> dict[int, _GroupSample]:
     """The sampled spots of every group; each group has its own random numbers."""
     rngs = {group: np.random.default_rng(seed) for group in quota}
-    samples = {group: _Sample([], []) for group in quota}
+    samples = {group: _GroupSample([], []) for group in quota}
     streams = [read_blocks(blocks, n_genes), read_stream(_GROUPS, groups)]
     if vectors is not None:
         streams.append(iter(vectors()))
@@ -361,7 +361,7 @@ def _together(streams: list[Iterator[Any]]) -> Iterator[tuple[Any, ...]]:
         yield slide
 
 
-def _smoothed(sample: _Sample, smooth: Smoothing) -> list[sparse.csr_matrix]:
+def _smoothed(sample: _GroupSample, smooth: Smoothing) -> list[sparse.csr_matrix]:
     """The rows of each slide after the averaging, which is over all slides of the group."""
     if not smooth.rounds:
         return sample.rows

@@ -53,14 +53,15 @@ from preprocessing.simulate.programmes import (
 from preprocessing.simulate.texture import TEXTURES, Stain, draw_stain, parameter_maps, render
 
 __all__ = ["SimulateConfig", "simulate_cohort"]
+
 _TILE = 256
 _SMALLEST_LEVEL_PX = 400
 _JPEG_QUALITY = 90
+_MAX_PIXELS = 120_000_000  # of a slide, which is drawn in memory
 _SPOT_DIAMETER_UM = 55.0
 _BARCODE_SPACE = 4**16
 _BARCODE_STEP = 2_654_435_769
-_MAX_PIXELS = 120_000_000
-_RAISED = 0.8
+_RAISED = 0.8  # activity from which on a domain is said to raise a programme
 
 
 def write_pyramid(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
@@ -253,7 +254,7 @@ def _check_target(out: Path) -> None:
     if (out / "manifest.csv").exists() and not (out / "truth.json").exists():
         raise DataError(
             f"{out} holds a manifest.csv without truth.json, so it is not a simulated cohort; "
-            f"choose an empty folder"
+            "choose an empty folder"
         )
 
 

@@ -94,7 +94,7 @@ class SimulateConfig:
         if self.n_patients > self.n_slides:
             raise DataError(
                 f"cannot simulate: n_patients={self.n_patients} but n_slides={self.n_slides}; "
-                f"every patient needs a slide: lower n_patients or raise n_slides"
+                "every patient needs a slide: lower n_patients or raise n_slides"
             )
         if self.n_housekeeping >= self.n_genes:
             raise DataError(

@@ -1,13 +1,11 @@
-"""What is planted in a simulated cohort: which programmes, where each is active, how it looks.
+"""What is planted in a simulated cohort, and the counts that follow.
 
-And the counts that follow: gene panel, patient effects, depth, bleed, overdispersion.
-
-The niche is compact tissue, clusters 200-400 um wide, in which two programmes are raised together
-that no domain raises together. It takes the share ``outcome_effect`` of the tissue of patients with
-outcome 1, and a quarter of that of the others, with a log-normal difference between patients.
-
-Legend: S spots, G genes, P programmes, C coarse and F fine domains, Q latent smooth fields, T
-texture parameters.
+Planted are programmes, where each is active and how it looks, and the niche behind the outcome:
+compact tissue, clusters 200-400 um wide, in which two programmes are raised together that no domain
+raises together. It takes the share ``outcome_effect`` of the tissue of patients with outcome 1, and
+a quarter of that of the others, with a log-normal difference between patients. The counts have a
+gene panel, patient effects, depth, bleed and overdispersion.
+Legend: S spots, G genes, P programmes, F fine domains, Q smooth fields, T texture parameters.
 """
 
 from __future__ import annotations
@@ -32,16 +30,16 @@ from preprocessing.simulate.layout import (
     gaussian_field,
 )
 
-MIN_GENES = 5
-N_FIELDS = 3
+MIN_GENES = 5  # of a programme
 VARIANCE = {"coarse": 0.5, "fine": 0.25, "field": 0.17, "noise": 0.08}
+N_FIELDS = 3
 _FIELD_UM = 220.0
-_VISIBLE = 0.5
-RAISE = 2.5
-_OTHERS = 0.25
-_PATIENT_SD = 0.3
-_MOST = 0.5
-_WIDTH_UM = (200.0, 400.0)
+_VISIBLE = 0.5  # correlation ceiling
+RAISE = 2.5  # activity that the niche adds
+_NICHE_OTHERS = 0.25  # share of the niche in patients with outcome 0, relative to outcome 1
+_NICHE_SD = 0.3  # log sd of the share between patients
+_NICHE_MOST = 0.5  # of a slide
+_NICHE_UM = (200.0, 400.0)
 _HOUSEKEEPING_LEVEL = 3.0
 _FILLER_LEVEL = 0.06
 _LEVEL_SPREAD = 0.6
@@ -137,9 +135,8 @@ def _genes_per_programme(chosen: Mapping[str, tuple[str, ...]], room: int) -> in
         for position, gene in enumerate(genes):
             first_use[gene] = min(position, first_use.get(gene, position))
     positions = np.sort(np.fromiter(first_use.values(), dtype=np.int64))
-    keep = max(map(len, chosen.values()))
-    if len(positions) > room:
-        keep = int(positions[room])
+    longest = max(map(len, chosen.values()))
+    keep = int(positions[room]) if len(positions) > room else longest
     if keep < MIN_GENES:
         needed = int(np.searchsorted(positions, MIN_GENES))
         raise DataError(
@@ -250,7 +247,7 @@ class Outcomes:
         missing = round(self.share[patient] * len(xy))
         while missing > 0:
             centre = xy[rng.choice(np.flatnonzero(~inside))]
-            reach = rng.uniform(*_WIDTH_UM) / 2
+            reach = rng.uniform(*_NICHE_UM) / 2
             apart = np.hypot(*(xy - centre).T)
             free = np.flatnonzero(~inside & (apart <= max(reach, PITCH_UM)))
             chosen = free[np.argsort(apart[free], kind="stable")][:missing]
@@ -275,12 +272,12 @@ def draw_outcomes(programmes: Programmes, config: SimulateConfig) -> Outcomes:
     """
     rng = random_stream(config.seed, "outcome")
     outcome = rng.permutation(np.arange(config.n_patients) % 2)
-    between = np.exp(_PATIENT_SD * rng.standard_normal(config.n_patients))
-    share = config.outcome_effect * np.where(outcome == 1, 1.0, _OTHERS) * between
+    between = np.exp(_NICHE_SD * rng.standard_normal(config.n_patients))
+    share = config.outcome_effect * np.where(outcome == 1, 1.0, _NICHE_OTHERS) * between
     together = np.corrcoef(programmes.domain_effect.T)
     first, second = np.unravel_index(np.argmin(together), together.shape)
     pair = (int(first), int(second))
-    return Outcomes(outcome.astype(np.int64), np.minimum(share, _MOST), pair)
+    return Outcomes(outcome.astype(np.int64), np.minimum(share, _NICHE_MOST), pair)
 
 
 @dataclass(frozen=True)

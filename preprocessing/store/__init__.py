@@ -1,7 +1,6 @@
 """The slide store: one prepared slide on disk (docs/architecture.md).
 
-`layout` knows the HDF5 paths, `write` writes, `read` reads, `verify`
-checks; everything else imports from here.
+`layout` says where things lie in the file, `write` writes, `read` reads, `verify` checks.
 """
 
 from preprocessing.files import file_sha256

@@ -1,7 +1,6 @@
 """The layout of a slide store: paths, attributes, how values are encoded, checksums.
 
 The counts, strings and arrays follow the AnnData on-disk format, so that other tools read them.
-
 Every dataset carries the SHA-256 of its type, shape and values as the attribute "sha256". One more
 over all of these, the attributes and the names seals the store: "content_sha256" of the file. It
 does not change with the compression or the place of the bytes, so two stores of the same content
@@ -38,14 +37,13 @@ FEATURES, THUMBNAIL = "features", "thumbnail"
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
 JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
+SEAL, _OWN = "content_sha256", "sha256"  # attributes: of the file, and of every dataset
 _JPEG_QUALITY = 90
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
 _PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
+_HASHED_BYTES = 1 << 24  # of a dataset that are in memory at once for its checksum
 Rows = slice | np.ndarray
-SEAL = "content_sha256"
-_OWN = "sha256"
-_PIECE_BYTES = 1 << 24
 
 
 def _encoded(item: Any, kind: str, version: str = "0.2.0") -> Any:
@@ -57,9 +55,8 @@ def _encoded(item: Any, kind: str, version: str = "0.2.0") -> Any:
 def write_strings(file: h5py.Group, path: str, values: np.ndarray) -> h5py.Dataset:
     """Write (n,) strings as an AnnData string array."""
     texts = [str(v) for v in values]
-    return _encoded(
-        file.create_dataset(path, data=texts, dtype=h5py.string_dtype()), "string-array"
-    )
+    data = file.create_dataset(path, data=texts, dtype=h5py.string_dtype())
+    return _encoded(data, "string-array")
 
 
 def read_strings(file: h5py.Group, path: str) -> np.ndarray:
@@ -296,7 +293,7 @@ def _digest(data: h5py.Dataset) -> str:
     else:
         kind = "text" if h5py.check_string_dtype(data.dtype) else data.dtype.str
         running = hashlib.sha256(f"{kind} {data.shape}".encode())
-    rows = max(1, _PIECE_BYTES // max(1, data.dtype.itemsize * int(np.prod(data.shape[1:]))))
+    rows = max(1, _HASHED_BYTES // max(1, data.dtype.itemsize * int(np.prod(data.shape[1:]))))
     for start in range(0, len(data), rows) if data.ndim else ():
         running.update(_bytes(data, data[start : start + rows]))
     if not data.ndim:

@@ -68,7 +68,7 @@ def _run(check: Callable[[SlideStore], list[Problem]], store: SlideStore) -> lis
     try:
         return check(store)
     except DataError as error:
-        return [("FAIL", f"{error}", _AGAIN)]
+        return [("FAIL", str(error), _AGAIN)]
     except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the library raise
         return [("FAIL", f"damaged ({type(error).__name__}: {error})", _AGAIN)]
 

@@ -1,7 +1,7 @@
-"""Writing a slide store: one HDF5 file a slide, complete or absent.
+"""Writing a slide store: one HDF5 file a slide, complete or absent; and adding features to one.
 
-The store is copied beside itself, the copy gets the features, is forced to disk and takes the
-store's name. A process killed at any moment leaves the old store or the new one, nothing between.
+For new features the store is copied beside itself, the copy gets them, is forced to disk and takes
+its name. A process killed at any moment leaves the old store or the new one, nothing between.
 """
 
 import json
@@ -26,10 +26,9 @@ from preprocessing.store.read import SlideStore
 
 _BUFFER_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 18
-#: Not the name of a feature set: a configuration means the patches themselves by it.
-RESERVED = ("patches",)
 _ORIGIN = "origin"  # attribute of a feature set
-_ATTEMPTS = 5
+_ATTEMPTS = 5  # to copy a store that others exchange meanwhile
+RESERVED = ("patches",)  # no name of a feature set: a configuration means the patches by it
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 A variant is a pair of one term frequency and one inverse document frequency of `weights`.
 Everything that is fitted is a sum over spots, so fitting slide by slide, merging partial fits and
-fitting at once give the same numbers to the last bit (of intensities: the weights of `arcsinh` and
-`rank` are the same to the last bit).
-
-Shapes: S spots, G genes, K keyword genes.
+fitting at once give the same weights to the last bit; so do `arcsinh` and `rank` of intensities,
+which do not read the mean depth. Shapes: S spots, G genes, U new genes, K keyword genes.
 """
 
 from __future__ import annotations
@@ -44,9 +42,6 @@ from preprocessing.tfidf.weights import (
 
 __all__ = ["VARIANTS", "TfidfReweighter", "keyword_genes"]
 
-_VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
-_VALUE_MASK = (1 << _VALUE_BITS) - 1
-
 #: Term frequency and inverse document frequency of each variant.
 VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
     {
@@ -59,6 +54,8 @@ VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
         "rank": (RankTf, TypicalWeight),
     }
 )
+_VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
+_VALUE_MASK = (1 << _VALUE_BITS) - 1
 
 
 class TfidfReweighter:

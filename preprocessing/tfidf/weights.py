@@ -1,10 +1,9 @@
 """The parts of TF-IDF: term frequencies, idf and their sums (docs/method.md 1).
 
 Each part is a frozen dataclass whose fields are its own arguments; `tfidf.VARIANTS` pairs them by
-name. The last four are of protein intensities, which no depth divides: an intensity is no count.
-What a cell has of one protein says nothing of how deeply the others were measured, and nearly
-every cell has a little of every protein, so detections tell no idf.
-
+name. `ArcsinhTf`, `RankTf`, `ScaleWeight` and `TypicalWeight` are of protein intensities, which no
+depth divides: what a cell has of one protein says nothing of how deeply the others were measured.
+And nearly every cell has a little of every protein, so detections tell no idf.
 Shapes: S spots (cells), G genes (proteins), U some of them.
 """
 
