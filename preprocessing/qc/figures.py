@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+DPI = 100
+GREY, INK, MARK = "#C9CED6", "#5B7083", "#D55E00"
+FLAG_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 _JPEG_QUALITY = 82
 _TILE_PX = 96
+_BINS = 40
+_MOST_RIMS = 500
+_MANY_TICKS = 30.0
+_SPOT_SHARE, _MARK_SHARE = 1 / 250, 1 / 70  # of the longer edge: what can still be seen
+_BAR_INCHES = 0.55
 
 
 def patch_strip(patches: NDArray[np.uint8]) -> bytes:
@@ -49,20 +57,6 @@ def encode(picture: Image.Image, form: str) -> bytes:
     how: dict[str, Any] = {"quality": _JPEG_QUALITY} if form == "JPEG" else {"optimize": True}
     picture.save(stream, format=form, **how)
     return stream.getvalue()
-
-
-DPI = 100
-
-GREY, INK, MARK = "#C9CED6", "#5B7083", "#D55E00"
-
-FLAG_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-_BINS = 40
-_MOST_RIMS = 500
-_MANY_TICKS = 30.0
-
-_SPOT_SHARE, _MARK_SHARE = 1 / 250, 1 / 70  # of the longer edge: what can still be seen
-
-_BAR_INCHES = 0.55
 
 
 @dataclass(frozen=True)

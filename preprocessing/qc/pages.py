@@ -1,7 +1,4 @@
-"""Quality pages: one a slide, `qc.csv`, and `index.html` that compares the slides.
-
-Shapes: S spots.
-"""
+"""Quality pages: one a slide, `qc.csv`, and `index.html` that compares the slides."""
 
 import csv
 import math
@@ -41,9 +38,15 @@ from preprocessing.qc.figures import (
 )
 from preprocessing.qc.patches import PENS
 from preprocessing.qc.slide import (
+    BLANK,
     BLUR,
+    FEW_GENES,
     FEWEST,
+    HIGH_MITO,
+    LITTLE_TISSUE,
+    LOW_DEPTH,
     MEASURES,
+    PEN,
     PICTURE_FLAGS,
     Flag,
     Limits,
@@ -59,28 +62,29 @@ from preprocessing.stain import stain_colour
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
+INDEX, TABLE = "index.html", "qc.csv"
 SHOWN_PATCHES = 8
 _LONE_SPOT_UM = 100.0
 _FACTS = ("patient_id", "tissue", "organism", "technology", "modality")
 
 #: column -> (title, unit of the histogram, logarithmic, flag whose limit is drawn)
 _PANELS = {
-    "depth": ("depth", "counts a spot", True, "low depth"),
-    "n_genes": ("genes", "genes a spot", True, "few genes"),
-    "mito_fraction": (
-        "mitochondrial share",
-        "share of the counts",
-        False,
-        "high mitochondrial share",
-    ),
-    "tissue": ("tissue", "share of the patch", False, "little tissue"),
-    "glass": ("glass", "share of the patch", False, "blank patch"),
+    "depth": ("depth", "counts a spot", True, LOW_DEPTH),
+    "n_genes": ("genes", "genes a spot", True, FEW_GENES),
+    "mito_fraction": ("mitochondrial share", "share of the counts", False, HIGH_MITO),
+    "tissue": ("tissue", "share of the patch", False, LITTLE_TISSUE),
+    "glass": ("glass", "share of the patch", False, BLANK),
     "focus": ("focus", "variance of the Laplacian", True, BLUR),
 }
 _PROTEIN_PANELS = {
     "depth": ("sum of intensities", "a cell", True, ""),
     "n_genes": ("proteins with a signal", "proteins a cell", False, ""),
 }
+_COLUMNS = (
+    "n_spots", "n_left_out", "depth_median", "genes_median", "mito_median", "tissue_median",
+    "focus_median", "optical_density", "share_flagged",
+)  # fmt: skip
+_MOST_DOTS = 14
 
 
 def slide_page(store: SlideStore, quality: SlideQuality) -> str:
@@ -254,7 +258,7 @@ def _galleries(store: SlideStore, quality: SlideQuality) -> list[Part]:
         order = np.argsort(values if flag.low else -values, kind="stable")
         worst = order[flag.spots[order]][:SHOWN_PATCHES]
         words = f"{reason}: {flag.count:,} patches, the worst {len(worst)} shown, {_limit(flag)}."
-        if reason == "pen mark":
+        if reason == PEN:
             words += f" {_inks(quality, flag)}"
         parts.append(_gallery(store, worst, words))
     return parts
@@ -267,15 +271,6 @@ def _inks(quality: SlideQuality, flag: Flag) -> str:
 
 def _gallery(store: SlideStore, index: np.ndarray, words: str) -> Picture:
     return Picture(patch_strip(store.patches(index)), words, words)
-
-
-INDEX, TABLE = "index.html", "qc.csv"
-
-_COLUMNS = (
-    *("n_spots", "n_left_out", "depth_median", "genes_median", "mito_median", "tissue_median"),
-    *("focus_median", "optical_density", "share_flagged"),
-)
-_MOST_DOTS = 14
 
 
 @dataclass

@@ -20,16 +20,11 @@ BLOCK = 32
 SAMPLE = 100_000  # pixels that the stain vectors rest on
 _CELLS = 8  # pen marks are looked for on a grid of 8 x 8 cells a patch
 _STEP = 2  # colours are measured on every second pixel of every second row
-
 _GLASS_SATURATION, _GLASS_VALUE = 0.06, 0.6
-
 _BLACK_VALUE, _BLACK_SPREAD = 0.22, 0.08
-
 _GREEN_SATURATION = 0.25
-
 _BLUE_SATURATION, _BLUE_HUE = 0.4, 1 / 6  # (green - red) / (blue - red): hue below 230 degrees
-
-_EVEN = 0.06
+_EVEN = 0.06  # deviation of the grey value in a cell of blue ink
 PENS = ("blue", "green", "black")
 
 
@@ -129,9 +124,7 @@ def _colour_columns(colours: NDArray[np.uint8]) -> tuple[pd.DataFrame, NDArray[n
     return pd.DataFrame({k: v.mean(axis=(1, 2)) for k, v in columns.items()}), ~glass
 
 
-def _cells(
-    colours: NDArray[np.uint8],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _cells(colours: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean colour (n, c, c, 3) and deviation of the grey value (n, c, c) of a grid of cells, 0..1.
 
     A cell is wider than a nucleus, so that single blue nuclei are no pen marks.

@@ -23,6 +23,14 @@ from preprocessing.store import SlideStore
 N_MADS = 3.0
 NORMAL = 1.4826  # the MAD of a normal distribution times this is its standard deviation
 FEWEST = 5  # values; of fewer no one can be called unusual
+LOW_DEPTH, FEW_GENES, HIGH_MITO = "low depth", "few genes", "high mitochondrial share"
+LITTLE_TISSUE = "little tissue"
+BLANK, PEN, BLUR = "blank patch", "pen mark", "out of focus"
+PICTURE_FLAGS = (BLANK, PEN, BLUR)
+DASH = "–"
+_STAINS, _CHANNELS = ("hematoxylin", "eosin"), ("red", "green", "blue")
+_MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
+_ROWS = 4096  # spots whose counts are in memory at once
 
 
 @dataclass(frozen=True)
@@ -103,13 +111,6 @@ def _share(reason: str) -> Measure:
     )
 
 
-def _vector(stain: str) -> tuple[Measure, ...]:
-    return tuple(
-        Measure(f"{stain}_{channel}", f"{stain}, {channel}", "", 3)
-        for channel in ("red", "green", "blue")
-    )
-
-
 MEASURES: tuple[Measure, ...] = (
     Measure("n_spots", "spots", log=True),
     Measure("n_left_out", "spots left out by prepare", compared=False),
@@ -121,23 +122,19 @@ MEASURES: tuple[Measure, ...] = (
     Measure("tissue_median", "tissue in the patch, median", "%", 1, least=0.05),
     Measure("focus_median", "focus, median", "grey²", log=True),
     Measure("share_flagged", "spots flagged for any reason", "%", 1, least=0.05),
-    _share("low depth"),
-    _share("few genes"),
-    _share("high mitochondrial share"),
-    _share("little tissue"),
-    _share("blank patch"),
-    _share("pen mark"),
-    _share("out of focus"),
+    *map(_share, (LOW_DEPTH, FEW_GENES, HIGH_MITO, LITTLE_TISSUE, *PICTURE_FLAGS)),
     Measure("optical_density", "optical density, mean", "", 3),
     *(
         Measure(f"{channel}_{kind}", f"{channel}, {words}", "of 255", 1)
-        for channel in ("red", "green", "blue")
+        for channel in _CHANNELS
         for kind, words in (("mean", "mean"), ("sd", "standard deviation"))
     ),
-    *_vector("hematoxylin"),
-    *_vector("eosin"),
+    *(
+        Measure(f"{stain}_{channel}", f"{stain}, {channel}", "", 3)
+        for stain in _STAINS
+        for channel in _CHANNELS
+    ),
 )
-DASH = "–"
 
 
 def shown(value: float, measure: Measure) -> str:
@@ -149,10 +146,6 @@ def shown(value: float, measure: Measure) -> str:
     digits = measure.decimals if measure.decimals or abs(value) >= 10 else 1
     digits = 0 if float(value).is_integer() and not measure.decimals else digits
     return f"{value:,.{digits}f}"
-
-
-_MITOCHONDRIAL = re.compile(r"mt-", re.IGNORECASE)
-_ROWS = 4096
 
 
 def count_quality(counts: csr_matrix, gene_names: np.ndarray, modality: str = RNA) -> pd.DataFrame:
@@ -196,14 +189,6 @@ def store_count_quality(store: SlideStore) -> pd.DataFrame:
 def _blocks(store: SlideStore) -> Iterator[csr_matrix]:
     for start in range(0, store.n_spots, _ROWS):
         yield store.counts(slice(start, min(start + _ROWS, store.n_spots)))
-
-
-BLANK, PEN, BLUR = "blank patch", "pen mark", "out of focus"
-
-LOW_DEPTH, FEW_GENES, HIGH_MITO = "low depth", "few genes", "high mitochondrial share"
-
-LITTLE_TISSUE = "little tissue"
-PICTURE_FLAGS = (BLANK, PEN, BLUR)
 
 
 @dataclass(frozen=True)
@@ -346,7 +331,7 @@ def _numbers(
     flags: dict[str, Flag],
     patches: PatchQuality | None,
 ) -> dict[str, float]:
-    """The measures of a slide by their keys in `qc_measures.MEASURES`."""
+    """The measures of a slide by their keys in `MEASURES`."""
     dropped = store.attrs.get("dropped", {})
     numbers = {
         "n_spots": float(store.n_spots),
@@ -375,16 +360,11 @@ def _stain_numbers(patches: PatchQuality | None) -> dict[str, float]:
     if patches is None:
         return {}
     numbers = {"optical_density": patches.density}
-    for channel, mean, sd in zip(
-        ("red", "green", "blue"), patches.rgb_mean, patches.rgb_sd, strict=True
-    ):
+    for channel, mean, sd in zip(_CHANNELS, patches.rgb_mean, patches.rgb_sd, strict=True):
         numbers |= {f"{channel}_mean": float(mean), f"{channel}_sd": float(sd)}
     if patches.stains is not None:
-        pairs = (
-            ("hematoxylin", patches.stains.hematoxylin),
-            ("eosin", patches.stains.eosin),
-        )
-        for name, vector in pairs:
-            for channel, part in zip(("red", "green", "blue"), vector, strict=True):
-                numbers[f"{name}_{channel}"] = float(part)
+        for stain in _STAINS:
+            vector = getattr(patches.stains, stain)
+            for channel, part in zip(_CHANNELS, vector, strict=True):
+                numbers[f"{stain}_{channel}"] = float(part)
     return numbers

@@ -20,18 +20,6 @@ def counts_file(row: SlideRow) -> dict[str, Path]:
     return {"counts": row.counts_path} | ({} if row.spots is None else {"spots": row.spots})
 
 
-def _fits_nothing(counts: Path, spots: Path | None) -> bool:
-    return False
-
-
-def _finds_nothing(folder: Path) -> list[SlideRow]:
-    return []
-
-
-def _no_complaint(columns: Mapping[str, object]) -> list[str]:
-    return []
-
-
 @dataclass(frozen=True)
 class Format:
     """One format; the file of its reader defines it as ``FORMAT``.
@@ -59,15 +47,15 @@ class Format:
     name: str
     read: Callable[[SlideRow, float | None], SpotTable]
     sources: Callable[[SlideRow], dict[str, Path]] = counts_file
-    detect: Callable[[Path, Path | None], bool] = _fits_nothing
-    discover: Callable[[Path], list[SlideRow]] = _finds_nothing
+    detect: Callable[[Path, Path | None], bool] = lambda counts, spots: False
+    discover: Callable[[Path], list[SlideRow]] = lambda folder: []
     layout: str = ""
     whole: bool = False
     cells: bool = False
     needs: Mapping[str, str] = field(default_factory=dict)
     forbids: Mapping[str, str] = field(default_factory=lambda: NO_BINS)
     no_protein: str = ""
-    complain: Callable[[Mapping[str, object]], list[str]] = _no_complaint
+    complain: Callable[[Mapping[str, object]], list[str]] = lambda columns: []
     lay: Callable[[SlideRow, Slide, float], SpotTable] | None = None
 
     def misfits(self, columns: Mapping[str, object], filled: set[str]) -> list[str]:
@@ -162,10 +150,8 @@ def read_slide_spots(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         DataError: names the slide and what is wrong with its files.
     """
     with _slide_named(row):
-        lay = format_of(row.format).lay
-        if lay is not None:
-            return lay(row, slide, patch_um)
-        return format_of(row.format).read(row, slide.mpp)
+        form = format_of(row.format)
+        return form.read(row, slide.mpp) if form.lay is None else form.lay(row, slide, patch_um)
 
 
 def source_files(row: SlideRow) -> dict[str, Path]:

@@ -71,7 +71,11 @@ def h5ad_cells(path: Path, modality: str) -> tuple[Cells, Scale]:
             barcodes = np.array([str(i) for i in range(counts.shape[0])], dtype=object)
         ids, names = _genes(var, counts.shape[1], path)
         xy, used, in_um = _coordinates(file, columns, path, notes)
-        _check_lengths(path, counts, barcodes, xy)
+        if not len(barcodes) == len(xy) == counts.shape[0]:
+            raise DataError(
+                f"{path}: the matrix has {counts.shape[0]} rows, obs {len(barcodes)}, the "
+                f"coordinates {len(xy)}; expected one a cell"
+            )
         scale = Scale(in_um, None if in_um else _stated_mpp(file, columns, xy))
         if "feature_types" in column_names(var):
             kinds = read_texts(var["feature_types"])
@@ -182,28 +186,29 @@ def _obsm_values(node: Node) -> np.ndarray | None:
     return values if values.ndim == 2 and values.shape[1] >= 2 else None
 
 
-def _check_lengths(path: Path, counts: csr_matrix, barcodes: np.ndarray, xy: np.ndarray) -> None:
-    if not len(barcodes) == len(xy) == counts.shape[0]:
-        raise DataError(
-            f"{path}: the matrix has {counts.shape[0]} rows, obs {len(barcodes)}, the coordinates "
-            f"{len(xy)}; expected one a cell"
-        )
-
-
 def _stated_mpp(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> float | None:
     """Um per coordinate unit from Space Ranger's scale factors, else from a hexagonal lattice."""
-    libraries = file.get("uns/spatial")
-    if isinstance(libraries, h5py.Group) and len(libraries) == 1:
-        factor = libraries[next(iter(libraries))].get("scalefactors/microns_per_pixel")
-        values = None if factor is None else read_column(np.atleast_1d(factor[()]))
-        if values is not None and values.dtype.kind in "iuf" and values[0] > 0:
-            return float(values[0])
+    factor = scale_factor(file, "microns_per_pixel")
+    if factor is not None:
+        return factor
     if {"array_row", "array_col"} <= set(columns.columns):
         array = columns[["array_row", "array_col"]].to_numpy()
         if array.dtype.kind in "iu" and len(np.unique(array, axis=0)) == len(array):
             pitch = hex_pitch_px(array, xy)
             return None if pitch is None else VISIUM_PITCH_UM / pitch
     return None
+
+
+def scale_factor(file: h5py.File, name: str) -> float | None:
+    """A positive number among the scale factors of the one library in uns['spatial']."""
+    libraries = file.get("uns/spatial")
+    if not isinstance(libraries, h5py.Group) or len(libraries) != 1:
+        return None
+    stored = libraries[next(iter(libraries))].get(f"scalefactors/{name}")
+    values = None if stored is None else read_column(np.ravel(stored[()]))
+    if values is None or values.dtype.kind not in "iuf":
+        return None
+    return float(values[0]) if values[0] > 0 else None
 
 
 FORMAT = cell_format(

@@ -17,7 +17,7 @@ from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import folder_part, plain_name
 from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.format import NO_BINS, file_name
-from preprocessing.readers.h5ad import h5ad_cells
+from preprocessing.readers.h5ad import h5ad_cells, scale_factor
 from preprocessing.readers.hdf5 import open_hdf5
 from preprocessing.readers.tables import read_json_object
 from preprocessing.slide_row import SlideRow, drafted_row
@@ -27,7 +27,7 @@ from preprocessing.spot_table import SpotTable
 ST, WSIS, PATCHES, METADATA = "st", "wsis", "patches", "metadata"
 OWN = "hibio"  # key of the metadata with what HEST-1k has no field for
 _IMAGES = (".tif", ".tiff", ".svs")
-_SAME = 0.1
+_SAME = 0.1  # part by which the two scales may differ without a note
 _OFF_PX = 2.0  # HEST-1k cuts patches at whole pixels
 _MPP = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 
@@ -145,7 +145,8 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     if own is not None:
         kept = own.drop(columns=[name for name in own.columns if name in table.labels.columns])
         table = replace(table, labels=pd.concat([kept, table.labels], axis=1))
-    diameter = _diameter_px(st)
+    with open_hdf5(st, "an AnnData file (.h5ad)") as file:
+        diameter = scale_factor(file, "spot_diameter_fullres")
     per_pixel = row.image_scale or 1.0
     return replace(
         table,
@@ -196,17 +197,6 @@ def _check_patches(path: Path, cells: Cells) -> None:
             f"{path}: the patches lie {np.median(gap):.0f} pixels off their spots; expected coords "
             "to be left upper corners (x, y); give the image of wsis/ instead"
         )
-
-
-def _diameter_px(st: Path) -> float | None:
-    """Diameter of a spot in pixels, where the file says it."""
-    with open_hdf5(st, "an AnnData file (.h5ad)") as file:
-        libraries = file.get("uns/spatial")
-        if libraries is None or len(libraries) != 1:
-            return None
-        value = libraries[next(iter(libraries))].get("scalefactors/spot_diameter_fullres")
-        number = np.nan if value is None else np.ravel(value[()])[0]
-    return float(number) if isinstance(number, np.number) and number > 0 else None
 
 
 def _is_root(folder: Path) -> bool:

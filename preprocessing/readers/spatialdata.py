@@ -1,8 +1,7 @@
 """SpatialData zarr folders: a table, and the shapes or points that it annotates.
 
-Nothing is unpickled: arrays that name the codec pickle are refused. Shapes: n shapes or points.
-
-Read with zarr and anndata; the package spatialdata is not needed.
+Read with zarr and anndata; the package spatialdata is not needed. Nothing is unpickled: arrays that
+name the codec pickle are refused. Shapes: n shapes or points.
 """
 
 import importlib.util
@@ -38,6 +37,7 @@ _HINT = (
     "; a section that spatialdata-io read from Xenium is in pixels of 0.2125 um (mpp 0.2125), one "
     "from Visium in pixels of its image"
 )
+_Raw = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # ids, centres, radii
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,6 @@ def element_folder(root: Path, name: str) -> Path | None:
     return None
 
 
-_Raw = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # ids, centres, radii
-
-
 def _shapes(folder: Path) -> _Raw:
     table = folder / "shapes.parquet"
     if not table.exists():
@@ -153,7 +150,7 @@ def _ragged_shapes(folder: Path) -> _Raw:
     import zarr
 
     group = zarr.open_group(str(folder), mode="r")
-    attrs = _attributes(folder).get("spatialdata_attrs", {})
+    attrs: Any = group.attrs.get("spatialdata_attrs", {})
     if "coords" not in group or "Index" not in group:
         raise DataError(f"{folder} has neither shapes.parquet nor coords and Index")
     kind = _KINDS.get(str(attrs.get("geos", {}).get("name", "POINT")), -1)
@@ -164,13 +161,6 @@ def _ragged_shapes(folder: Path) -> _Raw:
     return _texts(pd.Index(np.asarray(group["Index"]))), centres, radius
 
 
-def _attributes(folder: Path) -> dict[str, Any]:
-    """Attributes of a zarr group, of either zarr format."""
-    import zarr
-
-    return dict(zarr.open_group(str(folder), mode="r").attrs)
-
-
 def _points(folder: Path) -> _Raw:
     frame = read_parquet(folder / "points.parquet")
     missing = [name for name in "xy" if name not in frame]
@@ -179,18 +169,19 @@ def _points(folder: Path) -> _Raw:
     return _texts(frame.index), frame[["x", "y"]].to_numpy(np.float64), None
 
 
-def _texts(index: Any) -> np.ndarray:
-    values = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in index.tolist()]
-    return np.array([str(value) for value in values], dtype=object)
+def _texts(values: Any) -> np.ndarray:
+    decoded = (v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in list(values))
+    return np.array([str(value) for value in decoded], dtype=object)
 
 
 def _placed(folder: Path, ids: np.ndarray, xy: np.ndarray, radius: np.ndarray | None) -> Element:
     """Put an element into the system "global", or the only one that it has."""
+    import zarr
+
     if len(ids) != len(xy):
         raise DataError(f"{folder}: {len(ids)} ids for {len(xy)} shapes; copy the folder again")
-    told = _attributes(folder).get("coordinateTransformations") or [
-        {"type": "identity", "output": {"name": GLOBAL}}
-    ]
+    stored: Any = zarr.open_group(str(folder), mode="r").attrs.get("coordinateTransformations")
+    told = stored or [{"type": "identity", "output": {"name": GLOBAL}}]
     outputs = {str(t.get("output", {}).get("name", GLOBAL)): t for t in told}
     name = GLOBAL if GLOBAL in outputs else next(iter(outputs))
     if name != GLOBAL and len(outputs) > 1:
@@ -273,9 +264,9 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     counts, source = _counts(data, row.modality, table)
     notes.append(f"counts are {source}")
     ids = data.var.get("gene_ids", data.var_names)
-    names, ids = _strings(data.var_names), _strings(ids)
+    names, ids = _texts(data.var_names), _texts(ids)
     if "feature_types" in data.var:
-        kinds = _strings(data.var["feature_types"])
+        kinds = _texts(data.var["feature_types"])
         kept, left_out = wanted_features(kinds, row.modality, str(table))
         counts, ids, names = counts[:, kept], ids[kept], names[kept]
         notes += left_out
@@ -283,7 +274,7 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     element = _element(root, table, attrs)
     keys = [str(attrs[key]) for key in ("region_key", "instance_key") if key in attrs]
     columns = data.obs.drop(columns=[k for k in keys if k in data.obs]).reset_index(drop=True)
-    barcodes = _strings(data.obs_names)
+    barcodes = _texts(data.obs_names)
     rows, xy, in_um = _places(data, element, attrs, table, notes)
     if len(rows) < len(barcodes):
         counts, barcodes = counts[rows], barcodes[rows]
@@ -350,7 +341,7 @@ def _places(
     index = pd.Index(element.ids)
     if not index.is_unique:
         raise DataError(f"{table}: {index[index.duplicated()][0]!r} names two shapes; name each")
-    keys = _strings(data.obs[key])
+    keys = _texts(data.obs[key])
     rows, places = match_rows(
         keys,
         index,
@@ -361,10 +352,6 @@ def _places(
     )
     notes.append(f"places are centres in the coordinate system {element.system!r}")
     return rows, element.xy[places], element.in_um
-
-
-def _strings(values: Any) -> np.ndarray:
-    return np.array([str(value) for value in list(values)], dtype=object)
 
 
 def _detect(counts: Path, spots: Path | None) -> bool:

@@ -1,7 +1,5 @@
 """Text, gzip and Parquet tables, read within bounds; errors name file and row.
 
-Deflate makes at most 1,032 bytes of one; tables of counts reach some 10 to 100.
-
 Shapes: R rows, C columns of numbers.
 """
 
@@ -27,14 +25,13 @@ from preprocessing.errors import DataError
 
 MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
 GZIP_MAGIC = b"\x1f\x8b"
-MOST_RATIO = 200  # unpacked over packed bytes read so far ...
+MOST_RATIO = 200  # unpacked over packed bytes (tables of counts: 10 to 100, deflate: 1,032) ...
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
 MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
-_HEAD = 4096
 MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
+_HEAD = 4096  # bytes that tell the format of a text
 _BLOCK = 4_000_000  # cells of the table in memory at once
 _FIRST = 16  # rows of the first block
-_PARSE_ERRORS = (pd.errors.ParserWarning, pd.errors.ParserError, ValueError)
 
 
 class BoundedGzip(io.RawIOBase):
@@ -103,7 +100,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
     Raises:
         DataError: the file is missing, is not text, or its gzip stream is damaged or unpacks
-            beyond the bounds of `preprocessing.readers.tables`.
+            beyond the bounds of this module.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist or is not a file; correct the path")
@@ -374,7 +371,7 @@ def _frames(header: Header, options: dict[str, object]) -> Iterator[pd.DataFrame
             return
         except (UnicodeDecodeError, DataError):
             raise
-        except _PARSE_ERRORS as error:
+        except (pd.errors.ParserWarning, ValueError) as error:
             raise DataError(
                 f"{header.path} is not a table with equally many cells in each row "
                 f"({' '.join(str(error).split())})"

@@ -118,7 +118,6 @@ def _discover(folder: Path) -> list[SlideRow]:
     ]
 
 
-_GRID = "lays its own grid"
 FORMAT = Format(
     IMAGE_ONLY,
     _read,
@@ -126,7 +125,7 @@ FORMAT = Format(
     discover=_discover,
     layout="whole-slide images",
     needs={"image": "slide image"},
-    forbids=dict.fromkeys(("counts", "spots", "image_scale", "bin_um"), _GRID),
+    forbids=dict.fromkeys(("counts", "spots", "image_scale", "bin_um"), "lays its own grid"),
     no_protein="measures nothing; leave the column 'modality' empty",
     lay=read_tissue_grid,
 )

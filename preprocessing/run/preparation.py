@@ -1,6 +1,6 @@
 """One slide from its source files to its store (docs/method.md 0).
 
-Nothing is overwritten: the functions return masks. Shapes: S spots.
+Spots that carry nothing are left out; the store says how many and why. Shapes: S spots.
 """
 
 import errno

@@ -24,6 +24,8 @@ from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
 from preprocessing.slide_row import PATH_COLUMNS, SlideRow
 
 Attempt = Callable[[SlideTask], SlideResult]
+CONNECT_S = 30.0
+WORKERS_S = 60.0
 _GRACE_S = 5.0  # to leave after a polite signal
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -50,10 +52,7 @@ class _Worker:
 
 
 def prepare_in_processes(
-    tasks: Sequence[SlideTask],
-    workers: int,
-    limit_s: float,
-    attempt: Attempt = attempt_slide,
+    tasks: Sequence[SlideTask], workers: int, limit_s: float, attempt: Attempt = attempt_slide
 ) -> Generator[SlideResult, None, None]:
     """Prepare slides in processes.
 
@@ -195,14 +194,8 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-CONNECT_S = 30.0
-WORKERS_S = 60.0
-
-
 def prepare_on_cluster(
-    tasks: Sequence[SlideTask],
-    address: str,
-    attempt: Callable[[SlideTask], SlideResult] = attempt_slide,
+    tasks: Sequence[SlideTask], address: str, attempt: Attempt = attempt_slide
 ) -> Generator[SlideResult, None, None]:
     """Prepare slides on the workers of a Dask scheduler.
 

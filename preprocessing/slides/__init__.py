@@ -11,6 +11,7 @@ import numpy as np
 import openslide
 
 from preprocessing.errors import DataError, did_you_mean
+from preprocessing.slides.decoders import CucimSlide, VipsSlide
 from preprocessing.slides.hest import HDF5, HestPatches
 from preprocessing.slides.pixels import (
     BLACK,
@@ -116,21 +117,9 @@ def _openslide(path: Path, black_is_background: bool) -> Slide:
     return OpenSlideSlide(path, black_is_background)
 
 
-def _pyvips(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.decoders import VipsSlide
-
-    return VipsSlide(_automatic(path, False), black_is_background)
-
-
-def _cucim(path: Path, black_is_background: bool) -> Slide:
-    from preprocessing.slides.decoders import CucimSlide
-
-    return CucimSlide(_automatic(path, False), black_is_background)
-
-
 BACKENDS: dict[str, Callable[[Path, bool], Slide]] = {
     "auto": _automatic,
     "openslide": _openslide,
-    "pyvips": _pyvips,
-    "cucim": _cucim,
+    "pyvips": lambda path, black: VipsSlide(_automatic(path, False), black),
+    "cucim": lambda path, black: CucimSlide(_automatic(path, False), black),
 }

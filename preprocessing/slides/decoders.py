@@ -1,12 +1,10 @@
 """Decoders of a slide's tiles that are faster than OpenSlide's, with the same pixels.
 
-OpenSlide composes every region anew, with an alpha channel. The tiles of an SVS or a tiled TIFF
-can as well be decoded one by one and copied, which is what happens here wherever it is known to
-give the same pixels; every other slide is left to OpenSlide.
-
-At level 0, and at levels whose downsample is whole, the pixels are those of the other reader; where
-it is not (2.0005), OpenSlide interpolates between pixels and libvips takes the nearest. JPEG 2000
-differs by one grey level in a few pixels.
+OpenSlide composes every region anew, with an alpha channel. `direct_tiles` decodes the tiles of an
+SVS or a tiled TIFF one by one wherever that is known to give the same pixels. libvips and cuCIM are
+for those who ask for them: at level 0, and at levels whose downsample is whole, their pixels are
+those of the other readers; where it is not (2.0005), OpenSlide interpolates between pixels and
+libvips takes the nearest. JPEG 2000 differs by one grey level in a few pixels.
 """
 
 import math
@@ -23,6 +21,7 @@ from preprocessing.slides.tiff import CACHE_BYTES, TiffSegments, require_inside
 _VENDORS = ("aperio", "generic-tiff")
 _COMPRESSIONS = (1, 5, 7, 8, 32946, 33005)  # none, LZW, JPEG, deflate (two codes), JPEG 2000 RGB
 _COLOURS = (2, 6)  # RGB, YCbCr
+_OTHER = "use the slide back end 'auto'"
 
 
 class TiledSlide(PlainSlide):
@@ -158,9 +157,6 @@ def _same_pixels(slide: Slide, tiled: Slide, page: Any) -> bool:
         return False
 
 
-_OTHER = "use the slide back end 'auto'"
-
-
 class _Decoded(PlainSlide):
     """A slide decoded by another library; levels and scale are those of the reader ``base``."""
 
@@ -171,11 +167,9 @@ class _Decoded(PlainSlide):
             DataError: the library is not installed, or does not read all levels of this file.
         """
         with base:
-            self._sizes, self._scales = base.level_dimensions, base.level_downsamples
-            mpp = base.mpp
+            self._sizes, downsamples, mpp = base.level_dimensions, base.level_downsamples, base.mpp
         super().__init__(base.path, black_is_background)
-        self.level_dimensions, self.level_downsamples = self._sizes, self._scales
-        self.mpp = mpp
+        self.level_dimensions, self.level_downsamples, self.mpp = self._sizes, downsamples, mpp
 
 
 class VipsSlide(_Decoded):

@@ -26,7 +26,24 @@ from preprocessing.slides.pixels import (
     to_rgb,
 )
 
+JPEG = b"\xff\xd8\xff"
 PLANAR = 2  # PlanarConfiguration: samples in planes
+CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
+_DESCRIPTION = 270  # the tag ImageDescription
+_UM = {
+    "m": 1e6,
+    "cm": 1e4,
+    "mm": 1e3,
+    "µm": 1.0,
+    "μm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "nm": 1e-3,
+    "Å": 1e-4,
+    "in": 25_400.0,
+}
+_COLOURS = re.compile(r"(r|g|b|red|green|blue|rgb|channel[ _:-]*\d+(:\d+)*|\d+)?", re.I)
+_NOT_PLAIN = re.compile(r"<!(DOCTYPE|ENTITY)", re.I)
 
 
 def require_inside(offsets: Sequence[int], counts: Sequence[int], end: int) -> None:
@@ -131,24 +148,6 @@ class TiffSegments:
             raise EOFError(f"tile or strip {index} has {len(data)} of {count} bytes")
         decoded = self._page.decode(data or None, first + index, jpegtables=tables)[0]
         return None if decoded is None else decoded[0]
-
-
-CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
-_DESCRIPTION = 270  # the tag ImageDescription
-_UM = {
-    "m": 1e6,
-    "cm": 1e4,
-    "mm": 1e3,
-    "µm": 1.0,
-    "μm": 1.0,
-    "um": 1.0,
-    "micron": 1.0,
-    "nm": 1e-3,
-    "Å": 1e-4,
-    "in": 25_400.0,
-}
-_COLOURS = re.compile(r"(r|g|b|red|green|blue|rgb|channel[ _:-]*\d+(:\d+)*|\d+)?", re.I)
-_NOT_PLAIN = re.compile(r"<!(DOCTYPE|ENTITY)", re.I)
 
 
 def is_ome(path: Path) -> bool:
@@ -277,9 +276,6 @@ def _um(pixels: ElementTree.Element, axis: str) -> float | None:
 
 def _local(tag: str) -> str:
     return tag.rpartition("}")[2]
-
-
-JPEG = b"\xff\xd8\xff"
 
 
 class PlainPicture(PlainSlide):
