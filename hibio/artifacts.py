@@ -29,7 +29,6 @@ from preprocessing.hdf5 import hdf5_writer
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 2
-
 _NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
 
 
@@ -166,7 +165,7 @@ def read_artifacts(path: Path) -> Artifacts:
         with h5py.File(path, "r") as file:
             refuse_outside_data(file)
             version = int(file.attrs["schema_version"])
-            _refuse_newer(path, version)
+            _check_version(path, version)
             return _read(file, version)
     except ConfigError:
         raise
@@ -177,7 +176,7 @@ def read_artifacts(path: Path) -> Artifacts:
         ) from error
 
 
-def _refuse_newer(path: Path, version: int) -> None:
+def _check_version(path: Path, version: int) -> None:
     if version > SCHEMA_VERSION:
         raise ConfigError(
             f"{path}: artifacts schema {version}, this HiBio reads up to {SCHEMA_VERSION}; update "
@@ -238,16 +237,9 @@ def _write_database(group: h5py.Group, database: PathwayDatabase) -> None:
     for column in ("source", "target"):
         group[column] = table[column].to_numpy().astype(h5py.string_dtype())
     group["weight"] = table["weight"].to_numpy(dtype=np.float64)
-    meta = {
-        "name": database.name,
-        "organism": database.organism,
-        "id_type": database.id_type,
-        "licence": database.licence,
-        "version": database.version,
-        "sha256": database.sha256,
-        "descriptions": dict(database.descriptions),
-    }
-    group.attrs["meta"] = json.dumps(meta)
+    names = ("name", "organism", "id_type", "licence", "version", "sha256")
+    meta = {name: getattr(database, name) for name in names}
+    group.attrs["meta"] = json.dumps({**meta, "descriptions": dict(database.descriptions)})
 
 
 def _read_database(group: h5py.Group) -> PathwayDatabase:

@@ -1,4 +1,4 @@
-"""What a run leaves in a folder: checkpoint files with their checksums, provenance, log.
+"""What a run leaves in a folder: provenance, log, checkpoint files with their checksums.
 
 ``checksums.json`` lists every file of a checkpoint with its size and SHA-256. It tells damage (a
 torn write, a flipped bit), not malice: whoever can change a file can change its checksum too. What
@@ -28,6 +28,20 @@ from preprocessing.files import atomic_path, file_sha256
 from preprocessing.hdf5 import outside_data
 
 PACKAGES = ("hibio", "torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
+#: Of a run folder: the newest checkpoint, and the one before it.
+NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
+#: Files of a checkpoint; what a model needs comes first.
+MODEL_FILES = CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
+TRAINER, BANK, CHECKSUMS = "trainer.pt", "bank.h5", "checksums.json"
+UNVERIFIED = (
+    f"no {CHECKSUMS} (written by an older HiBio), so damage cannot be told; resuming the run "
+    "writes one"
+)
+#: Of the folder as a whole: which files there are and what they are called. 0 had no checksums.
+SCHEMA_VERSION = 1
+#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
+#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
+STATE_VERSION = 1
 
 
 def provenance() -> dict[str, Any]:
@@ -83,25 +97,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             if number != len(lines) - 1:
                 raise
     return records
-
-
-#: Of a run folder: the newest checkpoint, and the one before it.
-NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
-#: Files of a checkpoint; what a model needs comes first.
-MODEL_FILES = CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
-TRAINER, BANK, CHECKSUMS = "trainer.pt", "bank.h5", "checksums.json"
-
-UNVERIFIED = (
-    f"no {CHECKSUMS} (written by an older HiBio), so damage cannot be told; resuming the run "
-    "writes one"
-)
-
-#: Of the folder as a whole: which files there are and what they are called. 0 had no checksums.
-SCHEMA_VERSION = 1
-
-#: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
-#: to know whether a run is finished, and not trained on: their batches were drawn in another way.
-STATE_VERSION = 1
 
 
 class DamagedError(ConfigError):

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelPair, MaskedView, SlideBatch
-from hibio.checkpoint import MODEL_FILES, verify_files
+from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, WEIGHTS, verify_files
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
+from hibio.data.dataset import image_batch, slide_of_anndata
 from hibio.data.fold_in import fold_in_genes
 from hibio.data.slide import PreparedSlide
 from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code
@@ -89,7 +90,6 @@ class HiBio(nn.Module):
         self.log_scale_anchor = nn.Parameter(torch.tensor(-math.log(config.anchor_temperature)))
         self.anchors = AnchorTable(artifacts, width, learned=config.anchor == "table")
 
-    # ------------------------------------------------------------------ training
     @property
     def temperature(self) -> Tensor:
         """Learned temperature of the contrast, at least 0.01."""
@@ -176,7 +176,6 @@ class HiBio(nn.Module):
             lambda sets: F.normalize(self.project_omics(sets), dim=1), fresh_m
         )
 
-    # ------------------------------------------------------------------ inference
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients; the mode before comes back."""
@@ -281,8 +280,6 @@ class HiBio(nn.Module):
                 ``obsm[spatial]``.
             spatial: the key in ``obsm``.
         """
-        from hibio.data.dataset import slide_of_anndata
-
         embedding = self.encode_slide(slide_of_anndata(adata, self.artifacts, spatial)).omics
         assert embedding is not None
         return embedding
@@ -296,14 +293,11 @@ class HiBio(nn.Module):
                 patches are brought to the one stain that a model with one was trained on.
             context: the wider patches of the same spots, for a model that reads them.
         """
-        from hibio.data.dataset import image_batch
-
         batch = image_batch(image, self.artifacts, context, self.stain).to(self.device)
         with self._evaluating():
             embedding = F.normalize(self.project_image(batch), dim=1)
         return _numpy(embedding)
 
-    # ------------------------------------------------------------------ weights and vocabularies
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
         """Load a checkpoint's three files; where a backbone's weights came from is not asked.
@@ -322,22 +316,23 @@ class HiBio(nn.Module):
                     "that `hibio train` printed (it ends in /checkpoint)"
                 )
         verify_files(directory, MODEL_FILES)
-        config = load_saved(ModelConfig, directory / "config.yaml", "model")
+        settings, weights = directory / CONFIG, directory / WEIGHTS
+        config = load_saved(ModelConfig, settings, "model")
         for encoder in (config.vision.name, config.omics.name):
-            refuse_code(encoder, directory / "config.yaml")
+            refuse_code(encoder, settings)
         vision = dataclasses.replace(config.vision, weights=None, pretrained=False)
         config = dataclasses.replace(config, vision=vision)
-        artifacts = read_artifacts(directory / "artifacts.h5")
+        artifacts = read_artifacts(directory / ARTIFACTS)
         try:
             model = cls(config, artifacts)
         except ConfigError as error:
-            raise ConfigError(f"{directory / 'config.yaml'}: {error}") from error
+            raise ConfigError(f"{settings}: {error}") from error
         try:
-            model.load_state_dict(load_file(directory / "model.safetensors"))
+            model.load_state_dict(load_file(weights))
         except Exception as error:
             raise ConfigError(
-                f"{directory / 'model.safetensors'}: does not fit config.yaml ({error}); the "
-                "checkpoint is torn: use its .previous sibling or train again"
+                f"{weights}: does not fit config.yaml ({error}); the checkpoint is torn: use its "
+                ".previous sibling or train again"
             ) from error
         return model.eval()
 

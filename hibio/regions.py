@@ -171,6 +171,24 @@ def n_regions_for(diameter_um: float, xy_um: NDArray[np.floating], graph: SpotGr
     return int(min(max(wanted, n_pieces), graph.n_spots))
 
 
+def _area_per_spot(xy_um: NDArray[np.float64]) -> float:
+    """Area that one spot stands for, um^2, from the median distance d to the nearest spot.
+
+    A hexagonal array (about 6 spots within 1.2 d) has sqrt(3)/2 d^2 and a square one (about 4) d^2;
+    scattered cells (about 1) are taken for a Poisson process, which has pi / ln 2 d^2.
+    """
+    if len(xy_um) < 2:
+        return 0.0
+    distance, _ = cKDTree(xy_um).query(xy_um, k=min(len(xy_um), 9))
+    nearest = float(np.median(distance[:, 1]))
+    if nearest == 0:
+        raise DataError("more than half of the spots share their place; check xy_um")
+    around = np.median((distance[:, 1:] < 1.2 * nearest).sum(axis=1))
+    if around >= 5:
+        return math.sqrt(3) / 2 * nearest**2
+    return nearest**2 if around >= 3 else math.pi / math.log(2) * nearest**2
+
+
 def region_levels(
     tree: RegionTree,
     xy_um: NDArray[np.floating],
@@ -256,33 +274,10 @@ def grid_regions(xy_um: NDArray[np.floating], diameter_um: float) -> NDArray[np.
 def shuffled_regions(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
     """Control: the same region sizes, spread over the slide at random.
 
-    Args:
-        labels: (S,) labels, or (L, S), whose nesting is kept.
-        seed: of the permutation.
-
-    Returns:
-        The labels of the spots in another order.
+    The spots of ``labels``, (S,) or (L, S), in another order; levels stay nested.
     """
     order = np.random.default_rng(seed).permutation(np.shape(labels)[-1])
     return np.asarray(labels, dtype=np.int64)[..., order]
-
-
-def _area_per_spot(xy_um: NDArray[np.float64]) -> float:
-    """Area that one spot stands for, um^2, from the median distance d to the nearest spot.
-
-    A hexagonal array (about 6 spots within 1.2 d) has sqrt(3)/2 d^2 and a square one (about 4) d^2;
-    scattered cells (about 1) are taken for a Poisson process, which has pi / ln 2 d^2.
-    """
-    if len(xy_um) < 2:
-        return 0.0
-    distance, _ = cKDTree(xy_um).query(xy_um, k=min(len(xy_um), 9))
-    nearest = float(np.median(distance[:, 1]))
-    if nearest == 0:
-        raise DataError("more than half of the spots share their place; check xy_um")
-    around = np.median((distance[:, 1:] < 1.2 * nearest).sum(axis=1))
-    if around >= 5:
-        return math.sqrt(3) / 2 * nearest**2
-    return nearest**2 if around >= 3 else math.pi / math.log(2) * nearest**2
 
 
 def fused_features(

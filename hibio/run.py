@@ -1,11 +1,10 @@
-"""build(): the one place where the parts of a training run are joined."""
+"""The jobs of a training run: listed, joined from their parts (`build`), trained and finished."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +49,8 @@ from hibio.training.process_group import ProcessGroup, start_processes, stops_at
 from hibio.training.region_state import RegionState
 from hibio.training.trainer import Trainer, parameter_use
 from preprocessing.store.read import stores_in
+
+FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,6 @@ def refuse_other_slides(checkpoint: Path, artifacts: Artifacts, split: Split) ->
         )
 
 
-FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
-
-
 @functools.lru_cache(maxsize=2)
 def _fitted(
     paths: tuple[Path, ...],
@@ -214,9 +212,7 @@ def _tell(path: Path, artifacts: Artifacts | None) -> None:
 def build(job: Job, *, resume: bool = False) -> Trainer:
     """Join the parts of one job; every process of a run calls it.
 
-    Args:
-        job: what to train.
-        resume: continue from its checkpoint where there is one.
+    With ``resume`` it continues from its checkpoint where there is one.
     """
     config = job.config
     group = start_processes(config.device, single=config.optim.uses_deepspeed)
@@ -322,7 +318,7 @@ def _has_bank(checkpoint: Path) -> bool:
 def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
     """The model section with the vision input size read from the stores."""
     vision = config.model.vision
-    paired: Sequence[int] = [i for i, e in enumerate(dataset.entries) if e.has_image]
+    paired = [i for i, entry in enumerate(dataset.entries) if entry.has_image]
     if config.data.image is None or not paired:
         vision = dataclasses.replace(vision, name="none")
     elif config.data.image != PATCHES:
@@ -333,11 +329,7 @@ def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
 
 
 def train_job(job: Job, *, resume: bool = False) -> Path:
-    """Train one job to its end and write its bank; returns the checkpoint.
-
-    Args:
-        job: what to train.
-        resume: continue from its checkpoint where there is one.
+    """Train one job (see `build`) to its end and write its bank; returns the checkpoint.
 
     Raises:
         InterruptedError: stopped by a signal; everything is saved.
@@ -353,9 +345,7 @@ def train_job(job: Job, *, resume: bool = False) -> Path:
 def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
     """Train every job of a run that is not finished yet; returns the checkpoints.
 
-    Args:
-        config: what to train.
-        resume: continue in a folder that already holds jobs.
+    With ``resume`` it goes on in a folder that already holds jobs.
 
     Raises:
         ConfigError: the folder holds checkpoints and ``resume`` is off, or there is no such folder

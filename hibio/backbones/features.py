@@ -26,7 +26,10 @@ from preprocessing.store import SlideStore, file_sha256
 from preprocessing.store.read import stores_in
 from preprocessing.store.write import add_features, feature_origin
 
+TOLERANCE = 0.2  # a resolution that differs from the expected one by up to this share is not told
 Status = Literal["done", "replaced", "skipped", "no image", "failed"]
+#: Which patches of a spot: its own, the wider ones of its context, or both side by side.
+Scale = Literal["spot", "context", "both"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class FeaturesReport:
         return tuple(row for row in self.rows if row.status == "failed")
 
     def __str__(self) -> str:
-        """Return a table, one line a store."""
+        """A table, one line a store."""
         width = max([len("store"), *(len(row.path.stem) for row in self.rows)])
         lines = [f"{'store':<{width}}  status      spots    dim  seconds  note"]
         lines += [
@@ -73,10 +76,6 @@ class FeaturesReport:
             for r in self.rows
         ]
         return "\n".join(lines)
-
-
-#: Differences up to this share are not told.
-TOLERANCE = 0.2
 
 
 def scale_note(backbone: Backbone, patch_um: float, patch_px: int, slide_mpp: float) -> str:
@@ -109,10 +108,6 @@ def scale_note(backbone: Backbone, patch_um: float, patch_px: int, slide_mpp: fl
         f"stored at {stored:.3g} um/px, the encoder was trained at {expected:g}: prepare with "
         f"--patch-px {math.ceil(patch_um / expected)}"
     )
-
-
-#: Which patches of a spot: its own, the wider ones of its context, or both side by side.
-Scale = Literal["spot", "context", "both"]
 
 
 def features_report(

@@ -1,4 +1,4 @@
-"""A backbone with its weights that turns uint8 patches into feature vectors.
+"""A backbone with its weights, and the uint8 patches of a store that it turns into features.
 
 Legend: S patches, C colours, H and W pixels, T tokens, F features.
 """
@@ -6,9 +6,7 @@ Legend: S patches, C colours, H and W pixels, T tokens, F features.
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,13 @@ from torch import Tensor, nn
 
 from hibio.backbones.registry import BACKBONES, Backbone
 from hibio.config.files import ConfigError
+from hibio.data.counts import ordered_map
 from hibio.encoders.vision import ensure_torchvision, read_weights
 
+#: Spot numbers (n,) -> uint8 patches (n, H, W, 3).
+Reader = Callable[[np.ndarray], np.ndarray]
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 #: Tensor names of transformers' ViT and Dinov2 -> timm's; a block is ``encoder.layer.<number>``.
 _RENAMES = (
     (r"embeddings\.cls_token", "cls_token"),
@@ -33,9 +36,7 @@ _RENAMES = (
     (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
     (r"layernorm", "norm"),
 )
-
 _QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)")
-
 #: Parts of transformers' models that take no part in the features.
 _UNUSED = ("pooler.", "embeddings.mask_token")
 
@@ -210,12 +211,6 @@ def _renamed(key: str) -> str:
     return key
 
 
-#: Spot numbers (n,) -> uint8 patches (n, H, W, 3).
-Reader = Callable[[np.ndarray], np.ndarray]
-
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
-
-
 def encode_patches(
     read: Reader,
     spots: int,
@@ -243,7 +238,9 @@ def encode_patches(
     """
     device = network.mean_C11.device
     result: np.ndarray | None = None
-    for index, patches_SHWC in _batches(read, spots, batch, workers):
+    indices = [np.arange(i, min(i + batch, spots)) for i in range(0, spots, batch)]
+    read_in = ordered_map(read, indices, max(workers, 1), ahead=2 * workers)
+    for index, patches_SHWC in zip(indices, read_in, strict=True):
         features = _forward(network, patches_SHWC, device)
         if result is None:
             result = np.empty((spots, features.shape[1]), dtype=np.float16)
@@ -266,26 +263,3 @@ def _forward(network: FrozenBackbone, patches_SHWC: np.ndarray, device: torch.de
             f"{len(patches_SHWC)} patches at once do not fit into the memory of {device}; give a "
             f"smaller --batch (half: {max(1, len(patches_SHWC) // 2)})"
         ) from error
-
-
-def _batches(
-    read: Reader, spots: int, batch: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Spot numbers and patches in the order of the store, read ahead by ``workers`` threads."""
-    indices = [np.arange(i, min(i + batch, spots)) for i in range(0, spots, batch)]
-    if workers == 0:
-        yield from ((index, read(index)) for index in indices)
-        return
-    waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for index in indices:
-                waiting.append((index, pool.submit(read, index)))
-                if len(waiting) > 2 * workers:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -14,21 +14,17 @@ from typing import Any, Literal
 
 #: cls: class token; cls+mean: class token beside the mean of the patch tokens; none: as timm pools.
 Pooling = Literal["cls", "cls+mean", "none"]
-
 #: Names of the tensors in the weights file: timm's own, or those of Hugging Face transformers.
 Layout = Literal["timm", "transformers"]
-
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 _OPTIMUS_MEAN: Triple = (0.707223, 0.578729, 0.703617)
 _OPTIMUS_STD: Triple = (0.211883, 0.230117, 0.177517)
-
 _NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 _OWKIN = "Owkin non-commercial"
 _GIGAPATH = "Apache-2.0, research only"  # the card names the licence, its access form the limit
-
 #: Arguments whose values are classes; they are named here and looked up when the model is built.
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 

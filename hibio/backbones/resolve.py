@@ -1,4 +1,4 @@
-"""From the name that a user gives to a backbone: the registry, a timm name, or a hub repository.
+"""From the name that a user gives: to a backbone of the registry, timm or the hub, and its weights.
 
 Only the functions named ``fetch_`` touch the network.
 """
@@ -18,6 +18,17 @@ from preprocessing.errors import did_you_mean
 
 #: Names of a weights file on the hub, the first that exists is taken; safetensors runs no code.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB = ("hf-hub:", "hf_hub:")
+_INTERPOLATIONS = ("bicubic", "bilinear")
+#: Arguments of timm.create_model that name files or places; its loader may unpickle what is there.
+_LOADING = {
+    "cache_dir",
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+}
 
 
 def find_weights(backbone: Backbone, weights: Path | None) -> Path:
@@ -36,10 +47,12 @@ def find_weights(backbone: Backbone, weights: Path | None) -> Path:
             f"encoder {backbone.encoder!r}: timm knows no published weights on the hub; give a "
             "local file with --weights FILE"
         )
+    from huggingface_hub import get_token
+
     cached = cached_weights(backbone.hub)
     if cached is not None:
         return cached
-    if backbone.gated and not _logged_in():
+    if backbone.gated and get_token() is None:
         raise ConfigError(how_to_get(backbone))
     return fetch_weights(backbone)
 
@@ -63,12 +76,6 @@ def how_to_get(backbone: Backbone) -> str:
         f"{' or '.join(WEIGHT_FILES)} there and pass --weights FILE, or log in with `hf auth "
         "login` and run this again"
     )
-
-
-def _logged_in() -> bool:
-    from huggingface_hub import get_token
-
-    return get_token() is not None
 
 
 def fetch_weights(backbone: Backbone) -> Path:
@@ -128,21 +135,6 @@ def _no_network(hub: str, name: str) -> str:
     )
 
 
-_HUB = ("hf-hub:", "hf_hub:")
-
-_INTERPOLATIONS = ("bicubic", "bilinear")
-
-#: Arguments of timm.create_model that name files or places; its loader may unpickle what is there.
-_LOADING = {
-    "cache_dir",
-    "checkpoint_path",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "pretrained_model_args",
-}
-
-
 def resolve_backbone(name: str) -> Backbone:
     """What the name of an encoder means.
 
@@ -173,16 +165,12 @@ def _timm_backbone(name: str) -> Backbone:
     except RuntimeError:  # the tag behind the dot is unknown
         found = None
     if found is None:
-        raise ConfigError(_unknown(name, timm.list_models() + timm.list_pretrained()))
+        known = [*BACKBONES, *timm.list_models(), *timm.list_pretrained()]
+        raise ConfigError(
+            f"unknown encoder {name!r}{did_you_mean(name, known, n=3)} (choices: "
+            f"{', '.join(BACKBONES)}; a timm name such as resnet50; hf-hub:ORG/NAME)"
+        )
     return _derived(name, name, found.to_dict(), {}, found.hf_hub_id or "")
-
-
-def _unknown(name: str, timm_names: list[str]) -> str:
-    hint = did_you_mean(name, [*BACKBONES, *timm_names], n=3)
-    return (
-        f"unknown encoder {name!r}{hint} (choices: {', '.join(BACKBONES)}; a timm name such as "
-        "resnet50; hf-hub:ORG/NAME)"
-    )
 
 
 def fetch_hub_backbone(hub: str) -> Backbone:

@@ -50,7 +50,7 @@ def _coverage(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     from pathways import fetch
 
-    path = fetch(options.name, Path(options.out))
+    path = fetch(options.name, options.out)
     print(f"wrote {path}; use it as pathways.source: {path}")
 
 

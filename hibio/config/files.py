@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,14 +16,13 @@ from typing import Any, TypeVar
 import yaml
 
 from hibio.config.schema import Key, SchemaError, build_section, dotted, to_plain
+from preprocessing.files import atomic_path
 
 C = TypeVar("C")
-
 Layer = tuple[str, Mapping[str, Any]]
 
 #: Values in one file, aliases written out; a bomb has billions.
 LARGEST = 100_000
-
 #: Keys of an older HiBio -> what to do; the settings of its runs have them.
 RENAMED: dict[tuple[str, ...], str] = {
     ("optim", "amp"): (
@@ -33,9 +31,7 @@ RENAMED: dict[tuple[str, ...], str] = {
         "folder (--set out=DIR)"
     )
 }
-
 EVERY = "*"  # in a dotted key: every entry of a list
-
 _ABSENT = object()
 
 
@@ -180,20 +176,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def dump_config(config: Any, path: str | Path) -> None:
     """Write a config as YAML, atomically; `load_config` gives an equal one back."""
-    path = Path(path)
     try:
         text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: a value cannot be written as YAML: {error}") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

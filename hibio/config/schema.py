@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeVar, Union
 from preprocessing.errors import did_you_mean
 
 C = TypeVar("C")
-
 Key = tuple[str, ...]
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from hibio.keys import EMBEDDING_TERMS, IMAGE_TERMS, MASKED_TERMS, TERM_SPATIAL, TERMS
 from preprocessing.errors import did_you_mean
 
+#: Keys of ``optim`` that say where the work is done and decide no number.
+LAYOUT = ("engine", "zero", "offload", "deepspeed")
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -180,10 +183,6 @@ class SamplerConfig:
                 f"window is {self.window}, at least slides_per_batch ({self.slides_per_batch}) "
                 "slides are needed; 64 is usual"
             )
-
-
-#: Keys that say where the work is done and not what is computed; a resumed run may change them.
-LAYOUT = ("engine", "zero", "offload", "deepspeed")
 
 
 @dataclass(frozen=True)

@@ -54,13 +54,6 @@ def padded_factors(artifacts: Artifacts) -> Tensor:
     return torch.cat([factors, torch.zeros(1, factors.shape[1])])
 
 
-def mean_value(value_SK: Tensor, present_SK: Tensor) -> Tensor:
-    """Mean value of a spot's present genes, (S, 1), at least 1e-8."""
-    shown = present_SK.to(value_SK.dtype)
-    total_S1 = (value_SK * shown).sum(dim=1, keepdim=True)
-    return (total_S1 / shown.sum(dim=1, keepdim=True).clamp(min=1.0)).clamp(min=1e-8)
-
-
 def dropped_view(batch: SlideBatch, factors_GV: Tensor, n_genes: int, share: float) -> SlideBatch:
     """The batch as if a share of each spot's keyword genes had not been seen.
 

@@ -1,6 +1,6 @@
 """Counts of one slide on the model's vocabulary, read as they are asked for.
 
-Shapes: S spots, P genes of the slide's panel, G genes of the vocabulary.
+Legend: S spots, P genes of the slide's panel, G genes of the vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fit every artifact on the training slides, streaming over stores (docs/method.md 1-3).
 
-Shapes: S spots of a slide, G genes of the vocabulary.
+Legend: S spots of a slide, G genes of the vocabulary.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ R = TypeVar("R")
 
 CACHE_NONZEROS = 150_000_000  # about 1.2 GB of counts; the rest is re-read
 MIN_GENES = 10  # fewer say too little about a spot to learn from
+#: What is fitted on counts, and taken over by a warm start.
+EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
+MATCHED_RANDOM = "matched_random:"
+NO_PATHWAYS = "none"
+INTENSITY_VARIANTS = ("arcsinh", "rank")
 
 
 class CountBlocks:
@@ -160,7 +165,7 @@ def _excluded(names: Collection[str], exclude: Sequence[str]) -> set[str]:
     """The names that an entry of ``exclude`` is, or fits as a shell pattern."""
     found: set[str] = set()
     for entry in exclude:
-        fitting = {entry} & set(names) if entry in names else set(fnmatch.filter(names, entry))
+        fitting = {entry} if entry in names else set(fnmatch.filter(names, entry))
         if not fitting:
             raise ConfigError(
                 f"genes.exclude: {entry!r} fits none of the {len(names)} genes of the training "
@@ -207,13 +212,6 @@ def common_patch_um(entries: Sequence[SlideEntry]) -> float | None:
 def context_widths(entries: Sequence[SlideEntry]) -> list[float]:
     """The different widths of the training stores' context patches, micrometres; mostly one."""
     return sorted({round(e.context_um, 3) for e in entries if e.context_um is not None})
-
-
-#: What is fitted on counts, and taken over by a warm start.
-EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
-MATCHED_RANDOM = "matched_random:"
-NO_PATHWAYS = "none"
-INTENSITY_VARIANTS = ("arcsinh", "rank")
 
 
 def check_start(start: Artifacts, genes: GenesConfig, modality: str) -> None:
@@ -266,12 +264,11 @@ def fit_artifacts(
     entries = indexed_entries(paths)
     modality = common_modality(entries)
     _check_modality(modality, genes)
-    if start is not None:
-        check_start(start, genes, modality)
     if start is None:
         settings = (genes.min_slide_fraction, genes.min_spots, genes.exclude)
         vocabulary = fit_vocabulary(paths, *settings, threads)
     else:
+        check_start(start, genes, modality)
         vocabulary = start.genes
     counts = CountBlocks(paths, vocabulary, threads)
     steps.update()

@@ -1,6 +1,6 @@
 """Artifacts that also know genes never seen in training (docs/method.md 3, fold-in).
 
-Shapes: S spots, G known genes, U new genes, M pathways, E edges a gene, T gene graphs.
+Legend: S spots, G known genes, U new genes, M pathways, E edges a gene, T gene graphs.
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ from hibio.data.splits import SlideEntry
 from preprocessing.errors import did_you_mean
 
 COLUMNS = ("technology", "organism", "tissue")
+#: One slide's share of a batch: (slide index, core spots).
+Share = tuple[int, np.ndarray]
+#: Sampling region of each spot (S,) of a slide, by its index.
+RegionsOf = Callable[[int], np.ndarray]
 
 
 def slide_weights(
@@ -78,13 +82,6 @@ def _value(entry: SlideEntry, column: str) -> str:
     return str(getattr(entry, column)).casefold()
 
 
-#: One slide's share of a batch: (slide index, core spots).
-Share = tuple[int, np.ndarray]
-
-#: Sampling region of each spot (S,) of a slide, by its index.
-RegionsOf = Callable[[int], np.ndarray]
-
-
 def pack_regions(regions: np.ndarray, n_bins: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Put whole regions into ``n_bins`` bins of nearly equal size (largest first, random ties).
 
@@ -114,7 +111,7 @@ class RegionSampler:
         config: see :class:`SamplerConfig`.
         n_spots: spots of each slide, by index.
         seed: of every draw.
-        weights: of each slide (`hibio.data.sampler.slide_weights`); None: all 1.
+        weights: of each slide (`slide_weights`); None: all 1.
 
     Raises:
         ValueError: weights that are not one a slide, negative, or all 0.

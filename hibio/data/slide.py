@@ -32,6 +32,8 @@ from preprocessing.selection import normalised
 from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, stain_normaliser
 from preprocessing.store import SlideStore
 
+IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
+
 
 def standardise_columns(values: np.ndarray) -> np.ndarray:
     """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
@@ -49,11 +51,6 @@ def colour_statistics(patches: np.ndarray) -> np.ndarray:
 
 def check_widths(store: SlideStore, image: ImageInput, settings: FitSettings) -> None:
     """Compare the physical patch widths with those that the model was trained on.
-
-    Args:
-        store: of the slide.
-        image: how it is read.
-        settings: of the artifacts.
 
     Raises:
         ConfigError: another width, or no context although it is read.
@@ -108,9 +105,6 @@ def image_fields(store: SlideStore, image: ImageInput) -> dict[str, Any]:
             f"one of these or to {PATCHES!r}"
         )
     return {"features_SF": standardise_columns(store.features(image.key))}
-
-
-IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Splits by patient, never by slide or spot.
+"""The stores of a run as entries, and their splits: by patient, never by slide or spot.
 
 Ten thousand stores take minutes to open one by one on a network file system. What they said the
 first time stands in one file beside them, `.slides.json`: a store that is the same file still, of
@@ -266,11 +266,7 @@ def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:
 
 
 def limited(split: Split, n_patients: int) -> Split:
-    """The split with fewer training patients, for learning curves.
-
-    Args:
-        split: all of them.
-        n_patients: how many stay: the first by name, so that more of them contain fewer.
+    """The split with the first training patients by name alone, so that more contain fewer.
 
     Raises:
         ConfigError: there are not so many.

@@ -1,4 +1,4 @@
-"""The contract of an encoder, and how a name becomes one.
+"""The contract of an encoder, how a name becomes one, and the parts that several share.
 
 An encoder is a ``torch.nn.Module`` with ``embed_dim: int`` and
 ``forward(batch: SlideBatch) -> (S, embed_dim)``, row i being spot i.
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from preprocessing.errors import did_you_mean
+
+#: Environment variable: packages and modules whose encoders a checkpoint may name.
+PLUGINS_VARIABLE = "HIBIO_PLUGINS"
 
 
 def mlp(width_in: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:
@@ -82,10 +85,6 @@ class AttentionPool(nn.Module):
         total_R = weight_S.new_zeros(n_groups).index_add(0, group, weight_S)
         weighted_SD = member_SD * (weight_S / total_R[group].clamp(min=1e-8))[:, None]
         return weighted_SD.new_zeros(n_groups, spot_SD.shape[1]).index_add(0, group, weighted_SD)
-
-
-#: Environment variable: packages and modules whose encoders a checkpoint may name.
-PLUGINS_VARIABLE = "HIBIO_PLUGINS"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from hibio.encoders.base import OmicsContext
 
+MIN_ROWS = 256  # of a product; below this the call of oneDNN costs more than the product
+POSITION_NUMBERS = 500_000  # entries of the table of gene positions that is held at a time
+
 
 @dataclass
 class Scratch:
@@ -28,9 +31,6 @@ class Scratch:
         if held is None or held.numel() < size or held.dtype != like.dtype:
             held = self.buffers[name] = like.new_empty(size)
         return held[:size].view(shape)
-
-
-MIN_ROWS = 256  # below this the call costs more than the product
 
 
 class RowLinear(nn.Linear):
@@ -61,9 +61,6 @@ def _by_convolution(rows: Tensor, weight: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
     )
-
-
-POSITION_NUMBERS = 500_000  # entries of the table of positions that is held at a time
 
 
 @dataclass(frozen=True)
@@ -151,9 +148,13 @@ class OmicsMask:
     spot_S: Tensor
 
 
-def relative_values(value_SK: Tensor, shown_SK: Tensor) -> Tensor:
-    """Values over the mean of the spot's shown ones: the scale of depth and set size cancels."""
+def mean_value(value_SK: Tensor, shown_SK: Tensor) -> Tensor:
+    """Mean value of a spot's shown genes, (S, 1), at least 1e-8."""
     shown = shown_SK.to(value_SK.dtype)
     total_S1 = (value_SK * shown).sum(dim=1, keepdim=True)
-    mean_S1 = total_S1 / shown.sum(dim=1, keepdim=True).clamp(min=1.0)
-    return value_SK * shown / mean_S1.clamp(min=1e-8)
+    return (total_S1 / shown.sum(dim=1, keepdim=True).clamp(min=1.0)).clamp(min=1e-8)
+
+
+def relative_values(value_SK: Tensor, shown_SK: Tensor) -> Tensor:
+    """Values over the mean of the spot's shown ones: the scale of depth and set size cancels."""
+    return value_SK * shown_SK.to(value_SK.dtype) / mean_value(value_SK, shown_SK)

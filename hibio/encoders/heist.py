@@ -273,9 +273,9 @@ class HeistEncoder(nn.Module):
     """What the published model computes, to be checked and compared with; not what to train first.
 
     Input: a spot is its standardised place spread over D columns plus the sinusoid of that place;
-    a gene is its value spread over D columns plus the sinusoid of its rank (0 is the highest);
-    each through a linear map and GELU. Then the layers, a residual
-    around each from the second on, and one LayerNorm that both levels share.
+    a gene is its value spread over D columns plus the sinusoid of its rank (0 is the highest); each
+    through a linear map and GELU. Then the layers, a residual around each from the second on, and
+    one LayerNorm that both levels share.
 
     Kept although they are defects, because they are the published arithmetic: places lose their
     micrometres (standardised per axis and slide), attention reaches every spot of a slide that is

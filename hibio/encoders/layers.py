@@ -24,6 +24,7 @@ from hibio.encoders.genes import RowLinear, Scratch
 LOGIT_NUMBERS = 700_000  # logits held at a time: about the second-level cache
 LOG2_E = math.log2(math.e)
 SAFE_EXPONENT = 60.0  # 2^60 times the number of genes is far inside float32
+SPOTS_AT_A_TIME = 256  # whose neighbours are gathered together, without gradients
 
 
 @dataclass(frozen=True)
@@ -199,9 +200,6 @@ class GeneAttention(nn.Module):
             bias = bias + scale_H11 * edge_SKK[:, None].to(dtype)
         query, key, value = packed.unbind(0)
         return F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2)
-
-
-SPOTS_AT_A_TIME = 256  # whose neighbours are gathered together, without gradients
 
 
 class SpotAttention(nn.Module):

@@ -1,8 +1,7 @@
-"""The graph-hierarchy omics encoder: gene graphs under a spatial graph (docs/method.md 3).
+"""The omics towers, gene graphs under a spatial graph (docs/method.md 3), and gene sets as spots.
 
-Legend: S spots, K keyword genes, G vocabulary, V gene factors, N neighbours, D width.
-
-Legend: M pathways, m pathways encoded anew in a step, K keyword genes, V gene factors, D width.
+Legend: S spots, K keyword genes, G vocabulary, V gene factors, N neighbours, D width, M pathways, m
+pathways encoded anew in a step.
 """
 
 from __future__ import annotations
@@ -190,15 +189,7 @@ class GraphHierarchyEncoder(nn.Module):
         return [*needed[:1], *needed] if needed else [0]
 
     def pair_weights(self, gene_SK: Tensor, spot_group_S: Tensor) -> Tensor | None:
-        """Gene-graph weight of every pair of a spot's keyword genes, (S, K, K).
-
-        Args:
-            gene_SK: vocabulary indices.
-            spot_group_S: which gene graph each spot reads.
-
-        Returns:
-            The weights, or None when the configuration has no gene graph.
-        """
+        """Gene-graph weight of every pair of a spot's genes, (S, K, K); None without gene graph."""
         if self.gene_graphs is None:
             return None
         return self.gene_graphs.pairs(gene_SK, spot_group_S).dense()
@@ -285,8 +276,7 @@ def set_batch(
         gene_MK: vocabulary indices.
         value_MK: their values.
         vector_MV: spot vector of each set.
-        groups: a set reads the gene graph of the spots that are most like it.
-            None: the first gene graph.
+        groups: a set reads the gene graph of the spots that are most like it; None: the first.
     """
     group_M = np.zeros(len(gene_MK), np.int64) if groups is None else groups.assign(vector_MV)
     arrays = (gene_MK.astype(np.int64), value_MK, vector_MV, group_M)

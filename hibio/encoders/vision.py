@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hibio.batch import SlideBatch
@@ -218,8 +219,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: the file is damaged, or holds more than tensors.
     """
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

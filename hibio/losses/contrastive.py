@@ -25,7 +25,6 @@ from hibio.losses.logits import (
 )
 
 Negatives = Literal["all", "same_slide", "mixed"]
-
 ALL = slice(None)
 
 
@@ -103,28 +102,25 @@ def _check_negatives(negatives: str, group_N: Tensor | None, n: int) -> None:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Who is compared with whom: the pair itself, and the negatives of each kind asked for."""
+    """Who is compared with whom: each row with its target, and the negatives of each kind."""
 
     target_N: Tensor
-    exclude: ExcludedPairs | None
-    group_N: Tensor | None
-    negatives: str
+    exclude: ExcludedPairs | None = None
+    group_N: Tensor | None = None
+    negatives: str = "all"
 
     def tile(self, rows: slice, columns: slice) -> TilePairs:
         """See `hibio.losses.logits.Pairs`."""
         everyone: Tensor | None = None
         if self.exclude is not None:
             everyone = ~self.exclude.rows(rows.start, rows.stop, columns)
-            everyone |= self._own(rows, columns)
+            everyone |= self.target_N[rows, None] == self.target_N[None, columns]
         masks = [everyone] if self.negatives in ("all", "mixed") else []
         if self.negatives in ("same_slide", "mixed"):
             assert self.group_N is not None
             same = self.group_N[rows, None] == self.group_N[None, columns]
             masks.append(same if everyone is None else same & everyone)
         return TilePairs(tuple(masks))
-
-    def _own(self, rows: slice, columns: slice) -> Tensor:
-        return self.target_N[rows, None] == self.target_N[None, columns]
 
 
 @dataclass(frozen=True)
@@ -287,17 +283,6 @@ def spot_to_region(
         )
     if n_spots == 0 or n_regions == 0:
         return (spot_SD * 0).sum() + (region_RD * 0).sum()
-    own = _Own(region_of_spot_S.long())
+    own = _Candidates(region_of_spot_S.long())
     sums = logit_sums(spot_SD, region_RD, temperature, own, chunk_rows, by_column=False)
     return mean_of_rows(sums.row_KN[0] - sums.own_N, region_of_spot_S >= 0)
-
-
-@dataclass(frozen=True)
-class _Own:
-    """Every region is a candidate of every spot, and its own is the target."""
-
-    target_N: Tensor
-
-    def tile(self, rows: slice, columns: slice) -> TilePairs:
-        """See `hibio.losses.logits.Pairs`."""
-        return TilePairs((None,))

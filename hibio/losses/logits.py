@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+CHUNK_ROWS = 2048  # rows and columns of a tile; up to this many, nothing is computed twice
+
 
 def full_precision(value: Tensor) -> Tensor:
     """The tensor in float32 (float64 stays): logits in half precision lose the loss."""
@@ -88,10 +90,6 @@ def mean_of_rows(value_S: Tensor, used_S: Tensor) -> Tensor:
     """
     total = torch.where(used_S, value_S, torch.zeros_like(value_S)).sum()
     return total / used_S.sum().clamp(min=1)
-
-
-#: Rows and columns of a tile; up to this many, nothing is computed twice.
-CHUNK_ROWS = 2048
 
 
 @dataclass(frozen=True)

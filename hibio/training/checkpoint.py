@@ -244,14 +244,10 @@ def load_newest(folder: Path) -> SavedRun | None:
 def refuse_other_settings(checkpoint: Path, config: Any) -> None:
     """A resumed job goes on with the settings that it began with.
 
-    Args:
-        checkpoint: what is resumed.
-        config: the run's configuration now.
-
     Raises:
         ConfigError: a section that decides results has changed.
     """
-    saved, now = to_dict(load_config(type(config), checkpoint / "config.yaml")), to_dict(config)
+    saved, now = to_dict(load_config(type(config), checkpoint / CONFIG)), to_dict(config)
     for section, names in UNSETTLED.items():
         for name in names:
             saved[section].pop(name), now[section].pop(name)

@@ -1,10 +1,5 @@
 """One step on a global batch that need not fit in memory: GradCache (Gao et al. 2021, RepL4NLP).
 
-In training a layer normalises by the micro-batch itself, so its outputs do not depend on the
-layout. Its running statistics do: they move with every pass. Here each micro-batch of a step starts
-from the statistics of the step before, and the step ends with the mean of what they became, over
-all micro-batches of all processes. One micro-batch in one process gives what torch gives.
-
 The loss compares every spot of the global batch with every other, so the micro-batches of a process
 cannot simply be taken one after the other. Two passes give the same gradient as one: the first
 embeds every micro-batch without a graph and takes the gradient of the loss with respect to the
@@ -12,6 +7,11 @@ embeddings; the second embeds each again, with the same random draws, and sends 
 into the model. The last micro-batch of a process is embedded inside the loss itself, so that
 parameters which the terms use (temperature, anchors) get their gradient once. With one micro-batch
 a process that is all there is.
+
+A batch-normalisation layer normalises by the micro-batch itself, so its outputs do not depend on
+the layout. Its running statistics do: they move with every pass. Here each micro-batch of a step
+starts from the statistics of the step before, and the step ends with the mean of what they became,
+over all micro-batches of all processes. One micro-batch in one process gives what torch gives.
 """
 
 from __future__ import annotations

@@ -23,16 +23,9 @@ from hibio import keys
 from hibio.batch import LevelPair, LossOutput, SlideBatch
 from hibio.config.files import ConfigError
 from hibio.config.training import ObjectiveConfig, StageConfig
-from hibio.data.collate import (
-    Views,
-    dropped_view,
-    mean_value,
-    padded_factors,
-    thinned_view,
-    with_queries,
-)
+from hibio.data.collate import Views, dropped_view, padded_factors, thinned_view, with_queries
 from hibio.encoders.base import neighbour_mean
-from hibio.encoders.genes import OmicsMask, relative_values
+from hibio.encoders.genes import OmicsMask, mean_value, relative_values
 from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce, spot_to_region
 from hibio.losses.masked import decorrelation, masked_mse, rows_mse
 from hibio.losses.multilevel import combine
@@ -40,6 +33,8 @@ from hibio.losses.pathway import pathway_kl
 from hibio.losses.spatial import spatial_contrast
 from hibio.model import HiBio
 from hibio.training.step_outputs import MICRO_OF_SPOT, SUM, MicroBatch, Rows, gather, join
+
+Weights = Mapping[str, float]
 
 PREFIX = "model."  # of the model's parameters in this module
 TOTAL, N_SPOTS, TEMPERATURE = "total", "n_spots", "temperature"
@@ -129,7 +124,6 @@ class Objective(nn.Module):
             facts = {N_SPOTS: loss.total.new_tensor(loss.n), TEMPERATURE: self.model.temperature}
             return {**loss.terms, **facts, TOTAL: loss.total}
 
-    # ------------------------------------------------------------------ of one micro-batch
     def outputs(self, micro: MicroBatch, stage: StageConfig) -> Rows:
         """Everything that the stage's terms read of one micro-batch.
 
@@ -211,7 +205,6 @@ class Objective(nn.Module):
             "view_b": F.normalize(second_SD[core], dim=1),
         }
 
-    # ------------------------------------------------------------------ of the whole step
     def terms(self, rows: Rows, stage: StageConfig) -> LossOutput:
         """The stage's terms on the rows of all micro-batches of a step.
 
@@ -310,8 +303,6 @@ class Objective(nn.Module):
         )
         return {keys.TERM_SPATIAL: term}
 
-
-Weights = Mapping[str, float]
 
 #: Names -> what computes them from the rows of the whole step, in the order of their sum. A term
 #: that is a plain mean over spots needs no entry: ``outputs`` gives its ``sum/<term>``.

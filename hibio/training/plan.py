@@ -84,7 +84,6 @@ class Plan:
         self._samplers: dict[str, RegionSampler] = {}
         own_micro_batches(sampler.batches_per_step, group)
 
-    # ------------------------------------------------------------------ numbers
     def n_steps(self) -> int:
         """Steps of the whole curriculum."""
         return sum(stage.epochs * self.steps(stage) for stage in self.stages)
@@ -108,7 +107,6 @@ class Plan:
         """Seed of micro-batch ``index`` of a step; index N is the step as a whole."""
         return int(np.random.SeedSequence([self.seed, step, index]).generate_state(1)[0])
 
-    # ------------------------------------------------------------------ slides
     def slides(self, stage: StageConfig) -> list[int]:
         """Numbers of the slides that a stage trains on.
 
@@ -146,7 +144,6 @@ class Plan:
             )
         return self._samplers[stage.name]
 
-    # ------------------------------------------------------------------ reading
     def epoch(
         self, stage: StageConfig, epoch: int, first: int, step: int
     ) -> Generator[StepInput, None, None]:

@@ -1,5 +1,10 @@
 """What micro-batches give to the loss: rows of core spots that can be joined and gathered.
 
+The loss of a step is a function of the union of its micro-batches, so everything in it is made of
+rows: one for each core spot, or one for each micro-batch (the sums of terms that are plain means
+over spots). Slides and regions carry keys that mean the same in every micro-batch, so that the
+parts of a slide, or of a region, find each other wherever they were computed.
+
 Every process computes the whole loss on the gathered rows, the same one everywhere. A gradient that
 comes back is therefore already the derivative of the whole loss, equal on all W processes, and
 needs no communication: each process keeps the slice of its own rows. That slice is multiplied by W,
@@ -10,11 +15,6 @@ because the parameter gradients of the processes are AVERAGED afterwards (DDP, D
 Parameters that the loss uses behind the gather (temperature, anchors) get their whole gradient on
 every process; the average leaves it as it is. Both are exact only while all processes compute the
 same loss: random draws behind the gather must come from one seed.
-
-The loss of a step is a function of the union of its micro-batches, so everything in it is made of
-rows: one for each core spot, or one for each micro-batch (the sums of terms that are plain means
-over spots). Slides and regions carry keys that mean the same in every micro-batch, so that the
-parts of a slide, or of a region, find each other wherever they were computed.
 
 Legend: S core spots, B slides of a micro-batch, L region levels, D shared width, V spot-vector
 length, M pathways.
@@ -41,12 +41,9 @@ from hibio.data.slide import PreparedSlide
 #: (S, M), ``view_a`` and ``view_b`` (S, D). Of a micro-batch: ``sum/<term>`` (1, 2), sum and count.
 #: ``micro_of_spot`` (S,) and ``micro`` (1,) are its number in the step.
 Rows = dict[str, Tensor]
-
 DIFFERENTIABLE = ("image", "omics", "view_a", "view_b")
 SUM = "sum/"
-
 MICRO, MICRO_OF_SPOT = "micro", "micro_of_spot"
-
 LABELS = 2**32  # region labels of one slide are below this
 
 

@@ -94,11 +94,7 @@ def _plain(value: float) -> float | str:
 def parameter_use(module: Objective, plan: Plan) -> Mapping[str, tuple[bool, ...]]:
     """Name of each trained parameter -> whether each stage gives it a gradient.
 
-    The module is as it was afterwards. Every process finds the same.
-
-    Args:
-        module: the objective with its model, whole.
-        plan: of the run.
+    The module, with its model whole, is as it was afterwards. Every process finds the same.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     device = next(module.parameters()).device
@@ -169,7 +165,6 @@ class Trainer:
         self._asked = False  # here, by a signal
         self.interrupted = False  # the last fit, anywhere, as all processes know
 
-    # ------------------------------------------------------------------ the loop
     def fit(self, until_step: int | None = None) -> bool:
         """Train to the end; True when finished, False when stopped early (and resumable).
 
@@ -259,7 +254,6 @@ class Trainer:
             self.stage, self.epoch = self.stage + 1, 0
         return due and self.stage < len(self.stages)
 
-    # ------------------------------------------------------------------ state
     def whole_model(self) -> HiBio:
         """The model in training, or a copy where its parameters lie somewhere else.
 

@@ -21,7 +21,6 @@ from hibio.training.process_group import ProcessGroup
 
 #: Of one parameter: step, exp_avg, exp_avg_sq.
 Moments = dict[str, Tensor]
-
 LR_BEFORE_THE_FIRST_STEP = 0.0
 
 
@@ -140,11 +139,7 @@ class Engine(ABC):
 
 
 def moments_by_name(state: dict[str, Any], names: Collection[str]) -> dict[str, Moments]:
-    """Optimiser state by parameter name.
-
-    Args:
-        state: what an engine's ``state`` gave.
-        names: of the parameters that are trained.
+    """Optimiser state, as an engine's ``state`` gave it, by the names of trained parameters.
 
     Raises:
         ConfigError: the state is of other parameters.

@@ -1,10 +1,9 @@
 """DeepSpeed: optimiser state, gradients and parameters partitioned over the processes.
 
-Seen with DeepSpeed 0.19.8. ZeRO flattens the parameters of a group into buffers in fp32, of which
-each process holds a part; what is private to it is read here and nowhere else.
-
-The only module that imports deepspeed, and only inside functions. Three things are done here and
-not by DeepSpeed, so that every engine gives the same numbers:
+The only module that imports deepspeed, and only inside functions. ZeRO flattens the parameters of a
+group into buffers in fp32, of which each process holds a part; what is private to it is read here
+(seen with 0.19.8). Three things are done here and not by DeepSpeed, so that every engine gives the
+same numbers:
 
 - Parameters that a stage leaves alone get no update at all. DeepSpeed keeps flat buffers, in which
   "no gradient" is a zero (or, in ZeRO-3, the gradient of an earlier step). So parameters are put
@@ -175,11 +174,7 @@ class ZeroBuffers:
         return list(enumerate(self.optimizer.single_partition_of_fp32_groups))
 
     def gradients(self, is_idle: Callable[[Mapping[str, Any]], bool]) -> Iterator[Tensor]:
-        """Averaged gradients of this step that this process holds, after the last backward.
-
-        Args:
-            is_idle: tells a parameter group whose gradients do not count.
-        """
+        """Averaged gradients that this process holds after the last backward, of busy groups."""
         for place, (number, one) in enumerate(self.updated()):
             if is_idle(self.adam.param_groups[number]):
                 continue
@@ -293,7 +288,6 @@ class DeepSpeedEngine(Engine):
         self.adam.register_step_post_hook(self._after_update)
         self._start_moments()
 
-    # ------------------------------------------------------------------ the step
     def begin_stage(self, stage: int) -> None:
         """Groups that the stage does not use are idle."""
         self._stage = stage
@@ -357,7 +351,6 @@ class DeepSpeedEngine(Engine):
             dist.all_reduce(square)
         return float(square.sqrt())
 
-    # ------------------------------------------------------------------ state
     @property
     def holds_whole_model(self) -> bool:
         """ZeRO-3 takes parameters away, and bf16 ones are rounded."""
