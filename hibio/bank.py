@@ -45,9 +45,7 @@ class Bank:
 def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
     """Embed the training spots that have an image, at most `MAX_SPOTS`; None when there are none.
 
-    Args:
-        model: trained.
-        dataset: training slides, not shuffled.
+    The pairs of ``dataset``, the training slides, are not shuffled.
     """
     artifacts = model.artifacts
     paired = [i for i, entry in enumerate(dataset.entries) if entry.has_image]

@@ -8,6 +8,7 @@ features, C H W a patch, D embedding width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +115,19 @@ class SlideBatch:
 
     def to(self, device: torch.device | str) -> SlideBatch:
         """The same batch with every tensor on ``device``."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> SlideBatch:
+        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, changed: Callable[[Tensor], Tensor]) -> SlideBatch:
+        tensors: dict[str, Any] = {
+            field.name: changed(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **tensors)
 
 
 def lone_spots(

@@ -222,11 +222,9 @@ def verify_files(checkpoint: Path, names: Collection[str] | None = None) -> None
 
 
 def damaged_files(checkpoint: Path, names: Collection[str] | None = None) -> dict[str, str] | None:
-    """Every file that is not what was saved -> what is wrong; None for one without checksums.
+    """As `verify_files`: each file that is not what was saved -> what is wrong.
 
-    Args:
-        checkpoint: its folder.
-        names: which files; all that are listed when None.
+    None for a checkpoint without checksums.
 
     Raises:
         ConfigError: the list itself cannot be used, see :func:`read_checksums`.

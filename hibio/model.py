@@ -57,12 +57,7 @@ class SlideEmbedding:
 
 
 class HiBio(nn.Module):
-    """The model of docs/method.md 3-5.
-
-    Args:
-        config: sizes and switches.
-        artifacts: what was fitted on the training slides.
-    """
+    """The model of docs/method.md 3-5, on what was fitted on the training slides."""
 
     omics: Any  # towers are user-replaceable: see encoders.base
     vision: Any
@@ -125,12 +120,7 @@ class HiBio(nn.Module):
         return LevelPair(image_SD, omics_SD, batch.slide_of_spot_S[core])
 
     def regions(self, spot: LevelPair, region_S: Tensor) -> tuple[LevelPair, Tensor]:
-        """Embeddings of the regions that the spots lie in, by rising id; each spot's place there.
-
-        Args:
-            spot: of the spots.
-            region_S: id of each spot's region.
-        """
+        """Embeddings of the regions ``region_S`` of the spots, by rising id; each spot's place."""
         ids, index_S = torch.unique(region_S, return_inverse=True)
         group_R = index_S.new_zeros(len(ids)).scatter_(0, index_S, spot.group)
         image_RD, omics_RD = (

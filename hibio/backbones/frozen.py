@@ -42,12 +42,7 @@ _UNUSED = ("pooler.", "embeddings.mask_token")
 
 
 class FrozenBackbone(nn.Module):
-    """A patch encoder in evaluation mode without gradients.
-
-    Args:
-        backbone: what it is.
-        model: the built timm model, with its weights.
-    """
+    """A patch encoder, a timm model with its weights, in evaluation mode without gradients."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -104,11 +99,7 @@ def pooled(out: Tensor, backbone: Backbone, model: Any) -> Tensor:
 
 
 def build_model(backbone: Backbone, device: str = "cpu") -> Any:
-    """The timm model without classifier and without weights.
-
-    Args:
-        backbone: what to build.
-        device: "cpu", or "meta" for shapes alone.
+    """The timm model without classifier and weights, on "cpu" or, for shapes alone, "meta".
 
     Raises:
         ConfigError: timm cannot build it.

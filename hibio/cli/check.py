@@ -199,7 +199,7 @@ def _check_files(path: Path) -> list[Finding]:
         return [Finding("WARN", str(path), UNVERIFIED, "hibio train --config CONFIG --resume DIR")]
     if not damaged:
         n_files = len(read_checksums(path) or {})
-        return [Finding("PASS", str(path), f"{n_files} files are what was saved ({CHECKSUMS})", "")]
+        return [Finding("PASS", str(path), f"{n_files} files are what was saved ({CHECKSUMS})")]
     back = "resume the run, which goes on from the .previous sibling; or use that sibling"
     if path.name == PREVIOUS:
         back = "nothing is lost while the newer one is whole; the next save takes its place"
@@ -217,7 +217,7 @@ def _check_model(path: Path) -> Finding:
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     genes, sets = model.artifacts.n_genes, model.artifacts.n_pathways
     text = f"loads: {n_weights:,} weights, {genes:,} genes, {sets} pathways"
-    return Finding("PASS", str(path), text, "")
+    return Finding("PASS", str(path), text)
 
 
 def _check_trainer(path: Path) -> Finding:
@@ -226,7 +226,7 @@ def _check_trainer(path: Path) -> Finding:
     except ConfigError as error:
         return Finding("WARN", str(path), str(error), "it still embeds and evaluates")
     if finished:
-        return Finding("PASS", str(path), "training is finished", "")
+        return Finding("PASS", str(path), "training is finished")
     fix = "hibio train --config CONFIG --resume RUN_FOLDER"
     return Finding("WARN", str(path), "training is not finished", fix)
 
@@ -241,7 +241,7 @@ def _check_bank(path: Path) -> Finding:
         n_spots = len(read_bank(path / BANK).image)
     except ConfigError as error:
         return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
-    return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots", "")
+    return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots")
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -254,12 +254,7 @@ def _places(data: dict[str, Any], key: Key, asked: str) -> list[tuple[Any, Any]]
 
     A number is a place in a list, ``*`` every entry of a list that has the rest of the key
     (``stages.*.weights.pathway/kl`` reaches the stages that have this term). Sections that are not
-    there are made.
-
-    Args:
-        data: plain values, changed by the sections that are made.
-        key: the parts of the key.
-        asked: who asks for what, for messages.
+    there are made, in ``data`` itself. ``asked`` says who asks for what, for messages.
 
     Raises:
         ConfigError: the key goes through a plain value, or names no list entry.

@@ -100,10 +100,7 @@ class VisionConfig:
         _refuse_settings(self.name, self.settings)
 
     def image_input(self, key: str | None) -> ImageInput | None:
-        """How a slide is to be read for this tower; None: without its image.
-
-        Args:
-            key: ``data.image`` of the run.
+        """How a slide is to be read, for ``data.image: key`` of the run; None: without its image.
 
         Raises:
             ConfigError: context or stain of stored features.

@@ -93,12 +93,7 @@ class CountBlocks:
 
 @dataclass(frozen=True)
 class TfidfStream:
-    """The TF-IDF of training counts, made anew on every pass (`ParallelBlocks`).
-
-    Attributes:
-        counts: of the training slides.
-        tfidf: fitted on them.
-    """
+    """The TF-IDF of training counts, made anew on every pass (`ParallelBlocks`)."""
 
     counts: CountBlocks
     tfidf: TfidfReweighter

@@ -180,13 +180,7 @@ class RegionSampler:
 
 
 class EpochBatches:
-    """The batches of one epoch, each worked out when it is asked for, in any order.
-
-    Args:
-        sampler: whose epoch.
-        epoch: counts from 0.
-        regions_of: see :meth:`RegionSampler.epoch`.
-    """
+    """See :meth:`RegionSampler.epoch`; each batch is worked out when asked for, in any order."""
 
     def __init__(self, sampler: RegionSampler, epoch: int, regions_of: RegionsOf) -> None:
         self.sampler = sampler

@@ -31,12 +31,7 @@ PART_TENSORS = 8  # of the size of a part's gene tokens: in, normed, query, key,
 
 
 class GraphHierarchyEncoder(nn.Module):
-    """Gene tokens under spot tokens; see docs/method.md 3 for each part.
-
-    Args:
-        config: sizes and switches.
-        context: gene factors and gene graph from the artifacts.
-    """
+    """Gene tokens under spot tokens; see docs/method.md 3 for each part."""
 
     factors_GV: Tensor
     identity_GV: Tensor

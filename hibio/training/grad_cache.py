@@ -74,11 +74,7 @@ class RunningStatistics:
             total.add_(getattr(layer, name))
 
     def combine(self, n_batches: int) -> None:
-        """End of the step: the mean over all micro-batches, one step counted.
-
-        Args:
-            n_batches: micro-batches of this process.
-        """
+        """End of the step: the mean over all micro-batches (of every process ``n_batches``)."""
         self.group.mean_(list(self.sums.values()))
         for (layer, name), value in self.start.items():
             total = self.sums.get((layer, name))

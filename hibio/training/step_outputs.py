@@ -75,13 +75,8 @@ class MicroBatch:
         )
 
     def pinned(self) -> MicroBatch:
-        """The same in page-locked memory, from which a GPU copies without waiting."""
-        fields: dict[str, Any] = {
-            field.name: value.pin_memory()
-            for field in dataclasses.fields(self.batch)
-            if isinstance(value := getattr(self.batch, field.name), Tensor)
-        }
-        return dataclasses.replace(self, batch=dataclasses.replace(self.batch, **fields))
+        """The same with its spots in page-locked memory."""
+        return dataclasses.replace(self, batch=self.batch.pinned())
 
     def identity_rows(self) -> Rows:
         """``slide``, ``region`` and the micro-batch's number, for its core spots."""
