@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,10 @@ from hibio.config.files import ConfigError, apply_overrides
 from preprocessing.files import atomic_path
 from preprocessing.pages import Bullets, Cell, Line, Part, Section, Table, Text, write_page
 
+RESULTS = "results.json"
 HEAD = (
-    "task",
-    "metric",
-    "against",
-    "first",
-    "other",
-    "difference",
-    "95 % interval",
-    "p",
-    "p (Holm)",
-    "units",
-    "better in",
-    "verdict",
+    *("task", "metric", "against", "first", "other", "difference", "95 % interval"),
+    *("p", "p (Holm)", "units", "better in", "verdict"),
 )
 READING = (
     "Pairs: the same fold, seed and slide in both runs; seeds and label columns of a slide are "
@@ -61,17 +52,7 @@ FACTS = (
 def write_comparison(
     out: Path, runs: Sequence[Results], found: Sequence[Compared], notes: Sequence[str]
 ) -> Path:
-    """Write against.html and against.md.
-
-    Args:
-        out: folder.
-        runs: the first is compared with the others.
-        found: comparisons, corrected.
-        notes: what was left out.
-
-    Returns:
-        The page.
-    """
+    """Write against.html and against.md of corrected comparisons; returns the page."""
     title = f"{runs[0].label} against the others"
     rows = [Line([Cell(value, "words") for value in _cells(one, runs)]) for one in found]
     results: list[Part] = [Table(HEAD, rows, title), Text(READING, "soft")]
@@ -134,10 +115,7 @@ def _fact(data: Mapping[str, Any], key: str) -> str:
     return "not recorded" if value is None else str(value)
 
 
-RESULTS = "results.json"
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class AgainstConfig:
     """How runs are compared.
 
@@ -195,11 +173,6 @@ def run(options: argparse.Namespace) -> str:
 def compare_runs(runs: Sequence[Results], out: Path, config: AgainstConfig | None = None) -> Path:
     """Compare the first run with each of the others and write against.json, .md and .html.
 
-    Args:
-        runs: at least two results files.
-        out: folder.
-        config: what is compared, and how.
-
     Returns:
         The page.
 
@@ -221,7 +194,7 @@ def compare_runs(runs: Sequence[Results], out: Path, config: AgainstConfig | Non
     found = corrected(found)
     body = {
         "runs": [run.label for run in runs],
-        "config": dataclasses.asdict(config),
+        "config": asdict(config),
         "comparisons": [_plain(one) for one in found],
         "notes": notes,
     }
@@ -326,6 +299,6 @@ def _metrics(
 
 def _plain(one: Compared) -> Mapping[str, Any]:
     """A comparison as JSON holds it; NaN is null."""
-    record = {**dataclasses.asdict(one), "verdict": one.verdict}
+    record = {**asdict(one), "verdict": one.verdict}
     broken = {k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     return {key: None if key in broken else value for key, value in record.items()}

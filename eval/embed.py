@@ -203,12 +203,8 @@ def embed_folder(
 ) -> list[Path]:
     """Write ``<out>/<slide_id>.h5ad`` for every store; whole files of the same inputs are kept.
 
-    Args:
-        checkpoint_path: a checkpoint, or a run folder with one.
-        data: folder of stores.
-        out: where the files go.
-        fold_in: folder of bridge stores; genes of the data that the model never saw are folded in
-            by their co-expression there with known ones, and the account of all is printed.
+    With ``fold_in``, a folder of bridge stores, genes of the data that the model never saw are
+    folded in by their co-expression there with known ones, and the account of all is printed.
 
     Raises:
         ConfigError: no checkpoint, several, or no store.

@@ -129,12 +129,8 @@ def query_folder(
 ) -> list[Path]:
     """Score every slide with an image; writes CSV, h5ad and a picture for each.
 
-    Args:
-        checkpoint_path: one checkpoint.
-        data: folder of stores.
-        source: anything :func:`pathways.load_pathways` takes.
-        out: folder to write to.
-        readout: default | ridge | retrieval | anchor.
+    ``source`` is anything that `pathways.load_pathways` takes, ``readout`` is default, ridge,
+    retrieval or anchor.
 
     Returns:
         The files written.

@@ -447,13 +447,7 @@ def write_results(
     data: object,
     tasks: Mapping[str, TaskResult] | Iterable[TaskResult],
 ) -> dict[str, Any]:
-    """Write ``results.json`` in one step and return what was written.
-
-    Args:
-        path: the file; its folder is made when missing.
-        config: see `to_json`.
-        data: see `to_json`.
-        tasks: see `to_json`.
+    """Write `to_json` of the parts in one step and return it; a missing folder is made.
 
     Raises:
         FoldError: a value cannot be written as JSON; its place is named.

@@ -30,11 +30,7 @@ from preprocessing.store.read import stores_in
 
 
 def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list[dict[str, Any]]:
-    """Rows of the models table of the report.
-
-    Args:
-        checkpoints: trained models of this run, all folds and seeds.
-        folds: with the peers in them.
+    """Rows of the models table of the report: checkpoints, and the peers of the folds.
 
     Returns:
         One mapping a model with ``model``, ``source``, ``n_parameters``, ``fits`` (folds x seeds)
@@ -47,7 +43,7 @@ def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list
         for model in (*fold.models, *fold.per_slide):
             if model.cost is not None:
                 found.setdefault(model.name, []).append(model.cost)
-    return [_row(model, costs) for model, costs in found.items()]
+    return [_cost_row(model, costs) for model, costs in found.items()]
 
 
 def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
@@ -58,7 +54,7 @@ def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
     return Cost("this run", size, sum(seconds) if seconds else None)
 
 
-def _row(model: str, costs: Sequence[Cost]) -> dict[str, Any]:
+def _cost_row(model: str, costs: Sequence[Cost]) -> dict[str, Any]:
     timed = [cost.seconds for cost in costs if cost.seconds is not None]
     return {
         "model": model,

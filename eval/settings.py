@@ -21,7 +21,6 @@ from preprocessing.errors import did_you_mean
 
 #: Section of the settings of peers, by name.
 OF_PEERS = "peers"
-
 #: Fields of a peer that say which one it is.
 _FIXED = ("name", "source")
 

@@ -145,12 +145,9 @@ class GridConfig:
 
 
 def load_grid(path: Path, overrides: Iterable[str] = (), out: Path | None = None) -> GridConfig:
-    """Read a grid; ``run`` becomes a path from here.
+    """Read a YAML grid; ``run`` becomes a path from here.
 
-    Args:
-        path: YAML file.
-        overrides: ``"settings.threads=1"``, applied last.
-        out: takes the place of the file's ``out``.
+    Overrides such as ``"settings.threads=1"`` are applied last, ``out`` replaces that of the file.
 
     Raises:
         ConfigError: unreadable, an unknown key, a row or task that is not there.
@@ -167,10 +164,7 @@ def axis_name(key: str, others: Mapping[str, Any]) -> str:
 
 
 def refuse_equal_rows(resolved: Mapping[str, Any]) -> None:
-    """Two rows with the same settings measure nothing but are counted twice.
-
-    Args:
-        resolved: row -> plain configuration without its name.
+    """Two rows with the same settings, row -> plain configuration, measure nothing and count twice.
 
     Raises:
         ConfigError: two of them are equal.

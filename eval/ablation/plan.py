@@ -1,7 +1,7 @@
 """The jobs of an ablation, numbered from 1: cell x fold x row x seed, in an order that never moves.
 
-A cell is one combination of the swept values; rows are compared within a cell. Seeds of a row
-stand together, so that the artifacts that they share are fitted once.
+A cell is one combination of the swept values, of simulated cohorts too; rows are compared within a
+cell. Seeds of a row stand together, so that the artifacts that they share are fitted once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from preprocessing.run import prepare
 from preprocessing.simulate import SimulateConfig, simulate_cohort
 from preprocessing.store.read import stores_in
 
+ONE_CELL = "all"  # its name where nothing is swept
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -55,11 +57,7 @@ class Cohort:
 
 
 def cohorts_of(config: CohortsConfig, out: Path) -> Iterator[Cohort]:
-    """The cohorts of a grid, none of them simulated yet.
-
-    Args:
-        config: the grid's section.
-        out: folder of the grid.
+    """The cohorts of a grid, which go below its folder ``out``; none of them simulated yet.
 
     Raises:
         ConfigError: a setting that the simulator does not have, or out of its range.
@@ -110,9 +108,6 @@ def _take_name(made: Path, final: Path) -> None:
     except OSError:
         if not final.is_dir():  # else another process was faster; both hold the same
             raise
-
-
-ONE_CELL = "all"
 
 
 @dataclass(frozen=True)
@@ -166,11 +161,7 @@ class GridJob:
 
 
 def plan(grid: GridConfig, data: Path | None = None) -> list[GridJob]:
-    """Every job; nothing is simulated or fitted yet.
-
-    Args:
-        grid: the ablation.
-        data: folder of stores, in place of ``data.stores``.
+    """Every job, on the stores in ``data`` or ``data.stores``; nothing is simulated or fitted yet.
 
     Raises:
         ConfigError: a row that no configuration can be built from, two equal rows, no store, or

@@ -1,7 +1,4 @@
-"""What an ablation leaves behind: table.csv, values.csv, table.md, results.json, report.html.
-
-matplotlib is imported inside `eval.report.figures.canvas`; nothing here touches pyplot.
-"""
+"""What an ablation leaves behind: its tables and figures, results.json and report.html."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from eval.ablation.config import BASELINES, GridConfig
 from eval.ablation.plan import ONE_CELL, GridJob
@@ -25,14 +23,7 @@ from eval.ablation.table import (
     sign_of,
     term_table,
 )
-from eval.report.figures.canvas import (
-    HIGHLIGHT,
-    LINES,
-    QUIET,
-    Figure,
-    figure_parts,
-    png_bytes,
-)
+from eval.report.figures.canvas import HIGHLIGHT, LINES, QUIET, Figure, figure_parts, png_bytes
 from eval.report.markdown import markdown_table, number
 from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
@@ -47,16 +38,27 @@ if TYPE_CHECKING:
 
 MAX_PANELS = 12
 INK = "#222222"
+HEADINGS = (
+    *("row", "mean", "sd", "n", "sd of seeds", "difference", "interval"),
+    *("p (Holm)", "better in", "parameters", "training"),
+)
+GAIN_HEADINGS = ("term", "gain", "interval", "control", "term over control", "interval", "p")
+GAINS_HOW = (
+    "Gain over the reference on the same slides, of the term and of its matched control, and of "
+    "the term over its control; positive is better. p (sign flips over slides) is of the last, not "
+    "corrected. A term counts where both its gain and its lead over the control lie above 0."
+)
+HOW = (
+    "Difference: row minus reference on the same slide of the same fold, seeds averaged first. "
+    "Interval: {level:.0%} of {draws} bootstrap draws over slides; p: sign flips, corrected by "
+    "Holm over the rows of one table. They speak of these slides: models are not trained again, "
+    "and slides of one patient are alike. sd: of all values; sd of seeds: of the seeds' means. "
+    "Training: mean wall time of a job without the fit before the first step, which rows share."
+)
 
 
 def figures(grid: GridConfig, tables: Tables, points: Points) -> list[Figure]:
-    """All pictures of the tabled metrics.
-
-    Args:
-        grid: rows, terms, metrics.
-        tables: what was measured.
-        points: cell -> axis -> value.
-    """
+    """All pictures of the tabled metrics."""
     axis = numeric_axis(points)
     drawn = []
     for task, metrics in grid.tasks.items():
@@ -90,12 +92,7 @@ def row_dots(
 ) -> Figure:
     """Every value of every row as a dot, the mean as a bar, one panel a cell.
 
-    Args:
-        grid: reference.
-        values: of one metric.
-        lines: of the summary, of that metric; gives the order of the rows.
-        task: for the title.
-        metric: for the title.
+    The ``values`` are of one metric, as are the ``lines`` of the summary, which order the rows.
     """
     cells = list(dict.fromkeys(lines.cell))
     order = list(dict.fromkeys(lines.row))
@@ -136,12 +133,7 @@ def sweep_curves(
 ) -> Figure:
     """Mean of every row over a numeric sweep; a dot is the mean of one seed.
 
-    Args:
-        grid: order of the rows.
-        values: of one metric.
-        points: cell -> axis -> value.
-        axis: the numeric one; the others make a panel each.
-        metric: for the axis.
+    The ``values`` are of one metric; the axes beside the numeric one make a panel each.
     """
     panels_of = _panels(points, axis)
     page, panels = panel_grid(len(panels_of), 3, (4.2, 3.2), (0.0, 0.6), sharey=True)
@@ -189,12 +181,8 @@ def term_maps(
 ) -> Figure:
     """Gain of every term over the reference, beside the gain of its control: where it pays.
 
-    Args:
-        grid: the terms.
-        values: of one metric.
-        points: cell -> axis -> value.
-        axis: the numeric one, usually the cohort's size; the others make a line each.
-        sign: of the metric, see `sign_of`.
+    The ``values`` are of one metric, ``sign`` is its `sign_of`; the axes beside the numeric one
+    (usually the cohort's size) make a line each.
     """
     metric = str(values.metric.iloc[0])
     size, rim = (3.5, 2.9), (0.0, 0.7)
@@ -238,25 +226,6 @@ def _finish(panel: Axes, title: str, axis: str) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-HEADINGS = (
-    *("row", "mean", "sd", "n", "sd of seeds", "difference", "interval"),
-    *("p (Holm)", "better in", "parameters", "training"),
-)
-GAIN_HEADINGS = ("term", "gain", "interval", "control", "term over control", "interval", "p")
-GAINS_HOW = (
-    "Gain over the reference on the same slides, of the term and of its matched control, and of "
-    "the term over its control; positive is better. p (sign flips over slides) is of the last, not "
-    "corrected. A term counts where both its gain and its lead over the control lie above 0."
-)
-HOW = (
-    "Difference: row minus reference on the same slide of the same fold, seeds averaged first. "
-    "Interval: {level:.0%} of {draws} bootstrap draws over slides; p: sign flips, corrected by "
-    "Holm over the rows of one table. They speak of these slides: models are not trained again, "
-    "and slides of one patient are alike. sd: of all values; sd of seeds: of the seeds' means. "
-    "Training: mean wall time of a job without the fit before the first step, which rows share."
-)
-
-
 def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
     """Join what is done and write every form of it; returns the HTML report.
 
@@ -277,8 +246,8 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
     facts = _facts(grid, jobs, tables)
     write_results(out / "results.json", grid, facts, _task_results(grid, tables.values))
     pictures = figures(grid, tables, points_of(jobs))
-    for number_, picture in enumerate(pictures, start=1):
-        with atomic_path(out / "figures" / f"{number_:02d}.png") as temporary:
+    for position, picture in enumerate(pictures, start=1):
+        with atomic_path(out / "figures" / f"{position:02d}.png") as temporary:
             temporary.write_bytes(picture.png)
     return _write_page(out / "report.html", grid, (tables, gains), facts, pictures)
 
@@ -396,13 +365,7 @@ def _gain_cells(line: Mapping[Hashable, Any]) -> list[str]:
 
 
 def as_markdown(grid: GridConfig, tables: Tables, gains: pd.DataFrame) -> str:
-    """The tables with every value, for ``docs/results``.
-
-    Args:
-        grid: the ablation.
-        tables: what was measured.
-        gains: of the terms, empty without any.
-    """
+    """The tables and the gains of the terms with every value, for ``docs/results``."""
     facts = provenance()
     parts = ["\n".join(f"- {name}: {facts[name]}" for name in ("command", "date", "machine"))]
     parts.append(f"Reference: `{grid.reference}`. {_how(grid)}")
@@ -441,7 +404,9 @@ def _write_page(
         sections.append(Section([Text(GAINS_HOW), *terms], "Terms", "terms"))
     blocks = [part for title, lines in _blocks(tables) for part in _parts(grid, title, lines)]
     sections.append(Section(blocks, "Tables", "tables"))
-    settings = Box("The grid as it was run", [Verbatim(_yaml(grid))])
+    settings = Box(
+        "The grid as it was run", [Verbatim(yaml.safe_dump(to_dict(grid), sort_keys=False))]
+    )
     sections.append(Section([settings], "Grid", "grid"))
     return write_page(path, "HiBio ablation", sections)
 
@@ -455,9 +420,3 @@ def _parts(grid: GridConfig, title: str, lines: Sequence[Mapping[Hashable, Any]]
         rows.append(Line((_name(line), *_cells(line, grid.reference)), kind))
     values = [Text(f": {one['values']}", "soft", str(one["row"])) for one in lines]
     return [Table(HEADINGS, rows, title), Box("Every value", values)]
-
-
-def _yaml(grid: GridConfig) -> str:
-    import yaml
-
-    return yaml.safe_dump(to_dict(grid), sort_keys=False)

@@ -37,13 +37,8 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         print(listing(grid, plan(grid, options.data)))
         return 0
-    report = run_grid(
-        grid,
-        options.data,
-        index=options.index,
-        parts=options.parts,
-        report_only=options.report_only,
-    )
+    index, parts, report_only = options.index, options.parts, options.report_only
+    report = run_grid(grid, options.data, index=index, parts=parts, report_only=report_only)
     again = f"hibio ablate --config {options.config}"
     again += f" --data {options.data}" if options.data else ""
     again += f" --out {options.out}" if options.out else ""
@@ -56,11 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def ruler_of(job: GridJob, tasks: Collection[str]) -> Ruler:
-    """Fit the reference's artifacts on the training slides and read the slides of the fold.
-
-    Args:
-        job: any job of the fold.
-        tasks: names of the tasks.
+    """Fit the reference's artifacts on the training slides and read the slides of a job's fold.
 
     Raises:
         ConfigError: the fold holds no slide out that can be measured.
@@ -78,13 +69,7 @@ def ruler_of(job: GridJob, tasks: Collection[str]) -> Ruler:
 def measure(
     ruler: Ruler, configs: Mapping[str, Any], checkpoint: Checkpoint | None, seed: int
 ) -> tuple[list[TaskResult], float]:
-    """Run tasks on one trained row, or on everything that needs no training.
-
-    Args:
-        ruler: of its fold.
-        configs: task -> its config.
-        checkpoint: the trained row; None: the baselines.
-        seed: of the row, or of the reference.
+    """Run tasks on one trained row, or without a checkpoint on everything that needs no training.
 
     Returns:
         Results that hold this row alone (or all baselines), and the seconds it took.
@@ -106,11 +91,7 @@ def measure(
 
 
 class Bench:
-    """Runs jobs one after another and keeps the ruler of the fold that they share.
-
-    Args:
-        tasks: names of the evaluation tasks.
-    """
+    """Runs jobs one after another and keeps the ruler of the fold that they share."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)

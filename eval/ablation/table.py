@@ -4,8 +4,8 @@ The scores of a job have the schema of every results.json. They are written last
 job that was killed has none and is done again; its training goes on from its checkpoint.
 
 A difference is taken on the same slide of the same fold, seeds averaged first, and its interval
-draws slides again (`paired_bootstrap`): it speaks of the slides, not of new cohorts,
-and slides of one patient are more alike than it knows.
+draws slides again (`paired_bootstrap`): it speaks of the slides, not of new cohorts, and slides of
+one patient are more alike than it knows.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ from hibio.config.schema import SchemaError, build_section
 from preprocessing.errors import did_you_mean
 from preprocessing.store.read import stores_in
 
-NAME = "scores.json"
+Points = Mapping[str, Mapping[str, Any]]  # cell -> axis -> value
 
+NAME = "scores.json"
 #: Settings that decide no number, or are compared otherwise.
 UNSETTLED = {"out", "folds", "seeds", "variant", "variants", "threads", "checkpoint_every", "bank"}
+VALUE_COLUMNS = [
+    *("cell", "row", "task", "metric", "fold", "seed", "unit", "value", "chance", "quantity"),
+]
+#: What the jobs declare of a value; beside `VALUE_COLUMNS` in memory, not in values.csv.
+DECLARED = ["better", "role"]
+COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "train_s", "measure_s"]
 
 
 @dataclass(frozen=True)
@@ -173,18 +180,14 @@ def is_done(job: GridJob, tasks: Sequence[str]) -> bool:
 
 def state(job: GridJob, tasks: Sequence[str]) -> str:
     """``done``, ``started`` or ``-``, for the list of jobs."""
-    if (job.cell.cohort is None or job.cell.stores.is_dir()) and is_done(job, tasks):
+    if _has_stores(job) and is_done(job, tasks):
         return "done"
     return "started" if job.job.started else "-"
 
 
-VALUE_COLUMNS = [
-    *("cell", "row", "task", "metric", "fold", "seed", "unit", "value", "chance", "quantity"),
-]
-
-#: What the jobs declare of a value; beside `VALUE_COLUMNS` in memory, not in values.csv.
-DECLARED = ["better", "role"]
-COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "train_s", "measure_s"]
+def _has_stores(job: GridJob) -> bool:
+    """Whether the cohort of a job, if it has one, is simulated."""
+    return job.cell.cohort is None or job.cell.stores.is_dir()
 
 
 @dataclass(frozen=True)
@@ -215,8 +218,8 @@ def make_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Tables:
     costs: list[dict[str, Any]] = []
     missing = []
     for job in jobs:
-        scores = _current(job)
-        if scores is None:
+        scores = read_scores(job)
+        if scores is None or not (_has_stores(job) and is_current(job, scores)):
             missing.append(job.name)
             continue
         values += _values(job, scores)
@@ -237,14 +240,6 @@ def make_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Tables:
 def points_of(jobs: Sequence[GridJob]) -> dict[str, dict[str, Any]]:
     """Cell -> axis -> value, in the order of the jobs."""
     return {job.cell.name: dict(job.cell.point) for job in jobs}
-
-
-def _current(job: GridJob) -> Scores | None:
-    """Scores of a job that were made with the settings of now."""
-    scores = read_scores(job)
-    if scores is None or not (job.cell.cohort is None or job.cell.stores.is_dir()):
-        return None
-    return scores if is_current(job, scores) else None
 
 
 def _values(job: GridJob, scores: Scores) -> Iterator[dict[str, Any]]:
@@ -283,18 +278,9 @@ def _check_metrics(grid: GridConfig, values: pd.DataFrame) -> None:
 
 
 def summarise(
-    grid: GridConfig,
-    values: pd.DataFrame,
-    costs: pd.DataFrame,
-    points: dict[str, dict[str, Any]],
+    grid: GridConfig, values: pd.DataFrame, costs: pd.DataFrame, points: Points
 ) -> pd.DataFrame:
-    """One line a cell, row, task and metric.
-
-    Args:
-        grid: metrics, order of the rows, reference, bootstrap.
-        values: `VALUE_COLUMNS` and `DECLARED`.
-        costs: `COST_COLUMNS`.
-        points: cell -> axis -> value.
+    """One line a cell, row, task and metric, from the values and costs of `Tables`.
 
     Returns:
         The axes; ``group``, ``row``, ``task``, ``metric``; ``mean``, ``std`` and ``n`` of all
@@ -375,9 +361,6 @@ def _by_key(values: pd.DataFrame) -> dict[str, float]:
     return dict(zip(keys, values.value.tolist(), strict=True))
 
 
-Points = Mapping[str, Mapping[str, Any]]
-
-
 def sign_of(values: pd.DataFrame) -> float:
     """-1 where lower values of a metric are better, else 1."""
     return -1.0 if "low" in set(values.better) else 1.0
@@ -392,11 +375,7 @@ def direction_of(values: pd.DataFrame) -> str:
 def gains_by_seed(grid: GridConfig, values: pd.DataFrame, row: str, sign: float) -> pd.DataFrame:
     """Gain of a row over the reference, one number a cell and seed.
 
-    Args:
-        grid: the reference.
-        values: of one metric, all cells and rows.
-        row: the row.
-        sign: see `sign_of`.
+    The ``values`` are of one metric, all cells and rows; ``sign`` is its `sign_of`.
 
     Returns:
         Columns ``cell``, ``seed``, ``gain``: the mean over the slides that both have.
@@ -412,11 +391,6 @@ def gains_by_seed(grid: GridConfig, values: pd.DataFrame, row: str, sign: float)
 
 def term_table(grid: GridConfig, values: pd.DataFrame, points: Points) -> pd.DataFrame:
     """One line a term, cell and metric: gain, gain of the control, and term against control.
-
-    Args:
-        grid: terms, metrics, bootstrap.
-        values: all values.
-        points: cell -> axis -> value.
 
     Returns:
         ``term``, ``task``, ``metric``, ``cell`` and the axes; ``gain``, ``gain_low``,

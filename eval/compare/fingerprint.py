@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.compare.paired import Results
+from eval.compare.paired import Results, listed
 from eval.errors import FoldError
 from eval.folds.assemble import JobGroup
 from hibio.data.splits import SlideEntry
@@ -18,12 +18,7 @@ from preprocessing.store import SlideStore
 
 
 def fingerprint(groups: Sequence[JobGroup], entries: Iterable[SlideEntry]) -> dict[str, Any]:
-    """The fingerprint of an evaluation.
-
-    Args:
-        groups: checkpoints by fold and seed.
-        entries: every slide that was given.
-    """
+    """The fingerprint of an evaluation: every slide that was given, and every fold."""
     slides = {entry.slide_id: _content(entry) for entry in entries}
     folds = {
         group.fold: fold_print(
@@ -46,7 +41,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     shared = set(first["slides"]) & set(second["slides"])
     other = sorted(s for s in shared if first["slides"][s] != second["slides"][s])
     if other:
-        told.append(f"the content of {len(other)} slides ({_listed(other)})")
+        told.append(f"the content of {len(other)} slides ({listed(other)})")
     told += _sets("folds", first["folds"], second["folds"])
     for what, name in (("train", "training slides"), ("genes", "genes")):
         odd = [
@@ -55,7 +50,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
             if first["folds"][fold][what] != second["folds"][fold][what]
         ]
         if odd:
-            told.append(f"the {name} of {len(odd)} folds ({_listed(odd)})")
+            told.append(f"the {name} of {len(odd)} folds ({listed(odd)})")
     return told
 
 
@@ -89,7 +84,7 @@ def _sets(what: str, first: Iterable[str], second: Iterable[str]) -> list[str]:
     """Names that only one side has."""
     mine, other = sorted(set(first) - set(second)), sorted(set(second) - set(first))
     sides = [
-        f"{len(names)} only in the {where} ({_listed(names)})"
+        f"{len(names)} only in the {where} ({listed(names)})"
         for names, where in ((mine, "first"), (other, "second"))
         if names
     ]
@@ -100,7 +95,3 @@ def _content(entry: SlideEntry) -> str:
     """The seal of a store's content; of an older store without one, the hash of the file."""
     with SlideStore(entry.path) as store:
         return str(store.attrs.get("content_sha256") or store.sha256)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + ", ..." * (len(names) > 4)

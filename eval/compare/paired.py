@@ -273,15 +273,7 @@ def compare_metric(
     seed: int = 0,
     draws: int = 2000,
 ) -> Compared:
-    """One metric of two runs, paired; p is not corrected yet.
-
-    Args:
-        first: the run under test.
-        second: the other.
-        metric: task and name.
-        model: row of both; see `entry_of`.
-        seed: of the draws.
-        draws: of bootstrap and signs.
+    """One metric (task and name) of the run under test and another, paired; p not yet corrected.
 
     Raises:
         FoldError: a metric is missing, or its values have different keys.
@@ -338,10 +330,11 @@ def _odd_keys(first: set[str], second: set[str]) -> str:
     for part, name in enumerate(("folds", "seeds", "slides or blocks")):
         mine, other = ({key.split("/", 2)[part] for key in keys} for keys in (first, second))
         if mine != other:
-            told.append(f"{name} ({_few(mine - other)} against {_few(other - mine)})")
+            sides = [listed(sorted(names)) or "none" for names in (mine - other, other - mine)]
+            told.append(f"{name} ({' against '.join(sides)})")
     return ", ".join(told) or f"the combination of folds and seeds (first: {min(first ^ second)})"
 
 
-def _few(names: set[str]) -> str:
-    listed = sorted(names)
-    return (", ".join(listed[:4]) + ", ..." * (len(listed) > 4)) or "none"
+def listed(names: Sequence[str]) -> str:
+    """The first four names, and whether there are more."""
+    return ", ".join(names[:4]) + ", ..." * (len(names) > 4)

@@ -1,4 +1,4 @@
-"""Checkpoints and stores to Folds: what every task sees."""
+"""Checkpoints and stores to a `Fold` for each fold and seed."""
 
 from __future__ import annotations
 
@@ -95,12 +95,9 @@ class Ruler:
     def with_models(
         self, checkpoints: Sequence[Checkpoint], seed: int, *, with_baselines: bool
     ) -> Fold:
-        """The fold with embeddings of its slides.
+        """The fold with embeddings of its slides by the model and its trained baselines.
 
-        Args:
-            checkpoints: the model and its trained baselines.
-            seed: of the models.
-            with_baselines: also the baselines that need no training, and matched random sets.
+        ``with_baselines`` adds the baselines that need no training, and matched random sets.
         """
         fold, artifacts = self.fold, self.artifacts
         models: list[Representation] = []
@@ -138,8 +135,8 @@ def make_ruler(
     Args:
         split: its name, training and test slides.
         artifacts: fitted on the training slides.
-        image: what the model reads: ``patches`` or stored features.
-        tasks: names of the tasks that will be run; ``imputation`` hides genes.
+        image: what the model reads, ``patches`` or stored features.
+        tasks: those that will be run; ``imputation`` hides genes.
     """
     train = tuple(slide_data(entry, artifacts) for entry in split.train)
     test = tuple(slide_data(entry, artifacts) for entry in split.test)
@@ -195,38 +192,34 @@ def _split_entries(group: JobGroup, entries: Sequence[SlideEntry]) -> Split:
     if group.fold == NO_FOLD:
         return Split(group.fold, (), train)
     test = tuple(e for e in entries if e.slide_id not in artifacts.train_slides)
-    _check_split(group, artifacts, train, test)
-    return Split(group.fold, train, test)
+    split = Split(group.fold, train, test)
+    _check_split(split, artifacts)
+    return split
 
 
-def _check_split(
-    group: JobGroup,
-    artifacts: Artifacts,
-    train: Sequence[SlideEntry],
-    test: Sequence[SlideEntry],
-) -> None:
-    missing = set(artifacts.train_slides) - {entry.slide_id for entry in train}
+def _check_split(split: Split, artifacts: Artifacts) -> None:
+    missing = set(artifacts.train_slides) - {entry.slide_id for entry in split.train}
     if missing:
         raise ConfigError(
-            f"fold {group.fold}: {len(missing)} training slides are not in the data "
+            f"fold {split.name}: {len(missing)} training slides are not in the data "
             f"({', '.join(sorted(missing)[:4])}); give the folder the model was trained on"
         )
-    if not test:
+    if not split.test:
         raise ConfigError(
-            f"fold {group.fold}: the model was trained on every slide of the data, so nothing is "
+            f"fold {split.name}: the model was trained on every slide of the data, so nothing is "
             "held out; train with folds: [each], or give a folder with more slides"
         )
-    pretrained = {*artifacts.settings.pretrain_slides} & {entry.slide_id for entry in test}
+    pretrained = {*artifacts.settings.pretrain_slides} & {entry.slide_id for entry in split.test}
     if pretrained:
         raise ConfigError(
-            f"fold {group.fold}: {len(pretrained)} test slides were seen by the checkpoint that "
+            f"fold {split.name}: {len(pretrained)} test slides were seen by the checkpoint that "
             f"the omics tower started from ({', '.join(sorted(pretrained)[:4])}); remove them "
             "from the folder"
         )
-    seen = {entry.patient_id for entry in train} & {entry.patient_id for entry in test}
+    seen = {entry.patient_id for entry in split.train} & {entry.patient_id for entry in split.test}
     if seen:
         raise ConfigError(
-            f"fold {group.fold}: patients {', '.join(sorted(seen))} are on both sides of the "
+            f"fold {split.name}: patients {', '.join(sorted(seen))} are on both sides of the "
             "split; remove their untrained slides from the folder"
         )
 
@@ -271,10 +264,7 @@ def representations(
 ) -> list[Representation]:
     """The shared-space embedding of a checkpoint, and the omics tower before the projection.
 
-    Args:
-        checkpoint: a model.
-        entries: slides to embed.
-        sets: artifacts whose gene sets are embedded as anchors (those of the main model).
+    The gene sets of ``sets``, the artifacts of the main model, are embedded as anchors.
     """
     image, omics, tower, trees = {}, {}, {}, {}
     bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
@@ -307,18 +297,16 @@ def representations(
 
 
 def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
+    """Genes of the gene sets, by name; none without a database."""
     if artifacts.database is None:
         return {}
     return {name: tuple(artifacts.database.genes_of(name)) for name in artifacts.anchors.names}
 
 
 def seed_means(folds: Sequence[Fold]) -> Fold | None:
-    """One fold whose models are means over seeds, or None when there is one seed.
+    """The same split under several seeds as one fold of mean models, or None with one seed.
 
     Unit embeddings of the seeds side by side: their cosine is the mean of the seeds' cosines.
-
-    Args:
-        folds: the same split under several seeds.
     """
     if len(folds) < 2:
         return None

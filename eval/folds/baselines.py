@@ -1,11 +1,9 @@
 """What every report must show beside the model, built from data alone (docs/method.md 6).
 
 Each baseline is a `Representation`, so that tasks treat it as they treat the model. Whatever is
-fitted sees training slides only; standardising per slide uses no labels.
-
-Shapes: S spots, G genes, F features, r factors.
-
-Shapes: S spots, G genes, H hidden genes, r factors, D dimensions.
+fitted sees training slides only; standardising per slide uses no labels. For imputation genes are
+hidden, and model and baselines computed again without them.
+Shapes: S spots, G genes, H hidden genes, F features, r factors, D dimensions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +34,9 @@ from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_rando
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
 from preprocessing.graphs import neighbour_mean
 
+Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
+Decoded = dict[str, dict[str, np.ndarray]]
+
 PCA_GENES = 2000  # variable genes that the PCA of expression sees
 PCA_COMPONENTS = 30
 SEED = 0  # of the randomised PCA
@@ -60,8 +61,7 @@ def baselines(
         factors ``lsa`` and ``lsa_neighbours``; with features ``raw_features``.
     """
     slides = (*train, *test)
-    rows = [coordinates(slides), log_depth(slides)]
-    rows += pca_expression(train, test)
+    rows = [coordinates(slides), log_depth(slides), *pca_expression(train, test)]
     if factors is not None:
         rows += lsa(slides, factors)
     if features is not None:
@@ -150,10 +150,6 @@ def pca_expression(train: Sequence[SlideData], test: Sequence[SlideData]) -> lis
 def lsa(slides: Sequence[SlideData], factors: GeneFactors) -> list[Representation]:
     """The spot vector (docs/method.md 3) alone, and with the mean of its neighbours beside it.
 
-    Args:
-        slides: all slides of the fold.
-        factors: fitted on the training slides.
-
     Returns:
         ``lsa`` (S, r) and ``lsa_neighbours`` (S, 2 r).
     """
@@ -167,6 +163,11 @@ def lsa(slides: Sequence[SlideData], factors: GeneFactors) -> list[Representatio
         Representation("lsa", omics=own, notes=note, aligned=False),
         Representation("lsa_neighbours", omics=beside, notes=note, aligned=False),
     ]
+
+
+def _with_neighbours(rows: np.ndarray, slide: SlideData) -> np.ndarray:
+    """Own values and the mean of the neighbours, side by side."""
+    return np.hstack([rows, neighbour_mean(rows, slide.neighbours)])
 
 
 def random_sets(
@@ -189,15 +190,6 @@ def random_sets(
     mean = total / sum(slide.n_spots for slide in train)
     drawn = matched_random(database, list(genes), mean, seed)
     return fit_anchors(drawn, list(genes), idf, (slide.tfidf for slide in train))
-
-
-def _with_neighbours(rows: np.ndarray, slide: SlideData) -> np.ndarray:
-    """Own values and the mean of the neighbours, side by side."""
-    return np.hstack([rows, neighbour_mean(rows, slide.neighbours)])
-
-
-Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
-Decoded = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -290,6 +282,16 @@ def hide(
     )
 
 
+def _first_slides(train: Sequence[SlideData], config: HiddenGenesConfig) -> list[SlideData]:
+    """Training slides in random order until there are enough spots."""
+    chosen: list[SlideData] = []
+    for index in np.random.default_rng(config.seed).permutation(len(train)):
+        if sum(slide.n_spots for slide in chosen) >= config.max_train_spots:
+            break
+        chosen.append(train[index])
+    return chosen
+
+
 def with_representations(
     hidden: HiddenGenes,
     checkpoints: Sequence[Checkpoint],
@@ -298,15 +300,7 @@ def with_representations(
     *,
     with_baselines: bool,
 ) -> HiddenGenes:
-    """Embed the slides without the genes by every checkpoint and, when asked for, baseline.
-
-    Args:
-        hidden: what :func:`hide` returned.
-        checkpoints: the model and its trained baselines.
-        entries: every slide of the fold; only those in ``hidden`` are read.
-        artifacts: of the fold.
-        with_baselines: also the baselines that need no training.
-    """
+    """Embed the slides of `hide` without the genes by every checkpoint and, if asked, baseline."""
     if not hidden.names:
         return hidden
     slides = (*hidden.train, *hidden.test)
@@ -342,16 +336,6 @@ def factor_prediction(
     visible[columns] = 0.0
     weights = np.asarray(tfidf @ visible) @ np.linalg.pinv(visible.T @ visible)
     return np.asarray(weights @ components[columns].T)
-
-
-def _first_slides(train: Sequence[SlideData], config: HiddenGenesConfig) -> list[SlideData]:
-    """Training slides in random order until there are enough spots."""
-    chosen: list[SlideData] = []
-    for index in np.random.default_rng(config.seed).permutation(len(train)):
-        if sum(slide.n_spots for slide in chosen) >= config.max_train_spots:
-            break
-        chosen.append(train[index])
-    return chosen
 
 
 def _embedded(

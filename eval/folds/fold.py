@@ -5,8 +5,6 @@ Every task runs the same code on the model and on its baselines, because a basel
 standardised per slide, no label is used (docs/method.md 6).
 Shapes: S spots of one slide, G genes, D embedding dimensions, M pathways, H genes to predict,
 k neighbours.
-
-Shapes: S spots, G genes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -335,6 +333,12 @@ class Fold:
         return f"{self.name}/{self.seed}/{unit}"
 
 
+def _reject_repeats(kind: str, names: list[str], fold: str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise FoldError(f"fold {fold} names the {kind} {repeated[0]!r} twice; names must differ")
+
+
 def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of several slides below each other."""
     return np.concatenate(list(parts), axis=0)
@@ -358,12 +362,6 @@ def spot_names(slides: Iterable[SlideData], kind: str) -> np.ndarray:
     return np.concatenate([np.full(s.n_spots, getattr(s, f"{kind}_id"), object) for s in slides])
 
 
-def _reject_repeats(kind: str, names: list[str], fold: str) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise FoldError(f"fold {fold} names the {kind} {repeated[0]!r} twice; names must differ")
-
-
 def expression(slide: SlideData) -> sparse.csr_matrix:
     """What expression means on this slide, sparse (S, G) float64; an empty spot stays 0.
 
@@ -373,7 +371,7 @@ def expression(slide: SlideData) -> sparse.csr_matrix:
 
 
 def dense_expression(slide: SlideData, genes: np.ndarray) -> np.ndarray:
-    """The same of some genes (H,), dense (S, H)."""
+    """`expression` of some genes (H,), dense (S, H)."""
     return np.asarray(expression(slide)[:, genes].toarray())
 
 

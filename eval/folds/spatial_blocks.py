@@ -1,7 +1,7 @@
 """Held-out parts of one slide: spatial blocks with a buffer around them, never random cells.
 
 Neighbouring cells are alike and an encoder with neighbours makes them more so; random cells
-would be predicted from the cell beside them. Shapes: S spots, B blocks.
+would be predicted from the cell beside them. Shapes: S spots.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from eval.compare.paired import listed
 from eval.hest_bench.layout import BenchTask, Sample
 from eval.hest_bench.samples import SampleFacts, spot_keys
 from preprocessing.errors import DataError
@@ -115,18 +116,11 @@ def audit_task(
     patients: Mapping[str, str],
     corpora: Sequence[Corpus] = (),
 ) -> list[Finding]:
-    """Every finding of a task.
-
-    Args:
-        task: the task.
-        facts: of every sample.
-        patients: of the samples for which one is known.
-        corpora: of the checkpoints that are measured.
-    """
+    """Every finding of a task; ``corpora`` are those of the checkpoints that are measured."""
     findings = _unknown_patients(task, patients)
     odd = [name for name, own in facts.items() if not own.whole]
     if odd:
-        text = f"X of {_listed(odd)} is not whole numbers: counts may be normalised already"
+        text = f"X of {listed(odd)} is not whole numbers: counts may be normalised already"
         findings.append(Finding("unchecked", "counts", task.name, "", text))
     for split in task.splits:
         for test in split.test:
@@ -138,12 +132,7 @@ def audit_task(
 
 
 def corpus_of(name: str, slides: Iterable[str], stores: Path | None) -> tuple[Corpus, list[str]]:
-    """The training corpus of a checkpoint; the content of slides whose store is at hand.
-
-    Args:
-        name: of the checkpoint.
-        slides: ids.
-        stores: folder of stores to look in; None: there is none.
+    """The training corpus of a checkpoint; the content of slides whose store is in a folder.
 
     Returns:
         The corpus, and the slides whose content cannot be compared.
@@ -196,7 +185,7 @@ def _unknown_patients(task: BenchTask, patients: Mapping[str, str]) -> list[Find
         return []
     text = (
         f"the patient of {len(unknown)} of {len(task.samples)} samples is not known "
-        f"({_listed(unknown)}); give the metadata table of HEST-1k with --metadata"
+        f"({listed(unknown)}); give the metadata table of HEST-1k with --metadata"
     )
     return [Finding("unchecked", "patient", task.name, "", text)]
 
@@ -232,7 +221,3 @@ def _pretraining(
         text = f"{corpus.name} was trained on {seen}"
         found.append(Finding(kind, "pretraining", task.name, "", text))
     return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + ", ..." * (len(names) > 4)

@@ -61,12 +61,7 @@ class PatchEncoder(Protocol):
 
 
 class StoredEmbeddings:
-    """Embeddings that are there already, for example those of the published tool.
-
-    Args:
-        folder: the folder with one folder a task.
-        name: of the encoder.
-    """
+    """Embeddings of an encoder that are there already, such as those of the published tool."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -81,12 +76,7 @@ class StoredEmbeddings:
 
 
 class ComputedEmbeddings(StoredEmbeddings):
-    """Embeddings that are computed once and kept; the files of another origin are written anew.
-
-    Args:
-        folder: where they are kept.
-        encoder: computes them.
-    """
+    """Embeddings that are computed once and kept; the files of another origin are written anew."""
 
     def __init__(self, folder: Path, encoder: PatchEncoder) -> None:
         super().__init__(folder, encoder.name)
@@ -219,6 +209,26 @@ class Handcrafted:
         with HestPatches(patches) as slide:
             scales = (PATCH_UM, CONTEXT * PATCH_UM)
             return np.concatenate([_at_scale(slide, centres, um) for um in scales], axis=1)
+
+
+def _at_scale(slide: HestPatches, centres: np.ndarray, um: float) -> np.ndarray:
+    """Features (N, F) of the tissue around each centre, ``um`` wide."""
+    mpp = _mpp(slide)
+    result = np.empty((len(centres), len(FEATURE_NAMES)), dtype=np.float32)
+    rows: list[int] = []
+    pictures: list[np.ndarray] = []
+    bar = tqdm(total=len(centres), desc=f"{slide.path.stem}, {um:g} um", disable=None, leave=False)
+    with bar:
+        for row, picture in iter_patches(slide, centres, mpp, um, FEATURE_PX):
+            rows.append(row)
+            pictures.append(picture)
+            if len(rows) == _BLOCK:
+                result[rows] = handcrafted_batch(np.stack(pictures))
+                bar.update(len(rows))
+                rows, pictures = [], []
+        if rows:
+            result[rows] = handcrafted_batch(np.stack(pictures))
+    return result
 
 
 class Frozen:
@@ -372,26 +382,6 @@ def checkpoint_encoder(
     if checkpoint.run.data.image is None or checkpoint.run.data.image == PATCHES:
         return ImageTower(checkpoint, None)
     return ImageTower(checkpoint, make_encoder(checkpoint.run.data.image, weights, device, batch))
-
-
-def _at_scale(slide: HestPatches, centres: np.ndarray, um: float) -> np.ndarray:
-    """Features (N, F) of the tissue around each centre, ``um`` wide."""
-    mpp = _mpp(slide)
-    result = np.empty((len(centres), len(FEATURE_NAMES)), dtype=np.float32)
-    rows: list[int] = []
-    pictures: list[np.ndarray] = []
-    bar = tqdm(total=len(centres), desc=f"{slide.path.stem}, {um:g} um", disable=None, leave=False)
-    with bar:
-        for row, picture in iter_patches(slide, centres, mpp, um, FEATURE_PX):
-            rows.append(row)
-            pictures.append(picture)
-            if len(rows) == _BLOCK:
-                result[rows] = handcrafted_batch(np.stack(pictures))
-                bar.update(len(rows))
-                rows, pictures = [], []
-        if rows:
-            result[rows] = handcrafted_batch(np.stack(pictures))
-    return result
 
 
 def _mpp(slide: HestPatches) -> float:

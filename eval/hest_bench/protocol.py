@@ -190,13 +190,7 @@ class FoldScores:
 def score_fold(
     embeddings: Mapping[str, np.ndarray], data: FoldData, protocol: HestProtocol
 ) -> FoldScores:
-    """Fit on the training samples of a fold and score its test samples.
-
-    Args:
-        embeddings: (N, F) of every sample.
-        data: targets of the same spots.
-        protocol: the published settings.
-    """
+    """Fit on embeddings (N, F) of the training samples of a fold and score its test samples."""
     train = [sample.sample_id for sample in data.split.train]
     test = [sample.sample_id for sample in data.split.test]
 

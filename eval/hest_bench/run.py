@@ -1,4 +1,4 @@
-"""``hibio hest-bench``: every encoder on every task and fold, with the leakage audit first."""
+"""``hibio hest-bench``: leakage audit, every encoder on every task and fold, and their tables."""
 
 from __future__ import annotations
 
@@ -43,25 +43,16 @@ WORDS = (
     "HEST-Bench: 50 genes of held-out sections predicted from frozen patch embeddings by the "
     "published PCA and ridge; what is not published stands beside it."
 )
-
 POOLED = "Pearson r over all test spots of a fold, mean over genes"
-
 HEAD = (
-    "encoder",
-    "published",
-    "varying genes",
-    "per slide",
-    "nested alpha",
-    "training genes",
+    *("encoder", "published", "varying genes", "per slide", "nested alpha", "training genes"),
     "constant genes",
 )
-
 PROTOCOLS = (
     "published: the published protocol; beside it varying_genes (constant ones left out), "
     "per_slide (within each section), nested_alpha (penalty from inner folds), training_genes "
     "(genes chosen on training sections alone)"
 )
-
 READING = (
     "published: PCA 256, alpha = 100 / (dimensions x genes), Pearson of each of the published "
     "genes over all test spots of a fold, mean over genes, then mean ± population standard "
@@ -214,10 +205,7 @@ class HestBenchConfig:
 def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -> str:
     """Measure encoders by the published protocol, and write results.json, results.md, report.html.
 
-    Args:
-        folder: the benchmark: one folder a task, or one task.
-        out: where the results and the embeddings go.
-        config: what is measured.
+    ``folder`` holds one folder a task, or is that of one task; ``out`` gets the embeddings too.
 
     Returns:
         The tables as text.
@@ -233,7 +221,7 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
     checkpoint = None
     if config.checkpoint is not None:
         checkpoint = load_checkpoint(one_checkpoint(config.checkpoint))
-    facts = {task.name: _facts(task) for task in tasks}
+    facts = {task.name: _read(task) for task in tasks}
     patients = {task.name: patients_of(task, folder, config.metadata) for task in tasks}
     findings = _audit(tasks, facts, patients, checkpoint, config)
     leaks = [finding for finding in findings if finding.kind == "leak"]
@@ -318,7 +306,7 @@ def _fingerprint(
     return {"slides": slides, "folds": folds}
 
 
-def _facts(task: BenchTask) -> dict[str, SampleFacts]:
+def _read(task: BenchTask) -> dict[str, SampleFacts]:
     bar = tqdm(task.samples, desc=f"{task.name}: read", unit="sample", disable=None)
     return {sample.sample_id: read_facts(sample) for sample in bar}
 

@@ -29,7 +29,7 @@ def auroc_interval(
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of `eval.measures.metrics.macro_auroc` when whole units are drawn again.
+    """Percentile interval of `macro_auroc` when whole units are drawn again.
 
     A draw counts a row as often as its unit was drawn; ties count half. A class without members
     or without others in a draw is left out of the macro mean of that draw, as `macro_auroc` does;

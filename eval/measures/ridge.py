@@ -1,6 +1,6 @@
 """Read-outs: what is fitted on top of a frozen embedding (docs/method.md 6.1).
 
-Everything works on moments (X'X, X'Y) per slide, so that every alpha and every inner fold costs one
+Ridge works on moments (X'X, X'Y) per slide, so that every alpha and every inner fold costs one
 small eigendecomposition and no pass over spots. Beside ridge: the groups of its inner folds, the
 mean of the nearest training spots, and the standardising that both use.
 Shapes: S spots, F features, T targets, A alphas.
@@ -285,6 +285,11 @@ def spatial_blocks(xy_um: np.ndarray, side: int = 3) -> np.ndarray:
     return column * side + row
 
 
+def _quantile_bin(values: np.ndarray, n: int) -> np.ndarray:
+    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return (order * n) // max(len(values), 1)
+
+
 def knn_mean(
     train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, k: int = 50, block: int = 2048
 ) -> np.ndarray:
@@ -314,6 +319,14 @@ def knn_mean(
     return np.concatenate(means) if means else np.zeros((0, train_y.shape[1]))
 
 
+def _mean_of_nearest(similarity: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    pointer = np.arange(0, nearest.size + 1, k)
+    shape = (len(similarity), len(target))
+    pick = sparse.csr_matrix((np.full(nearest.size, 1.0 / k), nearest.ravel(), pointer), shape)
+    return np.asarray(pick @ target)
+
+
 def zscore(values: np.ndarray) -> np.ndarray:
     """Columns with mean 0 and standard deviation 1 over the rows; constant columns become 0."""
     values = np.asarray(values, dtype=np.float64)
@@ -333,16 +346,3 @@ def zscore_mean(*predictions: np.ndarray) -> np.ndarray:
 def centre(values: np.ndarray) -> np.ndarray:
     """Rows minus their mean over the spots (of one slide)."""
     return np.asarray(values - values.mean(axis=0))
-
-
-def _mean_of_nearest(similarity: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
-    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    pointer = np.arange(0, nearest.size + 1, k)
-    shape = (len(similarity), len(target))
-    pick = sparse.csr_matrix((np.full(nearest.size, 1.0 / k), nearest.ravel(), pointer), shape)
-    return np.asarray(pick @ target)
-
-
-def _quantile_bin(values: np.ndarray, n: int) -> np.ndarray:
-    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return (order * n) // max(len(values), 1)

@@ -1,7 +1,7 @@
 """Survival times as outcomes: how they are written, the concordance index, a ridge Cox model.
 
 An outcome ``34.5;1`` is a time (any unit, above 0) and whether the event was seen then (1) or the
-patient was lost to follow-up (0, censored). Shapes: P patients, D features, U units, B draws.
+patient was lost to follow-up (0, censored). Shapes: P training and Q test patients, D features.
 """
 
 import math

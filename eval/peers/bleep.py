@@ -24,12 +24,7 @@ from torch.nn.functional import normalize
 from eval.errors import FoldError
 from eval.folds.fold import Prediction, Representation, SlideData, stack
 from eval.measures.ridge import knn_mean
-from eval.peers.peer import (
-    Features,
-    TrainingData,
-    known_expression,
-    target_genes,
-)
+from eval.peers.peer import Features, TrainingData, known_expression, target_genes
 from eval.peers.towers import FittedTowers, FlatClip, Inputs, Towers
 
 

@@ -22,7 +22,6 @@ from eval.measures.ridge import zscore
 from preprocessing.errors import did_you_mean
 
 NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"
-
 #: Share of training spots in which a target should be detected, as in the expression task.
 MIN_DETECTED = 0.1
 #: Genes that a regression peer predicts: as many as the largest target set of the expression task.
@@ -60,12 +59,7 @@ class FittedPeer(Protocol):
     """A peer after its fit."""
 
     def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
-        """Embed slides on the vocabulary of the fit, or predict their expression.
-
-        Args:
-            slides: any of them.
-            features: of those with an image.
-        """
+        """Embed any slides on the vocabulary of the fit, or predict their expression."""
         ...
 
 

@@ -87,12 +87,7 @@ class FittedStagate:
     seed: int
 
     def represent(self, slides: Sequence[SlideData], features: Features) -> Representation:
-        """One autoencoder a slide; its latent is the omics embedding of that slide.
-
-        Args:
-            slides: each is trained on alone.
-            features: not read.
-        """
+        """One autoencoder a slide, trained on it alone; its latent is the omics embedding."""
         omics, size, seconds = {}, 0, 0.0
         for slide in slides:
             omics[slide.slide_id], size, own = self._embedded(slide)

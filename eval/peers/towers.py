@@ -1,6 +1,6 @@
 """Two towers into one space: how every contrastive peer is fitted and used; CLIP is the plain one.
 
-Shapes: N training spots, S spots of one slide, F inputs of a tower, D shared dimensions.
+Shapes: N spots of a batch, S spots of one slide, F inputs of a tower, D shared dimensions.
 """
 
 from abc import ABC, abstractmethod
@@ -184,7 +184,7 @@ class FittedTowers:
         )
 
 
-def _stacked(parts: Sequence[tuple[np.ndarray, ...]]) -> Inputs:
+def _stacked(parts: Sequence[Arrays]) -> Inputs:
     """Rows of all slides below each other, on the device of training."""
     columns = zip(*parts, strict=True)
     return tuple(torch.from_numpy(np.concatenate(column)).to(device()) for column in columns)
@@ -194,7 +194,7 @@ def _rows(inputs: Inputs, items: Tensor) -> Inputs:
     return tuple(value[items] for value in inputs)
 
 
-def _applied(tower: nn.Module, inputs: tuple[np.ndarray, ...], block: int = 4096) -> np.ndarray:
+def _applied(tower: nn.Module, inputs: Arrays, block: int = 4096) -> np.ndarray:
     """A tower on the spots of one slide, (S, D) float32, some thousand spots at a time."""
     parts = []
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The headline metrics as Markdown, with every value: what ``docs/results`` holds."""
+"""Numbers as text, and the headline metrics as Markdown, as ``docs/results`` holds them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from eval.measures.intervals import headline_interval
 from preprocessing.files import atomic_path
 
 MISSING = "–"
+FACTS = (
+    *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
+    *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
+)
 
 
 def is_number(value: object) -> bool:
@@ -50,31 +54,18 @@ def exact(value: object) -> str:
     return f"{float(value):.6g}" if is_number(value) else MISSING  # type: ignore[arg-type]
 
 
-FACTS = (
-    *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
-    *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
-)
-
-
 def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
-    """Write the short tables of a results file.
-
-    Args:
-        path: the file.
-        results: content of results.json.
-
-    Returns:
-        The path that was written.
-    """
-    parts = [_facts(results["data"])]
+    """Write the short tables of the content of a results.json."""
+    data = results["data"]
+    parts = ["\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)]
     for task, result in results["tasks"].items():
         metrics = [m for m in result.get("short") or () if _models_with(result, m)]
         if metrics:
             parts += [f"## {task}", _summary(result, metrics), _intervals(result, metrics[0])]
             parts += [_values(result, metric) for metric in metrics[:2]]
             parts += [f"- {note}" for note in result["notes"]]
-    if results["data"].get("models"):
-        parts += ["## Models", _costs(results["data"]["models"])]
+    if data.get("models"):
+        parts += ["## Models", _costs(data["models"])]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -84,10 +75,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of texts, all columns to the left."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def _facts(data: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""The sections of report.html in their order."""
+"""report.html: the run, headline metrics, figures, a section a task, costs and the config."""
 
 from __future__ import annotations
 
@@ -50,6 +50,42 @@ NOTE = (
     f"better also where lower values are better. A verdict needs at least {MIN_FOLDS} folds and "
     "two standard errors; folds share training data, so the error is rather too small."
 )
+#: Label and the names under which a run may have kept it; the shallowest match is shown.
+FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Command", ("command", "argv")),
+    ("Checkpoint", ("checkpoint", "checkpoint_dir", "checkpoints")),
+    ("Config digest", ("config_digest", "config_sha256", "config_hash", "digest")),
+    ("Seeds", ("seeds", "seed")),
+    ("Folds", ("folds", "n_folds", "splits", "split")),
+    ("Patients", ("n_patients", "patients")),
+    ("Slides", ("n_slides", "slides")),
+    ("Spots", ("n_spots", "spots")),
+    ("Genes", ("n_genes",)),
+    ("Parameters", ("n_parameters", "parameters")),
+    ("Hardware", ("hardware", "machine")),
+    ("Versions", ("versions", "packages")),
+    ("Wall time", ("wall_time_s", "wall_s", "wall_seconds", "wall_time")),
+    ("Finished", ("finished", "date", "created", "timestamp")),
+)
+#: Role -> what it means, in the order of the tables.
+ROLES = {
+    "model": "The frozen model of this run.",
+    "variant": "A read-out or average that builds on this run's embeddings.",
+    "baseline": "Another method, fitted and scored on the same splits.",
+    UNDECLARED: "An older version wrote these results; evaluate again to have roles and ranks.",
+    "control": "Something is shuffled or random on purpose. A good result here is a warning.",
+    "oracle": "Uses measured test values that no prediction has. A ceiling, not a rival.",
+}
+ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
+UNKNOWN_TASK = "No description of this task is known to the report; see its notes."
+COSTS_NOTE = (
+    "Wall time: mean over fits, of training alone, on the machine that ran it; checkpoints were "
+    "trained in their own run, the others in this evaluation. Read-outs are not counted."
+)
+MAX_LISTED = 24
+MAX_DEPTH = 2
+MAX_COLUMNS = 12
+RANKING = re.compile(r"recall@[\d.]+%?|median_rank|mrr")
 
 
 def best_model(
@@ -64,12 +100,7 @@ def best_model(
 
 
 def headline_section(results: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> list[Part]:
-    """The table and how to read it.
-
-    Args:
-        results: content of results.json.
-        rows: task and metric; one without results is shown with dashes.
-    """
+    """The table of tasks and metrics, and how to read it; one without results has dashes."""
     tasks = [(task_record(results, task), metric) for task, metric in rows]
     mains = list(dict.fromkeys(task.main for task, _ in tasks))
     names = (
@@ -173,27 +204,6 @@ def _verdict(mine: Mapping[str, Any], best: str | None, outcome: Comparison | No
     return "values cannot be paired" if outcome is None else outcome.verdict
 
 
-# Label and the names under which a run may have kept it; the shallowest match is shown.
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Command", ("command", "argv")),
-    ("Checkpoint", ("checkpoint", "checkpoint_dir", "checkpoints")),
-    ("Config digest", ("config_digest", "config_sha256", "config_hash", "digest")),
-    ("Seeds", ("seeds", "seed")),
-    ("Folds", ("folds", "n_folds", "splits", "split")),
-    ("Patients", ("n_patients", "patients")),
-    ("Slides", ("n_slides", "slides")),
-    ("Spots", ("n_spots", "spots")),
-    ("Genes", ("n_genes",)),
-    ("Parameters", ("n_parameters", "parameters")),
-    ("Hardware", ("hardware", "machine")),
-    ("Versions", ("versions", "packages")),
-    ("Wall time", ("wall_time_s", "wall_s", "wall_seconds", "wall_time")),
-    ("Finished", ("finished", "date", "created", "timestamp")),
-)
-MAX_LISTED = 24
-MAX_DEPTH = 2
-
-
 def run_section(results: Mapping[str, Any]) -> list[Part]:
     """Facts table, and everything that was recorded about the data."""
     rows = []
@@ -279,22 +289,16 @@ def _listed(parts: list[str]) -> str:
     return ", ".join(parts[:MAX_LISTED]) + f", ... ({len(parts)} in all)"
 
 
-COSTS_NOTE = (
-    "Wall time: mean over fits, of training alone, on the machine that ran it; checkpoints were "
-    "trained in their own run, the others in this evaluation. Read-outs are not counted."
-)
-
-
 def models_section(results: Mapping[str, Any]) -> list[Part]:
     """A row for every model that was fitted; a sentence when none was recorded."""
     rows = (results.get("data") or {}).get("models") or []
     if not rows:
         return [Text("No cost of a model was recorded with these results.", "soft")]
     head = ("model", "source", "parameters", "fits", "wall time of a fit")
-    return [Table(head, [_row(row) for row in rows]), Text(COSTS_NOTE, "soft")]
+    return [Table(head, [_cost_row(row) for row in rows]), Text(COSTS_NOTE, "soft")]
 
 
-def _row(row: Mapping[str, Any]) -> Line:
+def _cost_row(row: Mapping[str, Any]) -> Line:
     seconds = row.get("seconds")
     cells = (
         str(row["model"]),
@@ -304,22 +308,6 @@ def _row(row: Mapping[str, Any]) -> Line:
         MISSING if seconds is None else duration(float(seconds)),
     )
     return Line(cells, "self" if row["model"] == MAIN else "")
-
-
-MAX_COLUMNS = 12
-RANKING = re.compile(r"recall@[\d.]+%?|median_rank|mrr")
-
-#: Role -> what it means, in the order of the tables.
-ROLES = {
-    "model": "The frozen model of this run.",
-    "variant": "A read-out or average that builds on this run's embeddings.",
-    "baseline": "Another method, fitted and scored on the same splits.",
-    UNDECLARED: "An older version wrote these results; evaluate again to have roles and ranks.",
-    "control": "Something is shuffled or random on purpose. A good result here is a warning.",
-    "oracle": "Uses measured test values that no prediction has. A ceiling, not a rival.",
-}
-ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
-UNKNOWN_TASK = "No description of this task is known to the report; see its notes."
 
 
 def task_section(task: TaskRecord) -> list[Part]:
@@ -474,16 +462,9 @@ def write_report(
     figures: Sequence[Figure] = (),
     title: str = "HiBio evaluation",
 ) -> Path:
-    """Write report.html in one step: no network, no script, figures inside.
+    """Write report.html from the content of results.json (docs/architecture.md) in one step.
 
-    Args:
-        path: the file; an old one is replaced only when the new one is complete.
-        results: the content of results.json (docs/architecture.md).
-        figures: shown in this order.
-        title: heading of the page.
-
-    Returns:
-        The path that was written.
+    The page needs no network and no script; the figures are inside, in their order.
     """
     rows = headlines(results)
     sections = [Section(run_section(results), "This run", "run")]

@@ -9,7 +9,8 @@ cut into spatial blocks with a buffer, one value per slide, label column and blo
 spots of each class, drawn from the training patients together; several draws, one value a test
 patient, label column and draw (the key ends in ``:draw<i>``). Models of one modality get the same
 spots, and a larger k keeps those of a smaller one. The penalty is fixed: there is nothing to choose
-it on. Shapes: S labelled training and Q test spots, D dimensions.
+it on.
+Shapes: S labelled spots, D dimensions.
 """
 
 from __future__ import annotations
@@ -110,14 +111,7 @@ def draw_spots(classes: np.ndarray, k: int, seed: Sequence[int]) -> np.ndarray:
 def few_shot_scores(
     train: Labelled, test: Labelled, seed: int, config: FewShotConfig
 ) -> Iterator[FewShotScore]:
-    """Fit on few spots, score every test patient.
-
-    Args:
-        train: labelled training spots.
-        test: test spots whose class occurs in training.
-        seed: of the draws.
-        config: settings.
-    """
+    """Fit on few spots, score every test patient; every class of ``test`` occurs in ``train``."""
     for k in config.k:
         for draw in range(config.draws):
             few = train.only(draw_spots(train.y, k, (seed, draw)))
@@ -160,7 +154,7 @@ class AnnotationConfig:
 
 @dataclass(frozen=True)
 class Case:
-    """Where one probe stands: whose embedding, of which column, and who is tested."""
+    """Where one probe stands: whose embedding, and of which column."""
 
     model: str
     modality: str

@@ -3,9 +3,8 @@
 Metrics ``omics_ari/kmeans``, ``omics_ari/gmm``, both also with ``_smooth`` (embeddings averaged
 over neighbours before clustering), ``_label_smooth`` (cluster labels replaced by the majority of
 the neighbours afterwards), ``_graph`` (axes of the embedding in order of spatial smoothness, see
-`spatial_axes`) and ``_graph_smooth`` (those axes averaged
-over neighbours); the same with ``nmi`` and ``ami``, and with ``image_`` for the image embedding;
-one value per test slide and label column.
+`spatial_axes`) and ``_graph_smooth`` (those axes averaged over neighbours); the same with ``nmi``
+and ``ami``, and with ``image_`` for the image embedding; one value per test slide and label column.
 Shapes: S spots, D dimensions, R their rank, C components, k neighbours.
 """
 
@@ -41,7 +40,6 @@ QUESTION = Question(
         "image_ari/kmeans",
     ),
 )
-
 #: Part of a method's name -> what it does.
 METHODS = {
     "_label_smooth": "label_smooth: cluster labels replaced by the majority among the neighbours "

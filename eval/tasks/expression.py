@@ -42,7 +42,6 @@ QUESTION = Question(
         "pearson/top200_hvg",
     ),
 )
-
 #: Suffix of the metric -> what the read-out is.
 READOUTS = {
     "": "",

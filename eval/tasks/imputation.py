@@ -19,7 +19,6 @@ from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
 from eval.results import DECODER_SUFFIX, Measure, Question, ResultTable, TaskResult
 
-KNN_OF = "pca_expression"
 QUESTION = Question(
     "imputation",
     "Random genes are removed from the counts before anything is computed and predicted back from "
@@ -27,6 +26,7 @@ QUESTION = Question(
     "the slide), and by decoders that need no fit.",
     ("pearson/hidden_genes", "rmse/hidden_genes", "pearson_median/hidden_genes"),
 )
+KNN_OF = "pca_expression"  # whose nearest cells are averaged
 HIDDEN = "hidden_genes: genes whose counts no input holds a trace of"
 UNIT = "Pearson r over the cells of a held-out part, {} over genes"
 MEAN = Measure("pearson/hidden_genes", UNIT.format("mean"), words=(WORDS["pearson"], HIDDEN))
@@ -90,12 +90,11 @@ def run(fold: Fold, config: ImputationConfig) -> TaskResult:
     """Predict the hidden genes of held-out cells from every representation of the rest."""
     table = ResultTable(QUESTION)
     hidden = fold.hidden
-    none = hidden is None or not hidden.names
-    if none:
+    if hidden is None or not hidden.names:
         table.note(f"fold {fold.name}: no genes were hidden; not run")
     for note in hidden.notes if hidden is not None else ():
         table.note(f"fold {fold.name}: {note}")
-    if hidden is None or none:
+    if hidden is None or not hidden.names:
         return table.result()
     _note_protocol(table, fold, hidden)
     _declare_rows(table, hidden)

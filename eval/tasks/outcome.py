@@ -78,7 +78,6 @@ SCORE_WORDS = {
 }
 TABLES = {"pseudobulk": pseudobulk, "cohort_facts": cohort_facts}
 FEW = 10  # test patients of a class; below, the interval says too little
-POOLINGS = ("mean", "attention")
 
 Values = Mapping[str, tuple[float, str, float | None]]  # score -> value, unit, chance
 
@@ -133,12 +132,7 @@ class Predicted:
 
 
 def run(folds: Sequence[Fold], config: OutcomeConfig) -> TaskResult:
-    """Predict the outcome of every fold's test patients and score all folds together.
-
-    Args:
-        folds: all folds of one seed.
-        config: settings.
-    """
+    """Predict the outcome of every fold's test patients; score all folds of one seed together."""
     table = ResultTable(QUESTION)
     table.row("pseudobulk", "baseline", "mean expression of the patient")
     table.row("cohort_facts", "control", "number of spots and mean depth, no expression")
@@ -392,7 +386,7 @@ def _add_classes(
             f"seed {seed}: few test patients with an outcome ({', '.join(few)}); the "
             "interval cannot show how uncertain so few are, and 1 to 1 or 0 to 0 is no certainty"
         )
-    poolings = [p for p in POOLINGS if all(p in one.by_pooling for one in found)]
+    poolings = [p for p in POOLING_WORDS if all(p in one.by_pooling for one in found)]
     if "mean" not in poolings:
         table.note(
             f"{row[0]}, {row[1]}: the mean over spots is the same for all patients (standardised "

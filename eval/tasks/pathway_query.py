@@ -2,8 +2,8 @@
 
 Metrics ``pearson/<readout>/median`` and so on over pathways, within each test slide; read-outs are
 ``anchor``, ``ridge``, ``retrieval`` and ``default`` (z-scored mean of the last two); planted
-activities come as ``spearman_planted/...``.
-The model ``matched_random`` is the first model with an image embedding, asked for random sets.
+activities come as ``spearman_planted/...``. The row ``matched_random`` is the first model with an
+image embedding, asked for random sets.
 Shapes: S spots, M gene sets.
 """
 
@@ -126,7 +126,8 @@ def anchor_scores(fold: Fold, model: Representation, anchor: np.ndarray) -> list
     found = []
     for rows in model.rows("image", fold.paired_test):
         score = (unit_rows(rows) @ target - mean) / spread
-        found.append(_centred(score))
+        alone = score.shape[1] == 1  # a single set has nothing to be compared with
+        found.append(score if alone else score - score.mean(axis=1, keepdims=True))
     return found
 
 
@@ -194,8 +195,3 @@ def _add_random(
     for readout, by_slide in _readouts(fold, probe, query, config):
         _add_correlations(table, fold, ("matched_random", readout), query, by_slide)
     table.note(f"matched_random: random sets' own scores, read from {model.name}'s embeddings")
-
-
-def _centred(scores: np.ndarray) -> np.ndarray:
-    """Scores minus the spot's mean over sets; a single set has nothing to be compared with."""
-    return scores - scores.mean(axis=1, keepdims=True) if scores.shape[1] > 1 else scores

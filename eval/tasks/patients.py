@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from eval.errors import FoldError
 from eval.folds.fold import Representation, SlideData, expression
 
-FLAT = 1e-6
-LEAST = 1e-12
-TINY = 1e-9
+FLAT = 1e-6  # of the spread within a patient: a feature that varies less is constant
+LEAST = 1e-12  # probability in a log loss
+TINY = 1e-9  # share of the largest variance below which an axis is dropped
 BAGS_AT_ONCE = 64
 
 

@@ -94,11 +94,8 @@ class Pairs:
 def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig) -> Pairs | None:
     """The sides of one model; None where it has no image side, or nothing to bridge it to.
 
-    Args:
-        fold: its test slides are compared.
-        model: in one space, or bridged by ridge from its image features to the spot vector.
-        target: name of the model whose omics side is the spot vector.
-        ridge: of the bridge.
+    A model whose sides share no space is bridged by ridge from its image features to the spot
+    vector, the omics side of the model ``target``.
 
     Raises:
         FoldError: the sides of an aligned model differ in their dimensions.

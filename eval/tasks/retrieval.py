@@ -67,7 +67,6 @@ QUESTION = Question(
         "identity/patient_balanced_accuracy",
     ),
 )
-
 WHOLE_SLIDE = "csls, sinkhorn: similarities re-scaled with the whole test slide (transductive)"
 SOFT = (
     "soft_recall@k: share of the first k items whose measured expression is among the 5 % of the "
@@ -160,6 +159,12 @@ def csls(similarity: np.ndarray, k: int = 10) -> np.ndarray:
     return np.asarray(2.0 * similarity - rows[:, None] - columns[None, :])
 
 
+def _mean_of_best(similarity: np.ndarray, k: int) -> np.ndarray:
+    k = min(k, similarity.shape[1])
+    best = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, -k:]
+    return np.asarray(best.mean(axis=1))
+
+
 def sinkhorn(similarity: np.ndarray, temperature: float = 0.1, steps: int = 30) -> np.ndarray:
     """Log of the doubly stochastic scaling of exp(similarity / temperature).
 
@@ -180,12 +185,6 @@ def sinkhorn(similarity: np.ndarray, temperature: float = 0.1, steps: int = 30) 
         row = -logsumexp(kernel + column, axis=1)
         column = -logsumexp(kernel + row[:, None], axis=0)
     return np.asarray(kernel + row[:, None] + column)
-
-
-def _mean_of_best(similarity: np.ndarray, k: int) -> np.ndarray:
-    k = min(k, similarity.shape[1])
-    best = np.partition(similarity, similarity.shape[1] - k, axis=1)[:, -k:]
-    return np.asarray(best.mean(axis=1))
 
 
 def identity_accuracy(

@@ -1,4 +1,4 @@
-"""Drawing ground shared by every figure: the palettes, spots on a slide, PNG bytes.
+"""Drawing ground of every figure of `eval`: the palettes, spots on a slide, PNG bytes.
 
 Shapes: S spots, h x w picture pixels. Coordinates are pixels of the slide thumbnail, so y grows
 downwards. matplotlib is imported inside the functions and pyplot is never touched.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from preprocessing.canvas import picture_of
 from preprocessing.errors import DataError
@@ -27,16 +28,14 @@ LONE_PITCH = 20.0
 MISSING = "#D9D9D9"
 HIGHLIGHT = "#D55E00"
 QUIET = "#8FA3B8"
-
+SEQUENTIAL = "viridis"
 # Okabe-Ito without yellow, which is too pale for a line on white.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-
 # Paul Tol's "muted" scheme and two darker tones: areas that touch stay apart for any reader.
 AREAS = (
     *("#88CCEE", "#CC6677", "#DDCC77", "#117733", "#332288", "#AA4499"),
     *("#44AA99", "#999933", "#882255", "#6699CC", "#E8A07A", "#555555"),
 )
-SEQUENTIAL = "viridis"
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,11 @@ def _encode(picture: Image) -> bytes:
     return stream.getvalue()
 
 
+def clipped(text: str, length: int) -> str:
+    """At most ``length`` characters; what is longer ends in an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def check_spots(xy: np.ndarray, **columns: np.ndarray) -> np.ndarray:
     """Check coordinates and the values that belong to them.
 
@@ -128,8 +132,6 @@ def check_spots(xy: np.ndarray, **columns: np.ndarray) -> np.ndarray:
 
 def spot_pitch(xy: np.ndarray) -> float:
     """Median distance to the nearest other spot, in the unit of `xy` (20 for a lone spot)."""
-    from scipy.spatial import cKDTree
-
     if len(xy) < 2:
         return LONE_PITCH
     distance = cKDTree(xy).query(xy, k=2)[0][:, 1]
@@ -188,12 +190,7 @@ def frame(axes: Axes, window: Window) -> None:
 
 
 def draw_slide(axes: Axes, thumbnail: np.ndarray, window: Window) -> None:
-    """Show the slide picture inside the window.
-
-    Args:
-        axes: Where to draw.
-        thumbnail: uint8 (h, w, 3).
-        window: Part to show.
+    """Show the slide picture, uint8 (h, w, 3), inside the window.
 
     Raises:
         DataError: The thumbnail is no colour picture, or the spots lie beside it.
@@ -216,14 +213,7 @@ def draw_slide(axes: Axes, thumbnail: np.ndarray, window: Window) -> None:
 
 
 def draw_spots(axes: Axes, xy: np.ndarray, colours: np.ndarray, window: Window) -> None:
-    """Draw discs whose size is fixed in slide units, so they fit any density.
-
-    Args:
-        axes: Where to draw.
-        xy: (S, 2) positions.
-        colours: (S, 4) RGBA in 0..1.
-        window: Part to show and the disc diameter.
-    """
+    """Draw discs at (S, 2) in RGBA (S, 4); their size in slide units fits any density."""
     from matplotlib.collections import EllipseCollection
 
     size = np.full(len(xy), window.diameter)

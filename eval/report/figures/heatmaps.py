@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from eval.report.figures.canvas import (
     Figure,
@@ -26,14 +27,9 @@ from preprocessing.canvas import new_page
 from preprocessing.errors import DataError
 
 PathwayMap = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]
-
 ExpressionMap = tuple[str, np.ndarray, np.ndarray]
 
-# Inches.
-PAGE_WIDTH = 11.0
-
-SIDE, HEAD, GAP, BAR = 0.55, 0.3, 0.14, 0.6
-
+PAGE_WIDTH, SIDE, HEAD, GAP, BAR = 11.0, 0.55, 0.3, 0.14, 0.6  # inches
 SCALE_NOTE = "Every panel has its own colour scale, from its 2nd to its 98th percentile."
 
 
@@ -141,24 +137,12 @@ def expression_maps(
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's r over entries finite in both; NaN when one of them is constant.
-
-    Args:
-        first: (S,).
-        second: (S,).
-    """
+    """Pearson's r over entries of (S,) finite in both; NaN when one of them is constant."""
     return _correlation(first, second, lambda values: values)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rho (average ranks) over entries finite in both; NaN when one is constant.
-
-    Args:
-        first: (S,).
-        second: (S,).
-    """
-    from scipy.stats import rankdata
-
+    """Spearman's rho (average ranks) over entries of (S,) finite in both; NaN when constant."""
     return _correlation(first, second, rankdata)
 
 

@@ -1,4 +1,4 @@
-"""Lines, bars and curves: a metric, a run or a few-shot curve in a picture."""
+"""Bars and curves: a metric, training losses, retrieval, paired differences, few-shot labels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from eval.measures.metrics import bootstrap_ci
-from eval.report.figures.canvas import HIGHLIGHT, LINES, QUIET, Figure, png_bytes
+from eval.report.figures.canvas import HIGHLIGHT, LINES, QUIET, Figure, clipped, png_bytes
 from eval.report.markdown import is_number
 from eval.results import TaskRecord, task_record
 from preprocessing.canvas import new_page, panel_grid
@@ -20,14 +21,19 @@ if TYPE_CHECKING:
 
     from eval.compare.paired import Compared
 
+Record = Mapping[str, Any]
+Curve = tuple[np.ndarray, np.ndarray]
+
+STAGE_SHADES = ("#F1F4F8", "#FFFFFF")
+STYLES = ("-", "--", ":", "-.")
+MAX_POINTS = 200
+MAX_LABEL = 60
+MOST = 6  # few-shot curves that can be told apart
+FEW_SHOT = re.compile(r"(?P<side>\w+)/few_shot@(?P<k>\d+)")
+
 
 def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
     """Draw one metric of one task for every model that has it.
-
-    Args:
-        results: The content of results.json.
-        task: For example "retrieval".
-        metric: For example "image_to_omics/recall@10%".
 
     Raises:
         DataError: No model has this metric.
@@ -42,14 +48,19 @@ def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
             f"{', '.join(known) or 'none'}"
         )
     sign = own.sign(metric)
-    order = sorted(means, key=lambda name: _rank(means[name], sign))
+    rank = {name: -sign * mean if np.isfinite(mean) else np.inf for name, mean in means.items()}
+    order = sorted(means, key=rank.__getitem__)
     page = new_page(7.4, 0.85 + 0.3 * len(order))
     axes = page.subplots()
     for row, name in enumerate(order):
         colour = HIGHLIGHT if own.role(name) == "model" else QUIET
         _draw_model(axes, row, colour, means[name], entries[name])
     _draw_chance(axes, entries)
-    _finish(axes, own, order, f"{metric} ({own.direction(metric)})")
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    _finish_rows(axes, [_label(own, name) for name in order])
+    for name, tick in zip(order, axes.get_yticklabels(), strict=True):
+        tick.set_fontweight("bold" if own.role(name) == "model" else "normal")
+    axes.set_xlabel(f"{metric} ({own.direction(metric)})", fontsize=8)
     caption = (
         "Bar: mean. Dots: every single value (fold, seed or slide). Orange: this checkpoint; "
         "blue-grey: everything it is compared with."
@@ -61,10 +72,6 @@ def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float | np.number) else float("nan")
-
-
-def _rank(mean: float, sign: float) -> float:
-    return -sign * mean if np.isfinite(mean) else float("inf")
 
 
 def _draw_model(axes: Axes, row: int, colour: str, mean: float, entry: Mapping[str, Any]) -> None:
@@ -90,32 +97,19 @@ def _draw_chance(axes: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _label(task: TaskRecord, name: str) -> str:
     """Name for the axis; an oracle says that it is one."""
-    short = name if len(name) <= 40 else name[:39] + "…"
+    short = clipped(name, 40)
     return f"{short} (oracle)" if task.role(name) == "oracle" else short
 
 
-def _finish(axes: Axes, task: TaskRecord, order: list[str], label: str) -> None:
-    names = [_label(task, name) for name in order]
-    axes.set_yticks(range(len(order)), labels=names, fontsize=8)
-    for name, tick in zip(order, axes.get_yticklabels(), strict=True):
-        tick.set_fontweight("bold" if task.role(name) == "model" else "normal")
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlabel(label, fontsize=8)
+def _finish_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names down the left side, the first on top."""
+    axes.set_yticks(range(len(names)), labels=names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.axvline(0, color="#999999", linewidth=0.8)
     axes.grid(axis="x", color="#E5E7EB", zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-Record = Mapping[str, Any]
-
-Curve = tuple[np.ndarray, np.ndarray]
-
-STAGE_SHADES = ("#F1F4F8", "#FFFFFF")
-STYLES = ("-", "--", ":", "-.")
-MAX_POINTS = 200
 
 
 def loss_curves(logs: Mapping[str, Sequence[Record]]) -> Figure:
@@ -250,7 +244,7 @@ def _shade_stages(axes: Axes, records: Sequence[Record], named: bool) -> None:
             axes.axvline(start, color="#9AA5B1", linewidth=0.7, linestyle=(0, (3, 2)), zorder=-5)
         if named and stage:
             axes.annotate(
-                _clip(stage, max(4, 40 // len(spans))),
+                clipped(stage, max(4, 40 // len(spans))),
                 ((start + stop) / 2, 1.02),
                 xycoords=("data", "axes fraction"),
                 ha="center",
@@ -258,10 +252,6 @@ def _shade_stages(axes: Axes, records: Sequence[Record], named: bool) -> None:
                 fontsize=7,
                 color="#52606D",
             )
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _finish_loss_panel(axes: Axes, panel: str, first_row: bool, last_row: bool) -> None:
@@ -295,8 +285,6 @@ def retrieval_curves(curves: Mapping[str, Curve], direction: str = "image to omi
     Raises:
         DataError: No curve, or arrays that do not match.
     """
-    from scipy.integrate import trapezoid
-
     if not curves:
         raise DataError("no retrieval curve was given: leave the figure out")
     clean = {name: _checked_curve(name, curve) for name, curve in curves.items()}
@@ -343,17 +331,11 @@ def _draw_curve(axes: Axes, curve: Curve, limit: float, label: str, index: int) 
     axes.plot(x_cut, y_cut, style, color=LINES[index % len(LINES)], linewidth=1.5, label=label)
 
 
-MAX_LABEL = 60
-
-
 def difference_plot(found: Sequence[Compared]) -> Figure:
     """Draw every difference with its interval; right of zero the first run is better.
 
     Metrics of different units share the axis only in their direction, so each is divided by its
     larger absolute mean.
-
-    Args:
-        found: comparisons of one run with one or more others.
 
     Raises:
         DataError: no comparison.
@@ -374,16 +356,12 @@ def difference_plot(found: Sequence[Compared]) -> Figure:
         axes.plot(
             one.difference / scale, row, "o", color=colour, markerfacecolor=filled, markersize=6
         )
-    names = [_label_differences(one, len(others) > 1) for one in found]
-    axes.set_yticks(range(len(found)), labels=names, fontsize=8)
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    names = [f"{one.task}: {one.metric}" for one in found]
+    if len(others) > 1:
+        names = [f"{name} vs {one.second}" for name, one in zip(names, found, strict=True)]
     axes.axvline(0, color="#777777", linewidth=0.9)
+    _finish_rows(axes, [clipped(name, MAX_LABEL) for name in names])
     axes.set_xlabel(f"relative difference, right: {found[0].first} is better", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#E5E7EB", zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
     caption = (
         "Paired difference of the means and its 95 % bootstrap interval over units (slides, or "
         "folds for pooled metrics), divided by the larger of the two means. Filled: different "
@@ -392,21 +370,8 @@ def difference_plot(found: Sequence[Compared]) -> Figure:
     return Figure(f"{found[0].first} against {', '.join(others)}", caption, png_bytes(page))
 
 
-def _label_differences(one: Compared, several: bool) -> str:
-    text = f"{one.task}: {one.metric}" + (f" vs {one.second}" if several else "")
-    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
-
-
-NAME = re.compile(r"(?P<side>\w+)/few_shot@(?P<k>\d+)")
-MOST = 6  # curves that can be told apart
-
-
 def few_shot_curves(results: Mapping[str, Any], side: str = "omics") -> Figure:
-    """Draw the mean over test patients and draws, and its interval, for the best models.
-
-    Args:
-        results: the content of results.json.
-        side: ``omics`` or ``image``.
+    """Draw the mean over test patients and draws, and its interval, for the best models of a side.
 
     Raises:
         DataError: no model has few-shot values of this side.
@@ -416,7 +381,8 @@ def few_shot_curves(results: Mapping[str, Any], side: str = "omics") -> Figure:
     curves = {name: found for name, m in models.items() if (found := _curve(m, side))}
     if not curves:
         raise DataError(f"no model has few-shot values of {side!r}: leave the figure out")
-    order = sorted(curves, key=lambda name: (task.role(name) != "model", -_end(curves[name])))
+    ends = {name: curve[max(curve)][0] for name, curve in curves.items()}
+    order = sorted(curves, key=lambda name: (task.role(name) != "model", -ends[name]))
     shown = order[:MOST]
     page = new_page(7.4, 4.2)
     axes = page.subplots()
@@ -457,7 +423,7 @@ def _curve(
     """The k of a model with mean and ends of the interval over patients."""
     found = {}
     for name, entry in metrics.items():
-        match = NAME.fullmatch(name)
+        match = FEW_SHOT.fullmatch(name)
         if match and match["side"] == side and is_number(entry.get("mean")):
             pairs = zip(entry["keys"], entry["values"], strict=True)
             known = [(key, value) for key, value in pairs if is_number(value)]
@@ -465,10 +431,6 @@ def _curve(
             ends = bootstrap_ci([value for _, value in known], units)
             found[int(match["k"])] = (float(entry["mean"]), *ends)
     return found
-
-
-def _end(curve: Mapping[int, tuple[float, float, float]]) -> float:
-    return curve[max(curve)][0]
 
 
 def _chance(metrics: Mapping[str, Mapping[str, Any]], side: str) -> float:

@@ -1,7 +1,7 @@
-"""Regions on the slide: every level beside the tissue, and their history over rebuilds.
+"""Maps of regions, of their history over rebuilds, and of niches, in colours that tell them apart.
 
-docs/method.md 6.3 and 5 (Ward tree constrained by the spatial graph). Shapes: S spots, L levels, T
-rebuilds. A region id below 0 means "no region" and is drawn grey.
+docs/method.md 5 and 6.3. Shapes: S spots, L levels, T rebuilds. A region id below 0 means "no
+region" and is drawn grey.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 
 from eval.measures.metrics import ari
 from eval.report.figures.canvas import (
@@ -19,6 +20,7 @@ from eval.report.figures.canvas import (
     Figure,
     Window,
     check_spots,
+    clipped,
     draw_slide,
     draw_spots,
     place,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 Panel = tuple[str, Callable[["Axes"], None]]
 
-LEGEND_WIDTH = 1.75
+MAX_REBUILDS = 8
+LEGEND_WIDTH = 1.75  # inches
 LEGEND_HEIGHT = 3.1  # of 14 names and two notes, so that a low slide does not cut them off
 
 
@@ -45,10 +48,7 @@ def spots_panel(xy: np.ndarray, colours: np.ndarray, window: Window) -> Callable
 def draw_panels(panels: Sequence[Panel], window: Window, legend: float = 0.0) -> bytes:
     """Draw headed panels that share one window, row by row.
 
-    Args:
-        panels: Heading and drawing function of each.
-        window: Part of the slide that all show.
-        legend: Inches that the last panel needs free at its right.
+    The last panel has ``legend`` inches free at its right.
     """
     columns = len(panels) if len(panels) <= 4 else min(4, -(-len(panels) // 2))
     rows, columns = grid_size(len(panels), columns)
@@ -99,7 +99,7 @@ def labels_panel(xy: np.ndarray, labels: np.ndarray, window: Window) -> Callable
         if len(names) == 0 or any(not str(label).strip() for label in labels):
             entries.append((MISSING, "no label"))
         handles = [
-            Line2D([], [], marker="o", linestyle="", color=colour, label=_short(name))
+            Line2D([], [], marker="o", linestyle="", color=colour, label=clipped(name, 24))
             for colour, name in entries
         ]
         axes.legend(
@@ -113,10 +113,6 @@ def labels_panel(xy: np.ndarray, labels: np.ndarray, window: Window) -> Callable
         )
 
     return draw
-
-
-def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def niche_maps(
@@ -171,9 +167,6 @@ def matched_names(labels: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     real = overlap[rows, columns] > 0
     partner[rows[real]] = names[columns[real]]
     return np.asarray(partner[cluster])
-
-
-MAX_REBUILDS = 8
 
 
 def slide_regions(
@@ -252,22 +245,18 @@ def region_colours(xy: np.ndarray, history: np.ndarray) -> np.ndarray:
     used = np.zeros(len(AREAS), dtype=np.int64)
     for region in ids[np.argsort(-sizes, kind="stable")]:
         near = {chosen[other] for other in touching.get(int(region), ()) if other in chosen}
-        free = [shade for shade in range(len(AREAS)) if shade not in near] or list(
-            range(len(AREAS))
-        )
+        free = set(range(len(AREAS))) - near or range(len(AREAS))
         pick = min(free, key=lambda shade: (used[shade], shade))
         chosen[int(region)] = pick
         used[pick] += 1
     shades = [AREAS[chosen[int(region)]] for region in ids]
     palette = np.asarray([to_rgba(name) for name in (*shades, MISSING)])
-    place = np.searchsorted(ids, history)
-    return palette[np.where(history >= 0, place, len(ids))]
+    index = np.where(history >= 0, np.searchsorted(ids, history), len(ids))
+    return palette[index]
 
 
 def _touching_ids(xy: np.ndarray, history: np.ndarray) -> dict[int, set[int]]:
-    """Pairs of ids that hold neighbouring spots in any rebuild."""
-    from scipy.spatial import cKDTree
-
+    """Id -> the ids beside it in any rebuild."""
     if len(xy) < 2:
         return {}
     neighbour = cKDTree(xy).query(xy, k=min(7, len(xy)))[1][:, 1:]
