@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Page
-    from PIL.Image import Image
 
 DPI = 110
 
@@ -61,10 +61,8 @@ def panel_grid(
     return page, list(axes[:count])
 
 
-def picture_of(page: Page) -> Image:
+def picture_of(page: Page) -> Image.Image:
     """Draw a page as RGB."""
-    from PIL import Image
-
     canvas: Any = page.canvas
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

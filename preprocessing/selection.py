@@ -96,7 +96,7 @@ class Corpus:
         blocks: (S, G) raw counts per slide: a list, or a function that starts a fresh stream.
         graphs: one spot graph per slide, same forms; only `svg` needs them.
         tfidf: a fitted reweighter; None fits the default one. Only `tfidf` reads it.
-        depth: genes per spot that count as its keywords (`tfidf`, `rank`).
+        depth: genes per spot that count as its keywords; only `tfidf` and `rank` read it.
         seed: of `random`.
         modality: `rna` (counts) or `protein` (intensities).
     """
@@ -159,17 +159,7 @@ def select_genes(
     seed: int = 0,
     modality: str = RNA,
 ) -> NDArray[np.int64]:
-    """Chooses k genes of a corpus.
-
-    Args:
-        method: a key of SELECTORS.
-        blocks: of the training slides; this and what follows `k`: see `Corpus`.
-        k: genes to keep, 64 to 2,000.
-        graphs: for `svg`.
-        tfidf: for `tfidf`.
-        depth: for `tfidf` and `rank`.
-        seed: for `random`.
-        modality: `rna` or `protein`.
+    """Chooses k genes (64 to 2,000) by a method of SELECTORS; all else is a `Corpus` of training.
 
     Returns:
         (k,) int64 gene indices, rising. Genes without any count come last in every ranking; ties

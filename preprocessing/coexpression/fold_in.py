@@ -36,6 +36,8 @@ _LISTED = 5  # dropped genes named for each reason
 _GENES = 1024  # genes whose (r, r) systems are held at once
 _MIN_KNOWN = 5  # known genes found on the bridge
 _MIN_DETECTED = 10  # bridge spots with a new gene
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class FoldIn:
 
     genes: NDArray[np.str_]
     components: NDArray[np.float32]
-    df: NDArray[np.int64]
-    extra: NDArray[np.int64]
+    df: Integers
+    extra: Integers
     n_spots: int
     explained: NDArray[np.float32]
 
@@ -186,7 +188,7 @@ def fold_in(
             counts that do not fit.
     """
     rule = rule or FoldInRule()
-    _check(genes, tfidf, factors)
+    _check_genes(genes, tfidf, factors)
     seen = read_detections(blocks, len(genes), tfidf)
     _check_bridge(seen, factors.rank, rule)
     df = _scaled(seen.sums.df, tfidf.n_spots / seen.n_spots)
@@ -221,7 +223,7 @@ def fold_in(
     )
 
 
-def _check(genes: Sequence[str], tfidf: TfidfReweighter, factors: GeneFactors) -> None:
+def _check_genes(genes: Sequence[str], tfidf: TfidfReweighter, factors: GeneFactors) -> None:
     if tfidf.n_genes != factors.n_genes:
         raise DataError(
             f"fold-in: TF-IDF of {tfidf.n_genes} and gene factors of {factors.n_genes} genes; give "
@@ -260,13 +262,11 @@ def _check_moments(moments: Moments, seen: Detections, rank: int) -> None:
         )
 
 
-def _scaled(sums: NDArray[np.int64], ratio: float) -> NDArray[np.int64]:
+def _scaled(sums: Integers, ratio: float) -> Integers:
     return np.asarray(np.rint(sums * ratio), dtype=np.int64)
 
 
-def _solve(
-    square: NDArray[np.float64], products: NDArray[np.float64], ridge: float
-) -> NDArray[np.float64]:
+def _solve(square: Doubles, products: Doubles, ridge: float) -> Doubles:
     """(n, r) ridge coefficients; `square` is Z'Z, (r, r) or one for each of the n genes."""
     variance = np.einsum("...rr->...r", square)
     floor = 1e-9 * variance.max(axis=-1, keepdims=True) + 1e-30
@@ -275,8 +275,8 @@ def _solve(
 
 
 def _leave_one_out(
-    moments: Moments, known: NDArray[np.bool_], own: NDArray[np.float64], ridge: float
-) -> NDArray[np.float64]:
+    moments: Moments, known: NDArray[np.bool_], own: Doubles, ridge: float
+) -> Doubles:
     """(matched, r) factors of each matched gene from the others, before the calibration.
 
     Z without gene g is Z - x_g c_g', so its products follow from those with it.
@@ -294,9 +294,7 @@ def _leave_one_out(
     return found
 
 
-def _calibration(
-    found: NDArray[np.float64], own: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float]:
+def _calibration(found: Doubles, own: Doubles) -> tuple[Doubles, float]:
     """Slope (r,) of own factors on those found, and the cosine of the two.
 
     With few genes for many components the slopes are drawn to their common one.
@@ -310,7 +308,7 @@ def _calibration(
     return np.maximum(slope, 0), float(product.sum() / length)
 
 
-def _explained(components: NDArray[np.float64], moments: Moments) -> NDArray[np.float64]:
+def _explained(components: Doubles, moments: Moments) -> Doubles:
     """(U,) adjusted share of each new gene's variance that the spot vectors explain."""
     fitted = 2 * np.einsum("ur,ru->u", components, moments.zx) - np.einsum(
         "ur,ur->u", components @ moments.zz, components
@@ -326,8 +324,8 @@ def _varies(moments: Moments) -> NDArray[np.bool_]:
 
 
 def _reasons(
-    detected: NDArray[np.int64],
-    explained: NDArray[np.float64],
+    detected: Integers,
+    explained: Doubles,
     moments: Moments,
     rule: FoldInRule,
 ) -> list[str]:

@@ -21,6 +21,8 @@ from preprocessing.errors import DataError
 _OVERSAMPLE = 10  # extra search columns, which make the wanted ones converge
 _RANK_TOLERANCE = 1e-6  # singular values below this share of the first are noise
 _SD_FLOOR = 0.01  # a slide's sd never counts as less than this share of the training spread
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class GeneFactors:
         singular_values: (r,) float32, falling.
     """
 
-    components: NDArray[np.float32]
-    spread: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    sd: NDArray[np.float32]
-    singular_values: NDArray[np.float32]
+    components: Floats
+    spread: Floats
+    mean: Floats
+    sd: Floats
+    singular_values: Floats
 
     def __post_init__(self) -> None:
         """Refuses statistics that do not fit the components."""
@@ -63,7 +65,7 @@ class GeneFactors:
         return int(self.components.shape[1])
 
     @property
-    def weight(self) -> NDArray[np.float64]:
+    def weight(self) -> Doubles:
         """(r,) sqrt(spread / largest spread): how much a standardised component counts."""
         spread = self.spread.astype(np.float64)
         return np.asarray(np.sqrt(spread / np.maximum(spread.max(), 1e-30)))
@@ -81,9 +83,9 @@ class _Moments:
     """
 
     n_spots: int
-    total: NDArray[np.float64]
-    square: NDArray[np.float64]
-    within: NDArray[np.float64]
+    total: Doubles
+    square: Doubles
+    within: Doubles
 
     def __add__(self, other: _Moments) -> _Moments:
         return _Moments(
@@ -145,8 +147,8 @@ def fit_gene_factors(
 
 
 def _search(
-    blocks: TfidfBlocks, start: NDArray[np.float64], wanted: int, n_iter: int
-) -> tuple[NDArray[np.float64], set[int]]:
+    blocks: TfidfBlocks, start: Doubles, wanted: int, n_iter: int
+) -> tuple[Doubles, set[int]]:
     """The best `wanted` directions (G, wanted) in the block Krylov space, and spots per pass."""
     basis = np.zeros((len(start), 0))
     image = np.zeros_like(basis)  # X'X basis, so that the Ritz step needs no further pass
@@ -168,7 +170,7 @@ def _search(
     return basis @ vectors[:, ::-1][:, :wanted], sizes
 
 
-def _gram_product(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> tuple[int, Any]:
+def _gram_product(blocks: TfidfBlocks, basis: Doubles) -> tuple[int, Any]:
     """Number of spots and X' X basis, (G, B), summed over slides."""
     n_spots, product = 0, np.zeros_like(basis)
     for size, part in map_blocks(blocks, len(basis), lambda x: (x.shape[0], x.T @ (x @ basis))):
@@ -177,12 +179,12 @@ def _gram_product(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> tuple[int,
     return n_spots, product
 
 
-def _project_moments(blocks: TfidfBlocks, basis: NDArray[np.float64]) -> _Moments:
+def _project_moments(blocks: TfidfBlocks, basis: Doubles) -> _Moments:
     """The moments of all slides, added up in their order."""
     return reduce(operator.add, map_blocks(blocks, len(basis), lambda x: _slide_moments(x @ basis)))
 
 
-def _slide_moments(projected: NDArray[np.float64]) -> _Moments:
+def _slide_moments(projected: Doubles) -> _Moments:
     """Moments of one slide's projections (S, B)."""
     centred = projected - projected.mean(axis=0)
     return _Moments(
@@ -193,7 +195,7 @@ def _slide_moments(projected: NDArray[np.float64]) -> _Moments:
     )
 
 
-def _ritz(basis: NDArray[np.float64], moments: _Moments, wanted: int, first: int) -> GeneFactors:
+def _ritz(basis: Doubles, moments: _Moments, wanted: int, first: int) -> GeneFactors:
     """Turns the basis into singular vectors and keeps the columns first..wanted."""
     values, vectors = np.linalg.eigh(moments.square)
     singular = np.sqrt(np.maximum(values[::-1], 0))[:wanted]
@@ -216,7 +218,7 @@ def _ritz(basis: NDArray[np.float64], moments: _Moments, wanted: int, first: int
     return GeneFactors(*(part[..., first:].astype(np.float32) for part in parts))
 
 
-def spot_vectors(tfidf: sparse.csr_matrix, factors: GeneFactors) -> NDArray[np.float32]:
+def spot_vectors(tfidf: sparse.csr_matrix, factors: GeneFactors) -> Floats:
     """Projects TF-IDF rows (S, G) on the factors: raw spot vectors (S, r), not standardised.
 
     Raises:
@@ -226,9 +228,7 @@ def spot_vectors(tfidf: sparse.csr_matrix, factors: GeneFactors) -> NDArray[np.f
     return np.asarray(tfidf @ factors.components, dtype=np.float32)
 
 
-def standardise(
-    raw: NDArray[np.float32], factors: GeneFactors
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def standardise(raw: Floats, factors: GeneFactors) -> tuple[Floats, Floats, Floats]:
     """Standardises the spot vectors of one slide by its own statistics.
 
     vector = (raw - slide mean) x slide scale, slide scale = sqrt(spread / max spread) / slide sd.
@@ -244,14 +244,14 @@ def standardise(
     return _scaled(raw, mean, sd, factors)
 
 
-def standardise_global(raw: NDArray[np.float32], factors: GeneFactors) -> NDArray[np.float32]:
+def standardise_global(raw: Floats, factors: GeneFactors) -> Floats:
     """Standardises by training mean and sd: for pathway weights and others that have no slide."""
     return _scaled(raw, factors.mean, factors.sd, factors)[0]
 
 
 def _scaled(
-    raw: NDArray[np.float32], mean: NDArray[Any], sd: NDArray[Any], factors: GeneFactors
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    raw: Floats, mean: NDArray[Any], sd: NDArray[Any], factors: GeneFactors
+) -> tuple[Floats, Floats, Floats]:
     if raw.ndim != 2 or raw.shape[1] != factors.rank or len(raw) == 0:
         raise DataError(
             f"spot vectors have shape {raw.shape}, expected (S, {factors.rank}) with S at least "

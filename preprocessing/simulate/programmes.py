@@ -45,6 +45,7 @@ _FILLER_LEVEL = 0.06
 _LEVEL_SPREAD = 0.6
 _HOUSEKEEPING_DISPERSION = 0.1
 _NEIGHBOURS = ((0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1))
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Programmes:
     genes: dict[str, tuple[str, ...]]
     left_out: dict[str, int]
     too_small: tuple[str, ...]
-    domain_effect: NDArray[np.float64]
-    loading: NDArray[np.float64]
+    domain_effect: Doubles
+    loading: Doubles
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,11 +73,11 @@ class Programmes:
         return tuple(self.genes)
 
     @property
-    def covariance(self) -> NDArray[np.float64]:
+    def covariance(self) -> Doubles:
         """(P, P) covariance of the activities when every fine domain has the same area."""
         domain = self.domain_effect.T @ self.domain_effect / N_FINE
         noise = VARIANCE["noise"] * np.eye(len(self.genes))
-        total: NDArray[np.float64] = domain + self.loading.T @ self.loading + noise
+        total: Doubles = domain + self.loading.T @ self.loading + noise
         return total
 
 
@@ -146,7 +147,7 @@ def _genes_per_programme(chosen: Mapping[str, tuple[str, ...]], room: int) -> in
     return keep
 
 
-def _domain_effect(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+def _domain_effect(rng: np.random.Generator, n: int) -> Doubles:
     """(F, P) activity of each fine domain.
 
     Every programme is raised in a home coarse domain, often in a second one, and in one half of
@@ -164,32 +165,30 @@ def _domain_effect(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
         half[domain, at_home] = np.where(np.arange(len(at_home)) % 2, 1.0, -1.0)
     coarse_f = np.repeat(coarse - coarse.mean(axis=0), 2, axis=0)
     fine_f = np.repeat(half, 2, axis=0) * np.tile([1.0, -1.0], N_COARSE)[:, None]
-    effect: NDArray[np.float64] = math.sqrt(VARIANCE["coarse"]) * coarse_f / coarse_f.std(axis=0)
+    effect: Doubles = math.sqrt(VARIANCE["coarse"]) * coarse_f / coarse_f.std(axis=0)
     effect += math.sqrt(VARIANCE["fine"]) * fine_f / fine_f.std(axis=0)
     return effect
 
 
-def _field_loading(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+def _field_loading(rng: np.random.Generator, n: int) -> Doubles:
     loading = rng.standard_normal((N_FIELDS, n))
-    scaled: NDArray[np.float64] = loading / np.linalg.norm(loading, axis=0)
+    scaled: Doubles = loading / np.linalg.norm(loading, axis=0)
     return scaled * math.sqrt(VARIANCE["field"])
 
 
 def draw_activity(
     rng: np.random.Generator, programmes: Programmes, lattice: Lattice, domains: Domains
-) -> NDArray[np.float64]:
+) -> Doubles:
     """(S, P) log-activity: domain effects + smooth fields + spot noise, variance about 1."""
     at = lattice.spot_cells
     shape = lattice.inside_um.shape
     latent = np.stack([gaussian_field(rng, shape, _FIELD_UM)[at] for _ in range(N_FIELDS)], axis=1)
     noise = rng.standard_normal((len(domains.fine), len(programmes.genes)))
-    activity: NDArray[np.float64] = programmes.domain_effect[domains.fine]
+    activity: Doubles = programmes.domain_effect[domains.fine]
     return activity + latent @ programmes.loading + math.sqrt(VARIANCE["noise"]) * noise
 
 
-def texture_map(
-    rng: np.random.Generator, programmes: Programmes, n_textures: int
-) -> NDArray[np.float64]:
+def texture_map(rng: np.random.Generator, programmes: Programmes, n_textures: int) -> Doubles:
     """(P, T) linear map from activities to texture parameters, one for the whole cohort.
 
     The leading principal axes of the activities, half whitened (so that weak axes can be seen
@@ -201,15 +200,11 @@ def texture_map(
     leading = axis[:, ::-1][:, :n_axes] * value[::-1][:n_axes] ** -0.25
     rotation, _ = np.linalg.qr(rng.standard_normal((n_textures, n_textures)))
     mixed = leading @ rotation[:n_axes]
-    scaled: NDArray[np.float64] = mixed / np.sqrt(
-        np.einsum("pt,pq,qt->t", mixed, covariance, mixed)
-    )
+    scaled: Doubles = mixed / np.sqrt(np.einsum("pt,pq,qt->t", mixed, covariance, mixed))
     return scaled
 
 
-def visibility(
-    programmes: Programmes, mapping: NDArray[np.float64], signal: float
-) -> dict[str, float]:
+def visibility(programmes: Programmes, mapping: Doubles, signal: float) -> dict[str, float]:
     """Highest correlation a linear read-out of the texture can reach, per programme (0 to 1)."""
     covariance = programmes.covariance
     cross = covariance @ mapping
@@ -234,7 +229,7 @@ class Outcomes:
     """
 
     outcome: NDArray[np.int64]
-    share: NDArray[np.float64]
+    share: Doubles
     pair: tuple[int, int]
 
     def niche(self, rng: np.random.Generator, lattice: Lattice, patient: int) -> NDArray[np.bool_]:
@@ -255,9 +250,7 @@ class Outcomes:
             missing -= len(chosen)
         return inside
 
-    def raised(
-        self, activity: NDArray[np.float64], niche: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
+    def raised(self, activity: Doubles, niche: NDArray[np.bool_]) -> Doubles:
         """Activity (S, P) with the pair raised in the niche."""
         changed = activity.copy()
         for programme in self.pair:
@@ -297,10 +290,10 @@ class Panel:
     names: NDArray[np.str_]
     ids: NDArray[np.str_]
     kinds: NDArray[np.str_]
-    base: NDArray[np.float64]
-    effect: NDArray[np.float64]
-    patient: NDArray[np.float64]
-    dispersion: NDArray[np.float64]
+    base: Doubles
+    effect: Doubles
+    patient: Doubles
+    dispersion: Doubles
 
 
 def build_panel(programmes: Programmes, config: SimulateConfig) -> Panel:
@@ -336,12 +329,12 @@ def build_panel(programmes: Programmes, config: SimulateConfig) -> Panel:
     )
 
 
-def _base_shares(rng: np.random.Generator, kinds: NDArray[np.str_]) -> NDArray[np.float64]:
+def _base_shares(rng: np.random.Generator, kinds: NDArray[np.str_]) -> Doubles:
     """(G,) average share of each gene: housekeeping high and even, fillers low, sums to 1."""
     even = kinds == "housekeeping"
     weight = np.select([even, kinds == "filler"], [_HOUSEKEEPING_LEVEL, _FILLER_LEVEL], 1.0)
     share = weight * np.exp(rng.normal(0.0, np.where(even, 0.05, _LEVEL_SPREAD)))
-    base: NDArray[np.float64] = share / share.sum()
+    base: Doubles = share / share.sum()
     return base
 
 
@@ -350,7 +343,7 @@ def _made_up(prefix: str, n: int, taken: set[str]) -> list[str]:
     return list(islice(fresh, n))
 
 
-def gene_shares(panel: Panel, activity: NDArray[np.float64], patient: int) -> NDArray[np.float64]:
+def gene_shares(panel: Panel, activity: Doubles, patient: int) -> Doubles:
     """(S, G) expected share of each gene in each spot's own transcripts; rows sum to 1.
 
     A gene of n programmes takes the sum of their effects over the root of n, so that shared genes
@@ -359,7 +352,7 @@ def gene_shares(panel: Panel, activity: NDArray[np.float64], patient: int) -> ND
     effect = panel.effect / np.sqrt(np.maximum(1, (panel.effect > 0).sum(axis=0)))
     log_fold = activity @ effect - 0.5 * (effect**2).sum(axis=0)
     rate = panel.base * np.exp(panel.patient[patient] + log_fold)
-    shares: NDArray[np.float64] = rate / rate.sum(axis=1, keepdims=True)
+    shares: Doubles = rate / rate.sum(axis=1, keepdims=True)
     return shares
 
 
@@ -382,8 +375,8 @@ def neighbour_matrix(lattice: Lattice) -> sparse.csr_matrix:
 
 def draw_counts(
     rng: np.random.Generator,
-    expected: NDArray[np.float64],
-    dispersion: NDArray[np.float64],
+    expected: Doubles,
+    dispersion: Doubles,
     leak: sparse.csr_matrix,
 ) -> sparse.csr_matrix:
     """Negative binomial counts with bleed: gamma expression, leak to the neighbours, then Poisson.
@@ -411,9 +404,7 @@ def leak_matrix(lattice: Lattice, bleed: float) -> sparse.csr_matrix:
 
 def draw_depth(
     rng: np.random.Generator, n_spots: int, shift: float, config: SimulateConfig
-) -> NDArray[np.float64]:
+) -> Doubles:
     """(S,) expected counts: median depth times the slide's exp(shift) and log-normal spot noise."""
-    depth: NDArray[np.float64] = config.depth * np.exp(
-        shift + config.depth_sd * rng.standard_normal(n_spots)
-    )
+    depth: Doubles = config.depth * np.exp(shift + config.depth_sd * rng.standard_normal(n_spots))
     return depth

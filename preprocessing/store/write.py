@@ -203,7 +203,11 @@ def _write_patches(
     """Write a group of patches one behind the other; ``start``, ``size`` (S,): where each lies."""
     encode = layout.ENCODERS[encoding]
     start, size = np.full(spots, -1, dtype=np.int64), np.zeros(spots, dtype=np.int64)
-    data = _patch_dataset(file, group, spots * px * px * 3 if encoding == "raw" else None)
+    name = f"{group}/{layout.BYTES}"
+    if encoding == "raw":  # of known size, so in one piece: that is read fastest
+        data = file.create_dataset(name, (spots * px * px * 3,), np.uint8)
+    else:
+        data = file.create_dataset(name, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
     end = 0
     buffer, digest = bytearray(), bytes_digest()
     for index, patch in patches:
@@ -228,14 +232,6 @@ def _write_patches(
         raise DataError(f"{group}: {missing} got no patch; expected one each")
     layout.write_array(file, f"{group}/{layout.START}", start)
     layout.write_array(file, f"{group}/{layout.SIZE}", size)
-
-
-def _patch_dataset(file: h5py.File, group: str, size: int | None) -> h5py.Dataset:
-    """The bytes: in one piece where their number is known, since that is read fastest."""
-    name = f"{group}/{layout.BYTES}"
-    if size is not None:
-        return file.create_dataset(name, (size,), np.uint8)
-    return file.create_dataset(name, (0,), np.uint8, maxshape=(None,), chunks=(_CHUNK_BYTES,))
 
 
 def _append(data: h5py.Dataset, start: int, buffer: bytearray) -> None:

@@ -24,14 +24,14 @@ from preprocessing.graphs import SpotGraph, morans_i
 FIXED_POINT = 2.0**32  # one unit of a real statistic
 _SQUARE_UNIT = 2.0**26  # 10^9 cells of a saturated 16-bit channel fit in 63 bits
 _BLOCK_ENTRIES = 1 << 16  # what is computed on them stays in the second-level cache
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class TermFrequency(Protocol):
     """How often a gene is in a spot."""
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """Weighs each stored count, given its spot's depth and the mean depth of the training."""
         ...
 
@@ -58,9 +58,7 @@ class LogTf(TermFrequency):
 
     scale: float = 1e4
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """See TermFrequency."""
         return np.asarray(np.log1p(self.scale * count / depth))
 
@@ -69,9 +67,7 @@ class LogTf(TermFrequency):
 class RawTf(TermFrequency):
     """x / depth."""
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """See TermFrequency."""
         return count / depth
 
@@ -93,9 +89,7 @@ class Bm25Tf(TermFrequency):
         if not 0 <= self.b <= 1:
             raise DataError(f"TF-IDF argument b is {self.b}, expected 0 to 1 (0.75 is usual).")
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """See TermFrequency."""
         norm = self.k * (1 - self.b + self.b * depth / mean_depth)
         return count * (self.k + 1) / (count + norm)
@@ -114,8 +108,8 @@ class FitSums:
 
     n_spots: int
     depth: float
-    df: NDArray[np.int64]
-    extra: NDArray[np.int64]
+    df: Integers
+    extra: Integers
 
     def __add__(self, other: FitSums) -> FitSums:
         return FitSums(
@@ -130,11 +124,8 @@ class InverseDocumentFrequency(Protocol):
     """How rare a gene is among spots."""
 
     def observe(
-        self,
-        counts: sparse.csr_matrix,
-        graph: SpotGraph | None,
-        depth: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
         """The variant's own fixed-point sum (G,) over these spots; zeros when it has none.
 
         Args:
@@ -143,7 +134,7 @@ class InverseDocumentFrequency(Protocol):
             depth: (S,) depth of the spots; None is the sum of these counts.
         """
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """Weighs each gene (G,) from the sums."""
 
 
@@ -152,15 +143,12 @@ class SmoothIdf:
     """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
 
     def observe(
-        self,
-        counts: sparse.csr_matrix,
-        graph: SpotGraph | None,
-        depth: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
         """Nothing beyond df."""
         return np.zeros(counts.shape[1], np.int64)
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         return _smooth(sums.n_spots, sums.df.astype(np.float64))
 
@@ -176,11 +164,8 @@ class DepthMatchedIdf:
     depth: float = 1000.0
 
     def observe(
-        self,
-        counts: sparse.csr_matrix,
-        graph: SpotGraph | None,
-        depth: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
         """Expected detections; spots without the gene add exactly 0, so it stays sparse."""
         counts = counts.astype(np.float64, copy=False)
         depth = spot_depth(counts) if depth is None else depth
@@ -189,7 +174,7 @@ class DepthMatchedIdf:
             detected = -np.expm1(self.depth * np.log1p(-share))
         return _fixed_point_sums(counts, detected, FIXED_POINT)
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         return _smooth(sums.n_spots, sums.extra / FIXED_POINT)
 
@@ -199,11 +184,8 @@ class SpatialIdf:
     """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
 
     def observe(
-        self,
-        counts: sparse.csr_matrix,
-        graph: SpotGraph | None,
-        depth: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
         """Spots x Moran's I of this slide."""
         if graph is None:
             raise DataError(
@@ -214,7 +196,7 @@ class SpatialIdf:
         moran = morans_i(frequencies(counts, LogTf(), 1.0, depth), graph)
         return _fixed_point(counts.shape[0] * moran, FIXED_POINT)
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         moran = sums.extra / (FIXED_POINT * sums.n_spots)
         smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
@@ -232,9 +214,7 @@ class ArcsinhTf(TermFrequency):
 
     cofactor: float = 5.0
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """See TermFrequency; the depth is not used."""
         return np.asarray(np.arcsinh(count / self.cofactor))
 
@@ -248,9 +228,7 @@ class RankTf(TermFrequency):
     protein that is not on this panel, and that must not move the others.
     """
 
-    def weigh(
-        self, count: NDArray[np.float64], depth: NDArray[np.float64], mean_depth: float
-    ) -> NDArray[np.float64]:
+    def weigh(self, count: Doubles, depth: Doubles, mean_depth: float) -> Doubles:
         """See TermFrequency; the depth is not used."""
         return count.copy()
 
@@ -272,21 +250,18 @@ class ScaleWeight:
     cofactor: float = 5.0
 
     def observe(
-        self,
-        counts: sparse.csr_matrix,
-        graph: SpotGraph | None,
-        depth: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.int64]:
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
         """Sum of squares."""
         square = np.square(np.arcsinh(counts.data.astype(np.float64) / self.cofactor))
         return _fixed_point_sums(counts, square, _SQUARE_UNIT)
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         rms = self.typical(sums)
         return np.divide(1, rms, out=np.zeros_like(rms), where=rms > 0)
 
-    def typical(self, sums: FitSums) -> NDArray[np.float64]:
+    def typical(self, sums: FitSums) -> Doubles:
         """(G,) root mean square of arcsinh."""
         return np.asarray(np.sqrt(sums.extra / (_SQUARE_UNIT * sums.n_spots)))
 
@@ -299,7 +274,7 @@ class TypicalWeight(ScaleWeight):
     changes no order, as it would between arcsinh values.
     """
 
-    def weight(self, sums: FitSums) -> NDArray[np.float64]:
+    def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         typical = self.cofactor * np.sinh(self.typical(sums))
         return np.divide(1, typical, out=np.zeros_like(typical), where=typical > 0)
@@ -389,7 +364,7 @@ def row_blocks(table: sparse.csr_matrix) -> Iterator[sparse.csr_matrix]:
         yield sparse.csr_matrix(parts, shape=(last - first, table.shape[1]))
 
 
-def detections(table: sparse.csr_matrix) -> NDArray[np.int64]:
+def detections(table: sparse.csr_matrix) -> Integers:
     """(G,) spots that have each gene."""
     found = np.zeros(table.shape[1], np.int64)
     for start in range(0, table.nnz, _BLOCK_ENTRIES):  # else it copies all indices
@@ -398,12 +373,12 @@ def detections(table: sparse.csr_matrix) -> NDArray[np.int64]:
     return found
 
 
-def spot_depth(table: sparse.csr_matrix) -> NDArray[np.float64]:
+def spot_depth(table: sparse.csr_matrix) -> Doubles:
     """(S,) sum of each spot's counts."""
     return row_sums(table.data, table.indptr)
 
 
-def row_sums(values: NDArray[Any], indptr: NDArray[np.integer]) -> NDArray[np.float64]:
+def row_sums(values: NDArray[Any], indptr: NDArray[np.integer]) -> Doubles:
     """(S,) sums of values at the stored entries of each row, in float64."""
     sums = np.zeros(len(indptr) - 1)
     filled = np.flatnonzero(np.diff(indptr))
@@ -411,7 +386,7 @@ def row_sums(values: NDArray[Any], indptr: NDArray[np.integer]) -> NDArray[np.fl
     return sums
 
 
-def entries(table: sparse.csr_matrix, per_spot: NDArray[np.float64]) -> NDArray[np.float64]:
+def entries(table: sparse.csr_matrix, per_spot: Doubles) -> Doubles:
     """(nnz,) the value of `per_spot` (S,) at every stored entry."""
     return np.repeat(per_spot, np.diff(table.indptr))
 
@@ -420,7 +395,7 @@ def frequencies(
     table: sparse.csr_matrix,
     tf: TermFrequency,
     mean_depth: float,
-    depth: NDArray[np.float64] | None = None,
+    depth: Doubles | None = None,
 ) -> sparse.csr_matrix:
     """The (S, G) float64 term frequencies of checked counts.
 
@@ -435,18 +410,16 @@ def frequencies(
     return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)
 
 
-def _fixed_point(values: NDArray[np.float64], unit: float) -> NDArray[np.int64]:
+def _fixed_point(values: Doubles, unit: float) -> Integers:
     """Real statistics as integers, so that no order of sums matters."""
     return np.rint(values * unit).astype(np.int64)
 
 
-def _fixed_point_sums(
-    counts: sparse.csr_matrix, values: NDArray[np.float64], unit: float
-) -> NDArray[np.int64]:
+def _fixed_point_sums(counts: sparse.csr_matrix, values: Doubles, unit: float) -> Integers:
     """(G,) sums of a value at every stored entry."""
     parts = (_fixed_point(values, unit), counts.indices, counts.indptr)
     return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
 
 
-def _smooth(n_spots: int, df: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smooth(n_spots: int, df: Doubles) -> Doubles:
     return np.asarray(np.log((1 + n_spots) / (1 + df)) + 1)
