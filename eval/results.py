@@ -373,10 +373,7 @@ def prefix_of(metric: str) -> str:
 
 
 def merge(results: Iterable[TaskResult]) -> dict[str, TaskResult]:
-    """Join the results of several folds and seeds, keeping every value with its key.
-
-    Args:
-        results: results of any tasks; those of one task are joined.
+    """Join the results of a task over several folds and seeds, keeping every value with its key.
 
     Returns:
         task -> result, in the order in which tasks first appear.

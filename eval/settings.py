@@ -55,11 +55,7 @@ def task_configs(given: Mapping[str, Any], tasks: Iterable[str]) -> dict[str, An
 
 
 def configured_peers(given: Mapping[str, Any], peers: Sequence[Peer]) -> tuple[Peer, ...]:
-    """The peers with their settings from outside.
-
-    Args:
-        given: as for :func:`task_configs`; ``peers`` holds the settings by name.
-        peers: those that are fitted.
+    """The fitted peers with their settings from outside, those under ``peers`` by name.
 
     Raises:
         ConfigError: an unknown key, a value that does not fit, or a peer that is not fitted.

@@ -23,7 +23,15 @@ from eval.ablation.table import (
     sign_of,
     term_table,
 )
-from eval.report.figures.canvas import HIGHLIGHT, LINES, QUIET, Figure, figure_parts, png_bytes
+from eval.report.figures.canvas import (
+    HIGHLIGHT,
+    LINES,
+    QUIET,
+    Figure,
+    figure_parts,
+    legend_below,
+    png_bytes,
+)
 from eval.report.markdown import markdown_table, number
 from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
@@ -34,7 +42,6 @@ from preprocessing.pages import Box, Line, Part, Section, Table, Text, Verbatim,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Page
 
 MAX_PANELS = 12
 INK = "#222222"
@@ -148,7 +155,7 @@ def sweep_curves(
             _draw_curve(panel, (x, by_seed.value.to_numpy()), colour, style, row)
         _finish(panel, title, axis)
     panels[0].set_ylabel(metric, fontsize=8)
-    _legend(page, panels[0], 2 * min(3, len(panels)))
+    legend_below(page, panels[0], 2 * min(3, len(panels)))
     caption = "Lines: mean over folds, slides and seeds. Dots: the mean of each seed."
     return Figure(f"{metric} over {axis}", caption, png_bytes(page))
 
@@ -200,7 +207,7 @@ def term_maps(
         panel.axhline(0, color=INK, linewidth=0.8)
         _finish(panel, f"{title}\n{term.row} against {term.control}", axis)
     panels[0].set_ylabel(f"gain over {grid.reference}, {metric}", fontsize=8)
-    _legend(page, panels[0], min(3, len(panels)))
+    legend_below(page, panels[0], min(3, len(panels)))
     caption = (
         f"Gain of a term over {grid.reference} in {metric}, on the same held-out slides (above 0 "
         "is better). Solid line, full dots: the term; dashed, open: its matched control. A dot is "
@@ -208,13 +215,6 @@ def term_maps(
         "its control."
     )
     return Figure(f"Where each term pays: {metric}", caption, png_bytes(page))
-
-
-def _legend(page: Page, panel: Axes, columns: int) -> None:
-    handles, names = panel.get_legend_handles_labels()
-    page.legend(
-        handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
-    )
 
 
 def _finish(panel: Axes, title: str, axis: str) -> None:

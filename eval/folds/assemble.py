@@ -132,11 +132,8 @@ def make_ruler(
 ) -> Ruler:
     """Read the slides of a fold.
 
-    Args:
-        split: its name, training and test slides.
-        artifacts: fitted on the training slides.
-        image: what the model reads, ``patches`` or stored features.
-        tasks: those that will be run; ``imputation`` hides genes.
+    ``artifacts`` were fitted on its training slides, ``image`` is what the model reads (``patches``
+    or stored features); the task ``imputation`` hides genes.
     """
     train = tuple(slide_data(entry, artifacts) for entry in split.train)
     test = tuple(slide_data(entry, artifacts) for entry in split.test)
@@ -168,13 +165,9 @@ def assemble(
 
     A model trained on every slide (``folds: [none]``) is measured on those slides, without
     training slides: clusterings are the transductive setting of per-slide clustering methods, and
-    read-outs (annotation, imputation) are cross-validated over spatial blocks; both say so.
-
-    Args:
-        group: the model and its trained baselines.
-        entries: every slide; those the model was fitted on are training slides, the others test.
-        with_baselines: also the baselines that need no training (they do not depend on the seed).
-        tasks: names of the tasks that will be run; ``imputation`` hides genes.
+    read-outs (annotation, imputation) are cross-validated over spatial blocks; both say so. Else
+    the slides that it was fitted on are training slides, the others test. ``with_baselines`` adds
+    the baselines that need no training; they do not depend on the seed.
 
     Raises:
         ConfigError: no test slide, or a test patient that was trained on.

@@ -172,11 +172,7 @@ class Representation:
         return there and (modality == "omics" or slide.has_image)
 
     def rows(self, modality: str, slides: Iterable[SlideData]) -> list[np.ndarray]:
-        """Embeddings of the slides in order, each (S, D) float64, checked.
-
-        Args:
-            modality: ``image`` or ``omics``.
-            slides: the slides asked for.
+        """Embeddings (``image`` or ``omics``) of the slides in order, each (S, D) float64, checked.
 
         Raises:
             FoldError: the modality or a slide is missing, sizes differ, or a value is not finite.
@@ -350,15 +346,7 @@ def split_rows(rows: np.ndarray, slides: Sequence[SlideData]) -> list[np.ndarray
 
 
 def spot_names(slides: Iterable[SlideData], kind: str) -> np.ndarray:
-    """Per spot of the stacked slides, its slide or its patient.
-
-    Args:
-        slides: the slides, in stacking order.
-        kind: ``slide`` or ``patient``.
-
-    Returns:
-        (S,) names.
-    """
+    """The ``slide`` or ``patient`` (S,) of every spot of slides that are stacked in this order."""
     return np.concatenate([np.full(s.n_spots, getattr(s, f"{kind}_id"), object) for s in slides])
 
 

@@ -111,11 +111,7 @@ def words(genes: Sequence[str] | np.ndarray) -> np.ndarray:
 
 
 def usual_level(slides: Sequence[SlideData]) -> np.ndarray:
-    """Mean (G,) of each gene at depth 10,000 over the spots that express it; 0 where none does.
-
-    Args:
-        slides: training slides.
-    """
+    """Mean (G,) of each gene at depth 10,000 over the spots that express it; 0 where none does."""
     total: np.ndarray | float = 0.0
     found: np.ndarray | float = 0.0
     for slide in slides:

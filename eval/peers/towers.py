@@ -235,10 +235,6 @@ def scaled_expression(data: TrainingData, n_genes: int) -> tuple[OmicsInput, int
     All genes are divided by one number, so that noisy genes are not brought to the variance of the
     others.
 
-    Args:
-        data: whose slides choose the genes and the number.
-        n_genes: how many.
-
     Returns:
         The input, and the number of genes there are.
     """

@@ -33,8 +33,8 @@ def number(value: object, decimals: int | None = None) -> str:
     """A number for a table; a dash when it is missing or not finite.
 
     Args:
-        value: Anything; numpy scalars included.
-        decimals: Digits after the point; by size when None. A tiny value that would read as
+        value: anything; numpy scalars included.
+        decimals: digits after the point; by size when None. A tiny value that would read as
             zero is written with an exponent.
     """
     if not is_number(value):

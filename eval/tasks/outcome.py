@@ -77,6 +77,9 @@ SCORE_WORDS = {
     "given",
 }
 TABLES = {"pseudobulk": pseudobulk, "cohort_facts": cohort_facts}
+HAZARD_UNIT = (
+    "log hazard per test patient against the mean training patient; the key ends in the time"
+)
 FEW = 10  # test patients of a class; below, the interval says too little
 
 Values = Mapping[str, tuple[float, str, float | None]]  # score -> value, unit, chance
@@ -330,12 +333,8 @@ def _add_survival(
         value, unit = concordance_index(truth, risk), "C-index of pooled log hazards"
         values = _with_interval("c_index", unit, value, ends, config.level)
         _add_values(table, (name, modality, "mean"), pooled, values)
-        unit = (
-            "log hazard per test patient against the mean training patient; the key ends in the "
-            "time"
-        )
         for patient in names:
-            hazard = {"log_hazard": (risks[patient], unit, None)}
+            hazard = {"log_hazard": (risks[patient], HAZARD_UNIT, None)}
             _add_values(table, (name, modality, "mean"), keys[patient], hazard)
 
 
@@ -396,19 +395,13 @@ def _add_classes(
         score = np.concatenate([one.by_pooling[pooling] for one in found])
         ends = auroc_interval(truth, score, classes, patients, config.level, config.draws)
         value, unit = macro_auroc(truth, score, classes), "AUROC of pooled probabilities"
-        _add_values(
-            table,
-            (*row, pooling),
-            pooled,
-            {
-                **_with_interval("auroc", unit, value, ends, config.level),
-                "balanced_accuracy": (
-                    balanced_accuracy(truth, np.array(classes)[score.argmax(axis=1)]),
-                    "balanced accuracy of the likeliest class",
-                    1.0 / len(set(truth.tolist())),
-                ),
-            },
-        )
+        balanced = balanced_accuracy(truth, np.array(classes)[score.argmax(axis=1)])
+        chance, of = 1.0 / len(set(truth.tolist())), "balanced accuracy of the likeliest class"
+        values: Values = {
+            **_with_interval("auroc", unit, value, ends, config.level),
+            "balanced_accuracy": (balanced, of, chance),
+        }
+        _add_values(table, (*row, pooling), pooled, values)
         _add_probabilities(table, (*row, pooling), keys, score, truth, classes)
 
 

@@ -43,9 +43,9 @@ class Figure:
     """One finished picture of a report.
 
     Attributes:
-        title: Short heading, plain text.
-        caption: What is shown and how to read it, plain text.
-        png: The picture as PNG bytes.
+        title: short heading, plain text.
+        caption: what is shown and how to read it, plain text.
+        png: the picture as PNG bytes.
     """
 
     title: str
@@ -69,6 +69,14 @@ def place(page: Page, left: float, top: float, width: float, height: float) -> A
     bottom = full_height - top - height
     box = (left / full_width, bottom / full_height, width / full_width, height / full_height)
     return page.add_axes(box)
+
+
+def legend_below(page: Page, axes: Axes, columns: int) -> None:
+    """One legend of the names in these axes, below all panels of the page."""
+    handles, names = axes.get_legend_handles_labels()
+    page.legend(
+        handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
 
 
 def png_bytes(page: Page) -> bytes:
@@ -107,13 +115,13 @@ def check_spots(xy: np.ndarray, **columns: np.ndarray) -> np.ndarray:
 
     Args:
         xy: (S, 2) positions, thumbnail pixels.
-        **columns: Arrays whose last axis has S entries, by the name used in the message.
+        **columns: arrays whose last axis has S entries, by the name used in the message.
 
     Returns:
         The coordinates as float64 (S, 2).
 
     Raises:
-        DataError: No spots, or a length that differs from S.
+        DataError: no spots, or a length that differs from S.
     """
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
@@ -146,7 +154,7 @@ class Window:
     Attributes:
         x: (left, right), thumbnail pixels.
         y: (top, bottom), thumbnail pixels.
-        diameter: Drawn size of a spot, thumbnail pixels.
+        diameter: drawn size of a spot, thumbnail pixels.
     """
 
     x: tuple[float, float]
@@ -165,7 +173,7 @@ def window_of(xy: np.ndarray, panel_px: float = 260.0) -> Window:
 
     Args:
         xy: (S, 2) positions, thumbnail pixels.
-        panel_px: Expected width of a panel on the page; markers never fall below 1.3 of its
+        panel_px: expected width of a panel on the page; markers never fall below 1.3 of its
             pixels, so a dense slide does not fade away.
     """
     pitch = spot_pitch(xy)
@@ -193,7 +201,7 @@ def draw_slide(axes: Axes, thumbnail: np.ndarray, window: Window) -> None:
     """Show the slide picture, uint8 (h, w, 3), inside the window.
 
     Raises:
-        DataError: The thumbnail is no colour picture, or the spots lie beside it.
+        DataError: the thumbnail is no colour picture, or the spots lie beside it.
     """
     picture = np.asarray(thumbnail)
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:

@@ -38,7 +38,7 @@ class MapRow:
     """One row of panels.
 
     Attributes:
-        name: Pathway or gene.
+        name: pathway or gene.
         panels: (heading, values (S,) or None) in column order; None leaves the cell empty.
     """
 
@@ -59,10 +59,10 @@ def pathway_heatmaps(
         xy_thumb: (S, 2) spot centres, thumbnail pixels.
         maps: (name, image score (S,), measured score (S,) or None on a slide without counts,
             planted activity (S,) or None). A column that is None throughout is left out.
-        title: Heading of the figure.
+        title: heading of the figure.
 
     Raises:
-        DataError: No pathway, or a score of another length.
+        DataError: no pathway, or a score of another length.
     """
     with_counts = any(measured is not None for _, _, measured, _ in maps)
     with_truth = any(planted is not None for *_, planted in maps)
@@ -118,10 +118,10 @@ def expression_maps(
         thumbnail: uint8 (h, w, 3), or None.
         xy_thumb: (S, 2) spot centres, thumbnail pixels.
         maps: (gene name, predicted (S,), measured (S,)), usually log-normalised.
-        title: Heading of the figure.
+        title: heading of the figure.
 
     Raises:
-        DataError: No gene, or values of another length.
+        DataError: no gene, or values of another length.
     """
     rows = []
     for gene, predicted, measured in maps:
@@ -167,10 +167,10 @@ class Layout:
     """Places of the panels on a page, in inches from its top left corner.
 
     Attributes:
-        count: Number of rows of panels (`MapRow`).
-        columns: Score panels of one row.
-        with_slide: Whether the slide picture stands at the left.
-        aspect: Height over width of a panel.
+        count: number of rows of panels (`MapRow`).
+        columns: score panels of one row.
+        with_slide: whether the slide picture stands at the left.
+        aspect: height over width of a panel.
     """
 
     count: int

@@ -10,7 +10,15 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from eval.measures.metrics import bootstrap_ci
-from eval.report.figures.canvas import HIGHLIGHT, LINES, QUIET, Figure, clipped, png_bytes
+from eval.report.figures.canvas import (
+    HIGHLIGHT,
+    LINES,
+    QUIET,
+    Figure,
+    clipped,
+    legend_below,
+    png_bytes,
+)
 from eval.report.markdown import is_number
 from eval.results import TaskRecord, task_record
 from preprocessing.canvas import new_page, panel_grid
@@ -36,7 +44,7 @@ def metric_bars(results: Mapping[str, Any], task: str, metric: str) -> Figure:
     """Draw one metric of one task for every model that has it.
 
     Raises:
-        DataError: No model has this metric.
+        DataError: no model has this metric.
     """
     own = task_record(results, task)
     entries = own.entries(metric)
@@ -116,14 +124,14 @@ def loss_curves(logs: Mapping[str, Sequence[Record]]) -> Figure:
     """Draw the total loss, every term and the learning rate over steps, one colour a run.
 
     Args:
-        logs: Run name -> log records `{"step", "stage", "terms": {"spot/contrastive": float},
+        logs: run name -> log records `{"step", "stage", "terms": {"spot/contrastive": float},
             "total", "lr", "seconds"}`. Runs may differ in their terms and stages.
 
     Returns:
         Small multiples; the stages of the first run are shaded and named in the first panel.
 
     Raises:
-        DataError: No record at all.
+        DataError: no record at all.
     """
     logs = {name: records for name, records in logs.items() if len(records)}
     if not logs:
@@ -138,8 +146,7 @@ def loss_curves(logs: Mapping[str, Sequence[Record]]) -> Figure:
         _shade_stages(cell, next(iter(logs.values())), named=position == 0)
         _finish_loss_panel(cell, panel, position < columns, position + columns >= len(panels))
     if len(logs) > 1:
-        handles, names = cells[0].get_legend_handles_labels()
-        page.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+        legend_below(page, cells[0], 4)
     return Figure("Training losses", _loss_caption(logs, broken), png_bytes(page))
 
 
@@ -279,11 +286,11 @@ def retrieval_curves(curves: Mapping[str, Curve], direction: str = "image to omi
     """Draw recall against the share of the pool that is looked at, and its first tenth.
 
     Args:
-        curves: Model -> (fraction (n,) in 0..1 rising, recall (n,) in 0..1).
-        direction: What is searched with what, for the title.
+        curves: model -> (fraction (n,) in 0..1 rising, recall (n,) in 0..1).
+        direction: what is searched with what, for the title.
 
     Raises:
-        DataError: No curve, or arrays that do not match.
+        DataError: no curve, or arrays that do not match.
     """
     if not curves:
         raise DataError("no retrieval curve was given: leave the figure out")
@@ -303,8 +310,7 @@ def retrieval_curves(curves: Mapping[str, Curve], direction: str = "image to omi
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     whole.set_ylabel("recall", fontsize=8)
-    handles, names = whole.get_legend_handles_labels()
-    page.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    legend_below(page, whole, 3)
     caption = (
         "Share of queries whose partner is found when that share of the ranked pool is inspected. "
         "The dotted line is chance; the area under it is 0.5. Right: the first tenth, enlarged."

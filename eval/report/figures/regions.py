@@ -185,10 +185,10 @@ def slide_regions(
         regions: int (L, S) region of every spot at every level.
         level_names: L names, fine to coarse or as the run orders them.
         labels: (S,) strings, planted or a pathologist's; "" is unlabelled.
-        title: Heading of the figure.
+        title: heading of the figure.
 
     Raises:
-        DataError: Shapes that do not fit together.
+        DataError: shapes that do not fit together.
     """
     regions = np.atleast_2d(np.asarray(regions))
     xy = check_spots(xy_thumb, regions=regions)
@@ -279,10 +279,10 @@ def region_history(
     Args:
         history: int (T, S) region ids after each rebuild, matched across rebuilds by overlap.
         xy: (S, 2) positions, any unit, y downwards.
-        title: Heading of the figure.
+        title: heading of the figure.
 
     Raises:
-        DataError: No rebuild, or shapes that do not fit together.
+        DataError: no rebuild, or shapes that do not fit together.
     """
     history = np.atleast_2d(np.asarray(history))
     xy = check_spots(xy, history=history)
