@@ -159,7 +159,8 @@ def check_any(path: Path) -> list[Finding]:
     """Findings on a store, a folder of stores, a manifest, or a checkpoint or run folder."""
     if not path.is_dir():
         return check_path(path)
-    checkpoints = sorted(p.parent for p in path.glob(f"**/{CONFIG}") if _is_checkpoint(p.parent))
+    folders = sorted(config.parent for config in path.glob(f"**/{CONFIG}"))
+    checkpoints = [f for f in folders if (f / WEIGHTS).exists() or (f / ARTIFACTS).exists()]
     if not checkpoints:
         return check_path(path)
     return [finding for one in checkpoints for finding in _check_one(one, path)]
@@ -242,7 +243,3 @@ def _check_bank(path: Path) -> Finding:
     except ConfigError as error:
         return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
     return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (WEIGHTS, ARTIFACTS))

@@ -36,8 +36,9 @@ def diagnose() -> list[Finding]:
         One finding a subject: required packages, what only shows when it is loaded (torch and
         torchvision, OpenSlide, HDF5), devices, optional packages, disk space.
     """
+    where = f"{platform.system()} {platform.machine()}"
     return [
-        _python(),
+        Finding("PASS", "python", f"{platform.python_version()} on {where}"),
         *required_packages(_requirements("hibio")),
         _torchvision(),
         _library("OpenSlide", "openslide", "__library_version__", "openslide-python openslide-bin"),
@@ -93,11 +94,6 @@ def disk_space(folder: Path) -> Finding:
     if free < 5:
         return Finding("WARN", "temporary files", message, fix)
     return Finding("PASS", "temporary files", message)
-
-
-def _python() -> Finding:
-    where = f"{platform.system()} {platform.machine()}"
-    return Finding("PASS", "python", f"{platform.python_version()} on {where}")
 
 
 def _requirements(package: str) -> list[Requirement]:

@@ -106,10 +106,9 @@ def with_halo(neighbour_SN: np.ndarray, core: np.ndarray, hops: int) -> np.ndarr
     """``core``, then every spot within ``hops`` steps on the spatial graph (-1: all others)."""
     inside = np.zeros(len(neighbour_SN), dtype=bool)
     inside[core] = True
-    order = [core]
-    front = core
-    if hops < 0:  # the whole slide
+    if hops < 0:
         return np.concatenate([core, np.flatnonzero(~inside)])
+    order, front = [core], core
     for _ in range(hops):
         reached = np.unique(neighbour_SN[front])
         front = reached[(reached >= 0) & ~inside[reached]]

@@ -55,11 +55,7 @@ def neighbour_mean(
 
 
 class AttentionPool(nn.Module):
-    """Softmax-weighted mean of the members of each group.
-
-    Args:
-        width: D.
-    """
+    """Softmax-weighted mean of the members of each group, vectors of length ``width`` (D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

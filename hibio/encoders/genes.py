@@ -90,11 +90,7 @@ class GenePairs:
 
 
 class GeneGraphs(nn.Module):
-    """The gene graphs of the corpus, one a group of spots, as padded edge lists.
-
-    Args:
-        context: ``edge_TGE`` and ``weight_TGE``.
-    """
+    """The gene graphs of the corpus, one a group of spots, as padded edge lists."""
 
     edge_TGE: Tensor
     weight_TGE: Tensor

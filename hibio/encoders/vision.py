@@ -165,21 +165,17 @@ class TimmTower(nn.Module):
         stain_S6 = None if batch.stain_S6 is None else batch.stain_S6[core_S]
         patches = [batch.patches_SCHW[core_S]]
         if self.context:
-            patches.append(self._context_of(batch)[core_S])
+            if batch.context_SCHW is None:
+                raise ConfigError(
+                    "the timm tower got a batch without context patches, which "
+                    "model.vision.context: patch reads; read slides with "
+                    "model.config.vision.image_input(key)"
+                )
+            patches.append(batch.context_SCHW[core_S])
         image = torch.cat([self._prepared(one, stain_S6) for one in patches])
         embedded = self.backbone(image).chunk(len(patches))  # one batch, one batch norm
         core_SD = torch.cat(embedded, dim=1)
         return core_SD.new_zeros(batch.n_spots, self.embed_dim).index_put((core_S,), core_SD)
-
-    @staticmethod
-    def _context_of(batch: SlideBatch) -> Tensor:
-        """The wider patches of the spots."""
-        if batch.context_SCHW is None:
-            raise ConfigError(
-                "the timm tower got a batch without context patches, which model.vision.context: "
-                "patch reads; read slides with model.config.vision.image_input(key)"
-            )
-        return batch.context_SCHW
 
     def _prepared(self, patches_SCHW: Tensor, stain_S6: Tensor | None) -> Tensor:
         """Patches at the backbone's size, standardised; (S, C, H, W) float32."""

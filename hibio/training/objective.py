@@ -50,10 +50,7 @@ def draw_mask(present_SK: Tensor, genes: float, spots: float) -> OmicsMask:
 class Objective(nn.Module):
     """The model in training under the weighted terms of a stage.
 
-    Args:
-        model: the model in training.
-        config: see :class:`ObjectiveConfig`.
-        levels: names of the region levels of a batch.
+    ``levels`` names the region levels of a batch.
     """
 
     def __init__(self, model: HiBio, config: ObjectiveConfig, levels: Sequence[str]) -> None:

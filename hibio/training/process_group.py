@@ -145,7 +145,8 @@ def start_processes(device: str, *, single: bool = False) -> ProcessGroup:
             "`torchrun --nproc_per_node N train.py ...` or `deepspeed train.py ...`"
         )
     local_rank = int(os.environ["LOCAL_RANK"])
-    if device != "cpu" and torch.cuda.is_available():
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} "
@@ -153,7 +154,6 @@ def start_processes(device: str, *, single: bool = False) -> ProcessGroup:
             )
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        on_gpu = device != "cpu" and torch.cuda.is_available()
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
     waits = _waiting_group(dist.group.WORLD)
@@ -239,11 +239,8 @@ def stops_at_once(told: Callable[[], str]) -> Iterator[None]:
 
     Where a block inside handles signals in another way (:func:`on_stop`), that goes first.
 
-    Args:
-        told: gives the message, with the command that goes on.
-
     Raises:
-        InterruptedError: a signal came.
+        InterruptedError: a signal came; ``told`` gives the message, with the command that goes on.
     """
     reminder = _Reminder()
 

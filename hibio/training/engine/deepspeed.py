@@ -200,12 +200,9 @@ class ZeroBuffers:
                 kept.zero_()
 
     def write(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """Put a whole tensor into this process's part of what ZeRO 1 to 3 updates.
+        """Put a whole fp32 tensor into this process's part of what ZeRO 1 to 3 updates.
 
-        Args:
-            parameter: of the module.
-            value: fp32, of its shape.
-            key: of a moment; None for the fp32 parameter itself.
+        ``key`` names a moment of the parameter; None is the fp32 parameter itself.
         """
         if self.zero < 3:
             linked: Any = parameter
