@@ -35,6 +35,10 @@ from preprocessing.errors import DataError
 
 #: A fresh pass over slides, one array of each: spot vectors (S, r), or the group (S,) of each spot.
 SpotArrays = Callable[[], Iterable[NDArray[Any]]]
+_NO_SLIDE = (
+    "spot groups: there is no training slide. Give at least one, and a function that returns a "
+    "fresh iterator on every call."
+)
 _ROWS = 65_536  # spots whose distances are held at once
 _STARTS = 4  # k-means restarts
 _GROUPS = "groups of spots"
@@ -150,11 +154,7 @@ def _sample(
 def _read(blocks: SpotArrays) -> Iterator[NDArray[Any]]:
     """The slides once, with their shapes checked."""
     width: int | None = None
-    none_found = (
-        "spot groups: there is no training slide. Give at least one, and a function that "
-        "returns a fresh iterator on every call."
-    )
-    for block in read_stream("spot vectors", blocks, none_found):
+    for block in read_stream("spot vectors", blocks, _NO_SLIDE):
         values = _checked(block, width)
         if len(values) == 0:
             raise DataError("spot groups: a slide has no spots; drop empty slides before fitting.")

@@ -28,27 +28,29 @@ TEXTURES = (
     "erythrocytes",
 )
 _PIXELS_AT_ONCE = 2_000_000
-_KERNEL_UM = 42.0
+_KERNEL_UM = 42.0  # sigma
+#: Absorbance in red, green, blue of haematoxylin, two tints of eosin, and erythrocytes.
 _STAIN_H = np.array([0.62, 0.72, 0.32])
 _STAIN_PINK = np.array([0.07, 0.80, 0.33])
 _STAIN_SALMON = np.array([0.13, 0.66, 0.62])
 _STAIN_RED = np.array([0.10, 0.85, 0.75])
-_GLASS = 243.0
+_GLASS = 243.0  # of 255
 Float = NDArray[np.float32]
+Double = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Stamps:
     """Ellipses: centres (N,) and semi-axes (N, 2) in pixels, angle (N,) in radians, value (N,)."""
 
-    y: NDArray[np.float64]
-    x: NDArray[np.float64]
-    semi_axes: NDArray[np.float64]
-    angle: NDArray[np.float64]
-    value: NDArray[np.float64]
+    y: Double
+    x: Double
+    semi_axes: Double
+    angle: Double
+    value: Double
 
 
-def stamp(shape: tuple[int, int], stamps: Stamps) -> NDArray[np.float32]:
+def stamp(shape: tuple[int, int], stamps: Stamps) -> Float:
     """(H, W) canvas: the largest value of the ellipses over each pixel, with soft edges of 1 px."""
     canvas = np.zeros(shape, dtype=np.float32)
     order = np.argsort(stamps.semi_axes.max(axis=1, initial=0.0), kind="stable")
@@ -62,7 +64,7 @@ def stamp(shape: tuple[int, int], stamps: Stamps) -> NDArray[np.float32]:
     return canvas
 
 
-def _stamp_block(canvas: NDArray[np.float32], stamps: Stamps, block: NDArray[np.int64]) -> None:
+def _stamp_block(canvas: Float, stamps: Stamps, block: NDArray[np.int64]) -> None:
     """Stamp ellipses of similar size on ``canvas`` in place."""
     axes = stamps.semi_axes[block].astype(np.float32)
     half = int(np.ceil(axes.max())) + 2
@@ -109,7 +111,7 @@ def draw_stain(rng: np.random.Generator, spread: float) -> Stain:
     )
 
 
-def parameter_maps(values: NDArray[np.float64], lattice: Lattice) -> Float:
+def parameter_maps(values: Double, lattice: Lattice) -> Float:
     """(T, h, w) texture parameters of the coarse grid from those of the spots (S, T).
 
     Gaussian kernel average of the spots (sigma 42 um), squashed to within 2.5.
@@ -210,9 +212,7 @@ class _Layers:
     shape: tuple[int, int]
     mpp: float
 
-    def scatter(
-        self, density: NDArray[np.float32] | NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    def scatter(self, density: Float | Double) -> tuple[Double, Double, NDArray[np.int64]]:
         """Poisson points inside the tissue, of a density (h, w) per square micrometre.
 
         Returns:
