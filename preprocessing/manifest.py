@@ -147,11 +147,7 @@ def read_manifest(
 def scan_manifest(
     path: str | Path, root: str | Path | None = None
 ) -> tuple[list[SlideRow], list[str]]:
-    """Read a manifest without stopping at a bad row.
-
-    Args:
-        path: the CSV file.
-        root: folder that relative paths start from; None: the folder of the manifest.
+    """Read a manifest, as `read_manifest` does, without stopping at a bad row.
 
     Returns:
         The usable rows, and one sentence for each problem (files are not looked for).
@@ -272,15 +268,12 @@ def _check_header(path: Path, header: list[str]) -> None:
 
 
 def draft_manifest(folder: str | Path) -> list[SlideRow]:
-    """Find slides below a folder and describe them as manifest rows.
+    """Find slides below a folder, up to six folders deep, and describe them as manifest rows.
 
     Every format looks for its layouts; whole-slide images that belong to nothing become slides
     without counts (mpp stays empty where the files do not state it: fill it in). The patient is
     the slide id without its trailing number (legacy), what the metadata say (HEST-1k) or the slide
     id (others): correct it where slides share one.
-
-    Args:
-        folder: where to look, up to six folders deep.
 
     Returns:
         Rows sorted by slide id; ids found twice get their parent folder's name in front.

@@ -88,12 +88,7 @@ _MOST_DOTS = 14
 
 
 def slide_page(store: SlideStore, quality: SlideQuality) -> str:
-    """Return the page of a slide as HTML.
-
-    Args:
-        store: open; its thumbnail and some patches are read.
-        quality: as measured of this store.
-    """
+    """Return the page of a slide as HTML; ``quality`` is what was measured of this store."""
     ground = slide_ground(store)
     panels = _panels(quality)
     parts: list[Part] = [Text(_facts(store), "soft")]
@@ -278,8 +273,6 @@ class CohortRow:
     """One slide of the summary.
 
     Attributes:
-        slide_id: the slide.
-        patient_id: its patient.
         modality: "rna" or "protein"; slides are compared with those of the same one.
         page: file of its page, in the same folder.
         numbers: measure -> value.
@@ -364,12 +357,7 @@ def write_table(rows: Sequence[CohortRow], path: Path) -> None:
 
 
 def cohort_page(rows: Sequence[CohortRow], failed: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the summary of a cohort as HTML.
-
-    Args:
-        rows: the slides, outliers marked.
-        failed: (store, reason) of those without a page.
-    """
+    """Return the summary of slides whose outliers are marked as HTML; ``failed``: store, reason."""
     patients = len({row.patient_id for row in rows})
     parts: list[Part] = [Text(f"{len(rows)} slides of {patients} patients.", "soft")]
     if failed:

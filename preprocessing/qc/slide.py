@@ -236,8 +236,6 @@ class SlideQuality:
     """Everything that a page shows of a slide, except pictures.
 
     Attributes:
-        slide_id: the slide.
-        modality: "rna" or "protein".
         spots: (S, columns) measurements: tissue, depth, n_genes, mito_fraction, glass, pen, focus;
             only those that the slide allows.
         flags: reason -> spots that stand out.

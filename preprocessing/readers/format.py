@@ -96,12 +96,7 @@ def format_of(name: str) -> Format:
 
 
 def detect_format(counts: Path | None, image: Path | None, spots: Path | None) -> str | None:
-    """Tell the format of a slide's files; looks at names, hardly inside.
-
-    Args:
-        counts: its counts; None: there are none.
-        image: its slide image.
-        spots: its spot table.
+    """Tell the format of a slide's files by their names, hardly looking inside.
 
     Returns:
         A name of the table, or None where nothing fits (or the files are missing).
@@ -125,11 +120,7 @@ def _slide_named(row: SlideRow) -> Iterator[None]:
 
 
 def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
-    """Read counts, coordinates and labels of one slide.
-
-    Args:
-        row: the manifest row.
-        image_mpp: um per level-0 px that the image file states, if it does.
+    """Read one slide; ``image_mpp`` is um per level-0 px that its image states, if it does.
 
     Raises:
         DataError: names the slide and what is wrong with its files.
@@ -139,12 +130,9 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
 
 
 def read_slide_spots(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
-    """Read the spots of a slide with an image; without counts they are windows over its tissue.
+    """Read a slide with an image; without counts its spots are windows over the tissue.
 
-    Args:
-        row: the manifest row.
-        slide: its open image.
-        patch_um: edge of the patches of this run, um.
+    They are as wide as the patches of this run, ``patch_um``.
 
     Raises:
         DataError: names the slide and what is wrong with its files.

@@ -219,15 +219,11 @@ def read_matrix(node: Node, *, turned: bool = False) -> csr_matrix:
             f"{node.name} holds {_kind(node)}; expected a matrix of numbers (objects are not "
             "unpickled)"
         )
-    rows, columns = node.shape
-    if turned:
-        step = max(1, _BLOCK // max(1, rows))
-        blocks = [csr_matrix(node[:, i : i + step].T) for i in range(0, columns, step)]
-    else:
-        step = max(1, _BLOCK // max(1, columns))
-        blocks = [csr_matrix(node[i : i + step]) for i in range(0, rows, step)]
-    shape = (columns, rows) if turned else (rows, columns)
-    return vstack(blocks, format="csr") if blocks else csr_matrix(shape, dtype=node.dtype)
+    rows, columns = node.shape[::-1] if turned else node.shape
+    step = max(1, _BLOCK // max(1, columns))
+    pieces = [slice(first, first + step) for first in range(0, rows, step)]
+    blocks = [csr_matrix(node[:, piece].T if turned else node[piece]) for piece in pieces]
+    return vstack(blocks, format="csr") if blocks else csr_matrix((rows, columns), dtype=node.dtype)
 
 
 def _read_sparse(group: h5py.Group) -> csr_matrix | csc_matrix:

@@ -258,8 +258,12 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     of that system says so, else the manifest's mpp is needed.
     """
     _require_zarr(row)
+    import anndata
+
     root, table = _find(row.counts_path)
-    data = _read_table(table)
+    check_codecs(table)
+    with damage_named(table):
+        data: Any = anndata.io.read_zarr(table)
     notes: list[str] = []
     counts, source = _counts(data, row.modality, table)
     notes.append(f"counts are {source}")
@@ -285,14 +289,6 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
         return result
     unit_um = 1.0 if in_um else result.mpp * (row.image_scale or 1.0)
     return replace(result, diameter_um=float(2 * np.median(element.radius) * unit_um))
-
-
-def _read_table(table: Path) -> Any:
-    import anndata
-
-    check_codecs(table)
-    with damage_named(table):
-        return anndata.io.read_zarr(table)
 
 
 def _counts(data: Any, modality: str, table: Path) -> tuple[csr_matrix, str]:

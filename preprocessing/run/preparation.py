@@ -115,17 +115,7 @@ def drop_mask(
 
 @dataclass(frozen=True)
 class SlideTask:
-    """What a worker needs to prepare one slide.
-
-    Attributes:
-        row: the manifest row.
-        store: the file to write.
-        patch: size of the patches, and whether there is a context.
-        images: "jpeg" or "raw".
-        quality: limits for leaving out spots.
-        genes: how genes are named anew; None keeps the names of the source.
-        backend: what decodes the image; see `preprocessing.slides.open_slide`.
-    """
+    """One slide to prepare: its row, the file to write, and what `prepare` was told."""
 
     row: SlideRow
     store: Path
@@ -141,7 +131,6 @@ class SlideResult:
     """What became of one slide.
 
     Attributes:
-        slide_id: the slide.
         status: "done", "skipped" (the store is up to date) or "failed".
         reason: why it failed or was skipped, or what was left out.
         n_spots: spots in the store; 0 if failed.
@@ -238,8 +227,7 @@ def open_row_slide(row: SlideRow, backend: str = "auto") -> Iterator[tuple[Slide
     if row.image is None:
         raise DataError(f"slide {row.slide_id} has no image; fill the manifest column image")
     with _opened(row.image, False, backend) as slide:
-        black = has_black_background(slide)
-        if not black:
+        if not has_black_background(slide):
             yield slide, ()
             return
     with _opened(row.image, True, backend) as slide:

@@ -21,7 +21,7 @@ from typing import Any
 
 from preprocessing.errors import DataError
 from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
-from preprocessing.slide_row import PATH_COLUMNS, SlideRow
+from preprocessing.slide_row import PATH_COLUMNS
 
 Attempt = Callable[[SlideTask], SlideResult]
 CONNECT_S = 30.0
@@ -54,13 +54,9 @@ class _Worker:
 def prepare_in_processes(
     tasks: Sequence[SlideTask], workers: int, limit_s: float, attempt: Attempt = attempt_slide
 ) -> Generator[SlideResult, None, None]:
-    """Prepare slides in processes.
+    """Prepare slides in processes (``workers``, at least 1), each given up after ``limit_s`` s.
 
-    Args:
-        tasks: one a slide.
-        workers: processes, at least 1.
-        limit_s: seconds after which a slide is given up.
-        attempt: what prepares one slide; a function that a new process can import.
+    ``attempt`` is what prepares one slide, a function that a new process can import.
 
     Yields:
         One result a slide, as they finish. When the caller stops early, the processes are ended.
@@ -202,12 +198,8 @@ def prepare_on_cluster(
     The workers need this version of HiBio and the same paths to the sources and the stores. A task
     whose worker was lost is done again by another one, as often as the cluster allows
     (``distributed.scheduler.allowed-failures``); a slide whose worker was lost after it was
-    finished is "skipped" then.
-
-    Args:
-        tasks: one a slide.
-        address: of the scheduler, such as ``tcp://10.0.0.1:8786``.
-        attempt: what prepares one slide; a function that the workers can import.
+    finished is "skipped" then. ``address`` is such as ``tcp://10.0.0.1:8786``; ``attempt`` is what
+    prepares one slide, a function that the workers can import.
 
     Yields:
         One result a slide, as they finish. When the caller stops early, what has not begun is
@@ -288,10 +280,6 @@ def _reason(error: Exception) -> str:
 
 def _absolute(task: SlideTask) -> SlideTask:
     """The task with paths that do not depend on the folder in which a worker was started."""
-    paths: dict[str, Any] = {
-        name: path.absolute()
-        for name in PATH_COLUMNS
-        if (path := getattr(task.row, name)) is not None
-    }
-    row: SlideRow = replace(task.row, **paths)
-    return replace(task, row=row, store=task.store.absolute())
+    named = {name: getattr(task.row, name) for name in PATH_COLUMNS}
+    paths = {name: path.absolute() for name, path in named.items() if path is not None}
+    return replace(task, row=replace(task.row, **paths), store=task.store.absolute())

@@ -88,14 +88,8 @@ class TiffSegments:
         for one in pages:
             for plane in range(planes):
                 where = slice(plane * per_plane, (plane + 1) * per_plane)
-                self._parts.append(
-                    (
-                        plane * per_plane,
-                        one.dataoffsets[where],
-                        one.databytecounts[where],
-                        one.jpegtables,
-                    )
-                )
+                places = (one.dataoffsets[where], one.databytecounts[where])
+                self._parts.append((plane * per_plane, *places, one.jpegtables))
         kept = max(1, cache_bytes // (3 * self.step[0] * self.step[1]))
         self.segment = lru_cache(maxsize=kept)(self._decode)
         self._file = path.open("rb")
