@@ -206,7 +206,7 @@ class QcConfig:
     min_tissue: float = 0.25
     blank: float = 0.9
     pen: float = 0.1
-    n_mads: float = 3.0
+    n_mads: float = N_MADS
 
 
 @dataclass(frozen=True)
@@ -324,10 +324,7 @@ def _unusual(
 
 
 def _numbers(
-    store: SlideStore,
-    spots: pd.DataFrame,
-    flags: dict[str, Flag],
-    patches: PatchQuality | None,
+    store: SlideStore, spots: pd.DataFrame, flags: dict[str, Flag], patches: PatchQuality | None
 ) -> dict[str, float]:
     """The measures of a slide by their keys in `MEASURES`."""
     dropped = store.attrs.get("dropped", {})

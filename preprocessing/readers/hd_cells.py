@@ -1,10 +1,9 @@
 """Cells that Space Ranger 4 segments on a Visium HD slide: folder `segmented_outputs`.
 
-A section has some hundred thousand cells of some tens of points; as Python objects all at once they
-would take gigabytes, so only one feature is held at a time.
-
 The layout is that of the page "Segmented Outputs" of Space Ranger's documentation: the matrix of
 cells, whose barcodes are cellid_000000001-1, and their outlines in pixels of the microscope image.
+A section has some hundred thousand outlines of some tens of points; as Python objects they would
+take gigabytes, so one is read at a time.
 """
 
 import json
@@ -269,7 +268,7 @@ def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     matrix = read_tenx(files.matrix, row.modality)
     factors = {} if files.scale_factors is None else read_scale_factors(files.scale_factors)
     numbers, centres, empty = read_centroids(files.outlines, _KEY)
-    notes = [*matrix.notes]
+    notes = list(matrix.notes)
     if empty:
         notes.append(f"{empty} outlines without points left out")
     index = pd.Index(np.array(numbers, dtype=object))

@@ -17,10 +17,7 @@ _SUFFIX = re.compile(r"-\d+$")
 
 
 def read_labels(
-    path: Path,
-    barcodes: np.ndarray,
-    array: np.ndarray | None = None,
-    keys: Sequence[str] = (),
+    path: Path, barcodes: np.ndarray, array: np.ndarray | None = None, keys: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read the labels of the spots ``barcodes``.
 

@@ -143,9 +143,7 @@ def _h5_block(path: Path, group: h5py.Group, starts: np.ndarray, genes: int) -> 
     return block
 
 
-def _read_mex(
-    folder: Path,
-) -> tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _read_mex(folder: Path) -> tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     files = mex_files(folder)
     matrix_path = files["matrix"]
     barcodes, features = _columns(files["barcodes"]), _columns(files["features"])

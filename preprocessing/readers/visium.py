@@ -41,11 +41,7 @@ COLUMNS = [
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 ]
-POSITION_FILES = (
-    "tissue_positions.csv",
-    "tissue_positions_list.csv",
-    "tissue_positions.parquet",
-)
+POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 SCALE_FACTORS = "scalefactors_json.json"
 BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
 _SCALED_IMAGES = {

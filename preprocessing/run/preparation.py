@@ -59,9 +59,7 @@ class QualityConfig:
 
 
 def drop_reasons(
-    table: SpotTable,
-    tissue_fraction: np.ndarray | None = None,
-    config: QualityConfig | None = None,
+    table: SpotTable, tissue_fraction: np.ndarray | None = None, config: QualityConfig | None = None
 ) -> dict[str, np.ndarray]:
     """Find the spots that carry no information: nothing counted (or measured), or off tissue.
 
@@ -87,9 +85,7 @@ def drop_reasons(
 
 
 def drop_mask(
-    table: SpotTable,
-    tissue_fraction: np.ndarray | None = None,
-    config: QualityConfig | None = None,
+    table: SpotTable, tissue_fraction: np.ndarray | None = None, config: QualityConfig | None = None
 ) -> np.ndarray:
     """Return the (S,) bool mask of the spots to leave out, for any reason of `drop_reasons`.
 
