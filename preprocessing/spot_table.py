@@ -90,8 +90,8 @@ class SpotTable:
             raise DataError(f"spot table of {spots} spots x {genes} genes: " + ", ".join(wrong))
 
     def _check_values(self) -> None:
-        if not (np.isfinite(self.xy_px0).all() and np.isfinite(self.xy_um).all()):
-            bad = np.flatnonzero(~np.isfinite(self.xy_px0).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(np.hstack([self.xy_px0, self.xy_um])).all(axis=1))
+        if len(bad):
             names = ", ".join(map(str, self.barcodes[bad[:3]]))
             raise DataError(
                 f"{len(bad)} spots have no finite coordinates (first: {names}); "

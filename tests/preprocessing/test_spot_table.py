@@ -37,6 +37,13 @@ def test_take_keeps_rows_together():
     assert taken.counts.dtype == np.int32
 
 
+@pytest.mark.parametrize("name", ["xy_px0", "xy_um"])
+def test_a_spot_without_a_place_is_counted_and_named(name):
+    places = np.array([[0.0, 2.0], [np.nan, 6.0]])
+    with pytest.raises(DataError, match=r"1 spots have no finite coordinates \(first: s2\)"):
+        table(**{name: places})
+
+
 def test_no_labels_gives_an_empty_table_of_spots():
     assert table(labels=pd.DataFrame()).labels.shape == (2, 0)
 
