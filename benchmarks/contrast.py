@@ -103,9 +103,9 @@ def row(n: int, rounds: int, with_dense: bool, device: str) -> str:
     old = in_own_process(measure, "dense", n, rounds, device)
     if abs(old.loss - new.loss) > 1e-5 * abs(old.loss):
         raise SystemExit(f"N = {n}: tiled loss {new.loss}, dense loss {old.loss}; they must agree")
+    memory = f"{new.megabytes / old.megabytes:.2f}" if old.megabytes else "-"  # too small to see
     return mine + (
-        f"| {old.seconds:.3f} | {old.megabytes:,.0f} "
-        f"| {new.seconds / old.seconds:.2f} | {new.megabytes / old.megabytes:.2f} |"
+        f"| {old.seconds:.3f} | {old.megabytes:,.0f} | {new.seconds / old.seconds:.2f} | {memory} |"
     )
 
 

@@ -112,7 +112,7 @@ def evaluate(
         facts["settings"] = dict(given)
     body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)
     write_markdown(out / "results.md", body)
-    figures = pictures(groups, folds[groups[0].fold][0], entries, body)
+    figures = pictures(groups, folds[groups[0].fold][0], entries, body, configs)
     return write_report(out / "report.html", body, figures)
 
 

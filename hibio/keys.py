@@ -8,7 +8,6 @@ OBSM_PIXEL = "spatial_px0"  # level-0 pixels, (x, y)
 OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
 UNS = "hibio"
 MAIN = "hibio"  # the main variant of a run, and its row in results.json
-SPOT = "spot"
 TERM_SPOT = "spot/contrastive"
 TERM_PATHWAY = "pathway/kl"
 TERM_REGION = "region/contrastive"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from preprocessing.graphs import KNNGraph
 from preprocessing.store import SlideStore
 
 IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
+READ_BESIDE = {"expression", "retrieval"}  # tasks that put the stored features beside an embedding
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,20 @@ class Ruler:
         fold: slides and targets, without models.
         entries: every slide of the fold.
         artifacts: give vocabulary, targets and gene sets.
-        features: slide_id -> (S, F) stored image features, or None.
+        image: what the model reads, ``patches`` or stored features.
+        beside: whether a task reads the stored features beside an embedding.
     """
 
     fold: Fold
     entries: tuple[SlideEntry, ...]
     artifacts: Artifacts
-    features: dict[str, np.ndarray] | None
+    image: str | None
+    beside: bool
+
+    @cached_property
+    def features(self) -> dict[str, np.ndarray] | None:
+        """slide_id -> (S, F) stored image features, or None; read when first asked for."""
+        return stored_features(self.entries, self.image)
 
     def with_models(
         self, checkpoints: Sequence[Checkpoint], seed: int, *, with_baselines: bool
@@ -110,7 +119,7 @@ class Ruler:
             if artifacts.database is not None:
                 idf, names = np.asarray(artifacts.tfidf.idf), list(artifacts.genes)
                 random = random_sets(artifacts.database, names, idf, fitted_on, seed)
-        elif self.features is not None:
+        elif self.beside and self.features is not None:
             raw = raw_features((*fold.train, *fold.test), self.features, artifacts.factors)
         hidden = fold.hidden
         if hidden is not None:
@@ -151,7 +160,7 @@ def make_ruler(
         hidden=hidden,
     )
     entries = (*split.train, *split.test)
-    return Ruler(fold, entries, artifacts, stored_features(entries, image))
+    return Ruler(fold, entries, artifacts, image, bool(READ_BESIDE & set(tasks)))
 
 
 def assemble(

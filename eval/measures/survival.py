@@ -188,8 +188,8 @@ def _inner_folds(survival: Survival, most: int) -> list[np.ndarray]:
     for kind in (True, False):
         own = np.flatnonzero(survival.event == kind)
         fold[own[np.argsort(survival.time[own], kind="stable")]] = np.arange(len(own)) % number
-    folds = [np.flatnonzero(fold == held) for held in range(number)]
-    return [held for held in folds if survival.event[fold != fold[held[0]]].any()] if folds else []
+    held = [k for k in range(number) if (fold == k).any() and survival.event[fold != k].any()]
+    return [np.flatnonzero(fold == k) for k in held]
 
 
 def _fitted_risk(

@@ -13,7 +13,7 @@ from eval.embed import embed_slide
 from eval.folds.assemble import JobGroup
 from eval.folds.fold import ACTIVITY_PREFIX, Fold, split_rows
 from eval.measures.metrics import ranks_of_embeddings, recall_at_k, spearman_per_gene, summarise
-from eval.measures.ridge import RidgeConfig, centre, zscore_mean
+from eval.measures.ridge import centre, zscore_mean
 from eval.report.figures.canvas import Figure
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.report.figures.lines import few_shot_curves, loss_curves, metric_bars, retrieval_curves
@@ -21,7 +21,7 @@ from eval.report.figures.regions import niche_maps, region_history, slide_region
 from eval.report.markdown import is_number
 from eval.results import headlines, task_record
 from eval.tasks.domains import DomainsConfig, cluster
-from eval.tasks.pathway_query import Query
+from eval.tasks.pathway_query import PathwayQueryConfig, Query
 from eval.tasks.probes import ImageProbe
 from hibio.checkpoint import TRAINER, load_trainer_state, read_log
 from hibio.config.files import ConfigError
@@ -37,8 +37,9 @@ def gallery(
     fold: Fold,
     entries: Sequence[SlideEntry],
     results: Mapping[str, Any],
+    configs: Mapping[str, Any],
 ) -> list[Figure]:
-    """Figures of the first fold, and bars over all folds."""
+    """Figures of the first fold by the tasks' own settings, and bars over all folds."""
     main = groups[0].main
     figures = _losses(groups)
     slide = next(iter(fold.paired_test or fold.test))
@@ -48,9 +49,10 @@ def gallery(
     figures += _history(main.path, entries)
     if fold.paired_test:
         figures.append(_retrieval(fold))
-        figures += _heatmaps(fold, main.variant, entry)
+        asked = configs.get("pathway_query", PathwayQueryConfig())
+        figures += _heatmaps(fold, main.variant, entry, asked)
     if "domains" in results["tasks"]:
-        figures += _niches(fold, main.variant, entry)
+        figures += _niches(fold, main.variant, entry, configs["domains"])
     for task, metric in headlines(results):
         found = task_record(results, task).entries(metric).values()
         if any(is_number(entry.get("mean")) for entry in found):
@@ -108,7 +110,7 @@ def _history(checkpoint: Path, entries: Sequence[SlideEntry]) -> list[Figure]:
     return [region_history(history, xy, title)]
 
 
-def _niches(fold: Fold, name: str, entry: SlideEntry) -> list[Figure]:
+def _niches(fold: Fold, name: str, entry: SlideEntry, config: DomainsConfig) -> list[Figure]:
     """Smoothed clusters of the model and of its input beside the coarsest labels of a slide."""
     slide = next(s for s in fold.test if s.slide_id == entry.slide_id)
     columns = {c: len(set(slide.categories(c)) - {""}) for c in slide.label_columns}
@@ -117,7 +119,6 @@ def _niches(fold: Fold, name: str, entry: SlideEntry) -> list[Figure]:
     if not columns or not models:
         return []
     column = min(columns, key=lambda c: (columns[c], c))
-    config = DomainsConfig()
     near = slide.neighbours[:, : config.n_neighbours]
     clusters = {}
     for model in models:
@@ -148,14 +149,14 @@ def _recall(found: Any, share: float, n_items: int) -> float:
     return 0.0 if k == 0 else float(recall_at_k(found, k))
 
 
-def _heatmaps(fold: Fold, name: str, entry: SlideEntry) -> list[Figure]:
+def _heatmaps(fold: Fold, name: str, entry: SlideEntry, config: PathwayQueryConfig) -> list[Figure]:
     """The best-read pathways of one slide and, beside them, the median one: not only the best."""
     if fold.anchors is None or not len(fold.anchors.names) or not fold.paired_train:
         return []
     query = Query.of(fold, fold.anchors)
     probe = ImageProbe.of(fold, fold.model(name))
-    ridge = split_rows(probe.ridge(query.train, RidgeConfig()), fold.paired_test)
-    nearest = split_rows(probe.nearest(query.train, 50), fold.paired_test)
+    ridge = split_rows(probe.ridge(query.train, config.ridge), fold.paired_test)
+    nearest = split_rows(probe.nearest(query.train, config.k), fold.paired_test)
     index = [slide.slide_id for slide in fold.paired_test].index(entry.slide_id)
     score, measured = zscore_mean(ridge[index], nearest[index]), query.test[index]
     quality = np.nan_to_num(spearman_per_gene(score, measured), nan=-1.0)

@@ -44,7 +44,7 @@ NOTE = (
     "Interval: 95 % percentile bootstrap of this checkpoint's mean over what is named in brackets "
     "(slides, patients in annotation and outcome, folds for pooled metrics), seeds together. Best "
     "baseline: the one with the best mean on these same test values, controls included, oracles "
-    "and transductive read-outs not. Difference: this checkpoint minus that baseline on the same "
+    "not. Difference: this checkpoint minus that baseline on the same "
     "fold, seed and slide (seeds averaged where one of both has a single one), averaged within a "
     "fold, ± the standard error over folds (over slides when there is one fold); positive means "
     f"better also where lower values are better. A verdict needs at least {MIN_FOLDS} folds and "

@@ -199,3 +199,11 @@ def test_too_few_events_and_equal_means_are_told() -> None:
     result = run([replace(f, models=(model,)) for f in folds], FAST)
     assert "hibio" not in result.models
     assert any("same for all patients" in note for note in result.notes)
+
+
+def test_one_event_and_one_censored_patient_give_a_risk_and_no_crash():
+    survival = Survival(np.array([2.0, 5.0]), np.array([True, False]))
+    train = np.array([[1.0], [-1.0]])
+    risk = cox_risk(train, survival, train, grid=(1.0, 10.0), n_folds=5)
+    assert np.isfinite(risk).all()
+    assert risk[0] > risk[1]
