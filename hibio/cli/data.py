@@ -43,6 +43,13 @@ def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option, default, text in knobs:
         add(option, type=float, default=default, metavar="X", help=text)
+    add(
+        "--misregister",
+        default="",
+        metavar="FAULT",
+        help="lay every picture wrongly on its spots: flip_x, flip_y, rot90, rot180, rot270, "
+        "transpose, transverse, shift:N (pitches) or other (another slide's picture)",
+    )
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -62,6 +69,7 @@ def simulate(options: argparse.Namespace) -> int:
         contiguity=options.contiguity,
         overlap=options.overlap,
         outcome_effect=options.outcome_effect,
+        misregister=options.misregister,
     )
     path = simulate_cohort(options.out, programmes, config)
     print(f"wrote {path}\nnext: hibio prepare {path} --out stores")

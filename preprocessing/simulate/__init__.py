@@ -22,11 +22,12 @@ from tqdm import tqdm
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.hdf5 import hdf5_writer
-from preprocessing.simulate.config import SimulateConfig, random_stream
+from preprocessing.simulate.config import TURNS, SimulateConfig, random_stream
 from preprocessing.simulate.layout import (
     COARSE_NAMES,
     FINE_NAMES,
     N_LAYERED,
+    PITCH_UM,
     Domains,
     Lattice,
     draw_domains,
@@ -50,7 +51,14 @@ from preprocessing.simulate.programmes import (
     visibility,
     visible_programmes,
 )
-from preprocessing.simulate.texture import TEXTURES, Stain, draw_stain, parameter_maps, render
+from preprocessing.simulate.texture import (
+    TEXTURES,
+    Stain,
+    draw_stain,
+    lay_wrongly,
+    parameter_maps,
+    render,
+)
 
 __all__ = ["SimulateConfig", "simulate_cohort"]
 
@@ -205,6 +213,40 @@ class _Cohort:
     def stain(self, slide: int) -> Stain:
         return draw_stain(random_stream(self.config.seed, "stain", slide), self.config.stain_shift)
 
+    def pictured(self, slide: int) -> int:
+        """The slide whose picture is shown: its own, or with "other" the next patient's first."""
+        if self.config.misregister != "other":
+            return slide
+        n = self.config.n_slides
+        following = ((slide + k) % n for k in range(1, n))
+        others = [other for other in following if self.patient(other) != self.patient(slide)]
+        return others[0] if others else (slide + 1) % n
+
+    def shift_px(self, slide: int) -> tuple[int, int]:
+        """By how much the picture is moved to the right and down, pixels."""
+        angle = random_stream(self.config.seed, "misregister", slide).uniform(0, 2 * np.pi)
+        length = self.config.shift_pitches * PITCH_UM / self.config.mpp
+        return round(length * np.cos(angle)), round(length * np.sin(angle))
+
+    def section(self, slide: int) -> _Section:
+        """The tissue of one slide."""
+        lattice = draw_lattice(
+            random_stream(self.config.seed, "lattice", slide), self.config.n_spots
+        )
+        domains, activity = _tissue(self, lattice, slide, "tissue")
+        niche = self.niche(slide, lattice)
+        return _Section(lattice, domains, self.outcomes.raised(activity, niche), niche)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The tissue of one slide: (S,) domains and niche, (S, P) activity."""
+
+    lattice: Lattice
+    domains: Domains
+    activity: NDArray[np.float64]
+    niche: NDArray[np.bool_]
+
 
 def simulate_cohort(
     out: Path | str,
@@ -217,7 +259,9 @@ def simulate_cohort(
     of the programmes from the domains plus smooth fields, negative binomial counts with bleed, and
     an H&E-like picture whose texture is a fixed linear map of the activities mixed with that of an
     unrelated layout (``config.signal``). Every patient has an outcome, which a niche drives where
-    ``config.outcome_effect`` is above 0. The manifest is written last.
+    ``config.outcome_effect`` is above 0. ``config.misregister`` lays the pictures wrongly; nothing
+    but the pictures and ``truth.json`` (``image_transform``: from the spots' pixels to their place
+    on the picture as it lies) says so. The manifest is written last.
 
     Args:
         out: Folder of the cohort; an earlier simulated cohort in it is written over.
@@ -239,11 +283,9 @@ def simulate_cohort(
     _check_pixels(config)
     manifest = out / "manifest.csv"
     manifest.unlink(missing_ok=True)
-    write_json(out / "truth.json", _truth(cohort))
-    rows = [
-        _write_slide(out, cohort, slide)
-        for slide in tqdm(range(config.n_slides), desc="simulate", unit="slide", disable=None)
-    ]
+    slides = tqdm(range(config.n_slides), desc="simulate", unit="slide", disable=None)
+    rows, transforms = zip(*(_write_slide(out, cohort, slide) for slide in slides), strict=True)
+    write_json(out / "truth.json", _truth(cohort, transforms))
     write_table(manifest, pd.DataFrame(rows))
     return manifest
 
@@ -270,30 +312,30 @@ def _check_pixels(config: SimulateConfig) -> None:
         )
 
 
-def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
-    """Draw and write one slide; returns its manifest row."""
+def _write_slide(
+    out: Path, cohort: _Cohort, slide: int
+) -> tuple[dict[str, Any], list[list[float]] | None]:
+    """Draw and write one slide; returns its manifest row and where its picture lies (`_laid`)."""
     config, name = cohort.config, cohort.slide_id(slide)
-    lattice = draw_lattice(random_stream(config.seed, "lattice", slide), config.n_spots)
-    domains, activity = _tissue(cohort, lattice, slide, "tissue")
-    niche = cohort.niche(slide, lattice)
-    activity = cohort.outcomes.raised(activity, niche)
+    section = cohort.section(slide)
+    lattice = section.lattice
     barcode = barcodes(lattice)
     spots = barcode[lattice.in_tissue]
 
     rng = random_stream(config.seed, "counts", slide)
     depth = draw_depth(rng, len(spots), cohort.depth_shift(slide), config)
-    expected = depth[:, None] * gene_shares(cohort.panel, activity, cohort.patient(slide))
+    expected = depth[:, None] * gene_shares(cohort.panel, section.activity, cohort.patient(slide))
     leak = leak_matrix(lattice, config.bleed)
     counts = draw_counts(rng, expected, cohort.panel.dispersion, leak)
     write_matrix(out / name / "filtered_feature_bc_matrix.h5", counts, spots, cohort.panel)
     write_spatial(out / name / "spatial", lattice, barcode, config.mpp)
-    labels = _labels(cohort, spots, domains, activity)
+    labels = _labels(cohort, spots, section)
     if config.outcome_effect > 0:
-        labels["niche"] = niche.astype(np.float64)
+        labels["niche"] = section.niche.astype(np.float64)
     write_table(out / name / "labels.csv", labels)
-    picture = _picture(cohort, lattice, activity, slide)
+    picture, transform = _laid(cohort, section, slide)
     write_pyramid(out / "slides" / f"{name}.tif", picture, config.mpp)
-    return {
+    row = {
         "slide_id": name,
         "patient_id": f"patient{cohort.patient(slide) + 1:02d}",
         "image": f"slides/{name}.tif",
@@ -306,6 +348,23 @@ def _write_slide(out: Path, cohort: _Cohort, slide: int) -> dict[str, Any]:
         "technology": "Visium (simulated)",
         "outcome": int(cohort.outcomes.outcome[cohort.patient(slide)]),
     }
+    return row, transform
+
+
+def _laid(
+    cohort: _Cohort, section: _Section, slide: int
+) -> tuple[NDArray[np.uint8], list[list[float]] | None]:
+    """The image as it is written, and the (3, 3) matrix that takes the spots' pixels to it.
+
+    The matrix is the identity where the picture lies rightly, None where it is another slide's.
+    """
+    shown = cohort.pictured(slide)
+    if shown != slide:
+        return _picture(cohort, cohort.section(shown), shown), None
+    picture = _picture(cohort, section, slide)
+    turn = TURNS.get(cohort.config.misregister, (False, 1, 1))
+    picture, matrix = lay_wrongly(picture, turn, cohort.shift_px(slide))
+    return picture, matrix.tolist()
 
 
 def _tissue(
@@ -318,33 +377,30 @@ def _tissue(
     return domains, draw_activity(rng, cohort.programmes, lattice, domains)
 
 
-def _picture(
-    cohort: _Cohort, lattice: Lattice, activity: NDArray[np.float64], slide: int
-) -> NDArray[np.uint8]:
+def _picture(cohort: _Cohort, section: _Section, slide: int) -> NDArray[np.uint8]:
     """The slide's image; its texture mixes the tissue with an unrelated one of the same kind."""
     config = cohort.config
-    _, unrelated = _tissue(cohort, lattice, slide, "unrelated_tissue")
-    mixed = np.sqrt(config.signal) * activity + np.sqrt(1 - config.signal) * unrelated
-    parameters = parameter_maps(mixed @ cohort.mapping, lattice)
+    _, unrelated = _tissue(cohort, section.lattice, slide, "unrelated_tissue")
+    mixed = np.sqrt(config.signal) * section.activity + np.sqrt(1 - config.signal) * unrelated
+    parameters = parameter_maps(mixed @ cohort.mapping, section.lattice)
     rng = random_stream(config.seed, "picture", slide)
-    return render(rng, parameters, lattice, cohort.stain(slide), config.mpp)
+    return render(rng, parameters, section.lattice, cohort.stain(slide), config.mpp)
 
 
-def _labels(
-    cohort: _Cohort, spots: NDArray[np.str_], domains: Domains, activity: NDArray[np.float64]
-) -> pd.DataFrame:
+def _labels(cohort: _Cohort, spots: NDArray[np.str_], section: _Section) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "barcode": spots,
-            "domain_coarse": np.array(COARSE_NAMES)[domains.coarse],
-            "domain_fine": np.array(FINE_NAMES)[domains.fine],
+            "domain_coarse": np.array(COARSE_NAMES)[section.domains.coarse],
+            "domain_fine": np.array(FINE_NAMES)[section.domains.fine],
         }
     )
     columns = [f"activity:{name}" for name in cohort.programmes.names]
-    return pd.concat([table, pd.DataFrame(np.round(activity, 5), columns=columns)], axis=1)
+    activity = pd.DataFrame(np.round(section.activity, 5), columns=columns)
+    return pd.concat([table, activity], axis=1)
 
 
-def _truth(cohort: _Cohort) -> dict[str, Any]:
+def _truth(cohort: _Cohort, transforms: Sequence[list[list[float]] | None]) -> dict[str, Any]:
     """What was planted, as written to ``truth.json``."""
     config, programmes, panel = cohort.config, cohort.programmes, cohort.panel
     ceiling = visibility(programmes, cohort.mapping, config.signal)
@@ -361,6 +417,8 @@ def _truth(cohort: _Cohort) -> dict[str, Any]:
             "haematoxylin_factor": stain.haematoxylin,
             "eosin_factor": stain.eosin,
             "hue_factors": list(stain.hue),
+            "picture_of": cohort.slide_id(cohort.pictured(slide)),
+            "image_transform": transforms[slide],
         }
     return {
         "config": asdict(config),

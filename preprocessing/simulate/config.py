@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "n_slides": (1, 10_000),
@@ -32,6 +32,17 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "contiguity": (0.0, 1.0),
     "overlap": (0.0, 0.9),
 }
+#: Flips and turns of a picture: whether x and y are exchanged, then the signs of x and y.
+TURNS: dict[str, tuple[bool, int, int]] = {
+    "flip_x": (False, -1, 1),
+    "flip_y": (False, 1, -1),
+    "rot90": (True, 1, -1),
+    "rot180": (False, -1, -1),
+    "rot270": (True, -1, 1),
+    "transpose": (True, 1, 1),
+    "transverse": (True, -1, -1),
+}
+SHIFTS = (0.5, 20.0)  # pitches
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class SimulateConfig:
             theirs at random, so that every domain keeps its size. At 0 regions mean nothing.
         overlap: Share of its genes that a programme also takes from the next one; such genes follow
             both, while the gene sets given name them in one only.
+        misregister: How the picture of every slide is laid wrongly on its spots: "" (rightly), a
+            flip or turn of `TURNS`, "shift:N" (by N pitches in a random direction, N of `SHIFTS`)
+            or "other" (the picture of another slide, of another patient where there is one).
     """
 
     n_slides: int = 8
@@ -86,9 +100,11 @@ class SimulateConfig:
     outcome_effect: float = 0.0
     contiguity: float = 1.0
     overlap: float = 0.0
+    misregister: str = ""
 
     def __post_init__(self) -> None:
-        problems = [problem for f in fields(self) if (problem := self._problem(f.name, f.type))]
+        numbers = [f for f in fields(self) if f.name in _LIMITS]
+        problems = [problem for f in numbers if (problem := self._problem(f.name, f.type))]
         if problems:
             raise DataError("cannot simulate: " + "; ".join(problems))
         if self.n_patients > self.n_slides:
@@ -100,6 +116,31 @@ class SimulateConfig:
             raise DataError(
                 f"cannot simulate: n_housekeeping={self.n_housekeeping} leaves no room on a panel "
                 f"of n_genes={self.n_genes}; raise n_genes or lower n_housekeeping"
+            )
+        self._check_misregister()
+
+    @property
+    def shift_pitches(self) -> float:
+        """By how many pitches the picture is shifted: N of ``misregister="shift:N"``, else 0."""
+        kind, _, number = str(self.misregister).partition(":")
+        try:
+            return float(number) if kind == "shift" else 0.0
+        except ValueError:
+            return math.nan
+
+    def _check_misregister(self) -> None:
+        fault = self.misregister
+        shifted = SHIFTS[0] <= self.shift_pitches <= SHIFTS[1]
+        if fault not in ("", "other", *TURNS) and not shifted:
+            known = f"{', '.join(TURNS)}, other, or shift:N with N from {SHIFTS[0]} to {SHIFTS[1]}"
+            raise DataError(
+                f"cannot simulate: misregister={fault!r} is none of {known} (pitches)"
+                f"{did_you_mean(str(fault), [*TURNS, 'other'])}"
+            )
+        if fault == "other" and self.n_slides < 2:
+            raise DataError(
+                "cannot simulate: misregister='other' takes the picture of another slide, and "
+                "n_slides=1; raise n_slides"
             )
 
     def _problem(self, name: str, annotation: object) -> str:

@@ -273,3 +273,35 @@ class _Layers:
         axes = np.full((len(y), 2), 3.1 / self.mpp)
         value = self.rng.uniform(0.6, 0.9, len(y))
         return stamp(self.shape, Stamps(y, x, axes, angle=np.zeros(len(y)), value=value))
+
+
+def lay_wrongly(
+    picture: NDArray[np.uint8], turn: tuple[bool, int, int], shift_px: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Double]:
+    """A picture turned, then moved over glass in its own frame; what leaves the frame is lost.
+
+    Args:
+        picture: (H, W, 3).
+        turn: Whether x and y are exchanged, then the sign of each axis (`config.TURNS`).
+        shift_px: By how much the picture moves to the right and down, pixels.
+
+    Returns:
+        The picture as it lies, and the (3, 3) matrix that takes x, y, 1 (pixels) of a place on the
+        picture before to the same place on it now.
+    """
+    swap, *signs = turn
+    if swap:
+        picture = picture.transpose(1, 0, 2)
+    picture = picture[:: signs[1], :: signs[0]]
+    height, width = picture.shape[:2]
+    matrix = np.eye(3)
+    matrix[:2, :2] = np.diag(signs) @ (np.eye(2)[::-1] if swap else np.eye(2))
+    matrix[:2, 2] = [width * (signs[0] < 0), height * (signs[1] < 0)]
+    matrix[:2, 2] += shift_px
+    moved = np.full_like(picture, round(_GLASS))
+    right, down = shift_px
+    rows, columns = height - abs(down), width - abs(right)
+    if rows > 0 and columns > 0:
+        kept = picture[max(0, -down) :, max(0, -right) :][:rows, :columns]
+        moved[max(0, down) :, max(0, right) :][:rows, :columns] = kept
+    return moved, matrix

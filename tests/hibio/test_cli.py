@@ -163,4 +163,7 @@ def test_knobs_reach_the_simulator(run, tmp_path, monkeypatch):
     assert (first.contiguity, first.overlap) == (1.0, 0.0)
     assert (second.signal, second.contiguity, second.overlap) == (0.3, 0.5, 0.25)
     assert (second.outcome_effect, second.n_spots) == (0.1, 50)
+    run("simulate", "--out", tmp_path, "--misregister", "rot90")
+    assert [config.misregister for config in seen] == ["", "", "rot90"]
+    assert_refused(run("simulate", "--out", tmp_path, "--misregister", "rot9"), "rot90")
     assert_refused(run("simulate", "--out", tmp_path, "--contiguity", "2"), "contiguity")
