@@ -42,7 +42,7 @@ def require_plain_name(what: str, name: str) -> str:
 
 def folder_part(text: str) -> str:
     """Turn a text that is not empty into one that `require_folder_part` accepts."""
-    return _NOT_IN_A_PART.sub("_", text).lstrip(".")[:_LONGEST].strip() or "_"
+    return re.sub(r"^[.\s]+", "", _NOT_IN_A_PART.sub("_", text))[:_LONGEST].strip() or "_"
 
 
 def require_folder_part(what: str, name: str) -> str:

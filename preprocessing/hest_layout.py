@@ -147,6 +147,7 @@ def _metadata(store: SlideStore) -> dict[str, Any]:
             "labels": obs_columns(store),
             "modality": store.modality,
             "outcome": store.outcome,
+            "role": store.role,
             "store_sha256": store.sha256,
         },
     }

@@ -12,7 +12,7 @@ from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import atomic_path, plain_name, require_folder_part, require_plain_name
 from preprocessing.readers import READERS
 from preprocessing.readers.format import Format, detect_format, format_of
-from preprocessing.slide_row import COLUMNS, IMAGE_ONLY, PATH_COLUMNS, SlideRow
+from preprocessing.slide_row import COLUMNS, IMAGE_ONLY, PATH_COLUMNS, ROLES, SlideRow, says
 from preprocessing.spot_table import MODALITIES, RNA
 
 REQUIRED = ("slide_id", "patient_id", "counts")
@@ -56,6 +56,12 @@ def _modality(name: str, text: str, base: Path) -> str:
     return text or RNA
 
 
+def _role(name: str, text: str, base: Path) -> str:
+    if text and text not in ROLES:
+        raise ValueError(f"role {text!r} is unknown; choose {' or '.join(ROLES)} (empty: by fold)")
+    return text
+
+
 def _number(name: str, text: str, base: Path) -> float | None:
     if not text:
         return None
@@ -73,6 +79,7 @@ _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
     "patient_id": _patient,
     "format": _format,
     "modality": _modality,
+    "role": _role,
     **dict.fromkeys(PATH_COLUMNS, _path),
     **dict.fromkeys(_NUMBERS, _number),
 }
@@ -272,8 +279,9 @@ def draft_manifest(folder: str | Path) -> list[SlideRow]:
 
     Every format looks for its layouts; whole-slide images that belong to nothing become slides
     without counts (mpp stays empty where the files do not state it: fill it in). The patient is
-    the slide id without its trailing number (legacy), what the metadata say (HEST-1k) or the slide
-    id (others): correct it where slides share one.
+    what the files say (HEST-1k, sections.csv) or the names of a published layout (HER2ST); where
+    nothing does, every slide is a patient of its own (`guessed_patients`): names that begin alike
+    say nothing.
 
     Returns:
         Rows sorted by slide id; ids found twice get their parent folder's name in front.
@@ -313,7 +321,7 @@ def _discovered(top: Path, formats: list[Format]) -> Iterator[list[SlideRow]]:
 def _unique_ids(rows: list[SlideRow]) -> list[SlideRow]:
     ids = [row.slide_id for row in rows]
     named = [
-        replace(row, slide_id=plain_name(f"{_study(row)}_{row.slide_id}"))
+        _renamed(row, plain_name(f"{_study(row)}_{row.slide_id}"))
         if ids.count(row.slide_id) > 1
         else row
         for row in rows
@@ -327,9 +335,19 @@ def _unique_ids(rows: list[SlideRow]) -> list[SlideRow]:
     return named
 
 
+def _renamed(row: SlideRow, slide_id: str) -> SlideRow:
+    """The row under another id, which is that of its patient too where nothing names one."""
+    own = row.patient_id == row.slide_id
+    return replace(row, slide_id=slide_id, patient_id=slide_id if own else row.patient_id)
+
+
 def _study(row: SlideRow) -> str:
     """Name of the nearest folder above the counts that says more than the layout."""
-    layout = {row.slide_id, "outs", "counts", "ST-cnts", "data", "st"}
     place = row.image if row.counts is None else row.counts
     parents = () if place is None else place.resolve().parents
-    return next((p.name for p in parents if p.name not in layout), "")
+    return next((p.name for p in parents if p.name != row.slide_id and says(p.name)), "")
+
+
+def guessed_patients(rows: Sequence[SlideRow]) -> list[str]:
+    """Ids of drafted slides whose patient no file names: each is taken for one of its own."""
+    return [row.slide_id for row in rows if row.patient_id == row.slide_id]

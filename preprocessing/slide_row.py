@@ -1,5 +1,6 @@
 """What is known of one slide before anything is read: a row of the manifest."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,18 @@ from preprocessing.spot_table import RNA
 
 IMAGE_ONLY = "image"  # the format of a slide without counts
 PATH_COLUMNS = ("counts", "image", "spots", "labels")
+ROLES = TRAIN, TEST = "train", "test"
+#: Columns that say what a slide is for: a store takes them over anew without being prepared again.
+SAID = ("patient_id", "role", "outcome")
+#: Names that machines and archives give to folders and files: they name no slide and no patient.
+LAYOUT = frozenset(
+    (
+        *("outs", "binned_outputs", "segmented_outputs", "spatial", "visium", "visium_hd"),
+        *("xenium", "cosmx", "merscope", "st", "st-cnts", "data", "counts", "output", "outputs"),
+        *("results", "raw", "processed", "spaceranger", "adata", "slide", "sample", "image"),
+        *("images", "wsis"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,9 @@ class SlideRow:
         outcome: a class such as "1", or a survival time "34.5;1" (time;event); "" unknown; the
             same on all slides of a patient.
         bin_um: edge of the bins to read in um (visium_hd: 2, 8 or 16; None: 8).
+        role: "test": never trained on, and measured by every checkpoint, also one that was trained
+            on other slides of the patient (marked "seen patient" there); "train": never held out;
+            "": as the folds say.
     """
 
     slide_id: str
@@ -60,6 +76,7 @@ class SlideRow:
     modality: str = RNA
     outcome: str = ""
     bin_um: float | None = None
+    role: str = ""
 
     @property
     def counts_path(self) -> Path:
@@ -69,10 +86,22 @@ class SlideRow:
         return self.counts
 
 
+_BINS = re.compile(r"square_\d+um")
 COLUMNS = tuple(f.name for f in fields(SlideRow))
 
 
+def says(name: str) -> bool:
+    """Whether a folder's name says more than which machine or archive made it."""
+    return bool(name) and name.lower() not in LAYOUT and not _BINS.fullmatch(name)
+
+
 def drafted_row(name: str, counts: Path | None, form: str, **known: Any) -> SlideRow:
-    """A row of a slide found in a folder: its own patient, until somebody says more."""
+    """A row of a slide found in a folder: its own patient, until somebody says more.
+
+    A name of `LAYOUT` says nothing: the nearest folder above that has another one stands for it.
+    """
+    if not says(name):
+        place = counts or known.get("image") or Path()
+        name = next((p.name for p in place.resolve().parents if says(p.name)), "slide1")
     slide = plain_name(name)
     return SlideRow(**{"slide_id": slide, "patient_id": slide, **known}, counts=counts, format=form)

@@ -83,12 +83,21 @@ def _manifest_arguments(parser: argparse.ArgumentParser) -> None:
 
 def manifest(options: argparse.Namespace) -> int:
     """``hibio manifest``."""
-    from preprocessing.manifest import draft_manifest, write_manifest
+    from preprocessing.manifest import draft_manifest, guessed_patients, write_manifest
 
     rows = draft_manifest(options.folder)
     write_manifest(rows, options.out)
     pictured = sum(row.image is not None for row in rows)
-    print(f"wrote {options.out}: {len(rows)} slides, {pictured} with images")
+    patients, guessed = {row.patient_id for row in rows}, guessed_patients(rows)
+    size = f"{len(rows)} slides of {len(patients)} patients, {pictured} with images"
+    print(f"wrote {options.out}: {size}")
+    if guessed:
+        shown = ", ".join(guessed[:4]) + ", ..." * (len(guessed) > 4)
+        print(
+            f"patient_id is a guess for {len(guessed)} slides ({shown}): no file names their "
+            "patient, so each is one of its own. Splits are made by patient: give slides of one "
+            "patient or animal one patient_id"
+        )
     print(f"read it, correct it, then: hibio prepare {options.out} --out stores")
     return 0
 

@@ -30,7 +30,6 @@ from preprocessing.readers.visium import (
     image_scale,
     is_cell_matrix,
     read_scale_factors,
-    sample_name,
     scaled_image,
 )
 from preprocessing.slide_row import SlideRow, drafted_row
@@ -308,7 +307,7 @@ def _discover(folder: Path) -> list[SlideRow]:
     except DataError:
         return []
     image = scaled_image(files.matrix.parent / "spatial")
-    name = sample_name(folder)
+    name = folder.resolve().name
     return [drafted_row(name, folder, FORMAT.name, image=image, technology="Visium HD")]
 
 

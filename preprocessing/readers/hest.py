@@ -234,6 +234,7 @@ def _drafted(st: Path) -> SlideRow:
         organism=_text(known, "species"),
         technology=_text(known, "st_technology"),
         outcome=_text(own, "outcome"),
+        role=_text(own, "role"),
     )
     return replace(row, modality=_text(own, "modality") or row.modality)
 

@@ -235,8 +235,7 @@ def _slides(
         slide = match["id"] if match else ""
         spots = first_file(spot_folder, f"{spot_name.format(slide)}.tsv*") if slide else None
         if spots is not None:
-            patient, technology = slide.rstrip("0123456789") or slide, "Spatial Transcriptomics"
-            known = {"patient_id": patient, "spots": spots, "technology": technology}
+            known = {"spots": spots, "technology": "Spatial Transcriptomics"}
             yield slide, drafted_row(slide, counts, "legacy_st", pitch_um=pitch_um, **known)
 
 
@@ -257,13 +256,18 @@ def _her2st(folder: Path) -> list[SlideRow]:
         rows.append(
             replace(
                 row,
-                patient_id=folder_part(known.get("patient") or row.patient_id),
+                patient_id=folder_part(known.get("patient") or _her2st_patient(slide)),
                 image=image,
                 image_scale=float(scale) if image is not None and scale else None,
                 labels=_labels(folder / "pathologist_labels", slide),
             )
         )
     return rows
+
+
+def _her2st_patient(slide: str) -> str:
+    """Patient of a section of HER2ST, which names them A1, A2, B1: the letter; else the section."""
+    return slide[0] if re.fullmatch(r"[A-Z]\d", slide) else slide
 
 
 def _labels(folder: Path, slide: str) -> Path | None:
@@ -285,6 +289,7 @@ def _her2st_clone(folder: Path) -> list[SlideRow]:
     return [
         replace(
             row,
+            patient_id=_her2st_patient(slide),
             image=_image(folder / "ST-imgs" / slide[0] / slide, "*"),
             labels=_labels(folder / "ST-pat" / "lbl", slide),
         )

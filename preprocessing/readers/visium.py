@@ -49,7 +49,6 @@ _SCALED_IMAGES = {
     "tissue_lowres_image": "tissue_lowres_scalef",
 }
 BINNED, SEGMENTED = "binned_outputs", "segmented_outputs"
-_LAYOUT = {"outs", BINNED, SEGMENTED}  # folders of Space Ranger itself
 
 
 @dataclass(frozen=True)
@@ -316,11 +315,6 @@ def is_binned(counts: Path) -> bool:
     return is_visium(counts) and "bin_size_um" in text_head(folder / "spatial" / SCALE_FACTORS)
 
 
-def sample_name(folder: Path) -> str:
-    """Name of a sample: of the nearest folder that Space Ranger did not name itself."""
-    return next((p for p in reversed(folder.resolve().parts) if p not in _LAYOUT), "slide")
-
-
 def scaled_image(spatial: Path) -> Path | None:
     """The larger of the scaled images that Space Ranger puts beside the positions."""
     return first_file(spatial, *(f"{name}.png" for name in _SCALED_IMAGES))
@@ -334,7 +328,7 @@ def _discover(folder: Path) -> list[SlideRow]:
         return []
     binned = _bin_um(spatial / SCALE_FACTORS)
     row = drafted_row(
-        sample_name(folder),
+        folder.resolve().name,
         folder,
         "visium" if binned is None else "visium_hd",
         image=scaled_image(spatial),

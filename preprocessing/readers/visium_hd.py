@@ -31,7 +31,6 @@ from preprocessing.readers.visium import (
     is_binned,
     matrix_spots,
     read_positions,
-    sample_name,
     scaled_image,
 )
 from preprocessing.slide_row import SlideRow, drafted_row
@@ -312,7 +311,7 @@ def _discover(folder: Path) -> list[SlideRow]:
     bin_um = DEFAULT_BIN_UM if DEFAULT_BIN_UM in folders else min(folders)
     image = scaled_image(folders[bin_um] / "spatial")
     known = {"image": image, "technology": "Visium HD", "bin_um": bin_um}
-    return [drafted_row(sample_name(folder), folder, "visium_hd", **known)]
+    return [drafted_row(folder.resolve().name, folder, "visium_hd", **known)]
 
 
 def _complain(columns: Mapping[str, object]) -> list[str]:

@@ -23,11 +23,11 @@ from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.pseudo_spots import beyond_picture
 from preprocessing.readers.format import format_of, read_slide_spots, read_spots, source_files
-from preprocessing.slide_row import PATH_COLUMNS, SlideRow
+from preprocessing.slide_row import PATH_COLUMNS, SAID, SlideRow
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.decoders import direct_tiles
 from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
-from preprocessing.store import SlidePicture, SlideStore, file_sha256, write_store
+from preprocessing.store import SlidePicture, SlideStore, file_sha256, say_anew, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
 
 ZERO_COUNTS = "zero counts"
@@ -200,7 +200,7 @@ def prepare_slide(task: SlideTask) -> SlideResult:
     settings = _settings(task)
     known = _current_spots(task.store, hashes, settings)
     if known is not None:
-        return SlideResult(row.slide_id, "skipped", "same sources and settings", known)
+        return _said(task, settings, known)
     if row.image is None:
         return _write(task, None, read_spots(row), hashes, settings)
     with open_row_slide(row, task.backend) as (slide, notes):
@@ -252,14 +252,33 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     }
 
 
+def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResult:
+    """Take over what the manifest says anew of a slide whose store is up to date otherwise."""
+    said = {name: getattr(task.row, name) for name in SAID}
+    with SlideStore(task.store) as store:
+        changed = [name for name in SAID if said[name] != getattr(store, name)]
+    if not changed:
+        return SlideResult(task.row.slide_id, "skipped", "same sources and settings", n_spots)
+    say_anew(task.store, said, settings)
+    told = ", ".join(f"{name} is now {said[name]!r}" for name in changed)
+    return SlideResult(task.row.slide_id, "done", f"same content; {told}", n_spots)
+
+
+def _without_said(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide the content."""
+    row = {name: value for name, value in settings["row"].items() if name not in SAID}
+    return {**settings, "row": row}
+
+
 def _current_spots(store: Path, hashes: dict[str, str], settings: dict[str, Any]) -> int | None:
     """Return the number of spots of a store that is up to date, else None."""
     if not store.is_file():
         return None
+    wanted = _without_said(json.loads(json.dumps(settings)))
     try:
         with SlideStore(store) as old:
-            same = (old.attrs["source_sha256"], old.attrs["settings"])
-            return old.n_spots if same == (hashes, json.loads(json.dumps(settings))) else None
+            same = (old.attrs["source_sha256"], _without_said(old.attrs["settings"]))
+            return old.n_spots if same == (hashes, wanted) else None
     except Exception:  # noqa: BLE001 - another schema, or damaged in any way: it is written anew
         return None
 

@@ -242,6 +242,25 @@ def seal(file: h5py.File) -> None:
     file.attrs[SEAL] = _over_all(file)
 
 
+def part_digests(file: h5py.File) -> dict[str, str]:
+    """Content of a store part by part, by the checksums of its datasets.
+
+    Returns:
+        "counts", "genes", "coordinates", and where they are "patches", "context" and
+        "features/NAME" -> SHA-256. Two slides with the same counts are one section, whatever they
+        are called. Datasets without a checksum (of an older version) are read.
+    """
+    parts = {"counts": [f"{COUNTS}/{n}" for n in ("data", "indices", "indptr")]}
+    parts |= {"genes": [GENE_NAME], "coordinates": [XY_UM, XY_PX0]}
+    parts |= {g: [f"{g}/{BYTES}", f"{g}/{START}"] for g in (PATCHES, CONTEXT) if g in file}
+    parts |= {f"{FEATURES}/{n}": [f"{FEATURES}/{n}"] for n in file.get(FEATURES, ())}
+    found = {
+        part: [file[name].attrs.get(_OWN) or _digest(file[name]) for name in names]
+        for part, names in parts.items()
+    }
+    return {part: hashlib.sha256(" ".join(own).encode()).hexdigest() for part, own in found.items()}
+
+
 def seal_dataset(data: h5py.Dataset, digest: str | None = None) -> None:
     """Write the checksum of one dataset; ``digest`` if it was made while its bytes were written."""
     data.attrs[_OWN] = _digest(data) if digest is None else digest

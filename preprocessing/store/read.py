@@ -193,6 +193,11 @@ class SlideStore:
         return str(self.attrs.get("outcome", ""))
 
     @property
+    def role(self) -> str:
+        """What the manifest has the slide for: "train", "test", or "" (as the folds say)."""
+        return str(self.attrs.get("role", ""))
+
+    @property
     def mpp(self) -> float:
         """Micrometres per level-0 pixel of the image."""
         return float(self.attrs["mpp"])
@@ -360,6 +365,17 @@ class SlideStore:
         if layout.THUMBNAIL not in self._file:
             return None
         return float(self._file[layout.THUMBNAIL].attrs["downsample"])
+
+    def parts(self) -> dict[str, str]:
+        """Checksum of every part of the content; see `layout.part_digests`.
+
+        Raises:
+            DataError: damaged, where a part without a checksum has to be read.
+        """
+        try:
+            return layout.part_digests(self._file)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: damaged content ({error}); {_AGAIN}") from error
 
     @property
     def sha256(self) -> str:

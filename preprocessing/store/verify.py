@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding, Level
 from preprocessing.hdf5 import oversized
+from preprocessing.slide_row import ROLES
 from preprocessing.spot_table import PROTEIN, repeated_names
 from preprocessing.store.layout import broken, unsealed_features
 from preprocessing.store.read import SlideStore
@@ -87,6 +88,8 @@ def _check_ids(store: SlideStore) -> list[Problem]:
         problems.append(("WARN", f"holds the slide {store.slide_id!r}", "name the file like it"))
     if not store.patient_id:
         problems.append(("FAIL", "patient_id is empty", "fill it in the manifest; prepare again"))
+    if store.role not in ("", *ROLES):
+        problems.append(("FAIL", f"role is {store.role!r}", "correct the manifest; prepare again"))
     if not (np.isfinite(store.mpp) and store.mpp > 0):
         problems.append(("FAIL", f"mpp is {store.mpp}", "give mpp in the manifest; prepare again"))
     return problems

@@ -151,6 +151,7 @@ def _attrs(
         "technology": row.technology,
         "modality": table.modality,
         "outcome": row.outcome,
+        "role": row.role,
         "mpp": table.mpp,
         "diameter_um": np.nan if table.diameter_um is None else table.diameter_um,
         "patch_um": patch.patch_um,
@@ -245,6 +246,23 @@ def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
     data = file.create_dataset(layout.THUMBNAIL, data=encoded)
     data.attrs["downsample"] = float(picture.downsample)
     file.attrs["slide_size_px0"] = np.array(picture.size_px0, dtype=np.int64)
+
+
+def say_anew(path: str | Path, said: Mapping[str, str], settings: Mapping[str, Any]) -> None:
+    """Write other columns of `slide_row.SAID` into a store, atomically; the rest stays as it is.
+
+    Args:
+        path: a store of this schema.
+        said: column -> its text.
+        settings: what the content was made with, the new columns included.
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with hdf5_writer(temporary, change=True) as (file, _):
+            file.attrs.update({**said, "settings": json.dumps(dict(settings), sort_keys=True)})
+            if layout.SEAL in file.attrs:
+                seal(file)
 
 
 class _StoreChangedError(Exception):

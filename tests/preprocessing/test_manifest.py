@@ -69,6 +69,7 @@ def test_rows_survive_writing_and_reading(tmp_path: Path):
         (f"{HEADER}\nA1,A,counts.tsv,h5d\n", "'h5d'.*did you mean 'h5ad'"),
         (f"{HEADER}\nA1,A,,loom\n", "counts is empty"),
         (f"{HEADER},modality\nA1,A,counts.tsv,csv,atac\n", "'atac' is unknown; choose rna or prot"),
+        (f"{HEADER},role\nA1,A,counts.tsv,csv,held\n", "role 'held' is unknown; choose train or"),
         (f"{HEADER},modality\nA1,A,counts.tsv,legacy_st,protein\n", "legacy_st holds RNA"),
         (f"{HEADER},spots\nA1,A,counts.tsv,h5ad,counts.tsv\n", "leave the column 'spots' empty"),
         (f"{HEADER},pitch_um\nA1,A,counts.tsv,hest,1\n", "holds spots already.*'pitch_um'"),
@@ -89,6 +90,16 @@ def test_rows_survive_writing_and_reading(tmp_path: Path):
 def test_bad_manifests_are_refused(tmp_path: Path, text: str, said: str):
     with pytest.raises(DataError, match=said):
         read_manifest(manifest(tmp_path, text))
+
+
+def test_roles(tmp_path: Path):
+    lines = ["A1,A,counts.tsv,csv,test", "A2,A,counts.tsv,csv,train", "B1,B,counts.tsv,csv,"]
+    text = "\n".join([f"{HEADER},role", *lines, ""])
+    (tmp_path / "m.csv").write_text(text)
+    rows = read_manifest(tmp_path / "m.csv", check_files=False)
+    assert [row.role for row in rows] == ["test", "train", ""]
+    write_manifest(rows, tmp_path / "again.csv")
+    assert read_manifest(tmp_path / "again.csv", check_files=False) == rows
 
 
 def test_modality_and_outcome(tmp_path: Path):

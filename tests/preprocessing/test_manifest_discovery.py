@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hibio.cli import main
 from preprocessing import DataError, SlideStore, prepare, read_manifest
-from preprocessing.manifest import draft_manifest, write_manifest
+from preprocessing.manifest import draft_manifest, guessed_patients, write_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.readers.format import read_spots
 from tests.preprocessing.cell_sources import (
@@ -69,7 +70,7 @@ def test_alignment_tables_are_checkerboards(tmp_path: Path):
     assert row.spots is not None
     row.spots.rename(tmp_path / "alignment_table_MOB1.tsv")
     (found,) = draft_manifest(tmp_path)
-    assert (found.slide_id, found.patient_id, found.pitch_um) == ("MOB1", "MOB", 100.0)
+    assert (found.slide_id, found.patient_id, found.pitch_um) == ("MOB1", "MOB1", 100.0)
     assert found.image == tmp_path / "MOB1.png"
 
 
@@ -201,3 +202,28 @@ def test_some_of_the_shared_data_are_prepared(tmp_path: Path):
     rows = [row for row in read_manifest(path, REAL_DATA) if row.slide_id in names]
     report = prepare(rows, tmp_path, patch=PatchConfig(112.0, 16))
     assert {row.slide_id: row.n_spots for row in report.rows} == names, str(report)
+
+
+def test_a_patient_is_what_files_say_or_a_guess_that_is_told(tmp_path: Path, capsys):
+    """Names that begin alike say nothing, and no patient is called as a machine calls folders."""
+    for number in (1, 2, 4):
+        row, _ = legacy_slide(tmp_path / "mob", f"MOB{number}")
+        assert row.spots is not None
+        row.spots.rename(tmp_path / "mob" / f"alignment_table_MOB{number}.tsv")
+    visium_folder(tmp_path / "one" / "lung" / "visium" / "outs")
+    visium_folder(tmp_path / "two" / "lung" / "Visium")
+    xenium_folder(tmp_path / "x7" / "outs")
+    write_h5ad(tmp_path / "atlas", toy_anndata(), "adata.h5ad")
+    rows = draft_manifest(tmp_path)
+    assert {row.slide_id: row.patient_id for row in rows} == {
+        name: name for name in ("MOB1", "MOB2", "MOB4", "atlas", "one_lung", "two_lung", "x7")
+    }
+    assert main(["manifest", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 0
+    told = capsys.readouterr().out
+    assert "7 slides of 7 patients" in told
+    assert "patient_id is a guess for 7 slides (MOB1, MOB2, MOB4, atlas, ...)" in told
+
+
+def test_a_stated_patient_is_no_guess(tmp_path: Path):
+    clone = fake_clone(tmp_path)
+    assert guessed_patients(draft_manifest(clone)) == []

@@ -243,3 +243,52 @@ def test_real_sections_become_valid_stores(tmp_path: Path):
                 assert "black background read as white" in store.attrs["notes"]
                 assert (store.patches().mean(axis=(1, 2, 3)) < 250).all()
         assert all(f.level != "FAIL" for f in verify_store(path))
+
+
+def test_what_a_slide_is_for_is_taken_over_without_preparing_it_again(tmp_path: Path, monkeypatch):
+    row, _ = legacy_slide(tmp_path)
+    out = tmp_path / "out"
+    prepare([row], out, patch=PATCH)
+    with SlideStore(out / "A1.h5") as store:
+        parts, seal = store.parts(), store.attrs["content_sha256"]
+        assert store.role == ""
+    assert {"counts", "genes", "coordinates", "patches", "features/handcrafted"} == set(parts)
+    monkeypatch.setattr(slide_result, "_write", lambda *_: pytest.fail("the slide is read again"))
+    said = replace(row, role="test", patient_id="P9", outcome="1")
+    (result,) = prepare([said], out, patch=PATCH).rows
+    assert result.status == "done"
+    assert "same content; patient_id is now 'P9', role is now 'test'" in result.reason
+    with SlideStore(out / "A1.h5") as store:
+        assert (store.role, store.patient_id, store.outcome) == ("test", "P9", "1")
+        assert store.parts() == parts
+        assert store.attrs["content_sha256"] != seal
+    assert {f.level for f in verify_store(out / "A1.h5")} == {"WARN"}
+    assert statuses(prepare([said], out, patch=PATCH)) == {"A1": "skipped"}
+
+
+def test_parts_tell_what_was_replaced(tmp_path: Path):
+    row, _ = legacy_slide(tmp_path)
+    prepare([row], tmp_path / "one", patch=PATCH)
+    prepare([replace(row, slide_id="again")], tmp_path / "one", patch=PATCH)
+    prepare([row], tmp_path / "wide", patch=PatchConfig(150.0, 16))
+    with (
+        SlideStore(tmp_path / "one" / "A1.h5") as first,
+        SlideStore(tmp_path / "one" / "again.h5") as copy,
+        SlideStore(tmp_path / "wide" / "A1.h5") as wide,
+    ):
+        assert first.parts() == copy.parts()
+        assert {k for k, v in first.parts().items() if wide.parts()[k] != v} == {
+            "patches",
+            "features/handcrafted",
+        }
+    with h5py.File(tmp_path / "one" / "again.h5", "r+") as file:  # as an older version wrote it
+        kept = dict(file["spots/xy_um"].attrs)
+        del file["spots/xy_um"].attrs["sha256"]
+    assert "sha256" in kept
+    with SlideStore(tmp_path / "one" / "again.h5") as copy:
+        assert copy.parts() == parts_of(tmp_path / "one" / "A1.h5")
+
+
+def parts_of(path: Path) -> dict[str, str]:
+    with SlideStore(path) as store:
+        return store.parts()
