@@ -187,7 +187,7 @@ def write_slides(folder: Path, n_slides: int, n_spots: int, seed: int = 0) -> li
             labels=pd.DataFrame(index=pd.RangeIndex(n_spots)),
         )
         row = SlideRow(path.stem, f"p{number}", None, "csv", technology="synthetic")
-        write_store(path, table, row, patches=None, patch=PatchConfig())
+        write_store(path, table, row, patches=None, patch=PatchConfig(100.0))
     return paths
 
 

@@ -7,15 +7,18 @@ lies on the spot centre to within half a patch pixel, and to within half a level
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from preprocessing.errors import DataError
 from preprocessing.slides import Pixels, Slide
 
+CELL_PATCH_UM = 112.0  # where spots are no array, or finer than one: 224 px of 0.5 um (20x)
+ARRAY_UM = (50.0, 500.0)  # pitches of arrays of spots; below them lie bins and cells
 SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
 BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
@@ -26,27 +29,76 @@ class PatchConfig:
     """Size of the patches.
 
     Attributes:
-        patch_um: edge in micrometres; 112 um takes in a Visium spot (55 um) and its surroundings.
-        patch_px: edge in pixels; 224 px of 112 um are 0.5 um per pixel (20x).
+        patch_um: edge in micrometres; None: as wide as the pitch of the slide's array (see
+            `on_array`), so that each spot is seen with what lies between it and the next ones.
+        patch_px: edge in pixels.
         context_um: edge of a second, wider patch of the same spot with as many pixels, e.g. 448;
             None: no such patches.
     """
 
-    patch_um: float = 112.0
+    patch_um: float | None = None
     patch_px: int = 224
     context_um: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.patch_um) and self.patch_um > 0):
-            raise DataError(f"patch_um is {self.patch_um}; expected micrometres above 0, e.g. 112")
+        um = self.patch_um
+        if um is not None and not (math.isfinite(um) and um > 0):
+            raise DataError(f"patch_um is {um}; expected micrometres above 0, e.g. 112")
         if self.patch_px < 1:
             raise DataError(f"patch_px is {self.patch_px}; expected at least 1 pixel, e.g. 224")
         wide = self.context_um
-        if wide is not None and not (math.isfinite(wide) and wide > self.patch_um):
+        if wide is not None and not (math.isfinite(wide) and wide > (um or 0.0)):
+            patch = "" if um is None else f", patch_um {um:g}"
             raise DataError(
-                f"context_um is {wide}, patch_um {self.patch_um:g}; the context must be wider than "
-                "the patch (e.g. four times), or leave it out"
+                f"context_um is {wide}{patch}; the context must be wider than the patch (e.g. "
+                "four times), or leave it out"
             )
+
+    @property
+    def um(self) -> float:
+        """Edge in micrometres, once it is known.
+
+        Raises:
+            DataError: it follows an array, and no array was given.
+        """
+        if self.patch_um is None:
+            raise DataError("patch_um follows the array; call PatchConfig.on_array first")
+        return self.patch_um
+
+    def on_array(self, pitch_um: float | None) -> "PatchConfig":
+        """The same with a width: the given one, else the pitch, else `CELL_PATCH_UM`.
+
+        Args:
+            pitch_um: centre-to-centre distance of the array (200 on first-generation arrays, 100
+                on Visium), or None; outside `ARRAY_UM` it is that of bins or cells.
+
+        Raises:
+            DataError: the context is not wider than the pitch.
+        """
+        if self.patch_um is not None:
+            return self
+        array = pitch_um is not None and ARRAY_UM[0] <= pitch_um <= ARRAY_UM[1]
+        return replace(self, patch_um=pitch_um if array else CELL_PATCH_UM)
+
+
+def measured_pitch_um(xy_um: NDArray[np.float64]) -> float | None:
+    """Centre-to-centre distance of a regular array, to 10 um; None where the spots are none.
+
+    The median distance of a spot's four nearest neighbours, and of these the median over the
+    spots: spots that were printed or found off their place, or are missing, move it little; the
+    nearest neighbour alone would be biased by them. An array is told by the lower quartile over
+    the spots, which lies above .9 of that median; of scattered cells it lies below.
+
+    Args:
+        xy_um: (S, 2) spot centres, micrometres.
+    """
+    if len(xy_um) < 9:
+        return None
+    distance, _ = cKDTree(xy_um).query(xy_um, k=5)
+    low, median = np.quantile(np.median(distance[:, 1:], axis=1), [0.25, 0.5])
+    if low < 0.9 * median:
+        return None
+    return round(float(median) / 10.0) * 10.0 or None
 
 
 @dataclass(frozen=True)

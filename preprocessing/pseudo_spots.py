@@ -59,6 +59,7 @@ def pseudo_spots(table: SpotTable, pitch_um: float) -> SpotTable:
         xy_px0=xy_um / table.mpp,
         xy_um=xy_um,
         diameter_um=pitch_um,
+        pitch_um=pitch_um,
         labels=_labels(table.labels, code, cells),
         notes=(*table.notes, note),
     )

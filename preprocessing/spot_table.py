@@ -33,6 +33,7 @@ class SpotTable:
         xy_um: (S, 2) float64, x and y in micrometres.
         mpp: um per level-0 pixel of the image file.
         diameter_um: diameter of a spot in um as stated by the source, or None.
+        pitch_um: centre-to-centre distance along a row of the array in um as stated, or None.
         labels: (S, columns); string columns are categories (missing: ""), float columns are
             measurements (missing: NaN). Index 0..S-1.
         notes: what the reader left out or renamed, with counts.
@@ -48,6 +49,7 @@ class SpotTable:
     xy_um: np.ndarray
     mpp: float
     diameter_um: float | None = None
+    pitch_um: float | None = None
     labels: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
     image_only: bool = False

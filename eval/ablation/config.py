@@ -26,13 +26,13 @@ class CohortsConfig:
     Attributes:
         simulate: settings of the simulator (`preprocessing.simulate.SimulateConfig`).
         sweep: simulator setting -> values.
-        patch_um: width of the patches, micrometres.
+        patch_um: width of the patches, micrometres; null: the pitch of the simulated array.
         patch_px: and in pixels.
     """
 
     simulate: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    patch_um: float = 112.0
+    patch_um: float | None = None
     patch_px: int = 32
 
 

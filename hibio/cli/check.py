@@ -148,10 +148,9 @@ def _read(row: SlideRow) -> SpotTable:
     if row.image is None:
         return read_spots(row)
     with open_row_slide(row) as (slide, _):
-        patch = PatchConfig()
-        table = read_slide_spots(row, slide, patch.patch_um)
+        table, patch = read_slide_spots(row, slide, PatchConfig())
         names = [str(name) for name in table.barcodes]
-        iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
+        iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
     return table
 
 

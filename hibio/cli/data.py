@@ -107,7 +107,13 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
     add("manifest", type=Path, metavar="MANIFEST")
     add_folder(parser, "--out")
     add("--root", type=Path, metavar="DIR", help="what the paths are relative to")
-    add("--patch-um", type=float, default=112.0, metavar="UM", help="default 112")
+    add(
+        "--patch-um",
+        type=float,
+        metavar="UM",
+        help="width of a patch (default: the pitch of each slide's array, 200 on first-generation "
+        "arrays, 100 on Visium; 112 for bins and cells)",
+    )
     add("--patch-px", type=int, default=224, metavar="PX", help="default 224")
     add(
         "--context-um",

@@ -209,13 +209,19 @@ def step_px(array: np.ndarray, xy_px: np.ndarray) -> float | None:
     Returns:
         px per array unit, or None with fewer than three neighbouring pairs.
     """
-    for unit in (1, 2):
-        lengths = np.concatenate(
-            [step_lengths(array, xy_px, step) for step in ((0, unit), (unit, 0))]
-        )
-        if len(lengths) >= _MIN_PAIRS:
-            return float(np.median(lengths)) / unit
-    return None
+    unit = row_step(array)
+    lengths = _along_axes(array, xy_px, unit)
+    return float(np.median(lengths)) / unit if len(lengths) >= _MIN_PAIRS else None
+
+
+def row_step(array: np.ndarray) -> int:
+    """Array units between neighbouring spots of a row or column: 2 on a checkerboard, else 1."""
+    return 1 if len(_along_axes(array, array.astype(np.float64), 1)) >= _MIN_PAIRS else 2
+
+
+def _along_axes(array: np.ndarray, xy_px: np.ndarray, unit: int) -> np.ndarray:
+    steps = ((0, unit), (unit, 0))
+    return np.concatenate([step_lengths(array, xy_px, step) for step in steps])
 
 
 def hex_pitch_px(array: np.ndarray, xy_px: np.ndarray) -> float | None:

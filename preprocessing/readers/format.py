@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 from preprocessing.errors import DataError
+from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
 from preprocessing.slides.pixels import Slide
@@ -129,17 +130,33 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         return format_of(row.format).read(row, image_mpp)
 
 
-def read_slide_spots(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
-    """Read a slide with an image; without counts its spots are windows over the tissue.
+def read_slide_spots(
+    row: SlideRow, slide: Slide, patch: PatchConfig
+) -> tuple[SpotTable, PatchConfig]:
+    """Read a slide with an image, and the patches of this run on its array.
 
-    They are as wide as the patches of this run, ``patch_um``.
+    Without counts the spots are windows over the tissue, as wide as the patches.
 
     Raises:
-        DataError: names the slide and what is wrong with its files.
+        DataError: names the slide and what is wrong with its files, or with the context's width.
     """
     with _slide_named(row):
         form = format_of(row.format)
-        return form.read(row, slide.mpp) if form.lay is None else form.lay(row, slide, patch_um)
+        if form.lay is not None:
+            patch = patch.on_array(row.pitch_um)
+            return form.lay(row, slide, patch.um), patch
+        return _sized(form.read(row, slide.mpp), patch)
+
+
+def _sized(table: SpotTable, patch: PatchConfig) -> tuple[SpotTable, PatchConfig]:
+    """The spots with a note on the width of their patches, and the patches with that width."""
+    if patch.patch_um is not None:
+        return table, patch
+    stated = table.pitch_um
+    pitch = measured_pitch_um(table.xy_um) if stated is None else stated
+    patch = patch.on_array(pitch)
+    why = "the pitch of the array" if patch.um == pitch else "as for bins and cells: no array"
+    return replace(table, notes=(*table.notes, f"patches are {patch.um:g} um wide, {why}")), patch
 
 
 def source_files(row: SlideRow) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.files import folder_part
-from preprocessing.readers.coordinates import known_mpp, step_px
+from preprocessing.readers.coordinates import known_mpp, row_step, step_px
 from preprocessing.readers.format import Format, first_file, is_text
 from preprocessing.readers.labels import labels_of, position_names
 from preprocessing.readers.tables import (
@@ -73,6 +73,7 @@ def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         xy_px0=xy_px0,
         xy_um=xy_px0 * mpp,
         mpp=mpp,
+        pitch_um=row.pitch_um and row.pitch_um * row_step(array),
         labels=labels,
         notes=tuple(notes),
     )

@@ -70,6 +70,7 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         xy_px0=xy_px0,
         xy_um=xy_px0 * mpp,
         mpp=mpp,
+        pitch_um=pitch_um,
         labels=labels,
         notes=tuple(notes),
         image_only=True,

@@ -43,13 +43,21 @@ class PrepareReport:
         return tuple(row for row in self.rows if row.status == "failed")
 
     def __str__(self) -> str:
-        """Return a table, one line a slide."""
+        """Return a table, one line a slide, and a word on patches that differ in width."""
         width = max([len("slide"), *(len(row.slide_id) for row in self.rows)])
-        lines = [f"{'slide':<{width}}  status   {'spots':>7}  {'seconds':>7}  reason"]
+        lines = [f"{'slide':<{width}}  status   {'spots':>7}  patch_um  {'seconds':>7}  reason"]
         lines += [
-            f"{r.slide_id:<{width}}  {r.status:<7}  {r.n_spots:>7}  {r.seconds:>7.1f}  {r.reason}"
+            f"{r.slide_id:<{width}}  {r.status:<7}  {r.n_spots:>7}  {r.patch_um or '-':>8}  "
+            f"{r.seconds:>7.1f}  {r.reason}"
             for r in self.rows
         ]
+        widths = sorted({row.patch_um for row in self.rows} - {0.0})
+        if len(widths) > 1:
+            told = " and ".join(f"{um:g}" for um in widths)
+            lines.append(
+                f"patches are {told} um wide, as the arrays; a model reads one width: prepare all "
+                "of its slides with one --patch-um"
+            )
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -76,7 +84,8 @@ def prepare(
         manifest: CSV file, or rows.
         out: folder of the stores; made when missing.
         root: folder that relative paths start from; None: the manifest's own.
-        patch: size of the patches, and of their context; None: 112 um, 224 px, no context.
+        patch: size of the patches, and of their context; None: as wide as the pitch of each
+            slide's array, 224 px, no context.
         workers: processes beside this one; a damaged file that crashes or hangs a library then
             costs its slide only. 0 works in this process, without that protection.
         images: "jpeg" (quality 90) or "raw" patches.

@@ -130,6 +130,7 @@ class SlideResult:
         status: "done", "skipped" (the store is up to date) or "failed".
         reason: why it failed or was skipped, or what was left out.
         n_spots: spots in the store; 0 if failed.
+        patch_um: width of the patches; 0 if failed or without an image.
         seconds: time spent.
     """
 
@@ -137,6 +138,7 @@ class SlideResult:
     status: Status
     reason: str = ""
     n_spots: int = 0
+    patch_um: float = 0.0
     seconds: float = 0.0
 
 
@@ -202,11 +204,13 @@ def prepare_slide(task: SlideTask) -> SlideResult:
     if known is not None:
         return _said(task, settings, known)
     if row.image is None:
-        return _write(task, None, read_spots(row), hashes, settings)
+        table = read_spots(row)
+        patch = task.patch.on_array(table.pitch_um)
+        return _write(replace(task, patch=patch), None, table, hashes, settings)
     with open_row_slide(row, task.backend) as (slide, notes):
-        table = read_slide_spots(row, slide, task.patch.patch_um)
+        table, patch = read_slide_spots(row, slide, task.patch)
         table = replace(table, notes=table.notes + notes)
-        return _write(task, slide, table, hashes, settings)
+        return _write(replace(task, patch=patch), slide, table, hashes, settings)
 
 
 def _hash(role: str, path: Path) -> str:
@@ -257,11 +261,12 @@ def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResul
     said = {name: getattr(task.row, name) for name in SAID}
     with SlideStore(task.store) as store:
         changed = [name for name in SAID if said[name] != getattr(store, name)]
+        um = float(store.attrs["patch_um"]) if store.has_image else 0.0
     if not changed:
-        return SlideResult(task.row.slide_id, "skipped", "same sources and settings", n_spots)
+        return SlideResult(task.row.slide_id, "skipped", "same sources and settings", n_spots, um)
     say_anew(task.store, said, settings)
     told = ", ".join(f"{name} is now {said[name]!r}" for name in changed)
-    return SlideResult(task.row.slide_id, "done", f"same content; {told}", n_spots)
+    return SlideResult(task.row.slide_id, "done", f"same content; {told}", n_spots, um)
 
 
 def _without_said(settings: dict[str, Any]) -> dict[str, Any]:
@@ -324,7 +329,8 @@ def _write(
         **of_image,
     )
     left_out = ", ".join(f"{n} spots left out: {reason}" for reason, n in dropped.items())
-    return SlideResult(task.row.slide_id, "done", left_out, table.n_spots)
+    um = 0.0 if slide is None else task.patch.um
+    return SlideResult(task.row.slide_id, "done", left_out, table.n_spots, um)
 
 
 def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
@@ -340,19 +346,19 @@ def _tissue(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
     """Part of each patch that is tissue, (S,); raises DataError for spots outside the image."""
     _patches(slide, table, patch)
     mask = tissue_mask(slide)
-    return tissue_fraction(mask, table.xy_px0, patch.patch_um, table.mpp)
+    return tissue_fraction(mask, table.xy_px0, patch.um, table.mpp)
 
 
 def _patches(
     slide: Slide, table: SpotTable, patch: PatchConfig
 ) -> Iterator[tuple[int, np.ndarray]]:
     names = [str(name) for name in table.barcodes]
-    return iter_patches(slide, table.xy_px0, table.mpp, patch.patch_um, patch.patch_px, names)
+    return iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
 
 
 def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
     """Features of the patch and of its context three times as wide, (S, 2F) float32."""
-    scales = (patch.patch_um, _CONTEXT * patch.patch_um)
+    scales = (patch.um, _CONTEXT * patch.um)
     return np.concatenate(
         [_scale_features(slide, table, PatchConfig(um, _FEATURE_PX)) for um in scales], axis=1
     )

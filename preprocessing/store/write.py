@@ -154,7 +154,7 @@ def _attrs(
         "role": row.role,
         "mpp": table.mpp,
         "diameter_um": np.nan if table.diameter_um is None else table.diameter_um,
-        "patch_um": patch.patch_um,
+        "patch_um": patch.um,
         "patch_px": patch.patch_px,
         "patch_encoding": encoding,
         "has_image": has_image,

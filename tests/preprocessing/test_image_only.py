@@ -45,7 +45,7 @@ def row(tmp_path: Path) -> SlideRow:
 def read(row: SlideRow, patch_um: float = 40.0) -> SpotTable:
     assert row.image is not None
     with open_slide(row.image) as slide:
-        return read_slide_spots(row, slide, patch_um)
+        return read_slide_spots(row, slide, PatchConfig(patch_um))[0]
 
 
 def test_windows_are_those_a_slow_loop_finds(row: SlideRow):

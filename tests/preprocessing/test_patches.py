@@ -11,7 +11,13 @@ from PIL import Image
 
 from preprocessing import patches
 from preprocessing.errors import DataError
-from preprocessing.patches import PatchConfig, iter_patches, patch_window, read_patch
+from preprocessing.patches import (
+    PatchConfig,
+    iter_patches,
+    measured_pitch_um,
+    patch_window,
+    read_patch,
+)
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.decoders import direct_tiles
 
@@ -165,11 +171,54 @@ def test_senseless_scales(folder: Path, mpp: float, um: float, px: int, words: s
 
 
 def test_config_checks_itself() -> None:
-    assert PatchConfig() == PatchConfig(112.0, 224)
+    assert PatchConfig() == PatchConfig(None, 224)
     with pytest.raises(DataError, match="patch_um is 0"):
         PatchConfig(patch_um=0)
     with pytest.raises(DataError, match="patch_px is 0"):
         PatchConfig(patch_px=0)
+    with pytest.raises(DataError, match=r"call PatchConfig\.on_array first"):
+        _ = PatchConfig().um
+
+
+@pytest.mark.parametrize(
+    ("pitch", "um"), [(200.0, 200.0), (100.0, 100.0), (55.0, 55.0), (8.0, 112.0), (None, 112.0)]
+)
+def test_the_patch_is_as_wide_as_the_pitch_of_the_array(pitch: float | None, um: float) -> None:
+    assert PatchConfig().on_array(pitch).um == um
+    assert PatchConfig(64.0).on_array(pitch).um == 64.0  # what was asked for stays
+
+
+def test_a_context_narrower_than_the_array_is_refused() -> None:
+    with pytest.raises(DataError, match=r"context_um is 150\.0, patch_um 200"):
+        PatchConfig(context_um=150.0).on_array(200.0)
+
+
+def _lattice(kind: str, pitch: float) -> np.ndarray:
+    row, column = (axis.ravel() for axis in np.mgrid[:14, :16].astype(float))
+    if kind == "hexagonal":
+        return pitch * np.column_stack([column + row % 2 / 2, row * np.sqrt(3) / 2])
+    return pitch * np.column_stack([column, row])
+
+
+@pytest.mark.parametrize(("kind", "pitch"), [("square", 200.0), ("hexagonal", 100.0)])
+def test_the_pitch_is_measured_through_jitter_holes_and_turns(kind: str, pitch: float) -> None:
+    """HER2ST's spots lie about 8 % of the pitch off their place; the nearest one is at .93."""
+    rng = np.random.default_rng(0)
+    xy = _lattice(kind, pitch)[rng.random(224) > 0.1]
+    turn = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    jittered = (xy + rng.normal(0.0, 0.04 * pitch, xy.shape)) @ turn
+    assert measured_pitch_um(jittered) == pitch
+    slow = []
+    for one in jittered:  # the median of the four nearest, one spot after the other
+        distance = sorted(float(np.linalg.norm(one - other)) for other in jittered)
+        slow.append((distance[2] + distance[3]) / 2)
+    assert round(float(np.median(slow)) / 10) * 10 == pitch
+
+
+def test_scattered_cells_and_a_handful_of_spots_are_no_array() -> None:
+    rng = np.random.default_rng(1)
+    assert measured_pitch_um(rng.uniform(0.0, 3000.0, (400, 2))) is None
+    assert measured_pitch_um(_lattice("square", 100.0)[:8]) is None
 
 
 class _Geometry(Slide):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError
-from preprocessing.readers.coordinates import step_px
+from preprocessing.readers.coordinates import row_step, step_px
 from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.legacy_st import read_count_table
 from tests.preprocessing.sources import STEP_PX, legacy_slide, write_legacy_counts
@@ -141,6 +141,8 @@ def test_a_checkerboard_has_half_the_two_unit_step():
     assert step_px(array, array * 22.5) == pytest.approx(22.5)
     turned = array @ np.array([[0.6, -0.8], [0.8, 0.6]]) * 22.5
     assert step_px(array, turned) == pytest.approx(22.5)
+    assert row_step(array) == 2  # so the pitch along a row is twice the array's unit
+    assert row_step(np.argwhere(np.ones((4, 4)))) == 1
 
 
 VALUES = st.one_of(st.integers(-2, 50).map(str), st.text(max_size=4), st.floats().map(str))

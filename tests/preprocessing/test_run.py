@@ -65,6 +65,25 @@ def test_a_store_holds_patches_features_and_counts_of_each_spot(tmp_path: Path):
     assert {f.level for f in verify_store(tmp_path / "out" / "A1.h5")} == {"WARN"}
 
 
+def test_without_a_width_the_patch_follows_the_array_and_the_table_says_so(tmp_path: Path):
+    row, _ = legacy_slide(tmp_path)
+    report = prepare([row], tmp_path / "out", patch=PatchConfig(patch_px=16))
+    prepare([row], tmp_path / "given", patch=PATCH)
+    assert report.rows[0].patch_um == 200.0
+    assert "200.0" in str(report).splitlines()[1]
+    assert "patches are" not in str(report)  # all of one width
+    with (
+        SlideStore(tmp_path / "out" / "A1.h5") as ours,
+        SlideStore(tmp_path / "given" / "A1.h5") as other,
+    ):
+        np.testing.assert_array_equal(ours.patches(), other.patches())
+        assert ours.attrs["patch_um"] == 200.0
+        assert "patches are 200 um wide, the pitch of the array" in ours.attrs["notes"]
+        assert not any(note.startswith("patches") for note in other.attrs["notes"])
+    again = prepare([row], tmp_path / "out", patch=PatchConfig(patch_px=16))
+    assert (again.rows[0].status, again.rows[0].patch_um) == ("skipped", 200.0)
+
+
 def test_spots_lie_along_a_curve(tmp_path: Path):
     row, _ = legacy_slide(tmp_path, columns=16, rows=16, image=False)
     prepare([row], tmp_path / "out", patch=PATCH)
