@@ -84,8 +84,7 @@ def prepare(
         manifest: CSV file, or rows.
         out: folder of the stores; made when missing.
         root: folder that relative paths start from; None: the manifest's own.
-        patch: size of the patches, and of their context; None: as wide as the pitch of each
-            slide's array, 224 px, no context.
+        patch: size of the patches, and of their context; None: `PatchConfig()`.
         workers: processes beside this one; a damaged file that crashes or hangs a library then
             costs its slide only. 0 works in this process, without that protection.
         images: "jpeg" (quality 90) or "raw" patches.
