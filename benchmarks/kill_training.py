@@ -75,7 +75,7 @@ def config_of(stores: Path, out: Path, epochs: int) -> RunConfig:
         StageConfig("omics", max(1, epochs // 3), MASKED),
         StageConfig("region", epochs, REGION, rebuild_every=3),
     )
-    return run_config(stores, out, stages=stages, seeds=(0, 1, 2), checkpoint_every=1, threads=1)
+    return run_config(stores, out, stages=stages, seeds=(0, 1, 2), checkpoint_every=2, threads=1)
 
 
 def expected_steps(config: RunConfig) -> int:

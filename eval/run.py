@@ -17,13 +17,13 @@ from eval.embed import Checkpoint, find_checkpoints
 from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
 from eval.folds.fold import Cost, Fold
 from eval.peers import PEERS
-from eval.peers.peer import Peer, find_peers, with_peers
+from eval.peers.peer import Budget, Peer, find_peers, with_peers
 from eval.report import pictures, write_report
 from eval.report.markdown import write_markdown
 from eval.results import Task, TaskResult, merge, write_results
 from eval.settings import configured_peers, find_task, task_configs
 from eval.tasks import TASKS
-from hibio.checkpoint import provenance, read_log
+from hibio.checkpoint import provenance, read_log, steps_taken
 from hibio.config.files import to_dict
 from hibio.data.splits import SlideEntry, read_entries, with_counts
 from preprocessing.store.read import stores_in
@@ -34,7 +34,8 @@ def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list
 
     Returns:
         One mapping a model with ``model``, ``source``, ``n_parameters``, ``fits`` (folds x seeds)
-        and ``seconds`` (mean wall time of a fit on the machine that ran it, or None).
+        ``seconds`` (mean wall time of a fit on the machine that ran it) and ``steps`` (mean number
+        of optimiser steps of a fit), or None.
     """
     found: dict[str, list[Cost]] = {}
     for checkpoint in checkpoints:
@@ -47,21 +48,33 @@ def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list
 
 
 def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
-    """Parameters of a checkpoint, and the seconds of the steps in its training log, if kept."""
+    """Parameters and steps of a checkpoint, and their seconds in its training log, if kept."""
     steps = read_log(checkpoint.path.parent / "log.jsonl")
     seconds = [float(step["seconds"]) for step in steps if "seconds" in step]
     size = sum(parameter.numel() for parameter in checkpoint.model.parameters())
-    return Cost("this run", size, sum(seconds) if seconds else None)
+    spent = sum(seconds) if seconds else None
+    return Cost("this run", size, spent, steps_taken(checkpoint.path))
+
+
+def budget_of(checkpoint: Checkpoint) -> Budget | None:
+    """Steps and spots a step of a checkpoint, for the peers beside it; None: it does not say."""
+    steps, sampler = steps_taken(checkpoint.path), checkpoint.run.sampler
+    if steps is None:
+        print(f"{checkpoint.path}: keeps no number of its steps; peers are trained as by default")
+        return None
+    return Budget(steps, sampler.batch_spots * sampler.batches_per_step)
 
 
 def _cost_row(model: str, costs: Sequence[Cost]) -> dict[str, Any]:
     timed = [cost.seconds for cost in costs if cost.seconds is not None]
+    stepped = [cost.steps for cost in costs if cost.steps is not None]
     return {
         "model": model,
         "source": costs[0].source,
         "n_parameters": max(cost.n_parameters for cost in costs),
         "fits": len(costs),
         "seconds": float(np.mean(timed)) if timed else None,
+        "steps": float(np.mean(stepped)) if stepped else None,
     }
 
 
@@ -132,7 +145,8 @@ def _fold_results(
         fold = assemble(group, entries, with_baselines=first, tasks=list(configs))
         if peers:
             features = stored_features(_of_fold(entries, fold), group.main.run.data.image)
-            fold = with_peers(fold, peers, features, seedless=first)
+            budget = budget_of(group.main)
+            fold = with_peers(fold, peers, features, seedless=first, budget=budget)
         for name in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
             with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)

@@ -306,3 +306,10 @@ def load_trainer_state(checkpoint: Path) -> dict[str, Any]:
             "HiBio, or resume with the version that wrote it"
         )
     return {**state, "schema_version": version}
+
+
+def steps_taken(checkpoint: Path) -> int | None:
+    """Optimiser steps behind a checkpoint; None for one without the state of its trainer."""
+    if not (checkpoint / TRAINER).is_file():
+        return None
+    return int(load_trainer_state(checkpoint)["step"])

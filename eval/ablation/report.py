@@ -47,8 +47,9 @@ MAX_PANELS = 12
 INK = "#222222"
 HEADINGS = (
     *("row", "mean", "sd", "n", "sd of seeds", "difference", "interval"),
-    *("p (Holm)", "better in", "parameters", "training"),
+    *("p (Holm)", "better in", "parameters", "steps", "training"),
 )
+SPENT = ("n_parameters", "steps")  # columns of the summary under "parameters" and "steps"
 GAIN_HEADINGS = ("term", "gain", "interval", "control", "term over control", "interval", "p")
 GAINS_HOW = (
     "Gain over the reference on the same slides, of the term and of its matched control, and of "
@@ -330,7 +331,7 @@ def _cells(line: Mapping[Hashable, Any], reference: str) -> list[str]:
             f"{line['better']:.0f} of {line['units']:.0f}" if pd.notna(line["units"]) else "–",
         ]
     trained = pd.notna(line["n_parameters"])
-    cost = [f"{line['n_parameters']:,.0f}" if trained else "–"]
+    cost = [f"{line[name]:,.0f}" if pd.notna(line[name]) else "–" for name in SPENT]
     return [*start, *test, *cost, f"{line['train_s']:.1f} s" if trained else "–"]
 
 

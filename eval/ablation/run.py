@@ -25,7 +25,7 @@ from eval.folds.assemble import Ruler, make_ruler
 from eval.results import NO_FOLD, TaskResult
 from eval.settings import find_task, task_configs
 from hibio.checkpoint import NAME as CHECKPOINT
-from hibio.checkpoint import read_log, write_provenance
+from hibio.checkpoint import read_log, steps_taken, write_provenance
 from hibio.config.files import ConfigError, dump_config
 from hibio.data.splits import Split
 from hibio.run import fitted, split_of, train_job
@@ -121,6 +121,7 @@ class Bench:
         _refuse_nothing(job, results)
         facts = {
             "n_parameters": sum(p.numel() for p in checkpoint.model.parameters()),
+            "steps": steps_taken(job.folder / CHECKPOINT),
             "train_s": train_s,
             "measure_s": seconds,
         }

@@ -42,7 +42,7 @@ VALUE_COLUMNS = [
 ]
 #: What the jobs declare of a value; beside `VALUE_COLUMNS` in memory, not in values.csv.
 DECLARED = ["better", "role"]
-COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "train_s", "measure_s"]
+COST_COLUMNS = ["cell", "row", "seed", "fold", "n_parameters", "steps", "train_s", "measure_s"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Scores:
 
     Attributes:
         config: the resolved configuration of the job.
-        facts: row, cell, fold, seed, ``n_parameters``, ``train_s``, ``measure_s``; ``data`` and
-            ``ruler``, what it was measured on and with.
+        facts: row, cell, fold, seed, ``n_parameters``, ``steps``, ``train_s``, ``measure_s``;
+            ``data`` and ``ruler``, what it was measured on and with.
         tasks: task -> {"models": {MODEL: {METRIC: {...}}}, "notes": [...]}.
     """
 
@@ -224,7 +224,7 @@ def make_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Tables:
             continue
         values += _values(job, scores)
         if job.row != BASELINES:
-            costs.append({name: scores.facts[name] for name in COST_COLUMNS})
+            costs.append({name: scores.facts.get(name) for name in COST_COLUMNS})
     if not values:
         raise ConfigError(
             f"none of the {len(jobs)} jobs of {grid.out} is done; run `hibio ablate` without "
@@ -286,8 +286,8 @@ def summarise(
         The axes; ``group``, ``row``, ``task``, ``metric``; ``mean``, ``std`` and ``n`` of all
         defined values, ``std_seeds`` of the seeds' means; ``values``; ``difference``, ``low``,
         ``high``, ``p``, ``p_holm`` (over the rows of a cell and metric), ``units`` and ``better``
-        (units where the row is better) against the reference; ``n_parameters`` and ``train_s``
-        (mean of the row's jobs).
+        (units where the row is better) against the reference; ``n_parameters``, ``steps`` and
+        ``train_s`` (mean of the row's jobs).
     """
     lines: list[dict[str, Any]] = []
     for cell, point in points.items():
@@ -300,7 +300,9 @@ def summarise(
     summary = pd.DataFrame(lines)
     if summary.empty:
         return summary
-    per_row = costs.groupby(["cell", "row"], as_index=False)[["n_parameters", "train_s"]].mean()
+    spent = ["n_parameters", "steps", "train_s"]
+    per_row = costs.astype(dict.fromkeys(spent, float)).groupby(["cell", "row"], as_index=False)
+    per_row = per_row[spent].mean()
     return summary.merge(per_row, on=["cell", "row"], how="left")
 
 

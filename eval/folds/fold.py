@@ -110,11 +110,13 @@ class Cost:
         source: what it is, or the paper that it follows.
         n_parameters: numbers that were fitted.
         seconds: wall time of the fit, or None where it was not measured.
+        steps: of the optimiser; None where there is none, or none is known.
     """
 
     source: str
     n_parameters: int
     seconds: float | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,19 @@ Features = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a peer may spend: as much as the run that it stands beside.
+
+    Args:
+        steps: of the optimiser, in all.
+        batch: spots in a step.
+    """
+
+    steps: int = 200
+    batch: int = 256
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Everything that a peer may be fitted on.
 
@@ -38,11 +52,13 @@ class TrainingData:
         genes: (G,) names of the gene vocabulary.
         slides: training slides, with and without an image.
         features: of the training slides with an image; empty when none are stored.
+        budget: of a peer whose own settings give none.
     """
 
     genes: np.ndarray
     slides: tuple[SlideData, ...]
     features: Features
+    budget: Budget = Budget()
 
     def paired(self, peer: str) -> tuple[SlideData, ...]:
         """Training slides with image features; FoldError, which names the peer, without any."""
@@ -110,32 +126,42 @@ def pictured(slides: Sequence[SlideData], features: Features) -> list[SlideData]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the loop.
+    """Settings of the loop; there is no early stopping, hence no validation slide to choose.
 
     Args:
-        epochs: passes over the training spots; there is no early stopping, hence no validation
-            slide to choose.
-        max_steps: whole epochs are left out where the data would need more steps than this.
-        batch: spots in a step, at least 2; a single spot left over in an epoch is dropped.
+        steps: of the optimiser, over as many epochs as they take; null: as many as the run beside.
+        batch: spots in a step, about, at least 2: an epoch is cut into equal parts of at most so
+            many; null: as many as in a step of the run beside.
         lr: of AdamW, falling to 0 along a half cosine.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
     """
 
-    epochs: int = 20
-    batch: int = 256
+    steps: int | None = None
+    batch: int | None = None
     lr: float = 1e-3
     weight_decay: float = 1e-2
     clip: float = 5.0
-    max_steps: int = 600
 
     def __post_init__(self) -> None:
-        positive = min(self.epochs, self.lr, self.clip, self.max_steps) > 0
-        if not positive or self.batch < 2 or self.weight_decay < 0:
+        steps, batch = 1 if self.steps is None else self.steps, self.batch or 2
+        if min(steps, self.lr, self.clip) <= 0 or batch < 2 or self.weight_decay < 0:
             raise FoldError(
-                f"training of a peer: {self}; epochs, lr, clip and max_steps must be positive, "
-                "batch 2 or more, weight_decay 0 or more"
+                f"training of a peer: {self}; steps, lr and clip must be positive, batch 2 or "
+                "more, weight_decay 0 or more"
             )
+
+    def within(self, budget: Budget) -> Budget:
+        """What is spent: its own settings where it has any."""
+        return Budget(self.steps or budget.steps, self.batch or budget.batch)
+
+
+class FitCost(NamedTuple):
+    """Parameters that were fitted, wall time in seconds, and optimiser steps."""
+
+    n_parameters: int
+    seconds: float
+    steps: int
 
 
 def device() -> torch.device:
@@ -163,8 +189,9 @@ def fit(
     loss: Callable[[nn.Module, Tensor], Tensor],
     n_items: int,
     config: TrainingConfig,
+    budget: Budget,
     seed: int,
-) -> tuple[nn.Module, int, float]:
+) -> tuple[nn.Module, FitCost]:
     """Build a module and train it.
 
     Args:
@@ -172,10 +199,11 @@ def fit(
         loss: of the module on the items with these indices (n,), a scalar.
         n_items: N.
         config: of the loop.
+        budget: where ``config`` does not say how long and how many.
         seed: of the weights, the order of the items and dropout.
 
     Returns:
-        The module in evaluation mode, its number of parameters, and the wall time in seconds.
+        The module in evaluation mode, and what it took.
 
     Raises:
         FoldError: nothing to train on, or the loss is not finite.
@@ -188,18 +216,22 @@ def fit(
         module = build().to(device())
         trained = [p for p in module.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
-        batches = -(-n_items // config.batch)
-        epochs = min(config.epochs, max(1, config.max_steps // batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * batches)
+        spent = config.within(budget)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, spent.steps)
         module.train()
-        for _ in range(epochs):
-            order = torch.randperm(n_items, generator=generator).to(device())
-            for items in order.split(config.batch):
-                if len(items) > 1:
-                    _step(module, loss(module, items), optimiser, trained, config)
-                schedule.step()
+        for items in islice(_batches(n_items, spent.batch, generator), spent.steps):
+            _step(module, loss(module, items.to(device())), optimiser, trained, config)
+            schedule.step()
     n_parameters = sum(p.numel() for p in trained)
-    return module.eval(), n_parameters, time.perf_counter() - started
+    return module.eval(), FitCost(n_parameters, time.perf_counter() - started, spent.steps)
+
+
+def _batches(n_items: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Items of one step after the other, epoch after epoch; never one alone."""
+    while True:
+        order = torch.randperm(n_items, generator=generator)
+        parts = order.tensor_split(-(-n_items // batch))
+        yield from (part for part in parts if len(part) > 1)
 
 
 def _step(
@@ -251,6 +283,7 @@ def with_peers(
     features: Mapping[str, np.ndarray] | None,
     *,
     seedless: bool,
+    budget: Budget | None = None,
 ) -> Fold:
     """The fold with every peer beside its models.
 
@@ -261,6 +294,7 @@ def with_peers(
         peers: which ones.
         features: slide_id -> (S, F) stored image features, or None when there are none.
         seedless: whether to fit those that do not depend on the seed (once a fold is enough).
+        budget: of the run that they stand beside; the default of `Budget` without one.
 
     Returns:
         The same fold with more ``models`` and, for peers with a space a slide, ``per_slide``.
@@ -272,7 +306,7 @@ def with_peers(
     scaled = standardised(features or {})
     trained_on = fold.train or fold.test
     own = {s.slide_id: scaled[s.slide_id] for s in trained_on if s.slide_id in scaled}
-    data = TrainingData(fold.genes, trained_on, own)
+    data = TrainingData(fold.genes, trained_on, own, budget or Budget())
     models, per_slide = [], []
     bar = tqdm(_usable(fold, peers, bool(own), seedless), desc="peers", disable=None, leave=False)
     for peer in bar:

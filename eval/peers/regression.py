@@ -143,11 +143,15 @@ class RegressionPeer(ABC):
             return self.loss(module(inputs, items), target_NH[items])
 
         n_features = inputs.feature_NF.shape[1]
-        module, size, seconds = fit(
-            lambda: self.build(n_features, len(genes)), loss, inputs.n_spots, self.training, seed
+        module, cost = fit(
+            lambda: self.build(n_features, len(genes)),
+            loss,
+            inputs.n_spots,
+            self.training,
+            data.budget,
+            seed,
         )
-        cost = Cost(self.source, size, seconds)
-        return FittedRegression(self, module, genes, mean, spread, cost)
+        return FittedRegression(self, module, genes, mean, spread, Cost(self.source, *cost))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Same: fitted on every slide alone, without labels; encoder with attention over a
 spatial neighbours (sigmoid scores, softmax), a latent of 30, a decoder with the transposed weights
 and the same attention; mean squared error of log expression of variable genes.
 Differs: genes are chosen on the training slides; fewer genes, a narrower hidden layer and fewer
-epochs, for a CPU; expression is z-scored per slide; neighbours are the k nearest instead of those
+steps, for a CPU; expression is z-scored per slide; neighbours are the k nearest instead of those
 within a radius; no pruning of edges between pre-clusters; no contrast with corrupted graphs
 (GraphST). With ``rows: tfidf`` it reconstructs the TF-IDF rows of docs/method.md 1 instead, in the
 variant of the run: a per-slide graph head, not a published model. As genes are z-scored, idf takes
@@ -28,7 +28,9 @@ from eval.errors import FoldError
 from eval.folds.fold import Cost, Representation, SlideData
 from eval.measures.ridge import zscore
 from eval.peers.peer import (
+    Budget,
     Features,
+    FitCost,
     TrainingConfig,
     TrainingData,
     device,
@@ -49,7 +51,7 @@ class Stagate:
         hidden: width between expression and latent.
         latent: of the embedding.
         neighbours: that a spot attends to, beside itself.
-        epochs: steps, each on the whole slide.
+        steps: each on the whole slide, so many for every slide, whatever the run beside had.
         lr: of the training loop.
         weight_decay: of the training loop.
         rows: what is reconstructed: log expression, or TF-IDF rows.
@@ -59,7 +61,7 @@ class Stagate:
     hidden: int = 128
     latent: int = 30
     neighbours: int = 6
-    epochs: int = 200
+    steps: int = 200
     lr: float = 1e-3
     weight_decay: float = 1e-4
     rows: Literal["expression", "tfidf"] = "expression"
@@ -90,15 +92,15 @@ class FittedStagate:
         """One autoencoder a slide, trained on it alone; its latent is the omics embedding."""
         omics, size, seconds = {}, 0, 0.0
         for slide in slides:
-            omics[slide.slide_id], size, own = self._embedded(slide)
-            seconds += own
+            omics[slide.slide_id], one = self._embedded(slide)
+            size, seconds = one.n_parameters, seconds + one.seconds
         note = "an autoencoder a slide (transductive, no labels); its space is the slide's own"
         return Representation(
             self.settings.name,
             omics=omics,
             notes=(note,),
             aligned=False,
-            cost=Cost(self.settings.source, size, seconds),
+            cost=Cost(self.settings.source, size, seconds, self.settings.steps),
         )
 
     def _rows(self, slide: SlideData) -> np.ndarray:
@@ -107,8 +109,8 @@ class FittedStagate:
             return np.asarray(slide.tfidf[:, self.genes].toarray())
         return known_expression(slide, self.genes)
 
-    def _embedded(self, slide: SlideData) -> tuple[np.ndarray, int, float]:
-        """Latent (S, latent), number of parameters and seconds."""
+    def _embedded(self, slide: SlideData) -> tuple[np.ndarray, FitCost]:
+        """Latent (S, latent), and what it took."""
         config = self.settings
         values = zscore(self._rows(slide)).astype(np.float32)
         own = np.arange(slide.n_spots)[:, None]
@@ -118,18 +120,18 @@ class FittedStagate:
         def loss(module: nn.Module, items: Tensor) -> Tensor:
             return mse_loss(module(value_SH, near_Sk)[1], value_SH)
 
-        whole = max(slide.n_spots, 2)
-        training = TrainingConfig(config.epochs, whole, config.lr, config.weight_decay)
-        module, size, seconds = fit(
+        whole = Budget(config.steps, max(slide.n_spots, 2))
+        module, cost = fit(
             lambda: GraphAutoencoder(len(self.genes), config.hidden, config.latent),
             loss,
             slide.n_spots,
-            training,
+            TrainingConfig(lr=config.lr, weight_decay=config.weight_decay),
+            whole,
             self.seed,
         )
         with torch.inference_mode():
             latent = module(value_SH, near_Sk)[0].cpu().numpy()
-        return latent, size, seconds
+        return latent, cost
 
 
 class GraphAutoencoder(nn.Module):

@@ -143,12 +143,16 @@ class ContrastivePeer(ABC):
             assert isinstance(module, Towers)
             return self.loss(module, _rows(image, items), _rows(omics, items))
 
-        towers, size, seconds = fit(
-            lambda: self.build(n_features, n_genes), loss, len(image[0]), self.training, seed
+        towers, cost = fit(
+            lambda: self.build(n_features, n_genes),
+            loss,
+            len(image[0]),
+            self.training,
+            data.budget,
+            seed,
         )
         assert isinstance(towers, Towers)
-        cost = Cost(self.source, size, seconds)
-        return FittedTowers(self, towers, omics_input, self.notes(data), cost)
+        return FittedTowers(self, towers, omics_input, self.notes(data), Cost(self.source, *cost))
 
 
 @dataclass(frozen=True)

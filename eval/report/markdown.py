@@ -78,13 +78,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Parameters and the mean wall time of a fit, a row a model."""
+    """Parameters, optimiser steps and the mean wall time of a fit, a row a model."""
     shown = []
     for row in rows:
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
         size = f"{row['n_parameters']:,}"
-        shown.append((row["model"], row["source"], size, str(row["fits"]), seconds))
-    return markdown_table(("model", "source", "parameters", "fits", "seconds a fit"), shown)
+        steps = "–" if row.get("steps") is None else f"{row['steps']:,.0f}"
+        shown.append((row["model"], row["source"], size, str(row["fits"]), steps, seconds))
+    head = ("model", "source", "parameters", "fits", "steps a fit", "seconds a fit")
+    return markdown_table(head, shown)
 
 
 def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:

@@ -79,8 +79,9 @@ ROLES = {
 ARROWS = {"high": " ↑", "low": " ↓", "none": ""}
 UNKNOWN_TASK = "No description of this task is known to the report; see its notes."
 COSTS_NOTE = (
-    "Wall time: mean over fits, of training alone, on the machine that ran it; checkpoints were "
-    "trained in their own run, the others in this evaluation. Read-outs are not counted."
+    "Steps of the optimiser, and wall time: mean over fits, of training alone, on the machine that "
+    "ran it; checkpoints were trained in their own run, the others in this evaluation. Read-outs "
+    "are not counted."
 )
 MAX_LISTED = 24
 MAX_DEPTH = 2
@@ -294,7 +295,7 @@ def models_section(results: Mapping[str, Any]) -> list[Part]:
     rows = (results.get("data") or {}).get("models") or []
     if not rows:
         return [Text("No cost of a model was recorded with these results.", "soft")]
-    head = ("model", "source", "parameters", "fits", "wall time of a fit")
+    head = ("model", "source", "parameters", "fits", "steps of a fit", "wall time of a fit")
     return [Table(head, [_cost_row(row) for row in rows]), Text(COSTS_NOTE, "soft")]
 
 
@@ -305,6 +306,7 @@ def _cost_row(row: Mapping[str, Any]) -> Line:
         Cell(str(row.get("source", MISSING)), "words"),
         number(row.get("n_parameters")),
         number(row.get("fits")),
+        number(row.get("steps"), 0),
         MISSING if seconds is None else duration(float(seconds)),
     )
     return Line(cells, "self" if row["model"] == MAIN else "")

@@ -61,7 +61,7 @@ class RunConfig:
         threads: CPU threads of torch and of the fit before the first step, where each of them
             holds one slide; null leaves torch's default (in the fit at most 8). 1 does not suffer
             from other work.
-        checkpoint_every: epochs between checkpoints.
+        checkpoint_every: steps between checkpoints.
         bank: write the reference bank at the end.
         variant: name of this job's variant (filled in by :func:`expand`).
     """
@@ -81,7 +81,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     device: str = "auto"
     threads: int | None = None
-    checkpoint_every: int = 5
+    checkpoint_every: int = 100
     bank: bool = True
     variant: str = MAIN
 

@@ -15,31 +15,41 @@ LAYOUT = ("engine", "zero", "offload", "deepspeed")
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage.
+    """One stage; its length is given once, in ``steps`` or in ``epochs``.
 
     Attributes:
         name: shown in the log and in the loss curves.
-        epochs: passes over its slides.
+        epochs: passes over its slides; how many steps these are follows from the cohort, and for
+            one small slide it is a step each.
         weights: loss term (see :data:`hibio.keys.TERMS`) -> weight; terms left out are off.
         lr: peak learning rate; each stage warms up and decays by a cosine.
-        rebuild_every: epochs between rebuilds of the region trees; 0 keeps the first ones.
+        rebuild_every: between rebuilds of the region trees, in the unit of the length; trees
+            change between epochs, so a rebuild waits for the end of one. 0 keeps the first ones.
+        steps: optimiser steps, whatever the number of slides.
     """
 
     name: str
-    epochs: int
+    epochs: int | None = None
     weights: dict[str, float] = field(default_factory=dict)
     lr: float = 1e-3
     rebuild_every: int = 0
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"stage {self.name!r}: epochs is {self.epochs}, at least 1 is needed")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"stage {self.name!r}: steps is {self.steps} and epochs is {self.epochs}; give one "
+                "of them, and null for the other where a base file has it"
+            )
+        for unit, length in (("steps", self.steps), ("epochs", self.epochs)):
+            if length is not None and length < 1:
+                raise ValueError(f"stage {self.name!r}: {unit} is {length}, at least 1 is needed")
         if not self.lr > 0:
             raise ValueError(f"stage {self.name!r}: lr is {self.lr}, more than 0 is needed")
         if self.rebuild_every < 0:
             raise ValueError(
                 f"stage {self.name!r}: rebuild_every is {self.rebuild_every}; 0 (never) or more "
-                "epochs are needed"
+                "is needed"
             )
         self._check_weights()
 

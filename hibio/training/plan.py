@@ -86,7 +86,28 @@ class Plan:
 
     def n_steps(self) -> int:
         """Steps of the whole curriculum."""
-        return sum(stage.epochs * self.steps(stage) for stage in self.stages)
+        return sum(self.length(stage) for stage in self.stages)
+
+    def length(self, stage: StageConfig) -> int:
+        """Steps of a stage, however its length is given."""
+        if stage.steps is not None:
+            return stage.steps
+        assert stage.epochs is not None  # StageConfig has one of them
+        return stage.epochs * self.steps(stage)
+
+    def end(self, stage: StageConfig, epoch: int) -> int:
+        """Steps that a stage takes of one of its epochs; of the last one perhaps not all."""
+        per_epoch = self.steps(stage)
+        return max(0, min(per_epoch, self.length(stage) - epoch * per_epoch))
+
+    def rebuilds(self, stage: StageConfig, epoch: int) -> bool:
+        """Whether the region trees are built anew before an epoch: the first after they are due."""
+        if epoch == 0 or stage.rebuild_every == 0:
+            return False
+        if stage.steps is None:
+            return epoch % stage.rebuild_every == 0
+        now, before = (number * self.steps(stage) for number in (epoch, epoch - 1))
+        return now // stage.rebuild_every > before // stage.rebuild_every
 
     def steps(self, stage: StageConfig) -> int:
         """Steps of an epoch; batches that are left over are others in every epoch.

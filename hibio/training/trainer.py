@@ -134,7 +134,7 @@ class Trainer:
         plan: what every step trains on.
         folder: run folder; the checkpoint and the log go there.
         write_config: writes the resolved configuration.
-        checkpoint_every: epochs between checkpoints.
+        checkpoint_every: steps between checkpoints.
     """
 
     def __init__(
@@ -203,29 +203,30 @@ class Trainer:
                     if log is not None:
                         log.write(record)
                     bar.update()
+                    ended = self.batch == self.plan.end(self.stages[self.stage], self.epoch)
+                    if ended:
+                        self._end_epoch()
                     self.interrupted = self.group.any(self._asked)
                     if self.interrupted or self.step == until_step:
-                        if self.batch == self.plan.steps(self.stages[self.stage]):
-                            self._end_epoch()
                         return self.stage == len(self.stages)
+                    if self.step % self.checkpoint_every == 0 and self.stage < len(self.stages):
+                        self.save()
+                    if ended:
+                        break
                     started = time.perf_counter()
-            if self._end_epoch():
-                self.save()
         return True
 
     def _epoch_steps(self) -> Generator[StepInput, None, None]:
         """Steps of the current epoch from the current position on; regions are kept current."""
         stage = self.stages[self.stage]
-        due = stage.rebuild_every and self.epoch > 0 and self.epoch % stage.rebuild_every == 0
-        if due and self.batch == 0:
+        if self.batch == 0 and self.plan.rebuilds(stage, self.epoch):
             self.regions.rebuild(self.whole_model(), self.plan.slides(stage), self.group)
         return self.plan.epoch(stage, self.epoch, self.batch, self.step)
 
     def _train_step(self, step: StepInput, seconds_reading: float) -> dict[str, Any]:
         stage = self.stages[self.stage]
-        per_epoch = self.plan.steps(stage)
-        done = self.epoch * per_epoch + self.batch
-        lr = stage_lr(stage, done, stage.epochs * per_epoch)
+        done = self.epoch * self.plan.steps(stage) + self.batch
+        lr = stage_lr(stage, done, self.plan.length(stage))
         try:
             result = take_step(self.engine, stage, step.micros, step.seed, lr)
         except NotFiniteError as error:
@@ -246,13 +247,11 @@ class Trainer:
         self.batch += 1
         return record
 
-    def _end_epoch(self) -> bool:
-        """Go on to the next epoch or stage; whether a checkpoint is due before it."""
+    def _end_epoch(self) -> None:
+        """Go on to the next epoch or stage."""
         self.batch, self.epoch = 0, self.epoch + 1
-        due = self.epoch % self.checkpoint_every == 0
-        if self.epoch == self.stages[self.stage].epochs:
+        if self.plan.end(self.stages[self.stage], self.epoch) == 0:
             self.stage, self.epoch = self.stage + 1, 0
-        return due and self.stage < len(self.stages)
 
     def whole_model(self) -> HiBio:
         """The model in training, or a copy where its parameters lie somewhere else.

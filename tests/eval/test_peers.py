@@ -21,26 +21,26 @@ from eval.peers.peer import (
 from eval.tasks import domains, expression, retrieval
 from tests.eval.conftest import make_fold
 
-SHORT = TrainingConfig(epochs=30, batch=64)
+SHORT = TrainingConfig(steps=100, batch=64)
 SETTINGS = {
     "omiclip": {"n_words": 10},
     "st_net": {"training": dataclasses.replace(SHORT, lr=1e-2)},
-    "stagate": {"epochs": 60},
-    "stagate_tfidf": {"epochs": 60},
+    "stagate": {"steps": 60},
+    "stagate_tfidf": {"steps": 60},
 }
 PREDICTORS = ("pca256_ridge", "pca256_ridge_hest", "st_net", "mlp_regression", "triplex", "bleep")
 CONTRASTIVE = ("clip", "bleep", "bleep_preprojection", "omiclip", "nicheformer", "st_align")
 
 
-def quick(name: str, epochs: int | None = None) -> Peer:
+def quick(name: str, steps: int | None = None) -> Peer:
     """The peer with settings for the toy fold."""
     peer = PEERS[name]
     own = dict(SETTINGS.get(name, {}))
     if hasattr(peer, "training"):
         training = own.get("training", SHORT)
-        own["training"] = dataclasses.replace(training, epochs=epochs or training.epochs)
-    elif epochs and hasattr(peer, "epochs"):
-        own["epochs"] = epochs
+        own["training"] = dataclasses.replace(training, steps=steps or training.steps)
+    elif steps and hasattr(peer, "steps"):
+        own["steps"] = steps
     return dataclasses.replace(peer, **own)
 
 
@@ -54,12 +54,12 @@ def with_one(fold: Fold, name: str) -> Fold:
     return with_peers(bare, [quick(name)], features_of(fold), seedless=True)
 
 
-def shown(fold: Fold, name: str, seed: int = 0, epochs: int = 2) -> Representation:
+def shown(fold: Fold, name: str, seed: int = 0, steps: int = 6) -> Representation:
     """The peer fitted on the training slides for a moment, and what it makes of all slides."""
     scaled = standardised(features_of(fold))
     own = {slide.slide_id: scaled[slide.slide_id] for slide in fold.train}
     data = TrainingData(fold.genes, fold.train, own)
-    fitted = quick(name, epochs).fit(data, seed)
+    fitted = quick(name, steps).fit(data, seed)
     return fitted.represent((*fold.train, *fold.test), scaled)
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from eval.folds.fold import Cost, Fold, Representation
 from eval.peers import PEERS
+from eval.peers.peer import Budget
 from eval.report import write_report
 from eval.report.markdown import write_markdown
 from eval.report.report import models_section
-from eval.run import checkpoint_cost, cost_table
+from eval.run import budget_of, checkpoint_cost, cost_table
+from hibio.checkpoint import TRAINER
+from hibio.config.training import SamplerConfig
 from preprocessing.pages import Section, render
 
 
@@ -26,6 +31,7 @@ class Trained:
     path: Path
     variant: str
     model: nn.Module
+    run: SimpleNamespace
 
 
 def trained(folder: Path, steps: list[float] | None) -> Trained:
@@ -33,11 +39,13 @@ def trained(folder: Path, steps: list[float] | None) -> Trained:
     if steps is not None:
         lines = [json.dumps({"step": i, "seconds": s}) for i, s in enumerate(steps)]
         (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
-    return Trained(folder / "checkpoint", "hibio", nn.Linear(4, 2))
+        torch.save({"step": len(steps)}, folder / "checkpoint" / TRAINER)
+    run = SimpleNamespace(sampler=SamplerConfig(batch_spots=30, batches_per_step=4))
+    return Trained(folder / "checkpoint", "hibio", nn.Linear(4, 2), run)
 
 
 def fold(seed: int, seconds: float) -> Fold:
-    peer = Representation("triplex", cost=Cost("TRIPLEX", 100 + seed, seconds))
+    peer = Representation("triplex", cost=Cost("TRIPLEX", 100 + seed, seconds, 40 + seed))
     own = Representation("stagate", cost=Cost("STAGATE", 7, 1.0))
     bare = Representation("coordinates")
     return Fold("A", seed, np.array(["G"]), (), (), (bare, peer), per_slide=(own,))
@@ -53,10 +61,19 @@ def test_costs_are_joined_over_folds_and_seeds(tmp_path: Path) -> None:
         "n_parameters": 10,
         "fits": 2,
         "seconds": 3.5,
+        "steps": 2.0,
     }
+    assert [row["steps"] for row in rows[1:]] == [40.5, None]
     assert rows[1]["seconds"] == pytest.approx(3.0)
     assert rows[1]["n_parameters"] == 101
     assert checkpoint_cost(runs[1]).seconds is None  # type: ignore[arg-type]
+
+
+def test_peers_get_the_steps_and_the_batch_of_the_run(tmp_path: Path, capsys) -> None:
+    run = trained(tmp_path / "0", [1.0] * 7)
+    assert budget_of(run) == Budget(steps=7, batch=120)  # type: ignore[arg-type]
+    assert budget_of(trained(tmp_path / "1", None)) is None  # type: ignore[arg-type]
+    assert "keeps no number of its steps" in capsys.readouterr().out
 
 
 def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
@@ -64,13 +81,22 @@ def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
         {"model": "hibio", "source": "this run", "n_parameters": 9, "fits": 1, "seconds": None},
         {"model": "a<b", "source": "X & Y", "n_parameters": 12345, "fits": 3, "seconds": 61.0},
     ]
+    rows[1]["steps"] = 1500.0
     results = {"data": {"models": rows}, "tasks": {}, "config": {}}
     page = write_report(tmp_path / "r.html", results).read_text()
-    for words in ("<h2>Models</h2>", "a&lt;b", "X &amp; Y", "12,345", "1 min 1 s", 'class="self"'):
+    for words in (
+        "<h2>Models</h2>",
+        "a&lt;b",
+        "X &amp; Y",
+        "12,345",
+        "1,500",
+        "1 min 1 s",
+        'class="self"',
+    ):
         assert words in page
     text = write_markdown(tmp_path / "r.md", results).read_text()
-    assert "| hibio | this run | 9 | 1 | – |" in text
-    assert "| a<b | X & Y | 12,345 | 3 | 61.0 |" in text
+    assert "| hibio | this run | 9 | 1 | – | – |" in text
+    assert "| a<b | X & Y | 12,345 | 3 | 1,500 | 61.0 |" in text
     assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
     assert "No cost of a model" in render("", [Section(models_section({"data": {}}))])
 

@@ -14,7 +14,14 @@ from eval.measures.ridge import spatial_blocks
 from eval.peers.bleep import Bleep, smoothed_contrast
 from eval.peers.gene_lists import GeneBag, over_usual, ranked_genes, usual_level, without, words
 from eval.peers.pca_ridge import PcaRidge
-from eval.peers.peer import TrainingConfig, TrainingData, fit, standardised, target_genes
+from eval.peers.peer import (
+    Budget,
+    TrainingConfig,
+    TrainingData,
+    fit,
+    standardised,
+    target_genes,
+)
 from eval.peers.regression import Output, SlideStack
 from eval.peers.st_align import niche
 from eval.peers.stagate import GraphAutoencoder
@@ -78,7 +85,7 @@ def test_smoothed_contrast_with_far_apart_spots_has_identity_targets():
 
 def test_bleep_predicts_the_mean_of_the_nearest_training_spots(toy_fold):
     data = training_data(toy_fold)
-    fitted = Bleep(k=7, training=TrainingConfig(epochs=1)).fit(data, 0)
+    fitted = Bleep(k=7, training=TrainingConfig(steps=1)).fit(data, 0)
     features = standardised(toy_fold.model("raw_features").image)
     found = fitted.represent(toy_fold.test, features)
     genes = target_genes(toy_fold.train)
@@ -265,30 +272,34 @@ def test_the_loop_steps_as_told_and_leaves_the_random_state():
 
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    config = TrainingConfig(epochs=3, batch=4)
-    module, size, seconds = fit(lambda: nn.Linear(2, 1), loss, 9, config, 0)
-    assert seen == [4, 4] * 3  # the spot left over is dropped
-    assert size == 3
-    assert seconds > 0
+    module, cost = fit(lambda: nn.Linear(2, 1), loss, 9, TrainingConfig(), Budget(7, 4), 0)
+    assert seen == [3] * 7  # an epoch of nine is three equal parts of at most four
+    assert (cost.n_parameters, cost.steps) == (3, 7)
+    assert cost.seconds > 0
     assert not module.training
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
     seen.clear()
-    fit(lambda: nn.Linear(2, 1), loss, 8, dataclasses.replace(config, max_steps=5), 0)
-    assert len(seen) == 4  # two whole epochs of two steps
+    own = TrainingConfig(steps=3, batch=2)  # its own settings go before the budget
+    _, cost = fit(lambda: nn.Linear(2, 1), loss, 3, own, Budget(50, 8), 0)
+    assert seen == [2] * 3  # the spot left over in an epoch is dropped
+    assert cost.steps == 3
 
 
 def test_the_loop_refuses_what_cannot_train():
     with pytest.raises(FoldError, match="batch 2 or more"):
         TrainingConfig(batch=1)
+    with pytest.raises(FoldError, match="steps, lr and clip must be positive"):
+        TrainingConfig(steps=0)
     with pytest.raises(FoldError, match="1 training spots"):
-        fit(lambda: nn.Linear(1, 1), lambda module, items: torch.zeros(()), 1, TrainingConfig(), 0)
+        fit(nn.Identity, lambda module, items: torch.zeros(()), 1, TrainingConfig(), Budget(), 0)
     with pytest.raises(FoldError, match="training loss is nan"):
         fit(
             lambda: nn.Linear(1, 1),
             lambda module, items: module.weight.sum() * torch.nan,
             5,
             TrainingConfig(),
+            Budget(),
             0,
         )
 

@@ -108,7 +108,7 @@ POINTS: dict[str, Callable[[], None]] = {
 def config_of(stores: Path, out: Path) -> RunConfig:
     """A toy run of six steps, one thread, saved after every epoch (two steps)."""
     stages = (StageConfig("omics", 1, MASKED), StageConfig("region", 2, REGION, rebuild_every=1))
-    return run_config(stores, out, stages=stages, checkpoint_every=1, threads=1)
+    return run_config(stores, out, stages=stages, checkpoint_every=2, threads=1)
 
 
 def in_child(work: Callable[[], object]) -> int:

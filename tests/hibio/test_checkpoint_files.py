@@ -205,7 +205,7 @@ def test_files_below_the_folder_are_listed_too(tmp_path):
 
 # ------------------------------------------------------------------ in a run
 def one_job(stores: Path, out: Path, **changes) -> Job:
-    (job,) = expand(run_config(stores, out, checkpoint_every=1, **changes))
+    (job,) = expand(run_config(stores, out, checkpoint_every=2, **changes))
     return job
 
 
@@ -218,7 +218,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy_stores, tmp_
     flip(job.folder / NAME / "model.safetensors")
     assert not job.finished
     with pytest.warns(UserWarning, match=r"model\.safetensors: not what was saved"):
-        train_all(run_config(toy_stores, tmp_path, checkpoint_every=1, bank=False), resume=True)
+        train_all(run_config(toy_stores, tmp_path, checkpoint_every=2, bank=False), resume=True)
     assert job.finished
     weights = build(job, resume=True).model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())

@@ -31,6 +31,15 @@ def test_every_shipped_configuration_can_be_planned(path, toy_stores):
     ]
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_variant_of_a_shipped_run_has_its_steps(path, toy_stores):
+    """In steps, not epochs, so that one slide is trained as long as ten; the rows are level."""
+    config = load_config(RunConfig, path, [f"data.stores={toy_stores}", "folds=[patient01]"])
+    lengths = [[stage.steps for stage in job.config.stages] for job in expand(config)]
+    assert None not in lengths[0]
+    assert len({sum(steps) for steps in lengths}) == 1
+
+
 def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path):
     parser = build_parser(cli.COMMANDS)
     plan = demo.steps(tmp_path)

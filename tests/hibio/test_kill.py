@@ -235,7 +235,7 @@ sys.exit(main(["train", "--config", sys.argv[1]]))
 @pytest.mark.parametrize("limit", [3_000, 150_000])
 def test_a_full_disk_leaves_the_last_checkpoint(toy_stores, tmp_path, limit):
     """The system refuses files over the limit: the weights, or the larger state of the trainer."""
-    config = run_config(toy_stores, tmp_path / "run", checkpoint_every=1)
+    config = run_config(toy_stores, tmp_path / "run", checkpoint_every=2)
     dump_config(config, tmp_path / "run.yaml")
     code = FULL.format(limit=limit)
     done = subprocess.run(
@@ -295,7 +295,7 @@ def test_a_planted_nan_stops_before_the_update_and_is_kept(toy_stores, tmp_path)
 
 def one_job(stores: Path, out: Path) -> Job:
     stages = (StageConfig("spot", 3, SPOT),)
-    (job,) = expand(run_config(stores, out, stages=stages, checkpoint_every=1))
+    (job,) = expand(run_config(stores, out, stages=stages, checkpoint_every=2))
     return job
 
 

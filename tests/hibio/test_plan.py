@@ -94,6 +94,25 @@ def test_left_over_batches_are_dropped_and_are_others_every_epoch(dataset, objec
     assert len(set(epochs)) > 1
 
 
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (7, 3), (8, 4), (9, 20), (23, 5), (6, 0)])
+def test_a_length_in_steps_against_counting(dataset, objective, steps, every):
+    """Epochs of four steps: the last one is cut, and trees that are due wait for an epoch's end."""
+    plan = make_plan(dataset, objective, n=2)
+    stage = StageConfig("s", None, SPOT, rebuild_every=every, steps=steps)
+    assert plan.length(stage) == steps
+    assert plan.steps(stage) == 4
+    taken, epoch, due = 0, 0, False
+    while taken < steps:
+        assert plan.rebuilds(stage, epoch) == due
+        due = False
+        assert plan.end(stage, epoch) == min(4, steps - taken)
+        for _ in range(plan.end(stage, epoch)):
+            taken += 1
+            due |= every > 0 and taken % every == 0
+        epoch += 1
+    assert plan.end(stage, epoch) == 0
+
+
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 def test_reading_ahead_changes_nothing(dataset, objective, prefetch):
     plain = [

@@ -55,6 +55,9 @@ def test_needs_follow_from_the_weights_above_zero(weights, image, mask):
     ("change", "words"),
     [
         ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": None, "steps": 0}, "steps is 0"),
+        ({"steps": 5}, "steps is 5 and epochs is 2; give one"),
+        ({"epochs": None}, "steps is None and epochs is None; give one"),
         ({"weights": {"spot/contrastiv": 1.0}}, r"did you mean 'spot/contrastive'\?"),
         ({"weights": {}}, "no loss term has a weight above 0"),
         ({"weights": {keys.TERM_SPOT: 0.0}}, "no loss term has a weight above 0"),

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hibio.checkpoint import NAME, find_checkpoint, load_trainer_state, read_log
 from hibio.config.files import ConfigError, dump_config, load_config
 from hibio.config.run import RunConfig
+from hibio.config.training import StageConfig
 from hibio.run import Job, build, expand
 from hibio.training.engine import NotFiniteError
 from hibio.training.trainer import RunLog, Trainer
@@ -110,7 +111,7 @@ def test_many_interruptions_make_no_difference(toy_stores, tmp_path, whole):
 
 
 def test_a_crash_goes_back_to_the_last_checkpoint(toy_stores, tmp_path, whole, monkeypatch):
-    job = one_job(toy_stores, tmp_path, checkpoint_every=1)
+    job = one_job(toy_stores, tmp_path, checkpoint_every=4)
     trainer = build(job)
     step = trainer.engine.step
 
@@ -123,10 +124,44 @@ def test_a_crash_goes_back_to_the_last_checkpoint(toy_stores, tmp_path, whole, m
     with pytest.raises(RuntimeError, match="gone"):
         trainer.fit()
     again = build(job, resume=True)
-    assert again.step == 4  # the end of the epoch before
+    assert again.step == 4  # of the last checkpoint
     assert len(read_log(job.folder / "log.jsonl")) == 5  # step 4 will be repeated
     assert again.fit()
     assert_same(everything(again), whole)
+
+
+IN_STEPS = (
+    StageConfig("omics", None, MASKED, steps=2),
+    StageConfig("region", None, REGION, rebuild_every=2, steps=6),
+)
+
+
+def test_a_length_in_steps_is_that_length_in_epochs(toy_stores, tmp_path, whole):
+    trainer = build(one_job(toy_stores, tmp_path, stages=IN_STEPS))
+    assert trainer.fit()
+    assert_same(everything(trainer), whole)
+
+
+def test_a_stage_may_end_inside_an_epoch_and_resumes_anywhere(toy_stores, tmp_path):
+    """3 + 4 steps of epochs of two; trees are due every third step and wait for an epoch's end."""
+    stages = tuple(
+        dataclasses.replace(stage, steps=steps, rebuild_every=every)
+        for stage, steps, every in zip(IN_STEPS, (3, 7), (0, 3), strict=True)
+    )
+    straight = build(one_job(toy_stores, tmp_path / "straight", stages=stages))
+    assert straight.fit()
+    told = everything(straight)
+    assert [(r["stage"], r["epoch"]) for r in told["log"]] == [
+        *(("omics", epoch) for epoch in (0, 0, 1)),
+        *(("region", epoch) for epoch in (0, 0, 1, 1, 2, 2, 3)),
+    ]
+    assert {len(trees) for trees in told["regions"].values()} == {3}  # first, after 4, after 6
+    job = one_job(toy_stores, tmp_path / "cut", stages=stages, checkpoint_every=1)
+    for step in (1, 3, 4, 6, 7):
+        build(job, resume=True).fit(until_step=step)
+    last = build(job, resume=True)
+    assert last.fit()
+    assert_same(everything(last), told)
 
 
 def test_the_seed_decides_everything(toy_stores, tmp_path, whole):
