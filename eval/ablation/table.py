@@ -301,8 +301,8 @@ def summarise(
     if summary.empty:
         return summary
     spent = ["n_parameters", "steps", "train_s"]
-    per_row = costs.astype(dict.fromkeys(spent, float)).groupby(["cell", "row"], as_index=False)
-    per_row = per_row[spent].mean()
+    numbers = costs.astype(dict.fromkeys(spent, float))
+    per_row = numbers.groupby(["cell", "row"], as_index=False)[spent].mean()
     return summary.merge(per_row, on=["cell", "row"], how="left")
 
 
