@@ -21,7 +21,7 @@ from eval.peers.peer import (
 from eval.tasks import domains, expression, retrieval
 from tests.eval.conftest import make_fold
 
-SHORT = TrainingConfig(steps=100, batch=64)
+SHORT = TrainingConfig(steps=180, batch=64)
 SETTINGS = {
     "omiclip": {"n_words": 10},
     "st_net": {"training": dataclasses.replace(SHORT, lr=1e-2)},
