@@ -7,7 +7,7 @@ on neither the pathway database nor the split; everything that does is here.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from preprocessing.files import atomic_path
 from preprocessing.hdf5 import hdf5_writer
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # 3: with scales, on which the weights depend
 _NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
 
 
@@ -53,6 +53,36 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
+class KeywordScales:
+    """What keyword genes look like on the training spots (docs/method.md 3, 3.1).
+
+    Values are TF-IDF values over the mean of the spot's keyword genes.
+
+    Attributes:
+        use: (G,) training spots of which each gene is a keyword.
+        mean: (G,) float32 mean of what the masked term asks of each gene.
+        spread: (G,) float32 its standard deviation, above 0.
+        edge_spread: spread of |r| over the pairs of a spot's keyword genes, above 0.
+        edge_share: share of these pairs with an edge.
+    """
+
+    use: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    edge_spread: float
+    edge_share: float
+
+    def with_genes(self, n_new: int) -> KeywordScales:
+        """The same with genes behind that were no keyword of any training spot."""
+        mean, spread = (
+            np.append(one, np.full(n_new, np.average(one, weights=self.use + 1e-9), one.dtype))
+            for one in (self.mean, self.spread)
+        )
+        use = np.append(self.use, np.zeros(n_new, self.use.dtype))
+        return replace(self, use=use, mean=mean, spread=spread)
+
+
+@dataclass(frozen=True)
 class Artifacts:
     """Fitted state of one training split.
 
@@ -69,6 +99,7 @@ class Artifacts:
         train_slides: ids of the slides that everything here was fitted on.
         settings: what it was fitted with.
         n_folded_in: the last so many genes of the vocabulary were folded in after training.
+        scales: of keyword genes; None in artifacts of an older HiBio.
     """
 
     genes: np.ndarray
@@ -83,6 +114,7 @@ class Artifacts:
     train_slides: tuple[str, ...]
     settings: FitSettings
     n_folded_in: int = 0
+    scales: KeywordScales | None = None
 
     @property
     def modality(self) -> str:
@@ -101,12 +133,7 @@ class Artifacts:
 
     def keywords(self, tfidf: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Keyword genes of each row: index (S, k) padded with G, TF-IDF value (S, k) padded 0."""
-        if self.node_genes is not None:
-            keep = np.zeros(self.n_genes, dtype=np.float32)
-            keep[self.node_genes] = 1.0
-            tfidf = sparse.csr_matrix(tfidf @ sparse.diags(keep))
-            tfidf.eliminate_zeros()
-        return keyword_genes(tfidf, k)
+        return keywords_among(tfidf, k, self.node_genes)
 
     def set_inputs(self, sets_MG: sparse.csr_matrix, k: int) -> tuple[np.ndarray, ...]:
         """Gene sets as the omics branch reads a spot (docs/method.md 2, anchor embedding).
@@ -127,6 +154,18 @@ class Artifacts:
         typical = float(np.sqrt(np.sum(self.factors.spread / self.factors.spread.max())))
         length = np.linalg.norm(vector, axis=1, keepdims=True)
         return gene, value, (vector * (typical / np.maximum(length, 1e-8))).astype(np.float32)
+
+
+def keywords_among(
+    tfidf: sparse.csr_matrix, k: int, node_genes: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Artifacts.keywords`, while artifacts are being fitted; ``node_genes`` None: of all genes."""
+    if node_genes is not None:
+        keep = np.zeros(tfidf.shape[1], dtype=np.float32)
+        keep[node_genes] = 1.0
+        tfidf = sparse.csr_matrix(tfidf @ sparse.diags(keep))
+        tfidf.eliminate_zeros()
+    return keyword_genes(tfidf, k)
 
 
 def write_artifacts(path: Path, artifacts: Artifacts) -> None:
@@ -150,6 +189,8 @@ def write_artifacts(path: Path, artifacts: Artifacts) -> None:
         for number, graph in enumerate(artifacts.gene_graphs):
             _write(file.create_group(f"gene_graphs/{number}"), vars(graph))
         _write(file.create_group("anchors"), artifacts.anchors.to_arrays())
+        if artifacts.scales is not None:
+            _write(file.create_group("scales"), vars(artifacts.scales))
         file.attrs["has_database"] = artifacts.database is not None
         if artifacts.database is not None:
             _write_database(file.create_group("database"), artifacts.database)
@@ -212,6 +253,7 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         train_slides=tuple(json.loads(file.attrs["train_slides"])),
         settings=build_section(FitSettings, settings),
         n_folded_in=0 if first else int(file.attrs["n_folded_in"]),
+        scales=KeywordScales(**_read_group(file["scales"])) if "scales" in file else None,
     )
 
 

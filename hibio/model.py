@@ -59,6 +59,8 @@ class SlideEmbedding:
 class HiBio(nn.Module):
     """The model of docs/method.md 3-5, on what was fitted on the training slides."""
 
+    value_mean_G: Tensor
+    value_spread_G: Tensor
     omics: Any  # towers are user-replaceable: see encoders.base
     vision: Any
 
@@ -79,6 +81,14 @@ class HiBio(nn.Module):
         self.pool = AttentionPool(width)
         if hasattr(self.omics, "encode"):
             self.decoder = mlp(2 * self.omics.embed_dim, self.omics.embed_dim, 1, 0.0)
+        scales = artifacts.scales
+        size = artifacts.n_genes + 1  # the last is padding
+        for name, fill in (("value_mean_G", 0.0), ("value_spread_G", 1.0)):
+            table_G = torch.full((size,), fill)
+            if scales is not None:
+                fitted = scales.mean if name == "value_mean_G" else scales.spread
+                table_G[:-1] = torch.from_numpy(fitted)
+            self.register_buffer(name, table_G, persistent=False)
         self.own_head = nn.Linear(width, n_factors)
         self.around_head = nn.Linear(width, n_factors)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
@@ -133,6 +143,14 @@ class HiBio(nn.Module):
     def pooled(self, spot_SD: Tensor, region_S: Tensor, n_regions: int) -> Tensor:
         """Unit region embeddings (R, D) from unit spot embeddings; the same for both towers."""
         return F.normalize(self.pool(spot_SD, region_S, n_regions), dim=1)
+
+    def standardised(self, value_SK: Tensor, gene_SK: Tensor) -> Tensor:
+        """Relative values on the scale of what the masked view predicts: each gene's own, (S, K).
+
+        Mean 0 and standard deviation 1 over the training spots; as they are in a model of an older
+        HiBio, which was trained so.
+        """
+        return (value_SK - self.value_mean_G[gene_SK]) / self.value_spread_G[gene_SK]
 
     def masked_view(self, batch: SlideBatch, mask: OmicsMask) -> MaskedView:
         """Predictions from the masked omics view (docs/method.md 3.1)."""
@@ -243,7 +261,9 @@ class HiBio(nn.Module):
         hidden_SK[:, -len(column_Q) :] = True
         nobody_S = torch.zeros(asked.n_spots, dtype=torch.bool, device=self.device)
         view = self.masked_view(asked, OmicsMask(hidden_SK, nobody_S))
-        return view.value_SK[:, -len(column_Q) :]
+        column_Q = column_Q.to(self.device)
+        found_SQ = view.value_SK[:, -len(column_Q) :]
+        return found_SQ * self.value_spread_G[column_Q] + self.value_mean_G[column_Q]
 
     def encode_gene_sets(self, sets: Mapping[str, Sequence[str]]) -> np.ndarray:
         """Unit embeddings (M, D) of gene sets, also ones never seen in training.

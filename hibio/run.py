@@ -175,10 +175,13 @@ def _fitted(
     pathways: PathwaysConfig,
     start: Path | None,
     threads: int,
+    asks_absent: bool,
 ) -> Artifacts:
     """Artifacts of one fold, shared by its variants and seeds."""
     source = None if start is None else HiBio.from_checkpoint(start).artifacts
-    return fit_artifacts(paths, genes, pathways, start=source, threads=threads)
+    return fit_artifacts(
+        paths, genes, pathways, start=source, threads=threads, asks_absent=asks_absent
+    )
 
 
 def fitted(job: Job, group: ProcessGroup | None = None) -> Artifacts:
@@ -190,7 +193,8 @@ def fitted(job: Job, group: ProcessGroup | None = None) -> Artifacts:
     """
     paths = tuple(entry.path for entry in split_of(job.config, job.fold).train)
     threads = job.config.threads or min(torch.get_num_threads(), FIT_THREADS)
-    wanted = (paths, job.config.genes, job.config.pathways, start_of(job), threads)
+    asks_absent = job.config.objective.query_genes > 0
+    wanted = (paths, job.config.genes, job.config.pathways, start_of(job), threads, asks_absent)
     if group is None or group.size == 1:
         return _fitted(*wanted)
     told = job.folder / "artifacts-of-the-first-process.h5"
@@ -231,7 +235,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     config = dataclasses.replace(config, model=_sized(config, dataset))
     if saved is not None:
         refuse_other_settings(saved.path, config)
-    model = _new_model(config.model, artifacts, job.seed, start if saved is None else None)
+    model = new_model(config.model, dataset, job.seed, start if saved is None else None)
     objective = Objective(
         model.to(choose_device(config.device, group)), config.objective, config.regions.levels
     )
@@ -268,12 +272,23 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     return trainer
 
 
-def _new_model(config: ModelConfig, artifacts: Artifacts, seed: int, start: Path | None) -> HiBio:
-    """Random weights of a seed; the omics tower of a checkpoint where one is given."""
+def new_model(
+    config: ModelConfig, dataset: SlideDataset, seed: int, start: Path | None = None
+) -> HiBio:
+    """Random weights of a seed, scaled on a few training spots (docs/method.md 3).
+
+    Args:
+        config: of the model, with the size of its vision input.
+        dataset: the training slides.
+        seed: of the weights.
+        start: a checkpoint whose omics tower is taken over instead.
+    """
     torch.manual_seed(seed)
-    model = HiBio(config, artifacts)
+    model = HiBio(config, dataset.artifacts)
     if start is not None:
         model.start_omics_from(HiBio.from_checkpoint(start))
+    elif hasattr(model.omics, "calibrate"):
+        model.omics.calibrate(dataset.sample(model.halo))
     return model
 
 

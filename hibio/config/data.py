@@ -28,7 +28,8 @@ class GenesConfig:
         min_spots: and was seen in at least this many training spots.
         exclude: genes never used, by name or shell pattern, e.g. ["MT-*", "RPL*"].
         target_genes: genes predicted from the image tower (highest variance on training slides).
-        graph_edges: strongest co-expression edges kept for each gene.
+        graph_edges: strongest co-expression edges kept for each gene; null: 8 sqrt(n) of the n
+            genes that are keywords of some training spot, in at most 32 MB.
         graph_spots: training spots sampled for a gene graph.
         graph_groups: label-free groups of spots that have a gene graph of their own.
         graph_smoothing: rounds of MAGIC-like smoothing before the gene graphs are fitted; the
@@ -45,7 +46,7 @@ class GenesConfig:
     min_spots: int = 10
     exclude: tuple[str, ...] = ()
     target_genes: int = 200
-    graph_edges: int = 16
+    graph_edges: int | None = None
     graph_spots: int = 2000
     graph_groups: int = 1
     graph_smoothing: int = 0
@@ -53,6 +54,11 @@ class GenesConfig:
     def __post_init__(self) -> None:
         if self.keyword_genes < 1 or self.rank < 1 or self.neighbours < 1:
             raise ValueError("keyword_genes, rank and neighbours must be at least 1")
+        if self.graph_edges is not None and self.graph_edges < 1:
+            raise ValueError(
+                f"graph_edges is {self.graph_edges}, at least 1 (or null: as many as the panel "
+                "asks for) is needed"
+            )
         if not 0.0 < self.min_slide_fraction <= 1.0:
             raise ValueError(
                 f"min_slide_fraction is a share in (0, 1], not {self.min_slide_fraction}"

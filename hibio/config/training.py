@@ -202,6 +202,10 @@ class OptimConfig:
     Attributes:
         weight_decay: on matrices; vectors and scalars have none.
         clip: largest gradient norm.
+        graph_rate: learning rate of the gene graph's scales over that of the stage: one number a
+            head, which at the rate of a matrix would stay where it starts.
+        shares_every: steps between looks at each term's share of the gradient, which go into the
+            log (``gradient_shares``); 0 for never.
         precision: auto (bf16 autocast on CUDA devices that have it, else fp32) | fp32 | bf16
             (autocast anywhere); parameters, gradients and optimiser state stay in fp32.
         engine: auto (deepspeed where one of the keys below asks for it, else torch) | torch
@@ -215,6 +219,8 @@ class OptimConfig:
 
     weight_decay: float = 1e-2
     clip: float = 1.0
+    graph_rate: float = 10.0
+    shares_every: int = 50
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
     zero: int = 0
@@ -224,6 +230,13 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}, more than 0 is needed")
+        if not 0 < self.graph_rate <= 1000:
+            raise ValueError(
+                f"graph_rate is {self.graph_rate}, expected more than 0 and at most 1000 (10 is "
+                "usual)"
+            )
+        if self.shares_every < 0:
+            raise ValueError(f"shares_every is {self.shares_every}; 0 (never) or more is needed")
         if self.zero not in (0, 1, 2, 3):
             raise ValueError(f"zero is {self.zero}, expected 0, 1, 2 or 3")
         if self.engine == "torch" and self._asks_for_deepspeed:

@@ -15,6 +15,7 @@ from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch, lone_spots
 from hibio.config.files import ConfigError
 from hibio.config.model import ImageInput
+from hibio.data.collate import collate
 from hibio.data.counts import ArrayCounts, PanelMap, reading
 from hibio.data.slide import (
     PreparedSlide,
@@ -73,6 +74,24 @@ class SlideDataset:
         while len(self._slides) > self.cache:
             self._slides.popitem(last=False)
         return slide
+
+    def sample(self, hops: int, slides: int = 4, spots: int = 128) -> SlideBatch:
+        """Counts of the first spots, which lie side by side, of slides spread over the data set.
+
+        Args:
+            hops: of halo round them.
+            slides: at most so many.
+            spots: of each at most so many.
+        """
+        chosen = np.unique(np.linspace(0, len(self) - 1, slides).astype(np.int64))
+        parts = []
+        for index in chosen.tolist():
+            slide = dataclasses.replace(
+                self[index], features_SF=None, use_patches=False, stain_6=None
+            )
+            core = np.arange(min(spots, slide.n_spots))
+            parts.append((slide, np.zeros((1, slide.n_spots), dtype=np.int64), core))
+        return collate(parts, hops)
 
 
 def shuffled_pairs(slide: PreparedSlide, seed: int) -> PreparedSlide:

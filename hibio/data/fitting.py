@@ -17,7 +17,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from hibio.artifacts import Artifacts, FitSettings
+from hibio.artifacts import Artifacts, FitSettings, KeywordScales, keywords_among
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict
 from hibio.data.counts import align_columns, ordered_map, reading
@@ -29,7 +29,7 @@ from preprocessing.coexpression import (
     spot_vectors,
     standardise,
 )
-from preprocessing.coexpression.gene_graph import EdgeRule
+from preprocessing.coexpression.gene_graph import EdgeRule, edge_limit, pair_edges
 from preprocessing.coexpression.spot_groups import Smoothing, fit_spot_groups
 from preprocessing.graphs import SpotGraph, spatial_graph
 from preprocessing.selection import select_genes
@@ -41,7 +41,9 @@ R = TypeVar("R")
 CACHE_NONZEROS = 150_000_000  # about 1.2 GB of counts; the rest is re-read
 MIN_GENES = 10  # fewer say too little about a spot to learn from
 #: What is fitted on counts, and taken over by a warm start.
-EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in")
+EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in", "scales")
+SAMPLED_SPOTS = 64  # of a slide, whose pairs of keyword genes are looked at
+PRIOR_SPOTS = 10  # of an average gene, added to the values of each
 MATCHED_RANDOM = "matched_random:"
 NO_PATHWAYS = "none"
 INTENSITY_VARIANTS = ("arcsinh", "rank")
@@ -240,6 +242,8 @@ def fit_artifacts(
     seed: int = 0,
     start: Artifacts | None = None,
     threads: int = 1,
+    *,
+    asks_absent: bool = False,
 ) -> Artifacts:
     """Fit vocabulary, TF-IDF, gene factors, spot groups, gene graphs and pathway anchors.
 
@@ -251,6 +255,7 @@ def fit_artifacts(
         start: of the checkpoint that the omics tower starts from: what is fitted on counts is its
             own, since the weights mean nothing without it; the rest is fitted here.
         threads: that read slides, one each; their number does not change a bit of the result.
+        asks_absent: whether the masked term will ask about genes outside a spot's keywords.
 
     Raises:
         ConfigError: slides that do not go together, or settings that differ from ``start``'s.
@@ -268,7 +273,7 @@ def fit_artifacts(
     counts = CountBlocks(paths, vocabulary, threads)
     steps.update()
     if start is None:
-        expression = _fit_expression(counts, genes, seed, modality)
+        expression = _fit_expression(counts, genes, seed, modality, asks_absent)
     else:
         expression = {name: getattr(start, name) for name in EXPRESSION}
     steps.update()
@@ -303,9 +308,9 @@ def _check_modality(modality: str, genes: GenesConfig) -> None:
 
 
 def _fit_expression(
-    counts: CountBlocks, genes: GenesConfig, seed: int, modality: str
+    counts: CountBlocks, genes: GenesConfig, seed: int, modality: str, asks_absent: bool
 ) -> dict[str, Any]:
-    """TF-IDF, factors, groups, gene graphs and node genes of the training counts."""
+    """TF-IDF, factors, groups, node genes, gene graphs and scales of the training counts."""
     tfidf = _fit_tfidf(counts, genes)
     n_genes = len(counts.genes)
     blocks = TfidfStream(counts, tfidf)
@@ -317,24 +322,97 @@ def _fit_expression(
     groups = fit_spot_groups(vectors, genes.graph_groups, seed=seed)
     # 2 bytes a spot, instead of two more passes over all slides
     assigned = [groups.assign(vector).astype(np.int16) for vector in vectors()]
+    node_genes = _node_genes(counts, genes, seed, modality)
+    values = _keyword_values(blocks, genes.keyword_genes, node_genes, asks_absent)
+    among = values.use > 0
+    n_edges = genes.graph_edges or edge_limit(int(among.sum()), n_genes, groups.n_groups)
     graphs = group_gene_graphs(
         blocks,
         lambda: iter(assigned),
         n_genes,
         groups.n_groups,
-        EdgeRule(genes.graph_edges),
+        EdgeRule(n_edges, among=among),
         max_spots=genes.graph_spots,
         smoothing=Smoothing(genes.graph_smoothing),
         vectors=vectors,
         seed=seed,
+    )
+    gene = np.concatenate(values.gene)
+    group = np.concatenate([one[at] for one, at in zip(assigned, values.spots, strict=True)])
+    share, spread = pair_edges(graphs, gene, group.astype(np.int64))
+    tqdm.write(
+        f"gene graph: {share:.1%} of the pairs of a spot's keyword genes have an edge (at most "
+        f"{n_edges} a gene, among {int(among.sum())} of {n_genes} genes)"
     )
     return {
         "tfidf": tfidf,
         "factors": factors,
         "groups": groups,
         "gene_graphs": tuple(graphs),
-        "node_genes": _node_genes(counts, genes, seed, modality),
+        "node_genes": node_genes,
+        "scales": KeywordScales(values.use, values.mean, values.spread, spread or 1.0, share),
     }
+
+
+@dataclass(frozen=True)
+class _KeywordValues:
+    """`KeywordScales` before there are edges, and some spots of each slide with their keywords."""
+
+    use: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    spots: list[np.ndarray]
+    gene: list[np.ndarray]
+
+
+def _keyword_values(
+    blocks: TfidfStream, k: int, node_genes: np.ndarray | None, asks_absent: bool
+) -> _KeywordValues:
+    """Use, mean and spread of every gene's value; rare genes are drawn to the mean of all.
+
+    Where the masked term also asks about genes outside a spot's keywords, both kinds of question
+    weigh the same, whatever their number: a gene that is a keyword lies about +1 away, one that is
+    not -1.
+    """
+
+    def sums(tfidf: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        gene, value = keywords_among(tfidf, k, node_genes)
+        n_spots, n_genes = tfidf.shape
+        scale = value.sum(axis=1) / np.maximum((gene < n_genes).sum(axis=1), 1)
+        scale = np.maximum(scale, 1e-8)
+        relative = (value / scale[:, None]).ravel()
+        weights = (None, relative, relative**2)
+        among = [np.bincount(gene.ravel(), one, n_genes + 1)[:n_genes] for one in weights]
+        every = sparse.diags(1 / scale) @ tfidf
+        total = [np.full(n_genes, n_spots), every.sum(axis=0), every.multiply(every).sum(axis=0)]
+        other = [np.asarray(one).ravel() for one in total]
+        spots = np.linspace(0, n_spots - 1, min(n_spots, SAMPLED_SPOTS)).astype(np.int64)
+        return np.stack(among), np.stack(other) - np.stack(among), spots, gene[spots]
+
+    found = list(blocks.map(sums))
+    among, other = (np.sum([one[place] for one in found], axis=0) for place in (0, 1))
+    mean, variance = _moments(among)
+    if asks_absent:
+        mean_other, variance_other = _moments(other)
+        variance = (variance + variance_other) / 2 + (mean - mean_other) ** 2 / 4
+        mean = (mean + mean_other) / 2
+    spread = np.sqrt(np.where(variance > 1e-12, variance, 1.0))
+    return _KeywordValues(
+        among[0].astype(np.int64),
+        mean.astype(np.float32),
+        spread.astype(np.float32),
+        [one[2] for one in found],
+        [one[3].astype(np.int64) for one in found],
+    )
+
+
+def _moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (G,) from number, sum and sum of squares (3, G), drawn to those of all."""
+    n, total, square = sums
+    inside = np.maximum(square - total**2 / np.maximum(n, 1), 0.0)
+    mean = (total + PRIOR_SPOTS * total.sum() / max(n.sum(), 1)) / (n + PRIOR_SPOTS)
+    pooled = inside.sum() / max(np.maximum(n - 1, 0).sum(), 1)
+    return mean, (inside + PRIOR_SPOTS * pooled) / (n + PRIOR_SPOTS)
 
 
 def _graph(path: Path, genes: GenesConfig) -> SpotGraph:

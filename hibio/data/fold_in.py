@@ -81,6 +81,7 @@ def fold_in_genes(
         gene_graphs=tuple(_with_lone_genes(graph, n_new) for graph in artifacts.gene_graphs),
         anchors=_with_absent_genes(artifacts.anchors, n_new),
         n_folded_in=artifacts.n_folded_in + n_new,
+        scales=None if artifacts.scales is None else artifacts.scales.with_genes(n_new),
     )
     return extended, report
 

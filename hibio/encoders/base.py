@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
+from preprocessing.coexpression.gene_graph import edge_correlation
 from preprocessing.errors import did_you_mean
 
 #: Environment variable: packages and modules whose encoders a checkpoint may name.
 PLUGINS_VARIABLE = "HIBIO_PLUGINS"
+NO_VARIANCE = 1e-12  # below it is rounding
 
 
 def mlp(width_in: int, hidden: int, width_out: int, dropout: float) -> nn.Sequential:
@@ -32,6 +35,33 @@ def mlp(width_in: int, hidden: int, width_out: int, dropout: float) -> nn.Sequen
     return nn.Sequential(
         nn.Linear(width_in, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width_out)
     )
+
+
+@torch.no_grad()
+def even_out(module: nn.Linear | nn.Embedding, output: Tensor, variance: float) -> None:
+    """Shift and scale a map so that an ``output`` of it would have mean 0 and this variance.
+
+    Layer-sequential unit-variance initialisation (Mishkin and Matas 2016), for one summand.
+
+    Args:
+        module: an untrained map with a bias, or a table.
+        output: (..., D), what it gave for some typical input.
+        variance: over the rows, mean of the columns; an output that does not vary is only shifted,
+            and nothing is done without a row.
+    """
+    rows = output.flatten(0, -2)
+    if len(rows) == 0:
+        return
+    mean_D = rows.mean(dim=0)
+    found = float((rows - mean_D).square().mean())
+    factor = math.sqrt(variance / found) if found > NO_VARIANCE else 1.0
+    if isinstance(module, nn.Linear):
+        module.weight.mul_(factor)
+        module.bias.sub_(mean_D).mul_(factor)
+        return
+    module.weight.sub_(mean_D).mul_(factor)
+    if module.padding_idx is not None:
+        module.weight[module.padding_idx] = 0.0
 
 
 def neighbour_mean(
@@ -93,7 +123,9 @@ class OmicsContext:
         factors_GV: gene factors, (G, r) float32.
         edge_TGE: strongest co-expression partners of each gene in each of the T gene graphs (one
             a group of spots), padded with G.
-        weight_TGE: their mutual information in nats, padding 0.
+        weight_TGE: their weight, padding 0: |r|, the correlation behind the mutual information,
+            over its spread over the pairs of a spot's keyword genes; in artifacts of an older
+            HiBio, without that spread, the mutual information in nats.
     """
 
     n_genes: int
@@ -105,13 +137,16 @@ class OmicsContext:
     @classmethod
     def of(cls, artifacts: Artifacts) -> OmicsContext:
         """The context that ``artifacts`` hold."""
-        graphs = artifacts.gene_graphs
+        graphs, scales = artifacts.gene_graphs, artifacts.scales
+        weight_TGE = np.stack([graph.weight for graph in graphs]).astype(np.float64)
+        if scales is not None:
+            weight_TGE = edge_correlation(weight_TGE) / scales.edge_spread
         return cls(
             n_genes=artifacts.n_genes,
             keyword_genes=artifacts.settings.genes.keyword_genes,
             factors_GV=artifacts.factors.components.astype(np.float32),
             edge_TGE=np.stack([graph.neighbour for graph in graphs]).astype(np.int64),
-            weight_TGE=np.stack([graph.weight for graph in graphs]).astype(np.float32),
+            weight_TGE=weight_TGE.astype(np.float32),
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hibio.encoders.base import OmicsContext
 
 MIN_ROWS = 256  # of a product; below this the call of oneDNN costs more than the product
-POSITION_NUMBERS = 500_000  # entries of the table of gene positions that is held at a time
+POSITION_NUMBERS = 1_000_000  # gene positions and edges that are looked up at a time
 
 
 @dataclass
@@ -63,32 +63,6 @@ def _by_convolution(rows: Tensor, weight: Tensor) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class GenePairs:
-    """Gene-graph edges between the keyword genes of each spot: a few numbers a gene, not K.
-
-    Attributes:
-        place_SKE: flat place (row * K + column) in the spot's K x K table; K * K when the partner
-            is not among its genes.
-        weight_SKE: weight of that edge.
-    """
-
-    place_SKE: Tensor
-    weight_SKE: Tensor
-
-    def __getitem__(self, rows: slice) -> GenePairs:
-        """The edges of some spots."""
-        return GenePairs(self.place_SKE[rows], self.weight_SKE[rows])
-
-    def dense(self, scratch: Scratch | None = None) -> Tensor:
-        """Weight of every pair of a spot's genes, (S, K, K)."""
-        n_spots, n_genes, _ = self.place_SKE.shape
-        buffer = Scratch() if scratch is None else scratch
-        table = buffer.take("pairs", (n_spots, n_genes * n_genes + 1), self.weight_SKE).zero_()
-        table.scatter_(1, self.place_SKE.flatten(1).long(), self.weight_SKE.flatten(1))
-        return table[:, :-1].view(n_spots, n_genes, n_genes)
-
-
 class GeneGraphs(nn.Module):
     """The gene graphs of the corpus, one a group of spots, as padded edge lists."""
 
@@ -107,33 +81,34 @@ class GeneGraphs(nn.Module):
         self.register_buffer("edge_TGE", edge, persistent=False)
         self.register_buffer("weight_TGE", weight, persistent=False)
 
-    def pairs(self, gene_SK: Tensor, spot_group_S: Tensor) -> GenePairs:
-        """The edges among each spot's genes.
+    def pairs(self, gene_SK: Tensor, spot_group_S: Tensor) -> Tensor:
+        """Weight of every pair of a spot's genes, (S, K, K); 0 where there is no edge.
 
-        The position of each partner in the spot is looked up, so no edge is copied per spot ahead
-        of time; in parts of spots, because the table of positions has a row of the whole
-        vocabulary for each.
+        The place of each partner in the spot is looked up, so no edge is copied per spot ahead of
+        time; in parts of spots, because edges and the table of places are longer than K.
 
         Args:
             gene_SK: vocabulary indices, no gene twice in a spot.
             spot_group_S: which gene graph each spot reads.
         """
         n_spots, n_genes = gene_SK.shape
-        place_SKE = gene_SK.new_empty(n_spots, n_genes, self.edge_TGE.shape[2], dtype=torch.int32)
+        dense_SKK = self.weight_TGE.new_zeros(n_spots, n_genes, n_genes)
         row_SK = spot_group_S[:, None] * (self.n_genes + 1) + gene_SK
-        places = torch.arange(n_genes, device=gene_SK.device, dtype=torch.int32)
-        absent = n_genes * n_genes
-        size = max(1, POSITION_NUMBERS // (self.n_genes + 1))
+        edges, weights = self.edge_TGE.flatten(0, 1), self.weight_TGE.flatten(0, 1)
+        places = torch.arange(n_genes, device=gene_SK.device)
+        size = max(1, POSITION_NUMBERS // (self.n_genes + 1 + n_genes * edges.shape[1]))
         for start in range(0, n_spots, size):
             part = slice(start, start + size)
             gene = gene_SK[part]
-            position = places.new_full((len(gene), self.n_genes + 1), absent)
+            position = places.new_full((len(gene), self.n_genes + 1), n_genes)
             position.scatter_(1, gene, places.expand(len(gene), -1))
-            position[:, self.n_genes] = absent  # padding has no place
-            partner = F.embedding(row_SK[part], self.edge_TGE.flatten(0, 1))
+            position[:, self.n_genes] = n_genes  # padding has no place
+            partner = F.embedding(row_SK[part], edges)
             place = position.gather(1, partner.flatten(1)).view_as(partner)
-            place_SKE[part] = (place + places[:, None] * n_genes).clamp_(max=absent)
-        return GenePairs(place_SKE, F.embedding(row_SK, self.weight_TGE.flatten(0, 1)))
+            table = weights.new_zeros(len(gene), n_genes, n_genes + 1)
+            table.scatter_(2, place, F.embedding(row_SK[part], weights))
+            dense_SKK[part] = table[..., :n_genes]
+        return dense_SKK
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,8 @@ def gene_edges(graphs: GeneGraphs, gene_SK: Tensor, spot_group_S: Tensor) -> Ten
         gene_SK: vocabulary index of each gene; G is padding.
         spot_group_S: 0..T-1.
     """
-    pairs = graphs.pairs(gene_SK, spot_group_S)
-    size = spots_at_once(gene_SK.shape[1], gene_SK.device)
-    starts = range(0, max(len(gene_SK), 1), size)
-    one_way = [pairs[start : start + size].dense() > 0 for start in starts]
-    return torch.cat([edge | edge.transpose(1, 2) for edge in one_way])
+    one_way = graphs.pairs(gene_SK, spot_group_S) > 0
+    return one_way | one_way.transpose(1, 2)
 
 
 @dataclass(frozen=True)

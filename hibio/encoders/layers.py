@@ -19,11 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hibio.encoders.base import even_out
 from hibio.encoders.genes import RowLinear, Scratch
 
 LOGIT_NUMBERS = 700_000  # logits held at a time: about the second-level cache
 LOG2_E = math.log2(math.e)
 SAFE_EXPONENT = 60.0  # 2^60 times the number of genes is far inside float32
+#: Arguments and results of `HierarchyLayer.forward`.
+LayerInputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
+LayerOutputs = tuple[Tensor, Tensor]
 SPOTS_AT_A_TIME = 256  # whose neighbours are gathered together, without gradients
 
 
@@ -191,6 +195,33 @@ class GeneAttention(nn.Module):
             mixed = BiasedAttention(packed, seen_SK, edge_SKK, scale_H, scratch).mix()
         return self.dropout(self.out(mixed.reshape(n_spots, n_genes, width)))
 
+    def logits(self, gene_SKD: Tensor) -> Tensor:
+        """Attention logits without the bias, (S, H, K, K); for a look inside, not for training."""
+        n_spots, n_genes, _ = gene_SKD.shape
+        packed = self.query_key_value(self.norm(gene_SKD))
+        packed = packed.view(n_spots, n_genes, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return packed[0] @ packed[1].transpose(2, 3) / math.sqrt(packed.shape[4])
+
+    @torch.no_grad()
+    def calibrate(self, gene_SKD: Tensor, present_SK: Tensor, edge_SKK: Tensor | None) -> None:
+        """Let the bias of each head spread over a gene's partners as far as the logits do."""
+        if edge_SKK is None:
+            return
+        pair_SKK = present_SK[:, :, None] & present_SK[:, None, :]
+        pair_SKK = pair_SKK & ~torch.eye(
+            pair_SKK.shape[1], dtype=torch.bool, device=pair_SKK.device
+        )
+        n_SK1 = pair_SKK.sum(dim=2, keepdim=True).clamp(min=1)
+
+        def spread(value_SKK: Tensor) -> Tensor:
+            mean_SK1 = (value_SKK * pair_SKK).sum(dim=2, keepdim=True) / n_SK1
+            return (value_SKK - mean_SK1)[pair_SKK].square().mean().sqrt()
+
+        of_edges = spread(edge_SKK) if pair_SKK.any() else torch.zeros(())
+        if of_edges > 1e-6:
+            by_head = self.logits(gene_SKD).unbind(1)
+            self.bias_scale_H.copy_(torch.stack([spread(one) for one in by_head]) / of_edges)
+
     def _on_device(self, packed: Tensor, seen_SK: Tensor, edge_SKK: Tensor | None) -> Tensor:
         """The same attention by torch's kernels, (S, K, H, d); on a GPU, and in half precision."""
         dtype = packed.dtype
@@ -313,15 +344,34 @@ class CrossMessages(nn.Module):
 
         The value map is linear, so it acts on the pooled gene token instead of on every one.
         """
-        normed_SKD = self.norm_gene(gene_SKD)
-        query_SD = self.score(self.norm_spot(spot_SD)) / math.sqrt(spot_SD.shape[1])
-        logit_SK = torch.bmm(normed_SKD, query_SD.to(normed_SKD.dtype)[:, :, None]).squeeze(2)
-        weight_SK = logit_SK.masked_fill(~present_SK, -1e4).softmax(dim=-1)
-        pooled_SD = torch.bmm(weight_SK[:, None, :].to(normed_SKD.dtype), normed_SKD).squeeze(1)
+        pooled_SD = self.pooled(spot_SD, gene_SKD, present_SK)
         up_SD = self.value(pooled_SD) * present_SK.any(dim=1, keepdim=True)
         spot_SD = spot_SD + self.gate_up * self.dropout(up_SD)
         down_SD = self.to_gene(self.norm_spot(spot_SD))
         return spot_SD, gene_SKD + (self.gate_down * self.dropout(down_SD))[:, None, :]
+
+    @torch.no_grad()
+    def calibrate(
+        self, spot_SD: Tensor, gene_SKD: Tensor, present_SK: Tensor, variance: float
+    ) -> None:
+        """Open both gates, and let each message start with this variance over the spots."""
+        some_S = present_SK.any(dim=1)
+        if not some_S.any():
+            return
+        self.gate_up.fill_(1.0)
+        self.gate_down.fill_(1.0)
+        pooled_SD = self.pooled(spot_SD, gene_SKD, present_SK)[some_S]
+        even_out(self.value, self.value(pooled_SD), variance)
+        spot_SD = spot_SD[some_S] + self.value(pooled_SD)
+        even_out(self.to_gene, self.to_gene(self.norm_spot(spot_SD)), variance)
+
+    def pooled(self, spot_SD: Tensor, gene_SKD: Tensor, present_SK: Tensor) -> Tensor:
+        """Mean of a spot's normed gene tokens, weighted by attention of the spot, (S, D)."""
+        normed_SKD = self.norm_gene(gene_SKD)
+        query_SD = self.score(self.norm_spot(spot_SD)) / math.sqrt(spot_SD.shape[1])
+        logit_SK = torch.bmm(normed_SKD, query_SD.to(normed_SKD.dtype)[:, :, None]).squeeze(2)
+        weight_SK = logit_SK.masked_fill(~present_SK, -1e4).softmax(dim=-1)
+        return torch.bmm(weight_SK[:, None, :].to(normed_SKD.dtype), normed_SKD).squeeze(1)
 
 
 class HierarchyLayer(nn.Module):
@@ -387,8 +437,37 @@ class HierarchyLayer(nn.Module):
             edge_SKK: gene-graph weight of each pair, or None.
             scratch: buffers of earlier calls, for inference.
         """
-        gene_SKD = gene_SKD + self.gene_attention(gene_SKD, present_SK, edge_SKK, scratch)
-        gene_SKD = gene_SKD + self.gene_forward(gene_SKD)
+        gene_SKD = self._mixed_genes(gene_SKD, present_SK, edge_SKK, scratch)
         if self.cross is None:
             return spot_SD, gene_SKD
+        return self.cross(spot_SD, gene_SKD, present_SK)
+
+    def _mixed_genes(
+        self,
+        gene_SKD: Tensor,
+        present_SK: Tensor,
+        edge_SKK: Tensor | None,
+        scratch: Scratch | None = None,
+    ) -> Tensor:
+        """Gene tokens after attention and feed-forward, (S, K, D)."""
+        gene_SKD = gene_SKD + self.gene_attention(gene_SKD, present_SK, edge_SKK, scratch)
+        return gene_SKD + self.gene_forward(gene_SKD)
+
+    @torch.no_grad()
+    def calibrate(self, inputs: LayerInputs, core_S: Tensor, variance: float) -> LayerOutputs:
+        """`forward`, after gene-graph bias and messages were scaled on some spots.
+
+        Args:
+            inputs: of `forward`.
+            core_S: the spots that are measured.
+            variance: of each message, see `CrossMessages.calibrate`.
+        """
+        spot_SD, gene_SKD, present_SK, edge_SKK, neighbour_SN, distance_um_SN = inputs
+        edge_CKK = None if edge_SKK is None else edge_SKK[core_S]
+        self.gene_attention.calibrate(gene_SKD[core_S], present_SK[core_S], edge_CKK)
+        spot_SD = self.move_spots(spot_SD, neighbour_SN, distance_um_SN)
+        gene_SKD = self._mixed_genes(gene_SKD, present_SK, edge_SKK)
+        if self.cross is None:
+            return spot_SD, gene_SKD
+        self.cross.calibrate(spot_SD[core_S], gene_SKD[core_S], present_SK[core_S], variance)
         return self.cross(spot_SD, gene_SKD, present_SK)

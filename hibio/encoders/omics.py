@@ -21,7 +21,14 @@ from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch, lone_spots
 from hibio.config.files import ConfigError
 from hibio.config.model import OmicsConfig
-from hibio.encoders.base import OmicsContext, build_encoder, mlp, neighbour_mean
+from hibio.encoders.base import (
+    NO_VARIANCE,
+    OmicsContext,
+    build_encoder,
+    even_out,
+    mlp,
+    neighbour_mean,
+)
 from hibio.encoders.genes import GeneGraphs, OmicsMask, Scratch, relative_values
 from hibio.encoders.layers import HierarchyLayer
 from preprocessing.coexpression.spot_groups import SpotGroups
@@ -143,7 +150,7 @@ class GraphHierarchyEncoder(nn.Module):
                     spot_SD[part],
                     gene_SKD[part],
                     present_SK[part],
-                    None if pairs is None else pairs[part].dense(scratch),
+                    None if pairs is None else pairs[part],
                     scratch,
                 )
         return spot_SD, gene_SKD
@@ -187,20 +194,37 @@ class GraphHierarchyEncoder(nn.Module):
         """Gene-graph weight of every pair of a spot's genes, (S, K, K); None without gene graph."""
         if self.gene_graphs is None:
             return None
-        return self.gene_graphs.pairs(gene_SK, spot_group_S).dense()
+        return self.gene_graphs.pairs(gene_SK, spot_group_S)
 
-    def _gene_tokens(self, gene_SK: Tensor, value_SK: Tensor, mask: OmicsMask | None) -> Tensor:
+    def gene_summands(
+        self, gene_SK: Tensor, value_SK: Tensor, hidden_SK: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What a gene token is the sum of, by name, (S, K, D) each.
+
+        Args:
+            gene_SK: vocabulary indices; G is padding.
+            value_SK: TF-IDF values.
+            hidden_SK: genes that take no part in the ranks and in the mean value; none when None.
+        """
         present_SK = gene_SK < self.n_genes
-        shown_SK = present_SK if mask is None else present_SK & ~mask.gene_SK
+        shown_SK = present_SK if hidden_SK is None else present_SK & ~hidden_SK
         relative_SK = relative_values(value_SK, shown_SK)
         rank_SK = (shown_SK.cumsum(dim=1) - 1).clamp(min=0)
-        token_SKD = self.value(relative_SK[..., None]) + self.rank(rank_SK)
-        if mask is not None:
-            token_SKD = torch.where(mask.gene_SK[..., None], self.masked_gene_D, token_SKD)
+        summands = {"value": self.value(relative_SK[..., None]), "rank": self.rank(rank_SK)}
         if isinstance(self.identity, nn.Embedding):
-            token_SKD = token_SKD + self.identity(gene_SK)
+            summands["identity"] = self.identity(gene_SK)
         elif self.identity is not None:
-            token_SKD = token_SKD + self.identity(F.embedding(gene_SK, self.identity_GV))
+            summands["identity"] = self.identity(F.embedding(gene_SK, self.identity_GV))
+        return summands
+
+    def _gene_tokens(self, gene_SK: Tensor, value_SK: Tensor, mask: OmicsMask | None) -> Tensor:
+        hidden_SK = None if mask is None else mask.gene_SK
+        summands = self.gene_summands(gene_SK, value_SK, hidden_SK)
+        token_SKD = summands["value"] + summands["rank"]
+        if hidden_SK is not None:
+            token_SKD = torch.where(hidden_SK[..., None], self.masked_gene_D, token_SKD)
+        if "identity" in summands:
+            token_SKD = token_SKD + summands["identity"]
         return token_SKD
 
     def _spot_tokens(self, batch: SlideBatch, mask: OmicsMask | None) -> Tensor:
@@ -216,6 +240,66 @@ class GraphHierarchyEncoder(nn.Module):
         if mask is None:
             return token_SD
         return torch.where(mask.spot_S[:, None], self.masked_spot_D, token_SD)
+
+    def spot_summands(self, batch: SlideBatch) -> dict[str, Tensor]:
+        """What a spot token is the sum of before the layers, by name, (S, D) each."""
+        if self.spot_vector is None:
+            return {}
+        own_DV, around_DV = self.spot_vector.weight.chunk(2, dim=1)
+        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+        return {
+            "own vector": F.linear(batch.vector_SV, own_DV),
+            "neighbours' mean": F.linear(around_SV, around_DV),
+        }
+
+    @torch.no_grad()
+    def calibrate(self, batch: SlideBatch) -> None:
+        """Let all that a token is the sum of start with a like share (docs/method.md 3).
+
+        For an untrained encoder: maps are shifted and scaled until, on these spots, the summands
+        of a gene token have one variance and a sum of variances of 1; so have the two halves of
+        the spot vector and the messages from the genes of all layers together. Messages to the
+        genes start like those from them, the gene graph's bias like the logits that it is added to.
+
+        Args:
+            batch: some typical training spots; their halo is not measured.
+        """
+        was_training, core = self.training, batch.core_S
+        self.eval()
+        self._calibrate_genes(batch.gene_SK[core], batch.value_SK[core])
+        summands = self.spot_summands(batch)
+        share = 1 / (1 + len(summands))
+        if self.spot_vector is not None:
+            self.spot_vector.bias.zero_()
+            halves_DV = self.spot_vector.weight.chunk(2, dim=1)
+            for half_DV, token_SD in zip(halves_DV, summands.values(), strict=True):
+                found = token_SD[core].var(dim=0, correction=0).mean()
+                half_DV.mul_((share / found.clamp(min=NO_VARIANCE)).sqrt())
+        spot_SD = self._spot_tokens(batch, None)
+        gene_SKD = self._gene_tokens(batch.gene_SK, batch.value_SK, None)
+        present_SK = batch.gene_SK < self.n_genes
+        edge_SKK = self.pair_weights(batch.gene_SK, batch.spot_group_S)
+        near = (batch.neighbour_SN, batch.distance_um_SN)
+        for layer in self.layers:
+            inputs = (spot_SD, gene_SKD, present_SK, edge_SKK, *near)
+            one = cast(HierarchyLayer, layer)
+            spot_SD, gene_SKD = one.calibrate(inputs, core, share / len(self.layers))
+        self.train(was_training)
+
+    def _calibrate_genes(self, gene_SK: Tensor, value_SK: Tensor) -> None:
+        """The gene half of `calibrate`; the value enters its perceptron standardised."""
+        present_SK = gene_SK < self.n_genes
+        relative = relative_values(value_SK, present_SK)[present_SK]
+        spread = relative.std() if len(relative) > 1 else relative.new_tensor(0.0)
+        if spread > 1e-6:
+            first = cast(nn.Linear, self.value[0])
+            first.weight.div_(spread)
+            first.bias.sub_(first.weight[:, 0] * relative.mean())
+        summands = self.gene_summands(gene_SK, value_SK)
+        last = {"value": self.value[-1], "rank": self.rank, "identity": self.identity}
+        for name, token_SKD in summands.items():
+            module = cast(nn.Linear | nn.Embedding, last[name])
+            even_out(module, token_SKD[present_SK], 1 / len(summands))
 
     def visible_vector(self, batch: SlideBatch, mask: OmicsMask) -> Tensor:
         """The spot vector without the masked genes (no leak), (S, V); 0 for a masked spot."""

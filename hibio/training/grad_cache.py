@@ -25,7 +25,7 @@ from torch import nn
 
 from hibio.config.training import StageConfig
 from hibio.training.engine import Engine, NotFiniteError
-from hibio.training.objective import N_SPOTS, TEMPERATURE, TOTAL
+from hibio.training.objective import N_SPOTS, TEMPERATURE, TOTAL, gradient_shares
 from hibio.training.process_group import ProcessGroup
 from hibio.training.step_outputs import MicroBatch, Rows, leaves
 
@@ -95,6 +95,7 @@ class StepResult:
         n: core spots of all processes.
         gradient_norm: before clipping.
         temperature: of the contrast, before the update.
+        gradient_shares: see `gradient_shares`; None when nobody asked.
     """
 
     total: float
@@ -102,10 +103,17 @@ class StepResult:
     n: int
     gradient_norm: float
     temperature: float
+    gradient_shares: dict[str, float] | None = None
 
 
 def take_step(
-    engine: Engine, stage: StageConfig, micros: Sequence[MicroBatch], seed: int, lr: float
+    engine: Engine,
+    stage: StageConfig,
+    micros: Sequence[MicroBatch],
+    seed: int,
+    lr: float,
+    *,
+    weigh: bool = False,
 ) -> StepResult:
     """Loss, gradient and update on the global batch.
 
@@ -115,25 +123,31 @@ def take_step(
         micros: the micro-batches of this process, at least one.
         seed: of the draws made for the whole step, the same on all processes.
         lr: learning rate.
+        weigh: look at each term's share of the gradient, through the last micro-batch of this
+            process; not done where an engine keeps the parameters somewhere else.
 
     Raises:
         NotFiniteError: nothing was updated.
     """
+    weigh = weigh and engine.holds_whole_model
     statistics = RunningStatistics(engine.module, engine.group)
     others: list[Rows] = []
     if len(micros) > 1:
         others = _accumulate_all_but_last(engine, stage, micros, statistics, seed)
     with statistics.of_one_batch():
-        result = engine.run(stage, micros[-1].to(engine.device), others, seed)
+        result = engine.run(stage, micros[-1].to(engine.device), others, seed, weigh=weigh)
     total = result.pop(TOTAL)
     terms = {name: float(value.detach()) for name, value in result.items()}
+    shares = None
+    if weigh:
+        shares = gradient_shares(result, stage.active, list(engine.trained.values()))
     n_spots, temperature = int(terms.pop(N_SPOTS)), terms.pop(TEMPERATURE)
     try:
         norm = engine.step(total, lr)
     except NotFiniteError as error:
         raise NotFiniteError(str(error), terms) from error
     statistics.combine(len(micros))
-    return StepResult(float(total.detach()), terms, n_spots, norm, temperature)
+    return StepResult(float(total.detach()), terms, n_spots, norm, temperature, shares)
 
 
 def _accumulate_all_but_last(

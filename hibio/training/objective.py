@@ -11,6 +11,7 @@ D shared width, N pairs of a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -95,6 +96,8 @@ class Objective(nn.Module):
         micro: MicroBatch | None,
         others: Sequence[Rows] = (),
         seed: int | None = None,
+        *,
+        weigh: bool = False,
     ) -> dict[str, Tensor]:
         """Rows of a micro-batch or, with a seed, the loss of the step, in the engine's precision.
 
@@ -103,6 +106,7 @@ class Objective(nn.Module):
             micro: what the model runs on; the draws made for it depend on nothing else.
             others: rows of other micro-batches of this process, for the loss.
             seed: of the draws made for the whole step, the same on all processes.
+            weigh: the terms keep their graph, for `gradient_shares`.
 
         Returns:
             The rows; or every term, ``TOTAL``, ``N_SPOTS`` and ``TEMPERATURE``. Tensors in a plain
@@ -117,9 +121,10 @@ class Objective(nn.Module):
                 return parts[-1]
             rows = gather(join(parts))
             torch.manual_seed(seed)
-            loss = self.terms(rows, stage)
+            found = self._found(rows, stage)
+            loss = combine(found, stage.active, n=len(rows[MICRO_OF_SPOT]))
             facts = {N_SPOTS: loss.total.new_tensor(loss.n), TEMPERATURE: self.model.temperature}
-            return {**loss.terms, **facts, TOTAL: loss.total}
+            return {**(found if weigh else loss.terms), **facts, TOTAL: loss.total}
 
     def outputs(self, micro: MicroBatch, stage: StageConfig) -> Rows:
         """Everything that the stage's terms read of one micro-batch.
@@ -177,6 +182,7 @@ class Objective(nn.Module):
             target_SK = torch.cat([target_SK, batch.query_value_SQ / scale_S1], dim=1)
             mask = OmicsMask(torch.cat([mask.gene_SK, asked_SQ], dim=1), mask.spot_S)
             batch = with_queries(batch)
+        target_SK = self.model.standardised(target_SK, batch.gene_SK)
         view = self.model.masked_view(batch, mask)
         core = batch.core_S
         hidden_SK = mask.gene_SK & core[:, None]
@@ -208,6 +214,10 @@ class Objective(nn.Module):
         Reductions are over all rows, negatives come from all rows, and a slide or a region in
         several micro-batches is one.
         """
+        return combine(self._found(rows, stage), stage.active, n=len(rows[MICRO_OF_SPOT]))
+
+    def _found(self, rows: Rows, stage: StageConfig) -> dict[str, Tensor]:
+        """Every term of the stage, not weighted, with its graph."""
         active, found = stage.active, dict[str, Tensor]()
         for names, compute in STEP_TERMS.items():
             if active.keys() & set(names):
@@ -216,7 +226,7 @@ class Objective(nn.Module):
             term = name.removeprefix(SUM)
             if term != name and term in active:
                 found[term] = rows[name][:, 0].sum() / rows[name][:, 1].sum().clamp(min=1.0)
-        return combine(found, active, n=len(rows[MICRO_OF_SPOT]))
+        return found
 
     def _pathway_term(self, rows: Rows, active: Weights) -> dict[str, Tensor]:
         anchor_MD = self.model.anchor_embeddings(self._fresh_anchors(rows["target"]))
@@ -310,6 +320,34 @@ STEP_TERMS: dict[tuple[str, ...], Callable[[Objective, Rows, Weights], dict[str,
     (keys.TERM_REGION, keys.TERM_MEMBER): Objective._region_terms,
     (keys.TERM_SPATIAL,): Objective._spatial_term,
 }
+
+
+def gradient_shares(
+    terms: Mapping[str, Tensor], weights: Weights, parameters: Sequence[nn.Parameter]
+) -> dict[str, float]:
+    """Norm of each weighted term's gradient over the sum of all norms.
+
+    On the parameters that more than one term reaches: what only one term trains says nothing about
+    their balance. On all parameters where no two terms meet.
+
+    Args:
+        terms: name -> scalar with its graph, which stays.
+        weights: name -> weight of these terms.
+        parameters: that are trained.
+    """
+    squares = []  # (parameters,) of each term; NaN where it does not reach
+    for name, weight in weights.items():
+        found: Sequence[Tensor | None] = [None] * len(parameters)
+        if terms[name].requires_grad:
+            found = torch.autograd.grad(
+                weight * terms[name], parameters, retain_graph=True, allow_unused=True
+            )
+        squares.append([math.nan if one is None else float(one.square().sum()) for one in found])
+    square = np.array(squares)
+    shared = np.isfinite(square).sum(axis=0) > 1
+    square = square[:, shared] if shared.any() else square
+    norm = np.sqrt(np.nansum(square, axis=1))
+    return dict(zip(weights, (norm / max(float(norm.sum()), 1e-30)).tolist(), strict=True))
 
 
 def _with_image(rows: Rows) -> Rows:

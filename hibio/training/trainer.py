@@ -60,6 +60,8 @@ class RunLog:
             self._board.add_scalar(name, value, step)
         for name in ("total", "lr", "gradient_norm", "temperature"):
             self._board.add_scalar(f"run/{name}", record[name], step)
+        for name, value in record.get("gradient_shares", {}).items():
+            self._board.add_scalar(f"gradient_share/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close both."""
@@ -228,7 +230,7 @@ class Trainer:
         done = self.epoch * self.plan.steps(stage) + self.batch
         lr = stage_lr(stage, done, self.plan.length(stage))
         try:
-            result = take_step(self.engine, stage, step.micros, step.seed, lr)
+            result = take_step(self.engine, stage, step.micros, step.seed, lr, weigh=self._is_due())
         except NotFiniteError as error:
             raise self._not_finite(error, lr, step) from error
         record = {
@@ -243,9 +245,16 @@ class Trainer:
             "temperature": result.temperature,
             "seconds_reading": seconds_reading,
         }
+        if result.gradient_shares is not None:
+            record["gradient_shares"] = result.gradient_shares
         self.step += 1
         self.batch += 1
         return record
+
+    def _is_due(self) -> bool:
+        """Whether this step looks at each term's share of the gradient."""
+        every = self.engine.config.shares_every
+        return every > 0 and self.step % every == 0
 
     def _end_epoch(self) -> None:
         """Go on to the next epoch or stage."""

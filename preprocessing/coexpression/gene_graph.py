@@ -8,8 +8,10 @@ Shapes: S spots, G genes, E edges listed per gene.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, rea
 from preprocessing.errors import DataError
 
 _CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
+MAX_EDGES = 4_000_000  # listed in all graphs of a corpus together: 32 MB on disk
+FEW_EDGES = 16  # a gene, even in the largest corpus
 
 
 def rank_normal_scores(values: sparse.csr_matrix) -> NDArray[np.float32]:
@@ -105,12 +109,14 @@ class EdgeRule:
         min_detected: a gene found in fewer of the sampled spots gets no edge: two genes that share
             one spot by chance would look perfectly correlated.
         block: genes per matrix product.
+        among: (G,) bool, genes that may have edges; None: all.
     """
 
     n_neighbours: int = 16
     min_information: float = 0.005
     min_detected: int = 10
     block: int = 1024
+    among: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Refuses sizes below 1."""
@@ -119,6 +125,59 @@ class EdgeRule:
                 f"gene graph: n_neighbours {self.n_neighbours} and block {self.block} must be at "
                 "least 1 (16 and 1024 are usual)."
             )
+
+
+def edge_limit(n_genes: int, n_listed: int, n_graphs: int = 1) -> int:
+    """How many edges a gene may list where nobody says: 8 sqrt(genes), within a bounded memory.
+
+    Args:
+        n_genes: that may have edges.
+        n_listed: G, rows of each graph.
+        n_graphs: T.
+    """
+    bounded = min(round(8 * math.sqrt(n_genes)), MAX_EDGES // max(n_listed * n_graphs, 1))
+    return max(bounded, FEW_EDGES)
+
+
+def edge_correlation(information: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """|r| of edges, 0 to 1, from their mutual information in nats; any shape.
+
+    Information has a long tail (copies of a gene have 6.9 nats, half of all edges some hundredths).
+    """
+    return np.sqrt(-np.expm1(-2.0 * np.asarray(information, np.float64)))
+
+
+def pair_edges(
+    graphs: Sequence[GeneGraph], gene: NDArray[np.int64], group: NDArray[np.int64]
+) -> tuple[float, float]:
+    """What the graphs say about pairs of genes of one spot.
+
+    Args:
+        graphs: T, one a group of spots.
+        gene: (S, K) genes of each spot, padded with G.
+        group: (S,) graph that each spot reads.
+
+    Returns:
+        Share of the pairs (i, j) with an edge that i lists, and the spread (standard deviation
+        over the partners of a gene in its spot, root of the mean square) of |r|, 0 without edge.
+    """
+    pairs, edges, square = 0, 0, 0.0
+    for one, number in zip(gene, group, strict=True):
+        graph = graphs[number]
+        own = one[one < graph.n_genes]
+        if len(own) < 2:
+            continue
+        place = np.full(graph.n_genes + 1, -1)
+        place[own] = np.arange(len(own))
+        place_KE = place[graph.neighbour[own]]
+        row, column = np.nonzero(place_KE >= 0)
+        weight = np.zeros((len(own), len(own)))
+        weight[row, place_KE[row, column]] = edge_correlation(graph.weight[own])[row, column]
+        others = weight[~np.eye(len(own), dtype=bool)].reshape(len(own), -1)
+        pairs += others.size
+        edges += int((others > 0).sum())
+        square += float(others.var(axis=1).sum()) * others.shape[1]
+    return edges / max(pairs, 1), float(np.sqrt(square / max(pairs, 1)))
 
 
 def gene_graph(
@@ -174,7 +233,7 @@ def graph_of_samples(
     Raises:
         DataError: fewer than 3 spots, or a negative or non-finite value.
     """
-    scores = _pooled_scores(samples, n_genes, rule.min_detected)
+    scores = _pooled_scores(samples, n_genes, rule)
     n_edges = min(rule.n_neighbours, n_genes - 1)
     neighbour = np.full((n_genes, rule.n_neighbours), n_genes, np.int32)
     weight = np.zeros((n_genes, rule.n_neighbours), np.float32)
@@ -209,9 +268,9 @@ def _strongest(
 
 
 def _pooled_scores(
-    samples: Sequence[sparse.csr_matrix], n_genes: int, min_detected: int
+    samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
 ) -> NDArray[np.float32]:
-    """(sampled S, G) float32 scores of all slides, columns of unit length (0: constant, rare)."""
+    """(sampled S, G) float32 scores of all slides, columns of unit length (0: no edges)."""
     n_spots = sum(sample.shape[0] for sample in samples)
     if n_spots < 3:
         raise DataError(
@@ -223,6 +282,7 @@ def _pooled_scores(
         detected += np.bincount(sample.indices, minlength=n_genes)
     scores = np.concatenate([rank_normal_scores(sample) for sample in samples])
     length = np.sqrt(np.einsum("sg,sg->g", scores, scores, dtype=np.float64))
-    varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= min_detected)
+    varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= rule.min_detected)
+    varies &= True if rule.among is None else rule.among
     scores *= np.where(varies, 1 / np.where(varies, length, 1), 0).astype(np.float32)
     return scores

@@ -262,7 +262,7 @@ def as_schema_1(path: Path) -> None:
     """Rewrite artifacts as the first schema had them."""
     with h5py.File(path, "r+") as file:
         file.move("gene_graphs/0", "gene_graph")
-        for name in ("gene_graphs", "groups"):
+        for name in ("gene_graphs", "groups", "scales"):
             del file[name]
         for name in ("has_database", "n_folded_in"):
             del file.attrs[name]
@@ -281,10 +281,10 @@ def test_artifacts_of_the_first_schema_are_migrated(toy_artifacts, tmp_path):
         assert_same(getattr(old, name), getattr(toy_artifacts, name))
     spots = np.random.default_rng(0).normal(size=(5, old.factors.rank)).astype(np.float32)
     assert old.groups.assign(spots).tolist() == toy_artifacts.groups.assign(spots).tolist()
-    assert (old.n_folded_in, old.modality) == (0, "rna")
+    assert (old.n_folded_in, old.modality, old.scales) == (0, "rna", None)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(0, "train again"), (3, "update HiBio")])
+@pytest.mark.parametrize(("version", "remedy"), [(0, "train again"), (4, "update HiBio")])
 def test_artifacts_of_other_schemas_are_refused(toy_artifacts, tmp_path, version, remedy):
     write_artifacts(tmp_path / "artifacts.h5", toy_artifacts)
     with h5py.File(tmp_path / "artifacts.h5", "r+") as file:

@@ -102,6 +102,12 @@ TESTED = {
     "model.omics.checkpoint": (
         "hibio/test_grad_cache.py::test_layers_computed_again_give_the_same_gradient"
     ),
+    "optim.graph_rate": (
+        "hibio/test_calibrate.py::test_the_rate_of_the_graph_is_a_factor_of_the_stages"
+    ),
+    "optim.shares_every": (
+        "hibio/test_calibrate.py::test_shares_of_the_gradient_are_looked_at_as_often_as_asked"
+    ),
     "optim.engine": "hibio/test_engine_settings.py::test_which_engine_auto_means",
     "optim.zero": (
         "hibio/test_engine_settings.py::test_the_generated_settings_and_what_is_merged_over_them"

@@ -1,15 +1,19 @@
 """Fitting: vocabulary rules, no leak from held-out slides, every selector, variant and control."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError
 from hibio.data.fitting import CountBlocks, TfidfStream, fit_artifacts, fit_vocabulary
 from hibio.data.slide import prepare_slide
+from hibio.encoders.base import OmicsContext
+from hibio.encoders.genes import GeneGraphs
 from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
@@ -262,3 +266,92 @@ def test_a_store_that_vanishes_is_named_with_a_remedy(paths, toy_artifacts, tmp_
     copies[1].unlink()
     with pytest.raises(DataError, match=r"slide 'sim002' cannot be read from .*--resume"):
         list(counts)
+
+
+def slow_values(paths, artifacts, asks_absent: bool) -> dict[int, tuple[float, float]]:
+    """Mean and standard deviation of what a gene is asked for, with plain loops."""
+    keyword: dict[int, list[float]] = {}
+    other: dict[int, list[float]] = {}
+    for path in paths:
+        with SlideStore(path) as store:
+            names = store.gene_names.tolist()
+            counts = store.counts()[:, [names.index(gene) for gene in artifacts.genes]]
+        tfidf = artifacts.tfidf.transform(counts).toarray()
+        for row in tfidf:
+            own = set(np.argsort(-row, kind="stable")[:16].tolist())
+            own = {gene for gene in own if row[gene] > 0}
+            scale = sum(row[gene] for gene in own) / len(own)
+            for gene, value in enumerate(row):
+                (keyword if gene in own else other).setdefault(gene, []).append(value / scale)
+
+    def moments(values: dict[int, list[float]]) -> dict[int, tuple[float, float]]:
+        every = [one for ones in values.values() for one in ones]
+        inside = sum(np.var(ones) * len(ones) for ones in values.values())
+        pooled = inside / sum(len(ones) - 1 for ones in values.values())
+        found = {}
+        for gene in range(tfidf.shape[1]):
+            ones = values.get(gene, [])
+            n = len(ones) + 10
+            mean = (sum(ones) + 10 * np.mean(every)) / n
+            square = sum((one - np.mean(ones)) ** 2 for one in ones)
+            found[gene] = (mean, (square + 10 * pooled) / n)
+        return found
+
+    asked, absent = moments(keyword), moments(other)
+    result = {}
+    for gene, (mean, variance) in asked.items():
+        if asks_absent:
+            far = mean - absent[gene][0]
+            variance = (variance + absent[gene][1]) / 2 + far**2 / 4
+            mean = (mean + absent[gene][0]) / 2
+        result[gene] = (mean, variance**0.5)
+    return result
+
+
+@pytest.mark.parametrize("asks_absent", [False, True])
+def test_scales_of_values_against_loops(paths, toy_artifacts, asks_absent):
+    none = PathwaysConfig(source="none")
+    scales = fit_artifacts(paths[:2], GENES, none, asks_absent=asks_absent).scales
+    expected = slow_values(paths[:2], toy_artifacts, asks_absent)
+    np.testing.assert_allclose(scales.mean, [expected[g][0] for g in range(400)], rtol=1e-3)
+    np.testing.assert_allclose(scales.spread, [expected[g][1] for g in range(400)], rtol=1e-2)
+    assert scales.use.sum() == 2 * 70 * 16
+    assert (scales.spread > 0).all()
+
+
+def test_edges_are_standardised_over_the_pairs_of_a_spot(toy_artifacts, toy_stores, capsys):
+    """Their spread is 1 where it was measured; in older artifacts edges stay in nats."""
+    slide = prepare_slide(toy_stores / "sim001.h5", toy_artifacts, None)
+    gene = slide.expression.rows(np.arange(0, 70)).gene_SK
+    context = OmicsContext.of(toy_artifacts)
+    edge = GeneGraphs(context).pairs(torch.from_numpy(gene), torch.zeros(70, dtype=torch.long))
+    others = edge[:, ~torch.eye(16, dtype=torch.bool)].view(70, 16, 15)
+    spread = float(others.var(dim=2, correction=0).mean().sqrt())
+    assert spread == pytest.approx(1.0, abs=0.15)  # of one of the two slides
+    assert float((others > 0).float().mean()) == pytest.approx(
+        toy_artifacts.scales.edge_share, abs=0.05
+    )
+    old = OmicsContext.of(dataclasses.replace(toy_artifacts, scales=None))
+    assert np.array_equal(old.weight_TGE[0], toy_artifacts.gene_graphs[0].weight)
+
+
+def test_the_fit_says_how_many_pairs_have_an_edge(paths, capsys):
+    genes = dataclasses.replace(GENES, graph_edges=None)
+    found = fit_artifacts(paths[:2], genes, PathwaysConfig(source="none"))
+    told = capsys.readouterr().out
+    n_used = int((found.scales.use > 0).sum())
+    assert f"{found.scales.edge_share:.1%} of the pairs of a spot's keyword genes" in told
+    assert f"at most {round(8 * n_used**0.5)} a gene, among {n_used} of 400" in told
+    assert found.gene_graphs[0].neighbour.shape[1] == round(8 * n_used**0.5)
+    unused = np.flatnonzero(found.scales.use == 0)
+    assert (found.gene_graphs[0].neighbour[unused] == 400).all()
+
+
+def test_values_of_older_artifacts_are_as_they_were(toy_artifacts):
+    value, gene = torch.rand(3, 5), torch.randint(0, 400, (3, 5))
+    old = make_model(dataclasses.replace(toy_artifacts, scales=None))
+    assert torch.equal(old.standardised(value, gene), value)
+    new = make_model(toy_artifacts).standardised(value, gene)
+    scales = toy_artifacts.scales
+    expected = (value.numpy() - scales.mean[gene]) / scales.spread[gene]
+    np.testing.assert_allclose(new.numpy(), expected, rtol=1e-5)

@@ -236,6 +236,7 @@ def test_masked_terms_against_their_definitions(model, batch):
     with torch.no_grad():
         view = model.masked_view(batch, mask)
     target = relative_values(batch.value_SK, batch.gene_SK < 400)
+    target = model.standardised(target, batch.gene_SK)
     around = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
     expected = {
         keys.TERM_MASKED: (view.value_SK - target)[mask.gene_SK].square().mean(),

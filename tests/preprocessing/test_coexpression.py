@@ -16,7 +16,7 @@ from preprocessing.coexpression import (
     standardise,
     standardise_global,
 )
-from preprocessing.coexpression.gene_graph import EdgeRule
+from preprocessing.coexpression.gene_graph import EdgeRule, edge_limit, pair_edges
 from preprocessing.errors import DataError
 from preprocessing.tfidf import TfidfReweighter
 
@@ -254,3 +254,56 @@ def test_a_stream_that_runs_dry_is_noticed():
     passes = iter([blocks, blocks, blocks[:1], *[blocks] * 20])
     with pytest.raises(DataError, match="fresh iterator"):
         fit_gene_factors(lambda: iter(next(passes)), N_GENES, 5)
+
+
+def test_edges_are_among_the_genes_that_may_have_them():
+    blocks = slides()
+    among = np.zeros(N_GENES, dtype=bool)
+    among[::2] = True
+    whole, some = (
+        gene_graph(lambda: iter(blocks), N_GENES, EdgeRule(N_GENES - 1, 0.02, among=one))
+        for one in (None, among)
+    )
+    expected = whole.matrix().toarray() * among[:, None] * among[None, :]
+    assert (expected > 0).sum() < (whole.matrix() > 0).sum()
+    np.testing.assert_allclose(some.matrix().toarray(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("genes", "listed", "graphs", "edges"),
+    [(100, 400, 1, 80), (400, 400, 1, 160), (11_000, 12_000, 1, 333), (11_000, 12_000, 30, 16)],
+)
+def test_how_many_edges_a_gene_may_have(genes, listed, graphs, edges):
+    """More in a larger panel until the memory of all is full; never fewer than 16."""
+    assert edge_limit(genes, listed, graphs) == edges
+
+
+def test_pair_edges_against_loops():
+    rng = np.random.default_rng(0)
+    neighbour = np.stack([rng.permutation(12)[:4] for _ in range(12)]).astype(np.int32)
+    neighbour[neighbour == np.arange(12)[:, None]] = 12
+    weight = np.where(neighbour < 12, rng.gamma(1.0, 0.1, neighbour.shape), 0.0)
+    graphs = [GeneGraph(neighbour, weight.astype(np.float32))]
+    graphs.append(GeneGraph(np.roll(neighbour, 3, axis=0), graphs[0].weight))
+    gene = np.stack([rng.permutation(13)[:7] for _ in range(6)])  # 12 is padding
+    gene[5, 1:] = 12
+    group = np.array([0, 1, 0, 1, 1, 0])
+    edges, squares, pairs = 0, 0.0, 0
+    for spot, number in zip(gene, group, strict=True):
+        own = [one for one in spot if one < 12]
+        for one in own if len(own) > 1 else []:
+            row = []
+            for other in own:
+                listed = graphs[number].neighbour[one].tolist()
+                nats = 0.0
+                if other in listed:
+                    nats = float(graphs[number].weight[one, listed.index(other)])
+                if other != one:
+                    row.append((1 - np.exp(-2 * nats)) ** 0.5)
+            edges += sum(value > 0 for value in row)
+            squares += sum((value - np.mean(row)) ** 2 for value in row)
+            pairs += len(row)
+    share, spread = pair_edges(graphs, gene, group)
+    assert share == pytest.approx(edges / pairs)
+    assert spread == pytest.approx((squares / pairs) ** 0.5)
+    assert pair_edges(graphs, gene[:, :1], group) == (0.0, 0.0)

@@ -22,6 +22,7 @@ from hibio.training.process_group import ProcessGroup
 #: Of one parameter: step, exp_avg, exp_avg_sq.
 Moments = dict[str, Tensor]
 LR_BEFORE_THE_FIRST_STEP = 0.0
+GRAPH_SCALE = ".bias_scale_H"  # ends the names of the scales of the gene graph's bias
 
 
 class NotFiniteError(ConfigError):
@@ -72,9 +73,15 @@ class Engine(ABC):
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         matrices = [name for name, p in self.trained.items() if len(shape_of(p)) >= 2]
         others = [name for name in self.trained if name not in set(matrices)]
-        self.names = [*matrices, *others]
-        #: Names of the parameters that decay with a rate, and the rate.
-        self.decays = ((matrices, config.weight_decay), (others, 0.0))
+        graph = [name for name in others if name.endswith(GRAPH_SCALE)]
+        others = [name for name in others if name not in set(graph)]
+        self.names = [*matrices, *others, *graph]
+        #: Names of parameters, their weight decay, and their learning rate over that of the stage.
+        self.rates = (
+            (matrices, config.weight_decay, 1.0),
+            (others, 0.0, 1.0),
+            (graph, 0.0, config.graph_rate),
+        )
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
 

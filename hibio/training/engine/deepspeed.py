@@ -263,12 +263,13 @@ class DeepSpeedEngine(Engine):
             parameter.data = parameter.data.reshape(1)
         self.group_names: list[list[str]] = []
         groups = []
-        for names, decay in self.decays:
+        for names, decay, rate in self.rates:
             for pattern in sorted({used[name] for name in names}, reverse=True):
                 alike = [name for name in names if used[name] == pattern]
                 self.group_names.append(alike)
                 members = [self.trained[name] for name in alike]
-                groups.append({"params": members, "weight_decay": decay, "used": pattern})
+                told = {"weight_decay": decay, "rate": rate, "used": pattern}
+                groups.append({"params": members, **told})
         self.ds, self.optimizer, _, _ = deepspeed.initialize(
             model=module, model_parameters=groups, config=settings
         )
@@ -302,7 +303,7 @@ class DeepSpeedEngine(Engine):
         self.refuse_bad("gradient norm", norm)
         self._scale = min(1.0, self.config.clip / (norm + 1e-6))
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.ds.step()
         self.buffers.forget_gradients()
         return norm

@@ -49,8 +49,12 @@ class TorchEngine(Engine):
         place = choose_device(device, group)
         super().__init__(module.to(place), config, place, group)
         groups = [
-            {"params": [self.trained[name] for name in names], "weight_decay": decay}
-            for names, decay in self.decays
+            {
+                "params": [self.trained[name] for name in names],
+                "weight_decay": decay,
+                "rate": rate,
+            }
+            for names, decay, rate in self.rates
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=LR_BEFORE_THE_FIRST_STEP)
         for value in (*module.parameters(), *module.buffers()):
@@ -72,7 +76,7 @@ class TorchEngine(Engine):
         norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.config.clip)
         self.refuse_bad("gradient norm", norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         self.optimizer.step()
         self.forget_gradients()
         return float(norm)
