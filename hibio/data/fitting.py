@@ -272,10 +272,8 @@ def fit_artifacts(
         vocabulary = start.genes
     counts = CountBlocks(paths, vocabulary, threads)
     steps.update()
-    if start is None:
-        expression = _fit_expression(counts, genes, seed, modality, asks_absent)
-    else:
-        expression = {name: getattr(start, name) for name in EXPRESSION}
+    expression = {name: getattr(start, name) for name in EXPRESSION if start is not None}
+    expression = expression or _fit_expression(counts, genes, seed, modality, asks_absent)
     steps.update()
     database, anchors = _fit_pathways(pathways, counts, expression["tfidf"], seed)
     steps.update()
