@@ -25,6 +25,8 @@ class CohortsConfig:
 
     Attributes:
         simulate: settings of the simulator (`preprocessing.simulate.SimulateConfig`).
+        like: name of the cohort whose settings stand where ``simulate`` and ``sweep`` say nothing
+            (`SimulateConfig.like`); null for the simulator's defaults.
         sweep: simulator setting -> values.
         patch_um: width of the patches, micrometres; null: the pitch of the simulated array.
         patch_px: and in pixels.
@@ -34,6 +36,7 @@ class CohortsConfig:
     sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     patch_um: float | None = None
     patch_px: int = 32
+    like: str | None = None
 
 
 @dataclass(frozen=True)

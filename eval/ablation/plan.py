@@ -63,10 +63,11 @@ def cohorts_of(config: CohortsConfig, out: Path) -> Iterator[Cohort]:
         ConfigError: a setting that the simulator does not have, or out of its range.
     """
     patch = PatchConfig(config.patch_um, config.patch_px)
+    preset = {} if config.like is None else asdict(SimulateConfig.like(config.like))
     for values in itertools.product(*config.sweep.values()):
         point = dict(zip(config.sweep, values, strict=True))
         try:
-            settings = build_section(SimulateConfig, {**config.simulate, **point})
+            settings = build_section(SimulateConfig, {**preset, **config.simulate, **point})
         except SchemaError as problem:
             raise ConfigError(f"cohorts.simulate: {problem}") from problem
         text = json.dumps([asdict(settings), asdict(patch)], sort_keys=True)

@@ -7,45 +7,52 @@ from pathlib import Path
 
 from hibio.cli.command import Command, add_folder
 
+#: Options of ``hibio simulate`` that are numbers: setting of `SimulateConfig`, type, words.
+_SIMULATE: dict[str, tuple[str, type, str]] = {
+    "--slides": ("n_slides", int, "slides (default 8)"),
+    "--patients": ("n_patients", int, "patients (default 4)"),
+    "--spots": ("n_spots", int, "spots a slide (300)"),
+    "--genes": ("n_genes", int, "genes (default 800)"),
+    "--seed": ("seed", int, "of everything (default 0)"),
+    "--signal": (
+        "signal",
+        float,
+        "share of the picture that expression drives, 0 (independent) to 1 (default 0.8)",
+    ),
+    "--contiguity": (
+        "contiguity",
+        float,
+        "share of spots that have the tissue domain of their place, 0 (regions mean nothing) to 1 "
+        "(default 1)",
+    ),
+    "--overlap": (
+        "overlap",
+        float,
+        "share of its genes that a programme also takes from the next one, 0 (default) to 0.9; "
+        "the gene sets do not say so",
+    ),
+    "--outcome-effect": (
+        "outcome_effect",
+        float,
+        "share of the tissue that a planted niche takes in patients with outcome 1 (default 0: the "
+        "outcome is independent of the tissue); 0.2 is found well",
+    ),
+}
+
 
 def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser, "--out")
     add = parser.add_argument
-    add("--slides", type=int, default=8, metavar="N", help="slides (default 8)")
-    add("--patients", type=int, default=4, metavar="N", help="patients (default 4)")
-    add("--spots", type=int, default=300, metavar="N", help="spots a slide, about (300)")
-    add("--genes", type=int, default=800, metavar="N", help="genes (default 800)")
-    add("--seed", type=int, default=0, metavar="N")
-    knobs = (
-        (
-            "--signal",
-            0.8,
-            "share of the picture that expression drives, 0 (independent) to 1 (default 0.8)",
-        ),
-        (
-            "--contiguity",
-            1.0,
-            "share of spots that have the tissue domain of their place, 0 (regions mean nothing) "
-            "to 1 (default 1)",
-        ),
-        (
-            "--overlap",
-            0.0,
-            "share of its genes that a programme also takes from the next one, 0 (default) to "
-            "0.9; the gene sets do not say so",
-        ),
-        (
-            "--outcome-effect",
-            0.0,
-            "share of the tissue that a planted niche takes in patients with outcome 1 (default "
-            "0: the outcome is independent of the tissue); 0.2 is found well",
-        ),
+    add(
+        "--like",
+        metavar="NAME",
+        help="a cohort as hard as real sections: her2st (3 patients, 200 um pitch) or mob; the "
+        "options below change it, their defaults are those of no preset",
     )
-    for option, default, text in knobs:
-        add(option, type=float, default=default, metavar="X", help=text)
+    for option, (setting, kind, text) in _SIMULATE.items():
+        add(option, dest=setting, type=kind, metavar="N" if kind is int else "X", help=text)
     add(
         "--misregister",
-        default="",
         metavar="FAULT",
         help="lay every picture wrongly on its spots: flip_x, flip_y, rot90, rot180, rot270, "
         "transpose, transverse, shift:N (pitches) or other (another slide's picture)",
@@ -59,18 +66,12 @@ def simulate(options: argparse.Namespace) -> int:
 
     database = load_pathways("default")
     programmes = {name: list(database.genes_of(name)) for name in database.names}
-    config = SimulateConfig(
-        n_slides=options.slides,
-        n_patients=options.patients,
-        n_spots=options.spots,
-        n_genes=options.genes,
-        seed=options.seed,
-        signal=options.signal,
-        contiguity=options.contiguity,
-        overlap=options.overlap,
-        outcome_effect=options.outcome_effect,
-        misregister=options.misregister,
-    )
+    settings = [setting for setting, *_ in _SIMULATE.values()] + ["misregister"]
+    given = {s: value for s in settings if (value := getattr(options, s)) is not None}
+    if options.like is None:
+        config = SimulateConfig(**given)
+    else:
+        config = SimulateConfig.like(options.like, **given)
     path = simulate_cohort(options.out, programmes, config)
     print(f"wrote {path}\nnext: hibio prepare {path} --out stores")
     return 0

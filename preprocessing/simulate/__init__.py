@@ -27,7 +27,6 @@ from preprocessing.simulate.layout import (
     COARSE_NAMES,
     FINE_NAMES,
     N_LAYERED,
-    PITCH_UM,
     Domains,
     Lattice,
     draw_domains,
@@ -66,7 +65,7 @@ _TILE = 256
 _SMALLEST_LEVEL_PX = 400
 _JPEG_QUALITY = 90
 _MAX_PIXELS = 120_000_000  # of a slide, which is drawn in memory
-_SPOT_DIAMETER_UM = 55.0
+_SPOT_DIAMETER = 0.55  # in pitches of the array
 _BARCODE_SPACE = 4**16
 _BARCODE_STEP = 2_654_435_769
 _RAISED = 0.8  # activity from which on a domain is said to raise a programme
@@ -163,13 +162,14 @@ def write_spatial(folder: Path, lattice: Lattice, barcode: NDArray[np.str_], mpp
     )
     write_table(folder / "tissue_positions.csv", positions)
     longest_px = max(lattice.size_um) / mpp
+    diameter_px = _SPOT_DIAMETER * lattice.pitch_um / mpp
     write_json(
         folder / "scalefactors_json.json",
         {
             "tissue_hires_scalef": min(1.0, 2000 / longest_px),
             "tissue_lowres_scalef": min(1.0, 600 / longest_px),
-            "spot_diameter_fullres": _SPOT_DIAMETER_UM / mpp,
-            "fiducial_diameter_fullres": 1.6 * _SPOT_DIAMETER_UM / mpp,
+            "spot_diameter_fullres": diameter_px,
+            "fiducial_diameter_fullres": 1.6 * diameter_px,
         },
     )
 
@@ -193,7 +193,7 @@ class _Cohort:
     config: SimulateConfig
     programmes: Programmes
     panel: Panel
-    mapping: NDArray[np.float64]
+    shared_mapping: NDArray[np.float64]
     outcomes: Outcomes
 
     def slide_id(self, slide: int) -> str:
@@ -204,7 +204,18 @@ class _Cohort:
 
     def depth_shift(self, slide: int) -> float:
         rng = random_stream(self.config.seed, "depth_shift", slide)
-        return float(self.config.depth_shift * rng.standard_normal())
+        of_patient = random_stream(self.config.seed, "depth_patient", self.patient(slide))
+        shift = self.config.depth_shift * rng.standard_normal()
+        return float(shift + self.config.depth_patient * of_patient.standard_normal())
+
+    def mapping(self, slide: int) -> NDArray[np.float64]:
+        """(P, T) texture map of the slide's patient: the cohort's mixed with one of its own."""
+        config, patient = self.config, self.patient(slide)
+        rng = random_stream(config.seed, "texture_map_of_patient", patient)
+        own = texture_map(rng, self.programmes, len(TEXTURES))
+        share = config.texture_shift
+        mixed: NDArray[np.float64] = np.sqrt(1 - share) * self.shared_mapping + np.sqrt(share) * own
+        return mixed
 
     def niche(self, slide: int, lattice: Lattice) -> NDArray[np.bool_]:
         rng = random_stream(self.config.seed, "niche", slide)
@@ -225,14 +236,13 @@ class _Cohort:
     def shift_px(self, slide: int) -> tuple[int, int]:
         """By how much the picture is moved to the right and down, pixels."""
         angle = random_stream(self.config.seed, "misregister", slide).uniform(0, 2 * np.pi)
-        length = self.config.shift_pitches * PITCH_UM / self.config.mpp
+        length = self.config.shift_pitches * self.config.pitch_um / self.config.mpp
         return round(length * np.cos(angle)), round(length * np.sin(angle))
 
     def section(self, slide: int) -> _Section:
         """The tissue of one slide."""
-        lattice = draw_lattice(
-            random_stream(self.config.seed, "lattice", slide), self.config.n_spots
-        )
+        rng = random_stream(self.config.seed, "lattice", slide)
+        lattice = draw_lattice(rng, self.config.n_spots, self.config.pitch_um)
         domains, activity = _tissue(self, lattice, slide, "tissue")
         niche = self.niche(slide, lattice)
         return _Section(lattice, domains, self.outcomes.raised(activity, niche), niche)
@@ -301,7 +311,7 @@ def _check_target(out: Path) -> None:
 
 
 def _check_pixels(config: SimulateConfig) -> None:
-    side_um = 100.0 * np.sqrt(config.n_spots) * 1.25 + 500.0
+    side_um = config.pitch_um * np.sqrt(config.n_spots) * 1.25 + 500.0
     pixels = (side_um / config.mpp) ** 2
     if pixels > _MAX_PIXELS:
         least = side_um / np.sqrt(_MAX_PIXELS)
@@ -382,7 +392,7 @@ def _picture(cohort: _Cohort, section: _Section, slide: int) -> NDArray[np.uint8
     config = cohort.config
     _, unrelated = _tissue(cohort, section.lattice, slide, "unrelated_tissue")
     mixed = np.sqrt(config.signal) * section.activity + np.sqrt(1 - config.signal) * unrelated
-    parameters = parameter_maps(mixed @ cohort.mapping, section.lattice)
+    parameters = parameter_maps(mixed @ cohort.mapping(slide), section.lattice)
     rng = random_stream(config.seed, "picture", slide)
     return render(rng, parameters, section.lattice, cohort.stain(slide), config.mpp)
 
@@ -403,7 +413,9 @@ def _labels(cohort: _Cohort, spots: NDArray[np.str_], section: _Section) -> pd.D
 def _truth(cohort: _Cohort, transforms: Sequence[list[list[float]] | None]) -> dict[str, Any]:
     """What was planted, as written to ``truth.json``."""
     config, programmes, panel = cohort.config, cohort.programmes, cohort.panel
-    ceiling = visibility(programmes, cohort.mapping, config.signal)
+    ceiling = visibility(
+        programmes, cohort.shared_mapping, config.signal * (1 - config.texture_shift)
+    )
     slides = {}
     for slide in range(config.n_slides):
         stain = cohort.stain(slide)
@@ -432,7 +444,7 @@ def _truth(cohort: _Cohort, transforms: Sequence[list[list[float]] | None]) -> d
         "textures": list(TEXTURES),
         "texture_map": {
             name: np.round(row, 5).tolist()
-            for name, row in zip(programmes.names, cohort.mapping, strict=True)
+            for name, row in zip(programmes.names, cohort.shared_mapping, strict=True)
         },
         "domains": _domain_definitions(programmes),
         "niche": {

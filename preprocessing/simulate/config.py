@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 
@@ -31,6 +32,11 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "outcome_effect": (0.0, 0.4),
     "contiguity": (0.0, 1.0),
     "overlap": (0.0, 0.9),
+    "pitch_um": (20.0, 500.0),
+    "level_spread": (0.0, 3.0),
+    "filler_level": (0.0, 10.0),
+    "depth_patient": (0.0, 2.0),
+    "texture_shift": (0.0, 1.0),
 }
 #: Flips and turns of a picture: whether x and y are exchanged, then the signs of x and y.
 TURNS: dict[str, tuple[bool, int, int]] = {
@@ -43,6 +49,49 @@ TURNS: dict[str, tuple[bool, int, int]] = {
     "transverse": (True, -1, -1),
 }
 SHIFTS = (0.5, 20.0)  # pitches
+#: Settings at which a cohort is as hard as real sections: HER2ST (its sections with images) and the
+#: two of the mouse olfactory bulb; `benchmarks/realism.py` puts them beside each other.
+LIKE: dict[str, dict[str, Any]] = {
+    "her2st": {
+        "n_slides": 6,
+        "n_patients": 3,
+        "n_spots": 260,
+        "n_genes": 12_000,
+        "n_programmes": 48,
+        "pitch_um": 200.0,
+        "mpp": 2.0,
+        "depth": 4300.0,
+        "depth_sd": 0.7,
+        "depth_shift": 0.2,
+        "depth_patient": 0.9,
+        "level_spread": 0.95,
+        "filler_level": 0.2,
+        "effect": 0.6,
+        "patient_effect": 0.5,
+        "stain_shift": 0.5,
+        "signal": 0.75,
+        "texture_shift": 0.65,
+    },
+    "mob": {
+        "n_slides": 2,
+        "n_patients": 2,
+        "n_spots": 390,
+        "n_genes": 1000,
+        "n_programmes": 5,
+        "pitch_um": 141.0,
+        "mpp": 2.0,
+        "depth": 2000.0,
+        "depth_sd": 0.43,
+        "depth_shift": 0.05,
+        "level_spread": 0.8,
+        "filler_level": 0.4,
+        "dispersion": 0.25,
+        "effect": 1.0,
+        "patient_effect": 0.05,
+        "stain_shift": 0.05,
+        "signal": 0.65,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +101,7 @@ class SimulateConfig:
     Attributes:
         n_slides: Slides, split over patients in consecutive, nearly equal groups.
         n_patients: Patients, at most ``n_slides``.
-        n_spots: Spots in tissue per slide (hex lattice of 100 um pitch).
+        n_spots: Spots in tissue per slide (hex lattice).
         n_genes: Genes on the panel: programme genes, housekeeping genes, then fillers.
         n_programmes: Gene programmes planted, drawn from those given.
         n_housekeeping: Genes expressed everywhere at one high level.
@@ -78,6 +127,13 @@ class SimulateConfig:
         misregister: How the picture of every slide is laid wrongly on its spots: "" (rightly), a
             flip or turn of `TURNS`, "shift:N" (by N pitches in a random direction, N of `SHIFTS`)
             or "other" (the picture of another slide, of another patient where there is one).
+        pitch_um: Distance of neighbouring spots; tissue structures keep their micrometres.
+        level_spread: Log standard deviation of the average level between genes, housekeeping ones
+            left out.
+        filler_level: Average level of the fillers, that of programme genes being 1.
+        depth_patient: Log standard deviation of the depth between patients.
+        texture_shift: Share of the variance of what the texture says of the programmes that it
+            says in a way of the patient's own: at 0 pictures are read alike in all patients.
     """
 
     n_slides: int = 8
@@ -101,6 +157,11 @@ class SimulateConfig:
     contiguity: float = 1.0
     overlap: float = 0.0
     misregister: str = ""
+    pitch_um: float = 100.0
+    level_spread: float = 0.6
+    filler_level: float = 0.06
+    depth_patient: float = 0.0
+    texture_shift: float = 0.0
 
     def __post_init__(self) -> None:
         numbers = [f for f in fields(self) if f.name in _LIMITS]
@@ -118,6 +179,20 @@ class SimulateConfig:
                 f"of n_genes={self.n_genes}; raise n_genes or lower n_housekeeping"
             )
         self._check_misregister()
+
+    @classmethod
+    def like(cls, name: str, **changes: Any) -> Self:
+        """The settings of a cohort as hard as real sections (`LIKE`), some of them changed.
+
+        Raises:
+            DataError: no such preset, or a setting out of its range.
+        """
+        if name not in LIKE:
+            raise DataError(
+                f"cannot simulate a cohort like {name!r}; choose one of {', '.join(LIKE)}"
+                f"{did_you_mean(name, list(LIKE))}"
+            )
+        return cls(**{**LIKE[name], **changes})
 
     @property
     def shift_pitches(self) -> float:

@@ -38,6 +38,7 @@ class Lattice:
         in_tissue: (L,) True for spots.
         size_um: Width and height of the image in micrometres.
         inside_um: (H, W) distance to the outline on the coarse grid, negative on glass (um).
+        pitch_um: Distance of neighbouring positions.
     """
 
     array_row: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Lattice:
     in_tissue: NDArray[np.bool_]
     size_um: tuple[float, float]
     inside_um: NDArray[np.float32]
+    pitch_um: float = PITCH_UM
 
     @property
     def spots_um(self) -> NDArray[np.float64]:
@@ -85,7 +87,7 @@ def gaussian_field(
     return field
 
 
-def draw_lattice(rng: np.random.Generator, n_spots: int) -> Lattice:
+def draw_lattice(rng: np.random.Generator, n_spots: int, pitch_um: float = PITCH_UM) -> Lattice:
     """A blob of tissue covering exactly ``n_spots`` positions of a hex lattice.
 
     The outline is a circle whose radius is modulated by four harmonics; the spots are the lattice
@@ -99,14 +101,14 @@ def draw_lattice(rng: np.random.Generator, n_spots: int) -> Lattice:
         shape: NDArray[np.float64] = np.exp((amplitude * np.cos(angle)).sum(axis=-1))
         return shape
 
-    row_um = PITCH_UM * np.sqrt(3) / 2
-    reach = PITCH_UM * np.sqrt(n_spots * np.sqrt(3) / 2 / np.pi) * 1.9 + 3 * PITCH_UM
+    row_um = pitch_um * np.sqrt(3) / 2
+    reach = pitch_um * np.sqrt(n_spots * np.sqrt(3) / 2 / np.pi) * 1.9 + 3 * pitch_um
     rows, columns = np.meshgrid(
-        np.arange(int(2 * reach / row_um)), np.arange(int(4 * reach / PITCH_UM)), indexing="ij"
+        np.arange(int(2 * reach / row_um)), np.arange(int(4 * reach / pitch_um)), indexing="ij"
     )
     keep = (rows + columns) % 2 == 0
     row, column = rows[keep], columns[keep]
-    xy = np.column_stack([column * PITCH_UM / 2, row * row_um])
+    xy = np.column_stack([column * pitch_um / 2, row * row_um])
     offset = xy - xy.mean(axis=0) + rng.uniform(-30, 30, 2)
     ratio = np.hypot(offset[:, 0], offset[:, 1]) / relative(offset[:, 0], offset[:, 1])
     in_tissue = np.zeros(len(xy), dtype=bool)
@@ -128,6 +130,7 @@ def draw_lattice(rng: np.random.Generator, n_spots: int) -> Lattice:
         in_tissue=in_tissue[on_slide],
         size_um=(float(size[0]), float(size[1])),
         inside_um=inside.astype(np.float32),
+        pitch_um=pitch_um,
     )
 
 

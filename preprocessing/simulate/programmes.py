@@ -24,7 +24,6 @@ from preprocessing.simulate.config import SimulateConfig, random_stream
 from preprocessing.simulate.layout import (
     N_COARSE,
     N_FINE,
-    PITCH_UM,
     Domains,
     Lattice,
     gaussian_field,
@@ -41,8 +40,6 @@ _NICHE_SD = 0.3  # log sd of the share between patients
 _NICHE_MOST = 0.5  # of a slide
 _NICHE_UM = (200.0, 400.0)
 _HOUSEKEEPING_LEVEL = 3.0
-_FILLER_LEVEL = 0.06
-_LEVEL_SPREAD = 0.6
 _HOUSEKEEPING_DISPERSION = 0.1
 _NEIGHBOURS = ((0, 2), (0, -2), (1, 1), (1, -1), (-1, 1), (-1, -1))
 Doubles = NDArray[np.float64]
@@ -244,7 +241,7 @@ class Outcomes:
             centre = xy[rng.choice(np.flatnonzero(~inside))]
             reach = rng.uniform(*_NICHE_UM) / 2
             apart = np.hypot(*(xy - centre).T)
-            free = np.flatnonzero(~inside & (apart <= max(reach, PITCH_UM)))
+            free = np.flatnonzero(~inside & (apart <= max(reach, lattice.pitch_um)))
             chosen = free[np.argsort(apart[free], kind="stable")][:missing]
             inside[chosen] = True
             missing -= len(chosen)
@@ -321,7 +318,7 @@ def build_panel(programmes: Programmes, config: SimulateConfig) -> Panel:
         names=names,
         ids=np.array([f"ENSGSIM{g + 1:08d}" for g in range(len(names))]),
         kinds=kinds,
-        base=_base_shares(rng, kinds),
+        base=_base_shares(rng, kinds, config),
         effect=effect,
         dispersion=config.dispersion
         * np.where(kinds == "housekeeping", _HOUSEKEEPING_DISPERSION, 1.0),
@@ -329,11 +326,13 @@ def build_panel(programmes: Programmes, config: SimulateConfig) -> Panel:
     )
 
 
-def _base_shares(rng: np.random.Generator, kinds: NDArray[np.str_]) -> Doubles:
-    """(G,) average share of each gene: housekeeping high and even, fillers low, sums to 1."""
+def _base_shares(
+    rng: np.random.Generator, kinds: NDArray[np.str_], config: SimulateConfig
+) -> Doubles:
+    """(G,) average share of each gene: housekeeping high and even, fillers lower, sums to 1."""
     even = kinds == "housekeeping"
-    weight = np.select([even, kinds == "filler"], [_HOUSEKEEPING_LEVEL, _FILLER_LEVEL], 1.0)
-    share = weight * np.exp(rng.normal(0.0, np.where(even, 0.05, _LEVEL_SPREAD)))
+    weight = np.select([even, kinds == "filler"], [_HOUSEKEEPING_LEVEL, config.filler_level], 1.0)
+    share = weight * np.exp(rng.normal(0.0, np.where(even, 0.05, config.level_spread)))
     base: Doubles = share / share.sum()
     return base
 

@@ -28,7 +28,7 @@ TEXTURES = (
     "erythrocytes",
 )
 _PIXELS_AT_ONCE = 2_000_000
-_KERNEL_UM = 42.0  # sigma
+_KERNEL = 0.42  # sigma, in pitches of the array
 #: Absorbance in red, green, blue of haematoxylin, two tints of eosin, and erythrocytes.
 _STAIN_H = np.array([0.62, 0.72, 0.32])
 _STAIN_PINK = np.array([0.07, 0.80, 0.33])
@@ -114,7 +114,7 @@ def draw_stain(rng: np.random.Generator, spread: float) -> Stain:
 def parameter_maps(values: Double, lattice: Lattice) -> Float:
     """(T, h, w) texture parameters of the coarse grid from those of the spots (S, T).
 
-    Gaussian kernel average of the spots (sigma 42 um), squashed to within 2.5.
+    Gaussian kernel average of the spots (sigma .42 pitches), squashed to within 2.5.
     """
     shape = lattice.inside_um.shape
     at = lattice.spot_cells
@@ -122,7 +122,7 @@ def parameter_maps(values: Double, lattice: Lattice) -> Float:
     impulse = np.zeros((len(layers), *shape), dtype=np.float32)
     for layer, value in zip(impulse, layers, strict=True):
         np.add.at(layer, at, value)
-    sigma = _KERNEL_UM / CELL_UM
+    sigma = _KERNEL * lattice.pitch_um / CELL_UM
     smooth = ndimage.gaussian_filter(impulse, (0, sigma, sigma), truncate=6)
     mean = smooth[:-1] / np.maximum(smooth[-1], 1e-9)
     maps: Float = (2.5 * np.tanh(mean / 2.5)).astype(np.float32)

@@ -154,6 +154,14 @@ def test_cohorts_are_named_by_their_settings(tmp_path):
     assert next(cohorts_of(finer, tmp_path)).stores != low.stores
 
 
+def test_a_cohort_like_real_sections_says_only_what_differs(tmp_path):
+    config = CohortsConfig({"n_slides": 4, "n_patients": 4}, {"signal": (0.2,)}, like="her2st")
+    (cohort,) = cohorts_of(config, tmp_path)
+    assert (cohort.config.pitch_um, cohort.config.n_slides, cohort.config.signal) == (200, 4, 0.2)
+    with pytest.raises(DataError, match="her2st, mob"):
+        next(cohorts_of(CohortsConfig(like="mouse"), tmp_path))
+
+
 def test_a_grid_of_cohorts_is_planned_without_simulating(toy_stores, tmp_path):
     cohorts = {"simulate": {"n_slides": 3, "n_patients": 3}, "sweep": {"signal": [0.2, 0.8]}}
     settings = {"folds": ["each"]}

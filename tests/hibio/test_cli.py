@@ -166,4 +166,7 @@ def test_knobs_reach_the_simulator(run, tmp_path, monkeypatch):
     run("simulate", "--out", tmp_path, "--misregister", "rot90")
     assert [config.misregister for config in seen] == ["", "", "rot90"]
     assert_refused(run("simulate", "--out", tmp_path, "--misregister", "rot9"), "rot90")
+    run("simulate", "--out", tmp_path, "--like", "her2st", "--slides", "9")
+    assert (seen[-1].n_slides, seen[-1].n_patients, seen[-1].pitch_um) == (9, 3, 200.0)
+    assert_refused(run("simulate", "--out", tmp_path, "--like", "her2"), "her2st")
     assert_refused(run("simulate", "--out", tmp_path, "--contiguity", "2"), "contiguity")
