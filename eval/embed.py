@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from eval.results import Role
 from hibio import keys
-from hibio.checkpoint import ARTIFACTS, CONFIG, WEIGHTS, find_checkpoint
+from hibio.checkpoint import ARTIFACTS, CONFIG, REHEARSAL, WEIGHTS, find_checkpoint
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ImageInput
 from hibio.config.run import RunConfig
@@ -117,7 +117,8 @@ def find_checkpoints(path: Path) -> list[Path]:
     if (path / WEIGHTS).is_file():
         return [path]
     folders = {weights.parent.parent for weights in path.glob(f"**/checkpoint*/{WEIGHTS}")}
-    found = sorted(one for folder in folders if (one := find_checkpoint(folder)) is not None)
+    trained = {folder for folder in folders if folder.name != REHEARSAL}
+    found = sorted(one for folder in trained if (one := find_checkpoint(folder)) is not None)
     if not found:
         raise ConfigError(
             f"{path}: no checkpoint there or below; give the folder that `hibio train` wrote"

@@ -23,7 +23,7 @@ from eval.report.markdown import write_markdown
 from eval.results import Task, TaskResult, merge, write_results
 from eval.settings import configured_peers, find_task, task_configs
 from eval.tasks import TASKS
-from hibio.checkpoint import provenance, read_log, steps_taken
+from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
 from hibio.config.files import to_dict
 from hibio.data.splits import SlideEntry, read_entries, with_counts
 from preprocessing.store.read import stores_in
@@ -63,6 +63,18 @@ def budget_of(checkpoint: Checkpoint) -> Budget | None:
         print(f"{checkpoint.path}: keeps no number of its steps; peers are trained as by default")
         return None
     return Budget(steps, sampler.batch_spots * sampler.batches_per_step)
+
+
+def verdict_rows(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    """What became of the judged stages of each checkpoint: ``model``, ``fold``, ``seed``, verdict.
+
+    The verdict is `hibio.training.curriculum.Verdict`: stage, outcome, three scores, and on what.
+    """
+    return [
+        {"model": one.variant, "fold": one.fold, "seed": one.seed, **verdict}
+        for one in checkpoints
+        for verdict in verdicts_on(one.path)
+    ]
 
 
 def _cost_row(model: str, costs: Sequence[Cost]) -> dict[str, Any]:
@@ -117,10 +129,9 @@ def evaluate(
     merged = _with_models(merge(results))
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
-    facts["models"] = cost_table(
-        [checkpoint for group in groups for checkpoint in group.checkpoints],
-        [fold for seeds in folds.values() for fold in seeds],
-    )
+    measured = [checkpoint for group in groups for checkpoint in group.checkpoints]
+    facts["models"] = cost_table(measured, [fold for seeds in folds.values() for fold in seeds])
+    facts["curriculum"] = verdict_rows(measured)
     if given:
         facts["settings"] = dict(given)
     body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)

@@ -28,8 +28,8 @@ from preprocessing.files import atomic_path, file_sha256
 from preprocessing.hdf5 import outside_data
 
 PACKAGES = ("hibio", "torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
-#: Of a run folder: the newest checkpoint, and the one before it.
-NAME, PREVIOUS = "checkpoint", "checkpoint.previous"
+#: Of a run folder: the newest checkpoint, and the one before it; the folder of its rehearsal.
+NAME, PREVIOUS, REHEARSAL = "checkpoint", "checkpoint.previous", "rehearsal"
 #: Files of a checkpoint; what a model needs comes first.
 MODEL_FILES = CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
 TRAINER, BANK, CHECKSUMS = "trainer.pt", "bank.h5", "checksums.json"
@@ -313,3 +313,10 @@ def steps_taken(checkpoint: Path) -> int | None:
     if not (checkpoint / TRAINER).is_file():
         return None
     return int(load_trainer_state(checkpoint)["step"])
+
+
+def verdicts_on(checkpoint: Path) -> list[dict[str, Any]]:
+    """What became of the judged stages, see `hibio.training.curriculum.Verdict`."""
+    if not (checkpoint / TRAINER).is_file():
+        return []
+    return list(load_trainer_state(checkpoint).get("verdicts", ()))

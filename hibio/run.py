@@ -15,10 +15,12 @@ from hibio.bank import build_bank, write_bank
 from hibio.checkpoint import (
     BANK,
     NAME,
+    REHEARSAL,
     DamagedError,
     add_checksum,
     find_checkpoint,
     load_trainer_state,
+    verdicts_on,
     verify_file,
     write_provenance,
 )
@@ -40,8 +42,21 @@ from hibio.data.splits import (
 )
 from hibio.keys import MAIN
 from hibio.model import HiBio
-from hibio.training.checkpoint import load_newest, refuse_other_settings, whole_checkpoint
-from hibio.training.engine import build_engine
+from hibio.training.checkpoint import (
+    SavedRun,
+    load_newest,
+    refuse_other_settings,
+    whole_checkpoint,
+)
+from hibio.training.curriculum import (
+    Inner,
+    Judge,
+    Verdict,
+    followed,
+    hold_out,
+    judged_stages,
+)
+from hibio.training.engine import Engine, build_engine
 from hibio.training.engine.base import choose_device
 from hibio.training.objective import Objective
 from hibio.training.plan import Plan, own_micro_batches
@@ -55,12 +70,13 @@ FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a variant on a fold with a seed."""
+    """One training: a variant on a fold with a seed; or the rehearsal of one."""
 
     config: RunConfig
     fold: str
     seed: int
     folder: Path
+    is_rehearsal: bool = False
 
     @property
     def name(self) -> str:
@@ -69,8 +85,9 @@ class Job:
 
     @property
     def started(self) -> bool:
-        """Whether it has a checkpoint."""
-        return find_checkpoint(self.folder) is not None
+        """Whether it, or its rehearsal, has a checkpoint."""
+        folders = (self.folder, self.folder / REHEARSAL)
+        return any(find_checkpoint(folder) is not None for folder in folders)
 
     @property
     def finished(self) -> bool:
@@ -83,6 +100,14 @@ class Job:
         if checkpoint is None or problem is not None:
             return False
         return bool(load_trainer_state(checkpoint)["finished"])
+
+    @property
+    def rehearsal(self) -> Job | None:
+        """What is trained first to judge the stages; None where there is nothing to judge."""
+        judged = self.config.curriculum == "judged" and self.config.data.image is not None
+        if self.is_rehearsal or not judged or not judged_stages(self.config.stages):
+            return None
+        return dataclasses.replace(self, folder=self.folder / REHEARSAL, is_rehearsal=True)
 
 
 def expand(config: RunConfig) -> list[Job]:
@@ -228,9 +253,11 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     refuse_seen(artifacts, split, start)
     if saved is not None:
         refuse_other_slides(saved.path, artifacts, split)
+    inner = _inner(job, split, artifacts) if job.is_rehearsal else None
+    entries = split.train if inner is None else inner.others(split.train)
     image = config.model.vision.image_input(config.data.image)
     dataset = SlideDataset(
-        split.train, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
+        entries, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
     )
     config = dataclasses.replace(config, model=_sized(config, dataset))
     if saved is not None:
@@ -239,11 +266,13 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     objective = Objective(
         model.to(choose_device(config.device, group)), config.objective, config.regions.levels
     )
+    verdicts = _verdicts(job, saved)
+    hidden = None if inner is None else inner.hidden_in(entries)
     plan = Plan(
-        config.stages,
+        followed(config.stages, verdicts),
         config.sampler,
         dataset,
-        RegionState(config.regions, dataset),
+        RegionState(config.regions, dataset, hidden=hidden),
         objective,
         job.seed,
         group,
@@ -253,23 +282,57 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     objective.check(config.stages)
     trainer = Trainer(
         model=model,
-        engine=build_engine(
-            objective,
-            config.optim,
-            config.device,
-            group,
-            n_micro=own_micro_batches(config.sampler.batches_per_step, group),
-            mixed_stages=plan.mixed_stages(),
-            used=lambda: parameter_use(objective, plan),
-        ),
+        engine=_engine(config, plan),
         plan=plan,
         folder=job.folder,
         write_config=lambda path: dump_config(config, path),
         checkpoint_every=config.checkpoint_every,
+        verdicts=verdicts,
+        judge=None
+        if inner is None
+        else Judge(inner, SlideDataset(inner.entries, artifacts, image)),
     )
     if saved is not None:
         trainer.resume(saved)
     return trainer
+
+
+def _engine(config: RunConfig, plan: Plan) -> Engine:
+    return build_engine(
+        plan.objective,
+        config.optim,
+        config.device,
+        plan.group,
+        n_micro=own_micro_batches(config.sampler.batches_per_step, plan.group),
+        mixed_stages=plan.mixed_stages(),
+        used=lambda: parameter_use(plan.objective, plan),
+    )
+
+
+def _inner(job: Job, split: Split, artifacts: Artifacts) -> Inner:
+    """What a rehearsal holds out of the slides that its job trains on."""
+    image = job.config.model.vision.image_input(job.config.data.image)
+    return hold_out(
+        split.train,
+        job.seed,
+        job.config.sampler.halo,
+        lambda entry: SlideDataset((entry,), artifacts, image)[0],
+    )
+
+
+def _verdicts(job: Job, saved: SavedRun | None) -> list[Verdict]:
+    """What a job's rehearsal said, as the job's checkpoint or the rehearsal's holds it."""
+    rehearsal = job.rehearsal
+    if rehearsal is None:
+        return []
+    if saved is not None:
+        return [Verdict(**one) for one in saved.trainer["verdicts"]]
+    if not rehearsal.finished:
+        raise ConfigError(
+            f"{job.name}: curriculum: judged, and its rehearsal is not finished; train it with "
+            "`hibio train` (hibio.run.train_job), which rehearses first"
+        )
+    return [Verdict(**one) for one in verdicts_on(rehearsal.folder / NAME)]
 
 
 def new_model(
@@ -344,17 +407,27 @@ def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
 
 
 def train_job(job: Job, *, resume: bool = False) -> Path:
-    """Train one job (see `build`) to its end and write its bank; returns the checkpoint.
+    """Train one job (see `build`) to its end, after its rehearsal, and write its bank.
+
+    Returns:
+        The checkpoint.
 
     Raises:
         InterruptedError: stopped by a signal; everything is saved.
     """
+    rehearsal = job.rehearsal
+    if rehearsal is not None and find_checkpoint(job.folder) is None and not rehearsal.finished:
+        _fit(rehearsal, resume=resume)
+    return finish(job, _fit(job, resume=resume))
+
+
+def _fit(job: Job, *, resume: bool) -> Trainer:
     trainer = build(job, resume=resume)
     if not trainer.fit() or trainer.interrupted:
         raise InterruptedError(
             f"stopped at step {trainer.step} of {trainer.plan.n_steps()} of {job.name}; saved"
         )
-    return finish(job, trainer)
+    return trainer
 
 
 def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:

@@ -38,7 +38,7 @@ LAYERS = (
     ("hibio.training.trainer",),
     ("hibio.training.grad_cache",),
     ("hibio.training.engine", "hibio.training.plan"),
-    ("hibio.training.objective", "hibio.training.region_state"),
+    ("hibio.training.curriculum", "hibio.training.objective", "hibio.training.region_state"),
     ("hibio.training",),
     ("hibio", "hibio.bank"),
     ("hibio.backbones", "hibio.model"),

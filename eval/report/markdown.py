@@ -66,6 +66,8 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
             parts += [f"- {note}" for note in result["notes"]]
     if data.get("models"):
         parts += ["## Models", _costs(data["models"])]
+    if data.get("curriculum"):
+        parts += ["## Judged stages", markdown_table(*verdict_table(data["curriculum"]))]
     with atomic_path(path) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -87,6 +89,18 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
         shown.append((row["model"], row["source"], size, str(row["fits"]), steps, seconds))
     head = ("model", "source", "parameters", "fits", "steps a fit", "seconds a fit")
     return markdown_table(head, shown)
+
+
+def verdict_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: what became of the judged stages of each job, and by what scores."""
+    names = ["model", "fold", "seed", "stage", "outcome"]
+    scores = ["before", "mixed", "after"]
+    head = [*names, *(f"R@10% {score}" for score in scores), "judged on"]
+    lines = [
+        [*(str(row[n]) for n in names), *(number(row[s]) for s in scores), str(row["judged_on"])]
+        for row in rows
+    ]
+    return head, lines
 
 
 def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:

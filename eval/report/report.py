@@ -15,7 +15,7 @@ import numpy as np
 from eval.compare.paired import MIN_FOLDS, Comparison, compare
 from eval.measures.intervals import headline_interval
 from eval.report.figures.canvas import Figure, figure_parts
-from eval.report.markdown import MISSING, decimals_for, exact, is_number, number
+from eval.report.markdown import MISSING, decimals_for, exact, is_number, number, verdict_table
 from eval.results import (
     UNDECLARED,
     Better,
@@ -82,6 +82,10 @@ COSTS_NOTE = (
     "Steps of the optimiser, and wall time: mean over fits, of training alone, on the machine that "
     "ran it; checkpoints were trained in their own run, the others in this evaluation. Read-outs "
     "are not counted."
+)
+VERDICTS_NOTE = (
+    "A rehearsal on fewer slides, as long again as the training, judged each stage on slides that "
+    "its weights never saw; steps and wall time above are those of the training alone."
 )
 MAX_LISTED = 24
 MAX_DEPTH = 2
@@ -296,7 +300,13 @@ def models_section(results: Mapping[str, Any]) -> list[Part]:
     if not rows:
         return [Text("No cost of a model was recorded with these results.", "soft")]
     head = ("model", "source", "parameters", "fits", "steps of a fit", "wall time of a fit")
-    return [Table(head, [_cost_row(row) for row in rows]), Text(COSTS_NOTE, "soft")]
+    parts: list[Part] = [Table(head, [_cost_row(row) for row in rows]), Text(COSTS_NOTE, "soft")]
+    verdicts = (results.get("data") or {}).get("curriculum")
+    if verdicts:
+        columns, lines = verdict_table(verdicts)
+        parts += [Table(columns, [Line(line) for line in lines], "Judged stages")]
+        parts += [Text(VERDICTS_NOTE, "soft")]
+    return parts
 
 
 def _cost_row(row: Mapping[str, Any]) -> Line:

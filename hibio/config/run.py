@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
 from hibio.config.model import ModelConfig
@@ -56,7 +56,10 @@ class RunConfig:
         variants: name -> settings that differ from the main run, for baselines trained by the
             same code ("flat_clip", "shuffled"). The main run is called ``hibio``.
         genes, pathways, sampler, regions, model, objective, optim: see their classes.
-        stages: the curriculum.
+        stages: one after the other.
+        curriculum: blind (every stage stays) | judged: a rehearsal on fewer slides, as long as the
+            training itself, says of each stage after the first contrast of spots whether it stays,
+            is mixed with the weights before it, or is left out (docs/method.md 5).
         device: auto | cpu | cuda.
         threads: CPU threads of torch and of the fit before the first step, where each of them
             holds one slide; null leaves torch's default (in the fit at most 8). 1 does not suffer
@@ -83,6 +86,7 @@ class RunConfig:
     threads: int | None = None
     checkpoint_every: int = 100
     bank: bool = True
+    curriculum: Literal["blind", "judged"] = "blind"
     variant: str = MAIN
 
     def __post_init__(self) -> None:
@@ -93,5 +97,8 @@ class RunConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
         self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
+        names = [stage.name for stage in self.stages]
+        if self.curriculum == "judged" and len(set(names)) < len(names):
+            raise ValueError(f"curriculum: judged needs stages of different names, not {names}")
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")

@@ -86,11 +86,12 @@ def pack_regions(regions: np.ndarray, n_bins: int, rng: np.random.Generator) -> 
     """Put whole regions into ``n_bins`` bins of nearly equal size (largest first, random ties).
 
     Args:
-        regions: (S,) region of each spot.
+        regions: (S,) region of each spot; -1 for one that is left out.
         n_bins: number of bins; empty bins are left out.
         rng: decides between bins of one load and the order of regions of one size.
     """
-    ids, place, size = np.unique(regions, return_inverse=True, return_counts=True)
+    spots = np.flatnonzero(regions >= 0)
+    ids, place, size = np.unique(regions[spots], return_inverse=True, return_counts=True)
     shuffle = rng.permutation(len(ids))
     order = shuffle[np.argsort(-size[shuffle], kind="stable")]
     load = rng.random(n_bins) * 1e-3
@@ -100,8 +101,8 @@ def pack_regions(regions: np.ndarray, n_bins: int, rng: np.random.Generator) -> 
         bin_of[region] = chosen
         load[chosen] += size[region]
     bins = bin_of[place]
-    grouped = np.split(np.argsort(bins, kind="stable"), np.bincount(bins).cumsum()[:-1])
-    return [spots for spots in grouped if len(spots)]
+    grouped = np.split(spots[np.argsort(bins, kind="stable")], np.bincount(bins).cumsum()[:-1])
+    return [one for one in grouped if len(one)]
 
 
 class RegionSampler:

@@ -58,6 +58,7 @@ SETTLED = (
     "objective",
     "optim",
     "stages",
+    "curriculum",
 )
 UNSETTLED = {"data": UNSETTLED_DATA, "optim": LAYOUT}  # ... but for these keys
 

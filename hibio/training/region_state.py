@@ -10,7 +10,7 @@ Legend: S spots of a slide, L levels, T rebuilds.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class RegionState:
         dataset: training slides.
         first_trees: slides whose first tree is kept in memory.
         history_slides: the first so many slides of the data set keep every rebuild.
+        hidden: slide -> spots (S,) that are in no batch.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class RegionState:
         dataset: SlideDataset,
         first_trees: int = FIRST_TREES,
         history_slides: int = HISTORY_SLIDES,
+        hidden: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.first_trees = first_trees
         self.history_slides = history_slides
+        self.hidden = dict(hidden or {})
         self.rebuilt: dict[int, list[np.ndarray]] = {}
         self._first: OrderedDict[int, np.ndarray] = OrderedDict()
 
@@ -63,8 +66,9 @@ class RegionState:
         return self._first[slide].astype(np.int64)
 
     def sampling(self, slide: int) -> np.ndarray:
-        """Regions (S,) that batches are made of: the middle level of the slide."""
-        return self.current(slide)[len(self.config.diameters_um) // 2]
+        """Regions (S,) that batches are made of: the middle level of the slide; -1: in none."""
+        regions = self.current(slide)[len(self.config.diameters_um) // 2]
+        return np.where(self.hidden[slide], -1, regions) if slide in self.hidden else regions
 
     def rebuild(
         self, model: HiBio, slides: Sequence[int], group: ProcessGroup | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from hibio.config.files import ConfigError
 from hibio.config.training import StageConfig, stage_lr
 from hibio.model import HiBio
 from hibio.training.checkpoint import SavedRun, load_newest, save_checkpoint
+from hibio.training.curriculum import Judge, Outcome, Verdict, judged_stages, mean_weights
 from hibio.training.engine import Engine, NotFiniteError
 from hibio.training.grad_cache import take_step
 from hibio.training.objective import PREFIX, Objective
@@ -30,6 +32,14 @@ from hibio.training.step_outputs import MicroBatch, read_micro_batch
 from preprocessing.files import atomic_path
 
 FEW_SPOTS = 32  # of one slide, to see what is connected; the values do not matter
+
+
+class Snapshot(NamedTuple):
+    """Weights by name, optimiser and regions as they were at one moment."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    regions: dict[str, torch.Tensor]
 
 
 class RunLog:
@@ -137,6 +147,8 @@ class Trainer:
         folder: run folder; the checkpoint and the log go there.
         write_config: writes the resolved configuration.
         checkpoint_every: steps between checkpoints.
+        verdicts: of the stages, where a rehearsal has judged them.
+        judge: of a rehearsal.
     """
 
     def __init__(
@@ -148,6 +160,8 @@ class Trainer:
         folder: Path,
         write_config: Callable[[Path], None],
         checkpoint_every: int,
+        verdicts: Sequence[Verdict] = (),
+        judge: Judge | None = None,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -159,6 +173,9 @@ class Trainer:
         self.folder = folder
         self.write_config = write_config
         self.checkpoint_every = checkpoint_every
+        self.verdicts = list(verdicts)
+        self.judge = judge
+        self._before: Snapshot | None = None  # the stage that may be undone or mixed
         # position: the next step to take
         self.step = 0
         self.stage = 0
@@ -197,6 +214,7 @@ class Trainer:
     def _run(self, log: RunLog | None, bar: tqdm, until_step: int | None) -> bool:
         while self.stage < len(self.stages):
             self.engine.begin_stage(self.stage)
+            self._remember()
             with closing(self._epoch_steps()) as steps:
                 started = time.perf_counter()
                 for step in steps:
@@ -260,7 +278,51 @@ class Trainer:
         """Go on to the next epoch or stage."""
         self.batch, self.epoch = 0, self.epoch + 1
         if self.plan.end(self.stages[self.stage], self.epoch) == 0:
+            self._end_stage(self.stages[self.stage])
             self.stage, self.epoch = self.stage + 1, 0
+
+    def _remember(self) -> None:
+        """At the start of a stage that may be undone or mixed: what there was before it."""
+        if self.judge is None:
+            mixed = {one.stage for one in self.verdicts if one.outcome == "mixed"}
+            watched = self.stages[self.stage].name in mixed
+        else:
+            watched = self.stage in judged_stages(self.stages)
+        if watched and self._before is None:
+            self._before = self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        """All processes call it."""
+        weights = {name: value.clone() for name, value in self.engine.weights().items()}
+        return Snapshot(weights, copy.deepcopy(self.engine.state()), self.regions.state())
+
+    def _end_stage(self, stage: StageConfig) -> None:
+        """The verdict on a stage, given now or by a rehearsal, is carried out."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        mixed = mean_weights(before.weights, self.engine.weights())
+        outcome: Outcome = "mixed"
+        if self.judge is not None:
+            candidates = (before.weights, mixed, self.engine.weights())
+            scores = [self._score(weights) for weights in candidates]
+            self.verdicts.append(Verdict.of(stage.name, scores, self.judge.inner.name))
+            outcome = self.verdicts[-1].outcome
+            if self.group.is_first:
+                tqdm.write(f"{self.folder.name}: {self.verdicts[-1]}")
+        if outcome == "mixed":
+            self.engine.load(mixed, self.engine.state())
+        elif outcome == "undone":
+            self.engine.load(before.weights, before.optimizer)
+            self.regions.load_state(before.regions)
+
+    def _score(self, weights: Mapping[str, torch.Tensor]) -> float:
+        """What the judge says of weights; the first process's word, on all."""
+        assert self.judge is not None
+        model = self.model.empty_copy()
+        model.load_state_dict({name.removeprefix(PREFIX): one for name, one in weights.items()})
+        score = torch.tensor([self.judge.score(model.to(self.engine.device).eval())])
+        return float(self.group.copy_from(0, score.double()))
 
     def whole_model(self) -> HiBio:
         """The model in training, or a copy where its parameters lie somewhere else.
@@ -284,6 +346,8 @@ class Trainer:
             "finished": self.stage == len(self.stages),
             "optimizer": self.engine.state(),
             "regions": self.regions.state(),
+            "verdicts": [verdict.plain() for verdict in self.verdicts],
+            "before": None if self._before is None else self._before._asdict(),
         }
         model = self.whole_model()
         with on_stop(self._ask_to_stop):
@@ -311,6 +375,9 @@ class Trainer:
         self.regions.load_state(saved.trainer["regions"])
         for name in ("step", "stage", "epoch", "batch"):
             setattr(self, name, saved.trainer[name])
+        self.verdicts = [Verdict(**one) for one in saved.trainer.get("verdicts", ())]
+        before = saved.trainer.get("before")
+        self._before = None if before is None else Snapshot(**before)
         return True
 
     def _not_finite(self, error: NotFiniteError, lr: float, step: StepInput) -> NotFiniteError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from eval.peers.peer import Budget
 from eval.report import write_report
 from eval.report.markdown import write_markdown
 from eval.report.report import models_section
-from eval.run import budget_of, checkpoint_cost, cost_table
+from eval.run import budget_of, checkpoint_cost, cost_table, verdict_rows
 from hibio.checkpoint import TRAINER
 from hibio.config.training import SamplerConfig
+from hibio.training.curriculum import Verdict
 from preprocessing.pages import Section, render
 
 
@@ -32,6 +34,8 @@ class Trained:
     variant: str
     model: nn.Module
     run: SimpleNamespace
+    fold: str = "A"
+    seed: int = 0
 
 
 def trained(folder: Path, steps: list[float] | None) -> Trained:
@@ -99,6 +103,22 @@ def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
     assert "| a<b | X & Y | 12,345 | 3 | 1,500 | 61.0 |" in text
     assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
     assert "No cost of a model" in render("", [Section(models_section({"data": {}}))])
+
+
+def test_the_report_and_the_markdown_show_what_became_of_judged_stages(tmp_path: Path) -> None:
+    verdict = Verdict.of("region", (0.4, 0.35, 0.25), "patient B")
+    run = trained(tmp_path / "0", [1.0])
+    state = {"step": 1, "verdicts": [verdict.plain()]}
+    torch.save(state, run.path / TRAINER)
+    rows = verdict_rows([dataclasses.replace(run, fold="A", seed=3)])  # type: ignore[list-item]
+    assert rows == [{"model": "hibio", "fold": "A", "seed": 3, **verdict.plain()}]
+    models = cost_table([run], [])  # type: ignore[list-item]
+    results = {"data": {"models": models, "curriculum": rows}, "tasks": {}, "config": {}}
+    page = write_report(tmp_path / "r.html", results).read_text()
+    for words in ("Judged stages", "undone", "patient B", "0.400", "A rehearsal on fewer slides"):
+        assert words in page
+    line = "| hibio | A | 3 | region | undone | 0.400 | 0.350 | 0.250 | patient B |"
+    assert line in write_markdown(tmp_path / "r.md", results).read_text()
 
 
 def test_the_document_lists_every_peer_and_its_source() -> None:

@@ -119,6 +119,8 @@ TESTED = {
         "hibio/test_engine_settings.py::test_the_generated_settings_and_what_is_merged_over_them"
     ),
     "device": "hibio/test_engine_settings.py::test_ports_are_free_and_each_process_has_its_own_gpu",
+    "stages.epochs": "hibio/test_trainer.py::test_a_length_in_steps_is_that_length_in_epochs",
+    "curriculum": "hibio/test_curriculum.py::test_verdicts_change_the_weights_as_they_say",
     "checkpoint_every": ("hibio/test_trainer.py::test_a_crash_goes_back_to_the_last_checkpoint"),
 }
 
