@@ -58,7 +58,7 @@ def values(seed: int = 0) -> pd.DataFrame:
 
 def costs() -> pd.DataFrame:
     lines = [
-        (cell, row, seed, fold, 1000 + seed, 2.0 + seed, 1.0)
+        (cell, row, seed, fold, 1000 + seed, 50 + seed, 2.0 + seed, 1.0)
         for cell in POINTS
         for row in ("flat", "term", "control")
         for seed in SEEDS
@@ -146,6 +146,7 @@ def test_groups_costs_and_the_order_of_rows():
     assert block.group.tolist() == ["terms", "terms", "", BASELINES]
     assert block.n_parameters.tolist()[:3] == [1000.5] * 3
     assert block.train_s.tolist()[:3] == [2.5] * 3
+    assert block.steps.tolist()[:3] == [50.5] * 3
     assert math.isnan(block.n_parameters.tolist()[3])
 
 
