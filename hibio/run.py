@@ -340,6 +340,8 @@ def new_model(
 ) -> HiBio:
     """Random weights of a seed, scaled on a few training spots (docs/method.md 3).
 
+    On artifacts of an older HiBio they are not scaled, as theirs were not.
+
     Args:
         config: of the model, with the size of its vision input.
         dataset: the training slides.
@@ -350,7 +352,7 @@ def new_model(
     model = HiBio(config, dataset.artifacts)
     if start is not None:
         model.start_omics_from(HiBio.from_checkpoint(start))
-    elif hasattr(model.omics, "calibrate"):
+    elif dataset.artifacts.scales is not None and hasattr(model.omics, "calibrate"):
         model.omics.calibrate(dataset.sample(model.halo))
     return model
 

@@ -40,7 +40,7 @@ LAYERS = (
     ("hibio.training.engine", "hibio.training.plan"),
     ("hibio.training.curriculum", "hibio.training.objective", "hibio.training.region_state"),
     ("hibio.training",),
-    ("hibio", "hibio.bank"),
+    ("hibio", "hibio.bank", "hibio.paths"),
     ("hibio.backbones", "hibio.model"),
     ("hibio.data", "hibio.encoders"),
     ("hibio.artifacts",),

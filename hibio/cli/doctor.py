@@ -1,9 +1,11 @@
-"""`hibio doctor`: versions, devices, optional parts and disk space, each with its remedy."""
+"""`hibio doctor`: what this machine lacks, each with its remedy; and what acts in a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
+import json
 import operator
 import os
 import platform
@@ -12,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -186,13 +189,99 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def what_acts(checkpoint: Path, stores: Path) -> list[dict[str, Any]]:
+    """Every path of a checkpoint's model at the start of its training and after it.
+
+    Args:
+        checkpoint: its folder, or that of its job.
+        stores: holds at least one slide that it was trained on.
+
+    Returns:
+        One row a path, see :func:`hibio.paths.beside`.
+
+    Raises:
+        ConfigError: no checkpoint, or no training slide of it among the stores.
+    """
+    from hibio.checkpoint import CONFIG, find_checkpoint
+    from hibio.config.files import ConfigError, load_saved
+    from hibio.config.run import RunConfig
+    from hibio.data.dataset import SlideDataset
+    from hibio.data.splits import read_entries
+    from hibio.model import HiBio
+    from hibio.paths import beside, path_shares
+    from hibio.run import Job, new_model, start_of
+    from preprocessing.store.read import stores_in
+
+    folder = find_checkpoint(checkpoint) or checkpoint
+    trained = HiBio.from_checkpoint(folder)
+    config = load_saved(RunConfig, folder / CONFIG)
+    known = set(trained.artifacts.train_slides)
+    entries = [one for one in read_entries(stores_in(stores)) if one.slide_id in known]
+    if not entries:
+        raise ConfigError(
+            f"{stores}: none of the slides that {folder} was trained on "
+            f"({', '.join(sorted(known)[:3])} ...); give the folder of its training stores"
+        )
+    dataset = SlideDataset(entries, trained.artifacts, None)
+    start = start_of(Job(config, config.folds[0], config.seeds[0], folder))
+    vision = dataclasses.replace(trained.config.vision, weights=None, pretrained=False)
+    before = new_model(
+        dataclasses.replace(trained.config, vision=vision), dataset, config.seeds[0], start
+    )
+    batch = dataset.sample(trained.halo)
+    return beside(path_shares(before, batch), path_shares(trained, batch))
+
+
+def format_paths(rows: Sequence[dict[str, Any]]) -> str:
+    """An aligned table; what makes less than 1 % of the output after training is marked."""
+    lines = [("path", "output", "", "token", "", "")]
+    lines.append(("", "start", "trained", "start", "trained", ""))
+    for row in rows:
+        parts = [row[when] for when in ("start", "trained")]
+        numbers = [f"{one['output']:.3f}" for one in parts]
+        numbers += ["" if one["token"] is None else f"{one['token']:.3f}" for one in parts]
+        names = parts[1]["facts"]
+        told = [f"{n} {parts[0]['facts'][n]:.3g} -> {parts[1]['facts'][n]:.3g}" for n in names]
+        told += [] if row["acts"] else ["does not act"]
+        lines.append((row["path"], *numbers, "; ".join(told)))
+    widths = [max(len(line[place]) for line in lines) for place in range(5)]
+    return "\n".join(
+        "  ".join(
+            [f"{line[0]:<{widths[0]}}", *(f"{line[i]:>{widths[i]}}" for i in range(1, 5)), line[5]]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="tell what acts in this model instead"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="its training stores")
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
+
+
 def doctor(options: argparse.Namespace) -> int:
     """``hibio doctor``."""
-    return tell_findings(diagnose())
+    from hibio.config.files import ConfigError
+
+    if options.checkpoint is None:
+        if options.data is not None or options.json:
+            raise ConfigError("--data and --json go with --checkpoint DIR")
+        return tell_findings(diagnose())
+    if options.data is None:
+        raise ConfigError("--checkpoint needs --data DIR, the stores that it was trained on")
+    rows = what_acts(options.checkpoint, options.data)
+    print(json.dumps(rows, indent=1) if options.json else format_paths(rows))
+    return 0
 
 
 COMMANDS = (
     Command(
-        "doctor", "versions, devices and optional parts, each with its fix", "hibio doctor", doctor
+        "doctor",
+        "versions, devices and optional parts, each with its fix; or what acts in a model",
+        "hibio doctor --checkpoint runs/demo/hibio/fold-A/seed-0 --data stores",
+        doctor,
+        _doctor_arguments,
     ),
 )
