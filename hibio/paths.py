@@ -177,7 +177,7 @@ def _token_shares(tower: nn.Module, batch: SlideBatch) -> dict[str, float]:
     genes = tower.gene_summands(batch.gene_SK[core], batch.value_SK[core])
     spots = {name: one[core] for name, one in tower.spot_summands(batch).items()}
     messages = _messages_up(tower, batch)
-    shares = {}
+    shares: dict[str, float] = {}
     for kind, parts in (("gene", {n: one[present] for n, one in genes.items()}), ("spot", spots)):
         variance = {n: float(one.var(dim=0, correction=0).sum()) for n, one in parts.items()}
         total = sum(variance.values()) + (messages if kind == "spot" else 0.0)
