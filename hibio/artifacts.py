@@ -29,6 +29,7 @@ from preprocessing.hdf5 import hdf5_writer
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 3  # 3: with scales, on which the weights depend
+LARGE_BYTES = 2**20  # an array above is compressed: lists of edges are padded
 _NOT_OURS = (AttributeError, TypeError, ValueError)  # a group for an array, texts for numbers...
 
 
@@ -262,7 +263,8 @@ def _write(group: h5py.Group, values: dict[str, Any]) -> None:
         if isinstance(value, np.ndarray):
             text = value.dtype.kind in "UO"
             data = value.astype(h5py.string_dtype()) if text else value
-            group.create_dataset(name, data=data)
+            large = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            group.create_dataset(name, data=data, **(large if value.nbytes > LARGE_BYTES else {}))
         else:
             group.attrs[name] = json.dumps(value)
 
