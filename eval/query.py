@@ -189,7 +189,7 @@ def _query_slide(
 def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:
     """Scores (S, M) of the gene sets on the counts of a slide."""
     counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
-    tfidf = artifacts.tfidf.transform(counts)
+    tfidf = artifacts.tfidf.transform(counts, artifacts.niche(store.xy_um))
     return sets.measure(tfidf, artifacts.anchors.background(tfidf))
 
 

@@ -7,6 +7,7 @@ on neither the pathway database nor the split; everything that does is here.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from pathways.database import PathwayDatabase
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
 from preprocessing.coexpression.spot_groups import SpotGroups
 from preprocessing.files import atomic_path
+from preprocessing.graphs import spatial_graph
 from preprocessing.hdf5 import hdf5_writer
+from preprocessing.selection import KeywordOverlap
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
 SCHEMA_VERSION = 3  # 3: with scales, on which the weights depend
@@ -89,7 +92,8 @@ class Artifacts:
 
     Attributes:
         genes: (G,) vocabulary, gene names in column order.
-        tfidf: fitted reweighter (idf, and what its variant needs).
+        tfidf: fitted weighting of keyword genes, anchors and queries.
+        vector_tfidf: that of the spot vector; the same object where it is the same.
         factors: gene factors F (G, r) with their training statistics.
         groups: label-free groups of spots.
         gene_graphs: strongest co-expression edges of each gene, one graph a group.
@@ -101,10 +105,12 @@ class Artifacts:
         settings: what it was fitted with.
         n_folded_in: the last so many genes of the vocabulary were folded in after training.
         scales: of keyword genes; None in artifacts of an older HiBio.
+        overlap: how well the keyword genes of training spots reproduce; None: not measured.
     """
 
     genes: np.ndarray
     tfidf: TfidfReweighter
+    vector_tfidf: TfidfReweighter
     factors: GeneFactors
     groups: SpotGroups
     gene_graphs: tuple[GeneGraph, ...]
@@ -116,6 +122,7 @@ class Artifacts:
     settings: FitSettings
     n_folded_in: int = 0
     scales: KeywordScales | None = None
+    overlap: KeywordOverlap | None = None
 
     @property
     def modality(self) -> str:
@@ -132,6 +139,19 @@ class Artifacts:
         """Number of pathway anchors."""
         return len(self.anchors.names)
 
+    def weigh(
+        self, counts: sparse.csr_matrix, near: np.ndarray | None = None
+    ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        """Counts (S, G) by `tfidf` and by `vector_tfidf`, (n, G) each; see `transform`."""
+        tfidf = self.tfidf.transform(counts, near)
+        if self.vector_tfidf is self.tfidf:
+            return tfidf, tfidf
+        return tfidf, self.vector_tfidf.transform(counts, near)
+
+    def niche(self, xy_um: np.ndarray) -> np.ndarray | None:
+        """Neighbours (S, N; -1 pads) whose counts weigh a spot's genes; None where none do."""
+        return niche(self.settings.genes, (self.tfidf, self.vector_tfidf), xy_um)
+
     def keywords(self, tfidf: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Keyword genes of each row: index (S, k) padded with G, TF-IDF value (S, k) padded 0."""
         return keywords_among(tfidf, k, self.node_genes)
@@ -140,7 +160,8 @@ class Artifacts:
         """Gene sets as the omics branch reads a spot (docs/method.md 2, anchor embedding).
 
         Args:
-            sets_MG: unit rows, idf * weight of each set's genes, e.g. ``anchors.matrix.T``.
+            sets_MG: unit rows, idf * weight of each set's genes, e.g. ``anchors.matrix.T``. The
+                spot vector reads them by its own idf.
             k: number of keyword genes.
 
         Returns:
@@ -150,11 +171,32 @@ class Artifacts:
         gene, value = keyword_genes(sets_MG, k)
         if sets_MG.shape[0] == 0:
             return gene, value, np.zeros((0, self.factors.rank), dtype=np.float32)
-        raw = spot_vectors(sets_MG, self.factors)
+        raw = spot_vectors(self._by_vector_idf(sets_MG), self.factors)
         vector = standardise_global(raw, self.factors)
         typical = float(np.sqrt(np.sum(self.factors.spread / self.factors.spread.max())))
         length = np.linalg.norm(vector, axis=1, keepdims=True)
         return gene, value, (vector * (typical / np.maximum(length, 1e-8))).astype(np.float32)
+
+    def _by_vector_idf(self, sets_MG: sparse.csr_matrix) -> sparse.csr_matrix:
+        if self.vector_tfidf is self.tfidf:
+            return sets_MG
+        old, new = self.tfidf.idf, self.vector_tfidf.idf
+        ratio = np.divide(new, old, out=np.zeros_like(new), where=old > 0)
+        rows = sparse.csr_matrix(sets_MG @ sparse.diags_array(ratio))
+        length = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        return sparse.csr_matrix(sparse.diags_array(1 / np.where(length > 0, length, 1)) @ rows)
+
+
+def niche(
+    genes: GenesConfig, tfidf: Sequence[TfidfReweighter], xy_um: np.ndarray
+) -> np.ndarray | None:
+    """Spatial neighbours (S, N; -1 pads) if one of the weightings reads them, else None.
+
+    The control ``graph: random`` has no niche: its spots are weighed alone.
+    """
+    if genes.graph == "random" or not any(one.reads_neighbours for one in tfidf):
+        return None
+    return spatial_graph(genes.graph, genes.neighbours, xy_um).neighbours(genes.neighbours)[0]
 
 
 def keywords_among(
@@ -184,6 +226,10 @@ def write_artifacts(path: Path, artifacts: Artifacts) -> None:
         if artifacts.node_genes is not None:
             file["node_genes"] = artifacts.node_genes
         _write(file.create_group("tfidf"), artifacts.tfidf.state())
+        if artifacts.vector_tfidf is not artifacts.tfidf:
+            _write(file.create_group("vector_tfidf"), artifacts.vector_tfidf.state())
+        if artifacts.overlap is not None:
+            file.attrs["overlap"] = json.dumps(vars(artifacts.overlap))
         _write(file.create_group("factors"), vars(artifacts.factors))
         file.attrs["n_folded_in"] = artifacts.n_folded_in
         file["groups"] = artifacts.groups.centroids
@@ -241,9 +287,17 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         graphs = [file[f"gene_graphs/{number}"] for number in range(len(file["gene_graphs"]))]
     groups = np.zeros((1, factors.rank), dtype=np.float32) if first else file["groups"][:]
     settings = without_renamed(json.loads(file.attrs["settings"]))
+    # before genes.spot_vector, one weighting was that of all
+    settings["genes"].setdefault("spot_vector", settings["genes"].get("tfidf", "log"))
+    tfidf = TfidfReweighter.from_state(_read_group(file["tfidf"]))
+    own = "vector_tfidf" in file
+    overlap = file.attrs.get("overlap")
     return Artifacts(
         genes=file["genes"].asstr()[:].astype(str),
-        tfidf=TfidfReweighter.from_state(_read_group(file["tfidf"])),
+        tfidf=tfidf,
+        vector_tfidf=TfidfReweighter.from_state(_read_group(file["vector_tfidf"]))
+        if own
+        else tfidf,
         factors=factors,
         groups=SpotGroups(groups),
         gene_graphs=tuple(GeneGraph(**_read_group(graph)) for graph in graphs),
@@ -255,6 +309,7 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         settings=build_section(FitSettings, settings),
         n_folded_in=0 if first else int(file.attrs["n_folded_in"]),
         scales=KeywordScales(**_read_group(file["scales"])) if "scales" in file else None,
+        overlap=None if overlap is None else KeywordOverlap(**json.loads(overlap)),
     )
 
 

@@ -61,10 +61,11 @@ def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
             keep = np.linspace(0, slide.n_spots - 1, wanted).astype(int)
         with SlideStore(dataset.entries[index].path) as store:
             counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
+            near = artifacts.niche(store.xy_um)
         embedding = model.encode_slide(slide).image
         assert embedding is not None
         image.append(embedding[keep])
-        tfidf.append(artifacts.tfidf.transform(counts[keep]))
+        tfidf.append(artifacts.tfidf.transform(counts, near)[keep])
         slides += [slide.slide_id] * len(keep)
         patients += [slide.patient_id] * len(keep)
     return Bank(

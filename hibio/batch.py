@@ -56,6 +56,9 @@ class SlideBatch:
         query_gene_SQ: vocabulary genes whose value the masked view also predicts; ``n_genes``
             is padding.
         query_value_SQ: their TF-IDF values, mostly 0.
+        part_SK: weight of each keyword gene in the spot vector, which leaves it when the gene is
+            masked; None where that is ``value_SK``. ``thinned_part_SK`` and ``query_part_SQ`` are
+            those of the other two.
     """
 
     gene_SK: Tensor
@@ -82,6 +85,9 @@ class SlideBatch:
     thinned_vector_SV: Tensor | None = None
     query_gene_SQ: Tensor | None = None
     query_value_SQ: Tensor | None = None
+    part_SK: Tensor | None = None
+    thinned_part_SK: Tensor | None = None
+    query_part_SQ: Tensor | None = None
 
     def __post_init__(self) -> None:
         n_spots = self.n_spots
@@ -107,6 +113,11 @@ class SlideBatch:
     def n_spots(self) -> int:
         """Spots in the batch, halo included."""
         return int(self.gene_SK.shape[0])
+
+    @property
+    def parts_SK(self) -> Tensor:
+        """Weight of each keyword gene in the spot vector."""
+        return self.value_SK if self.part_SK is None else self.part_SK
 
     @property
     def has_image(self) -> bool:

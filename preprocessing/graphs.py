@@ -326,11 +326,14 @@ def smooth(rows: np.ndarray, neighbours: np.ndarray, rounds: int) -> np.ndarray:
     return rows
 
 
-def neighbour_weights(neighbours: np.ndarray) -> sparse.csr_matrix:
-    """Averaging matrix (S, S): 1/degree on each spot's neighbours, rows of zeros where none."""
+def neighbour_weights(neighbours: np.ndarray, n_spots: int | None = None) -> sparse.csr_matrix:
+    """Averaging matrix: 1/degree on each spot's neighbours (n, k; -1 pads), rows of 0 where none.
+
+    (n, S) with ``n_spots`` given as S; without it S is n.
+    """
     present = neighbours >= 0
     degree = present.sum(axis=1)
     row = np.repeat(np.arange(len(neighbours)), degree)
     weight = np.repeat(1.0 / np.maximum(degree, 1), degree)
-    shape = (len(neighbours), len(neighbours))
+    shape = (len(neighbours), len(neighbours) if n_spots is None else n_spots)
     return sparse.csr_matrix((weight, (row, neighbours[present])), shape=shape)

@@ -27,11 +27,12 @@ from preprocessing.tfidf.weights import (
     RawTf,
     TermFrequency,
     checked_counts,
+    dispersion_scores,
     frequencies,
 )
 
+LEAST_OVERLAP = 0.5  # of the keyword genes of two halves of a spot's counts
 COFACTOR = 5.0  # intensities far below it count about linearly, far above it by their logarithm
-_MEAN_BINS = 20
 CountBlocks = Sequence[Any] | Callable[[], Iterable[Any]]
 
 
@@ -181,6 +182,78 @@ def select_genes(
     return np.sort(np.argsort(-score, kind="stable")[:k])
 
 
+@dataclass(frozen=True)
+class KeywordOverlap:
+    """How many of a spot's keyword genes are found again (docs/method.md 1).
+
+    Attributes:
+        k: keyword genes asked for.
+        n_genes: among how many.
+        half: share that two random halves of a spot's counts have in common, mean over spots.
+        between: the same of halves of two different spots of a slide. Near `half`, the keywords
+            are those of the slide and say nothing of a spot.
+    """
+
+    k: int
+    n_genes: int
+    half: float
+    between: float
+
+    @classmethod
+    def mean(cls, found: Sequence[KeywordOverlap]) -> KeywordOverlap:
+        """Over slides."""
+        half, between = (
+            float(np.mean([getattr(f, n) for f in found])) for n in ("half", "between")
+        )
+        return cls(found[0].k, found[0].n_genes, half, between)
+
+    def __str__(self) -> str:
+        text = (
+            f"keyword genes: two halves of a spot's counts share {self.half:.0%} of {self.k} (of "
+            f"{self.n_genes} genes), two spots {self.between:.0%}"
+        )
+        if self.half >= LEAST_OVERLAP:
+            return text
+        return (
+            f"{text}. WARNING: below {LEAST_OVERLAP:.0%} they are mostly sampling noise; set "
+            "genes.tfidf: shrunken, or ask for other genes.keyword_genes"
+        )
+
+
+def keyword_overlap(
+    counts: Any, tfidf: TfidfReweighter, k: int, niche: NDArray[np.integer] | None, seed: int = 0
+) -> KeywordOverlap:
+    """Splits the counts of a slide at random in two, and compares the keyword genes of the halves.
+
+    Args:
+        counts: (S, G) integer counts.
+        tfidf: fitted weighting.
+        k: K, keyword genes of a spot.
+        niche: (S, N) neighbours that it reads, -1 pads.
+        seed: of the split, and of the pairs of spots.
+    """
+    rng = np.random.default_rng(seed)
+    whole = checked_counts(counts)
+    one = whole.copy()
+    one.data = rng.binomial(whole.data.astype(np.int64), 0.5).astype(np.float64)
+    first, second = (
+        _membership(keyword_genes(tfidf.transform(half, niche), k)[0], whole.shape[1])
+        for half in (one, whole - one)
+    )
+    order = rng.permutation(whole.shape[0])
+    pairs = (first.multiply(second), first[order].multiply(second[np.roll(order, 1)]))
+    half, between = (float(pair.sum()) / (k * whole.shape[0]) for pair in pairs)
+    return KeywordOverlap(k, whole.shape[1], half, between)
+
+
+def _membership(index: NDArray[np.int32], n_genes: int) -> sparse.csr_matrix:
+    """(S, G) 1 where a gene is a keyword of the spot."""
+    present = index < n_genes
+    pointer = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
+    parts = (np.ones(pointer[-1]), index[present], pointer)
+    return sparse.csr_matrix(parts, shape=(len(index), n_genes))
+
+
 def _by_tfidf(corpus: Corpus) -> NDArray[np.float64]:
     """Number of spots that have the gene as a keyword; ties by its mean TF-IDF weight."""
     tfidf = corpus.reweighter
@@ -197,8 +270,7 @@ def _by_tfidf(corpus: Corpus) -> NDArray[np.float64]:
 def _by_variance(corpus: Corpus) -> NDArray[np.float64]:
     """Highly variable genes: dispersion of log1p CP10k (arcsinh) against genes of similar mean.
 
-    The variance is within slides, so a batch effect is no variability. log(variance / mean) is
-    centred by the median and scaled by the median absolute deviation of its mean-quantile bin.
+    The variance is within slides, so a batch effect is no variability.
     """
     n_spots: int = 0
     total: Any = 0.0
@@ -210,29 +282,7 @@ def _by_variance(corpus: Corpus) -> NDArray[np.float64]:
         total = total + sums
         within = within + np.maximum(squares - sums**2 / log.shape[0], 0)
         n_spots += log.shape[0]
-    varies = within > 1e-12 * n_spots
-    score = np.full(total.size, -np.inf)
-    score[varies] = _dispersion_score(total[varies] / n_spots, within[varies] / n_spots)
-    return score
-
-
-def _dispersion_score(
-    mean: NDArray[np.float64], variance: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Robust z of log dispersion within mean-quantile bins; both arguments (G,)."""
-    dispersion = np.log(variance / mean)
-    if mean.size == 0:
-        return dispersion
-    n_bins = max(1, min(_MEAN_BINS, mean.size // 10))
-    edges = np.quantile(mean, np.linspace(0, 1, n_bins + 1)[1:-1])
-    own_bin = np.searchsorted(edges, mean)
-    score = np.empty_like(dispersion)
-    for bin_index in range(n_bins):
-        inside = own_bin == bin_index
-        if inside.any():
-            centred = dispersion[inside] - np.median(dispersion[inside])
-            score[inside] = centred / max(float(np.median(np.abs(centred))), 1e-6)
-    return score
+    return dispersion_scores(np.asarray(total) / n_spots, np.asarray(within) / n_spots)
 
 
 def _by_moran(corpus: Corpus) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def toy_artifacts(toy_stores: Path):
     from tests.hibio.toy import GENES, PATHWAYS
 
     return fit_artifacts(stores_in(toy_stores)[:2], GENES, PATHWAYS)
+
+
+@pytest.fixture(scope="session")
+def niche_artifacts(toy_stores: Path):
+    """The same with keyword genes of shrunken rates; the spot vector stays log TF-IDF."""
+    from hibio.data.fitting import fit_artifacts
+    from tests.hibio.toy import GENES, PATHWAYS
+
+    genes = dataclasses.replace(GENES, tfidf="shrunken")
+    return fit_artifacts(stores_in(toy_stores)[:2], genes, PATHWAYS)
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 from tqdm import tqdm
 
 from eval.embed import Checkpoint, load_checkpoint
@@ -148,7 +150,7 @@ def make_ruler(
     test = tuple(slide_data(entry, artifacts) for entry in split.test)
     hidden = None
     if IMPUTATION in tasks:
-        hidden = hide(train, test, artifacts.genes, artifacts.tfidf.transform)
+        hidden = hide(train, test, artifacts.genes, partial(_weighted, artifacts))
     fold = Fold(
         name=split.name,
         seed=0,
@@ -237,7 +239,7 @@ def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
         slide_id=entry.slide_id,
         patient_id=entry.patient_id,
         counts=counts,
-        tfidf=artifacts.tfidf.transform(counts),
+        **_weighted(artifacts, counts, xy_um),
         xy_um=xy_um,
         neighbours=KNNGraph(k=k).build(xy_um).neighbours(k)[0],
         labels=labels,
@@ -245,6 +247,12 @@ def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
         modality=modality,
         outcome=outcome,
     )
+
+
+def _weighted(artifacts: Artifacts, counts: sparse.csr_matrix, xy_um: np.ndarray) -> dict[str, Any]:
+    """``tfidf`` and ``profile`` of a slide."""
+    tfidf, profile = artifacts.weigh(counts, artifacts.niche(xy_um))
+    return {"tfidf": tfidf, "profile": profile}
 
 
 def stored_features(

@@ -34,7 +34,7 @@ from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_rando
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
 from preprocessing.graphs import neighbour_mean
 
-Transform = Callable[[sparse.csr_matrix], sparse.csr_matrix]
+Transform = Callable[[sparse.csr_matrix, np.ndarray], dict[str, sparse.csr_matrix]]
 Decoded = dict[str, dict[str, np.ndarray]]
 
 PCA_GENES = 2000  # variable genes that the PCA of expression sees
@@ -155,7 +155,7 @@ def lsa(slides: Sequence[SlideData], factors: GeneFactors) -> list[Representatio
     """
     own, beside = {}, {}
     for slide in slides:
-        rows = standardise(spot_vectors(slide.tfidf, factors), factors)[0].astype(np.float64)
+        rows = standardise(spot_vectors(slide.profiles, factors), factors)[0].astype(np.float64)
         own[slide.slide_id] = rows
         beside[slide.slide_id] = _with_neighbours(rows, slide)
     note = ("TF-IDF through the training SVD, standardised per slide: the bar for the encoder",)
@@ -231,7 +231,7 @@ def without_genes(slide: SlideData, columns: np.ndarray, transform: Transform) -
     visible[columns] = 0
     counts = sparse.csr_matrix(slide.counts @ sparse.diags(visible, dtype=slide.counts.dtype))
     counts.eliminate_zeros()
-    return replace(slide, counts=counts, tfidf=transform(counts))
+    return replace(slide, counts=counts, **transform(counts, slide.xy_um))
 
 
 def hide(
@@ -247,7 +247,7 @@ def hide(
         train: training slides; empty where nothing is held out.
         test: test slides.
         genes: (G,) vocabulary.
-        transform: counts (S, G) to TF-IDF rows, fitted on the training slides.
+        transform: counts (S, G) and centres in micrometres to ``tfidf`` and ``profile`` of a slide.
         config: settings.
 
     Returns:
@@ -315,7 +315,8 @@ def with_representations(
         models += baselines(hidden.train or hidden.test, held_out, artifacts.factors)
         columns = np.flatnonzero(np.isin(artifacts.genes, hidden.names))
         decoded["lsa" + DECODER_SUFFIX] = {
-            s.slide_id: factor_prediction(s.tfidf, artifacts.factors, columns) for s in hidden.test
+            s.slide_id: factor_prediction(s.profiles, artifacts.factors, columns)
+            for s in hidden.test
         }
     return replace(hidden, models=tuple(models), decoded=decoded)
 

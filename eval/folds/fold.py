@@ -35,6 +35,7 @@ class SlideData:
         patient_id: splits are made by this name.
         counts: (S, G) raw counts.
         tfidf: (S, G) rows of the training TF-IDF (docs/method.md 1).
+        profile: (S, G) rows that the gene factors turn into spot vectors; None: those of ``tfidf``.
         xy_um: (S, 2) spot centres in micrometres.
         neighbours: (S, k) indices of spatial neighbours, nearest first, padded with -1.
         labels: S rows; string columns are categories, float columns are measurements, of which
@@ -54,6 +55,12 @@ class SlideData:
     has_image: bool = True
     modality: str = "rna"
     outcome: str = ""
+    profile: sparse.csr_matrix | None = None
+
+    @property
+    def profiles(self) -> sparse.csr_matrix:
+        """(S, G) rows that the gene factors turn into spot vectors."""
+        return self.tfidf if self.profile is None else self.profile
 
     def __post_init__(self) -> None:
         n_spots = self.counts.shape[0]

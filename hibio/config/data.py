@@ -15,7 +15,10 @@ class GenesConfig:
     """The expression side of the fit.
 
     Attributes:
-        tfidf: log | raw | bm25 | depth_matched | spatial; intensities: arcsinh | rank.
+        tfidf: weighting of keyword genes, anchors and queries: shrunken | log | raw | bm25 |
+            depth_matched | spatial | lognormal; intensities: arcsinh | rank.
+        spot_vector: weighting of the spot vector and the gene factors, the same names; of
+            intensities it is that of ``tfidf``.
         keyword_genes: K, genes of a spot that enter its gene graph; 64-512.
         selector: tfidf (each spot's own keywords) | hvg | svg | rank | top | random (one corpus
             set of K genes).
@@ -36,7 +39,8 @@ class GenesConfig:
             information between genes then measures the smoothing too, so it is off (0).
     """
 
-    tfidf: str = "log"
+    tfidf: str = "shrunken"
+    spot_vector: str = "log"
     keyword_genes: int = 128
     selector: str = "tfidf"
     rank: int = 20

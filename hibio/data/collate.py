@@ -38,13 +38,17 @@ def view_arrays(slide: PreparedSlide, spots: np.ndarray, views: Views) -> dict[s
     """Fields of :class:`hibio.SlideBatch` for the views asked for."""
     arrays: dict[str, np.ndarray] = {}
     if views.keep_counts is not None:
-        gene, value, raw = slide.expression.thinned(spots, views.keep_counts, views.rng)
+        gene, value, own, raw = slide.expression.thinned(spots, views.keep_counts, views.rng)
         vector = (raw - slide.vector_mean_V) * slide.vector_scale_V
         arrays["thinned_gene_SK"], arrays["thinned_value_SK"] = gene, value
+        if own is not None:
+            arrays["thinned_part_SK"] = own
         arrays["thinned_vector_SV"] = vector.astype(np.float32)
     if views.query_genes:
-        gene, value = slide.expression.queries(spots, views.query_genes, views.rng)
+        gene, value, own = slide.expression.queries(spots, views.query_genes, views.rng)
         arrays["query_gene_SQ"], arrays["query_value_SQ"] = gene, value
+        if own is not None:
+            arrays["query_part_SQ"] = own
     return arrays
 
 
@@ -64,11 +68,12 @@ def dropped_view(batch: SlideBatch, factors_GV: Tensor, n_genes: int, share: flo
         share: chance of a gene to be dropped; draws come from torch's global generator.
     """
     drop_SK = torch.rand(batch.gene_SK.shape, device=batch.gene_SK.device) < share
-    removed_SV = torch.einsum("sk,skv->sv", batch.value_SK * drop_SK, factors_GV[batch.gene_SK])
+    removed_SV = torch.einsum("sk,skv->sv", batch.parts_SK * drop_SK, factors_GV[batch.gene_SK])
     return dataclasses.replace(
         batch,
         gene_SK=batch.gene_SK.masked_fill(drop_SK, n_genes),
         value_SK=batch.value_SK.masked_fill(drop_SK, 0.0),
+        part_SK=None if batch.part_SK is None else batch.part_SK.masked_fill(drop_SK, 0.0),
         vector_SV=batch.vector_SV - removed_SV * batch.vector_scale_SV,
     )
 
@@ -82,9 +87,11 @@ def thinned_view(batch: SlideBatch) -> SlideBatch:
         batch,
         gene_SK=batch.thinned_gene_SK,
         value_SK=batch.thinned_value_SK,
+        part_SK=batch.thinned_part_SK,
         vector_SV=batch.thinned_vector_SV,
         thinned_gene_SK=None,
         thinned_value_SK=None,
+        thinned_part_SK=None,
         thinned_vector_SV=None,
     )
 
@@ -93,12 +100,18 @@ def with_queries(batch: SlideBatch) -> SlideBatch:
     """The batch with its query genes behind its keyword genes, (S, K + Q)."""
     assert batch.query_gene_SQ is not None
     assert batch.query_value_SQ is not None
+    part_SK = batch.part_SK
+    if part_SK is not None:
+        own_SQ = batch.query_value_SQ if batch.query_part_SQ is None else batch.query_part_SQ
+        part_SK = torch.cat([part_SK, own_SQ], dim=1)
     return dataclasses.replace(
         batch,
         gene_SK=torch.cat([batch.gene_SK, batch.query_gene_SQ], dim=1),
         value_SK=torch.cat([batch.value_SK, batch.query_value_SQ], dim=1),
+        part_SK=part_SK,
         query_gene_SQ=None,
         query_value_SQ=None,
+        query_part_SQ=None,
     )
 
 
@@ -150,6 +163,8 @@ def slide_part(
         "target_SM": expression.target_SM,
         "expression_SH": expression.expression_SH,
     }
+    if expression.part_SK is not None:
+        part["part_SK"] = expression.part_SK
     if views is not None:
         part |= view_arrays(slide, spots, views)
     if slide.features_SF is not None:

@@ -1,12 +1,13 @@
-"""Counts of one slide on the model's vocabulary, read as they are asked for.
+"""Counts on the model's vocabulary, read as they are asked for: of one slide, or of many in turn.
 
 Legend: S spots, P genes of the slide's panel, G genes of the vocabulary.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from scipy import sparse
 from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 
-CHUNK_SPOTS = 20_000  # rows in memory at once while a slide is streamed
+CACHE_NONZEROS = 150_000_000  # about 1.2 GB of counts; the rest is re-read
 
 I = TypeVar("I")  # noqa: E741  an input
 R = TypeVar("R")
@@ -197,8 +198,49 @@ class StoreCounts:
             return self.panel.align(store.counts(spots))
 
 
-def iter_chunks(source: CountSource) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Every row once, in order, in blocks of bounded size."""
-    for start in range(0, source.n_spots, CHUNK_SPOTS):
-        rows = slice(start, min(start + CHUNK_SPOTS, source.n_spots))
-        yield rows, source.rows(rows)
+class CountBlocks:
+    """Training counts, one CSR block a slide on the vocabulary, re-readable.
+
+    Slides are read and worked on by several threads; results come in the order of the slides, so
+    that sums are the same to the last bit whatever the number of threads. In memory at a time: one
+    slide more than there are threads, and a cache of bounded size.
+
+    Args:
+        paths: training stores.
+        genes: (G,) vocabulary.
+        threads: that read and work.
+    """
+
+    def __init__(self, paths: Sequence[Path], genes: np.ndarray, threads: int = 1) -> None:
+        self.paths = list(paths)
+        self.genes = genes
+        self.threads = threads
+        self._cache: dict[Path, sparse.csr_matrix] = {}
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[sparse.csr_matrix]:
+        return self.map(lambda block: block)
+
+    def map(self, function: Callable[[sparse.csr_matrix], R]) -> Iterator[R]:
+        """The function's value for the counts (S, G) of every slide, in order.
+
+        Raises:
+            DataError: a store that cannot be read any more; names the slide.
+        """
+        return self.map_slides(lambda block, _: function(block))
+
+    def map_slides(self, function: Callable[[sparse.csr_matrix, Path], R]) -> Iterator[R]:
+        """`map` with a function that also takes the store of the slide."""
+        return ordered_map(lambda path: function(self._block(path), path), self.paths, self.threads)
+
+    def _block(self, path: Path) -> sparse.csr_matrix:
+        if path in self._cache:
+            return self._cache[path]
+        with reading(path), SlideStore(path) as store:
+            block = align_columns(store.counts(), store.gene_names, self.genes)
+        with self._lock:
+            if self._cached + block.nnz <= CACHE_NONZEROS:
+                self._cache[path] = block
+                self._cached += block.nnz
+        return block

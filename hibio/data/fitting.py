@@ -6,7 +6,6 @@ Legend: S spots of a slide, G genes of the vocabulary.
 from __future__ import annotations
 
 import fnmatch
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -17,10 +16,10 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from hibio.artifacts import Artifacts, FitSettings, KeywordScales, keywords_among
+from hibio.artifacts import Artifacts, FitSettings, KeywordScales, keywords_among, niche
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict
-from hibio.data.counts import align_columns, ordered_map, reading
+from hibio.data.counts import CountBlocks, ordered_map, reading
 from hibio.data.splits import SlideEntry, indexed_entries
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, load_pathways, matched_random
 from preprocessing.coexpression import (
@@ -32,65 +31,33 @@ from preprocessing.coexpression import (
 from preprocessing.coexpression.gene_graph import EdgeRule, edge_limit, pair_edges
 from preprocessing.coexpression.spot_groups import Smoothing, fit_spot_groups
 from preprocessing.graphs import SpotGraph, spatial_graph
-from preprocessing.selection import select_genes
+from preprocessing.selection import KeywordOverlap, keyword_overlap, select_genes
+from preprocessing.spot_table import RNA
 from preprocessing.store import SlideStore
 from preprocessing.tfidf import TfidfReweighter
+from preprocessing.tfidf.shrinkage import RatePrior
 
 R = TypeVar("R")
 
-CACHE_NONZEROS = 150_000_000  # about 1.2 GB of counts; the rest is re-read
+OVERLAP_SLIDES = 8  # on which it is measured how well keyword genes reproduce
 MIN_GENES = 10  # fewer say too little about a spot to learn from
 #: What is fitted on counts, and taken over by a warm start.
-EXPRESSION = ("tfidf", "factors", "groups", "gene_graphs", "node_genes", "n_folded_in", "scales")
+EXPRESSION = (
+    "tfidf",
+    "vector_tfidf",
+    "overlap",
+    "factors",
+    "groups",
+    "gene_graphs",
+    "node_genes",
+    "n_folded_in",
+    "scales",
+)
 SAMPLED_SPOTS = 64  # of a slide, whose pairs of keyword genes are looked at
 PRIOR_SPOTS = 10  # of an average gene, added to the values of each
 MATCHED_RANDOM = "matched_random:"
 NO_PATHWAYS = "none"
 INTENSITY_VARIANTS = ("arcsinh", "rank")
-
-
-class CountBlocks:
-    """Training counts, one CSR block a slide on the vocabulary, re-readable.
-
-    Slides are read and worked on by several threads; results come in the order of the slides, so
-    that sums are the same to the last bit whatever the number of threads. In memory at a time: one
-    slide more than there are threads, and a cache of bounded size.
-
-    Args:
-        paths: training stores.
-        genes: (G,) vocabulary.
-        threads: that read and work.
-    """
-
-    def __init__(self, paths: Sequence[Path], genes: np.ndarray, threads: int = 1) -> None:
-        self.paths = list(paths)
-        self.genes = genes
-        self.threads = threads
-        self._cache: dict[Path, sparse.csr_matrix] = {}
-        self._cached = 0
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> Iterator[sparse.csr_matrix]:
-        return self.map(lambda block: block)
-
-    def map(self, function: Callable[[sparse.csr_matrix], R]) -> Iterator[R]:
-        """The function's value for the counts (S, G) of every slide, in order.
-
-        Raises:
-            DataError: a store that cannot be read any more; names the slide.
-        """
-        return ordered_map(lambda path: function(self._block(path)), self.paths, self.threads)
-
-    def _block(self, path: Path) -> sparse.csr_matrix:
-        if path in self._cache:
-            return self._cache[path]
-        with reading(path), SlideStore(path) as store:
-            block = align_columns(store.counts(), store.gene_names, self.genes)
-        with self._lock:
-            if self._cached + block.nnz <= CACHE_NONZEROS:
-                self._cache[path] = block
-                self._cached += block.nnz
-        return block
 
 
 @dataclass(frozen=True)
@@ -99,14 +66,23 @@ class TfidfStream:
 
     counts: CountBlocks
     tfidf: TfidfReweighter
+    genes: GenesConfig
 
     def __call__(self) -> Iterator[sparse.csr_matrix]:
         """TF-IDF (S, G) of every slide, in order."""
-        return self.counts.map(self.tfidf.transform)
+        return self.map(lambda rows: rows)
 
     def map(self, function: Callable[[sparse.csr_matrix], R]) -> Iterator[R]:
         """The function's value for the TF-IDF of every slide, in order."""
-        return self.counts.map(lambda block: function(self.tfidf.transform(block)))
+        return self.counts.map_slides(
+            lambda block, path: function(self.tfidf.transform(block, self.niche(path)))
+        )
+
+    def niche(self, path: Path) -> np.ndarray | None:
+        """What the weighting reads around the spots of one slide."""
+        if not self.tfidf.reads_neighbours:
+            return None
+        return niche(self.genes, [self.tfidf], _place(path))
 
 
 def fit_vocabulary(
@@ -275,7 +251,8 @@ def fit_artifacts(
     expression = {name: getattr(start, name) for name in EXPRESSION if start is not None}
     expression = expression or _fit_expression(counts, genes, seed, modality, asks_absent)
     steps.update()
-    database, anchors = _fit_pathways(pathways, counts, expression["tfidf"], seed)
+    blocks = TfidfStream(counts, expression["tfidf"], genes)
+    database, anchors = _fit_pathways(pathways, blocks, seed)
     steps.update()
     targets = _target_genes(counts, genes, seed, modality)
     steps.close()
@@ -309,9 +286,12 @@ def _fit_expression(
     counts: CountBlocks, genes: GenesConfig, seed: int, modality: str, asks_absent: bool
 ) -> dict[str, Any]:
     """TF-IDF, factors, groups, node genes, gene graphs and scales of the training counts."""
-    tfidf = _fit_tfidf(counts, genes)
+    tfidf = _fit_tfidf(counts, genes, genes.tfidf)
+    vector_tfidf = tfidf
+    if modality == RNA and genes.spot_vector != genes.tfidf:
+        vector_tfidf = _fit_tfidf(counts, genes, genes.spot_vector)
     n_genes = len(counts.genes)
-    blocks = TfidfStream(counts, tfidf)
+    blocks = TfidfStream(counts, vector_tfidf, genes)
     factors = fit_gene_factors(blocks, n_genes, rank=genes.rank, seed=seed)
 
     def vectors() -> Iterator[np.ndarray]:
@@ -321,7 +301,8 @@ def _fit_expression(
     # 2 bytes a spot, instead of two more passes over all slides
     assigned = [groups.assign(vector).astype(np.int16) for vector in vectors()]
     node_genes = _node_genes(counts, genes, seed, modality)
-    values = _keyword_values(blocks, genes.keyword_genes, node_genes, asks_absent)
+    keywords = TfidfStream(counts, tfidf, genes)
+    values = _keyword_values(keywords, genes.keyword_genes, node_genes, asks_absent)
     among = values.use > 0
     n_edges = genes.graph_edges or edge_limit(int(among.sum()), n_genes, groups.n_groups)
     graphs = group_gene_graphs(
@@ -344,6 +325,8 @@ def _fit_expression(
     )
     return {
         "tfidf": tfidf,
+        "vector_tfidf": vector_tfidf,
+        "overlap": _overlap(keywords, seed, modality),
         "factors": factors,
         "groups": groups,
         "gene_graphs": tuple(graphs),
@@ -413,19 +396,46 @@ def _moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, (inside + PRIOR_SPOTS * pooled) / (n + PRIOR_SPOTS)
 
 
-def _graph(path: Path, genes: GenesConfig) -> SpotGraph:
+def _overlap(blocks: TfidfStream, seed: int, modality: str) -> KeywordOverlap | None:
+    """How well the keyword genes of training spots reproduce, said aloud; None of intensities."""
+    genes = blocks.genes
+    if modality != RNA or genes.selector != "tfidf":
+        return None
+    paths = blocks.counts.paths
+    some = {paths[i] for i in np.linspace(0, len(paths) - 1, OVERLAP_SLIDES).astype(int)}
+    k = min(genes.keyword_genes, len(blocks.counts.genes))
+
+    def slide(block: sparse.csr_matrix, path: Path) -> KeywordOverlap | None:
+        if path not in some:
+            return None
+        return keyword_overlap(block, blocks.tfidf, k, blocks.niche(path), seed)
+
+    found = [one for one in blocks.counts.map_slides(slide) if one is not None]
+    overlap = KeywordOverlap.mean(found)
+    tqdm.write(str(overlap))
+    if blocks.tfidf.reads_neighbours:
+        tqdm.write(str(RatePrior.of(blocks.tfidf.sums)))
+    return overlap
+
+
+def _place(path: Path) -> np.ndarray:
     with reading(path), SlideStore(path) as store:
-        xy_um = store.xy_um
-    return spatial_graph(genes.graph, genes.neighbours, xy_um)
+        return store.xy_um
 
 
-def _fit_tfidf(counts: CountBlocks, genes: GenesConfig) -> TfidfReweighter:
+def _graph(path: Path, genes: GenesConfig) -> SpotGraph:
+    return spatial_graph(genes.graph, genes.neighbours, _place(path))
+
+
+def _fit_tfidf(counts: CountBlocks, genes: GenesConfig, variant: str) -> TfidfReweighter:
     """One fit a slide, merged in their order."""
-    if genes.tfidf == "spatial":
-        graphs = (_graph(path, genes) for path in counts.paths)
-        return TfidfReweighter(genes.tfidf).fit(counts, graphs)
-    fits = counts.map(lambda block: TfidfReweighter(genes.tfidf).partial_fit(block))
-    return reduce(TfidfReweighter.merge, fits)
+    reads_graph = variant == "spatial" or (variant == "shrunken" and genes.graph != "random")
+
+    def one(block: sparse.csr_matrix, path: Path) -> TfidfReweighter:
+        graph = _graph(path, genes) if reads_graph else None
+        return TfidfReweighter(variant).partial_fit(block, graph)
+
+    return reduce(TfidfReweighter.merge, counts.map_slides(one))
 
 
 def _node_genes(
@@ -451,9 +461,10 @@ def _target_genes(counts: CountBlocks, genes: GenesConfig, seed: int, modality: 
 
 
 def _fit_pathways(
-    pathways: PathwaysConfig, counts: CountBlocks, tfidf: TfidfReweighter, seed: int
+    pathways: PathwaysConfig, blocks: TfidfStream, seed: int
 ) -> tuple[PathwayDatabase | None, PathwayAnchors]:
     """The database restricted to the vocabulary, and its match on the training spots."""
+    counts = blocks.counts
     vocabulary = counts.genes
     if pathways.source == NO_PATHWAYS:
         empty = sparse.csr_matrix((len(vocabulary), 0), dtype=np.float32)
@@ -466,8 +477,7 @@ def _fit_pathways(
     if pathways.source.startswith(MATCHED_RANDOM):
         mean = _mean_expression(counts, len(vocabulary))
         database = matched_random(database, vocabulary.tolist(), mean, seed=seed)
-    blocks = TfidfStream(counts, tfidf)()
-    return database, fit_anchors(database, vocabulary.tolist(), tfidf.idf, blocks)
+    return database, fit_anchors(database, vocabulary.tolist(), blocks.tfidf.idf, blocks())
 
 
 def _mean_expression(counts: CountBlocks, n_genes: int) -> np.ndarray:

@@ -18,7 +18,12 @@ from hibio.data.counts import align_columns
 from pathways import PathwayAnchors
 from preprocessing.coexpression import GeneGraph
 from preprocessing.coexpression.bridge import BridgeSlide
-from preprocessing.coexpression.fold_in import FoldInReport, extend_factors, fold_in
+from preprocessing.coexpression.fold_in import (
+    FoldInReport,
+    extend_factors,
+    fold_in,
+    new_gene_sums,
+)
 from preprocessing.graphs import spatial_graph
 from preprocessing.store import SlideStore
 
@@ -71,12 +76,19 @@ def fold_in_genes(
                 spatial_graph(fitted.graph, fitted.neighbours, xy_um),
             )
 
-    folded, report = fold_in(blocks, new, artifacts.tfidf, artifacts.factors)
+    vector_tfidf = artifacts.vector_tfidf
+    folded, report = fold_in(blocks, new, vector_tfidf, artifacts.factors)
     n_new = len(folded.genes)
+    longer = tfidf = vector_tfidf.with_genes(folded.df, folded.extra)
+    if artifacts.tfidf is not vector_tfidf:
+        kept = np.isin(names, folded.genes)
+        sums = new_gene_sums(blocks, len(new), artifacts.tfidf)
+        tfidf = artifacts.tfidf.with_genes(sums.df[kept], sums.extra[kept])
     extended = dataclasses.replace(
         artifacts,
         genes=np.concatenate([artifacts.genes, folded.genes]),
-        tfidf=artifacts.tfidf.with_genes(folded.df, folded.extra),
+        tfidf=tfidf,
+        vector_tfidf=longer,
         factors=extend_factors(artifacts.factors, folded),
         gene_graphs=tuple(_with_lone_genes(graph, n_new) for graph in artifacts.gene_graphs),
         anchors=_with_absent_genes(artifacts.anchors, n_new),

@@ -22,7 +22,7 @@ from scipy import sparse
 from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput
-from hibio.data.counts import CountSource, PanelMap, StoreCounts, iter_chunks, reading
+from hibio.data.counts import CountSource, PanelMap, StoreCounts, reading
 from hibio.regions import fused_features
 from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
@@ -33,6 +33,7 @@ from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, st
 from preprocessing.store import SlideStore
 
 IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
+CHUNK_SPOTS = 20_000  # rows in memory at once while a larger one is streamed
 
 
 def standardise_columns(values: np.ndarray) -> np.ndarray:
@@ -115,10 +116,12 @@ class ExpressionRows:
     value_SK: np.ndarray
     target_SM: np.ndarray
     expression_SH: np.ndarray
+    part_SK: np.ndarray | None = None
 
     def take(self, spots: np.ndarray) -> ExpressionRows:
         """The rows of ``spots``."""
-        return ExpressionRows(*(getattr(self, f.name)[spots] for f in dataclasses.fields(self)))
+        given = {name: own[spots] for name, own in vars(self).items() if own is not None}
+        return ExpressionRows(**given)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class SlideExpression:
     Attributes:
         source: its counts on the vocabulary.
         artifacts: fitted on training slides.
+        niche_SN: spots whose counts weigh the genes of each (-1 pads), or None.
         mean_H: slide mean of each target gene.
         sd_H: its standard deviation; inf for a gene that does not vary.
         kept: all rows, or None where they are computed when asked for.
@@ -135,6 +139,7 @@ class SlideExpression:
 
     source: CountSource
     artifacts: Artifacts
+    niche_SN: np.ndarray | None
     mean_H: np.ndarray
     sd_H: np.ndarray
     kept: ExpressionRows | None = None
@@ -143,44 +148,59 @@ class SlideExpression:
         """Rows of ``spots``, in their order."""
         if self.kept is not None:
             return self.kept.take(spots)
-        return self.compute(self.source.rows(spots))
+        return self.compute(*self.read(spots))
 
-    def compute(self, counts: sparse.csr_matrix) -> ExpressionRows:
-        """Rows of counts (n, G)."""
+    def read(self, spots: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray | None]:
+        """Counts of ``spots`` (n) and behind them of their niches; where each niche (n, N) lies."""
+        if self.niche_SN is None:
+            return self.source.rows(spots), None
+        near = self.niche_SN[spots]
+        local = np.full(self.source.n_spots + 1, -1)  # the last entry answers index -1
+        local[spots] = np.arange(len(spots))
+        beside = np.unique(near[(near >= 0) & (local[near] < 0)])
+        local[beside] = len(spots) + np.arange(len(beside))
+        return self.source.rows(np.concatenate([spots, beside])), local[near]
+
+    def compute(self, counts: sparse.csr_matrix, near: np.ndarray | None) -> ExpressionRows:
+        """Rows of what `read` gives."""
         fitted = self.artifacts
-        tfidf = fitted.tfidf.transform(counts)
+        tfidf, profile = fitted.weigh(counts, near)
         gene, value = fitted.keywords(tfidf, fitted.settings.genes.keyword_genes)
-        targets = _target_genes(counts, fitted)
+        targets = _target_genes(counts[: len(gene)], fitted)
         return ExpressionRows(
             gene.astype(np.int64),
             value,
             _pathway_targets(tfidf, fitted),
             ((targets - self.mean_H) / self.sd_H).astype(np.float32),
+            None if profile is tfidf else _values_at(profile, gene),
         )
 
     def thinned(
         self, spots: np.ndarray, keep: float, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
         """A second view of spots: every count survives with probability ``keep``.
 
         Intensities are not counts and stay as they are.
 
         Returns:
-            gene (n, K), value (n, K) and raw spot vector (n, V) of the thinned counts.
+            gene, value and weight in the spot vector (None: the value), (n, K) each, and raw
+            spot vector (n, V) of the thinned counts.
         """
-        counts = self.source.rows(spots)
+        counts, near = self.read(spots)
         if self.artifacts.modality == "rna":
             counts = counts.copy()
             counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(counts.dtype)
             counts.eliminate_zeros()
-        tfidf = self.artifacts.tfidf.transform(counts)
+        tfidf, profile = self.artifacts.weigh(counts, near)
         k = self.artifacts.settings.genes.keyword_genes
         gene, value = self.artifacts.keywords(tfidf, k)
-        return gene.astype(np.int64), value, spot_vectors(tfidf, self.artifacts.factors)
+        part = None if profile is tfidf else _values_at(profile, gene)
+        vector = spot_vectors(profile, self.artifacts.factors)
+        return gene.astype(np.int64), value, part, vector
 
     def queries(
         self, spots: np.ndarray, n_genes: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Genes to be guessed that are not among a spot's keywords, mostly unexpressed ones.
 
         Args:
@@ -189,41 +209,54 @@ class SlideExpression:
             rng: of the draw.
 
         Returns:
-            gene (n, Q), padded with G where the draw met a keyword or repeats itself, and its
-            TF-IDF value (n, Q).
+            gene (n, Q), padded with G where the draw met a keyword or repeats itself, its TF-IDF
+            value and its weight in the spot vector (None: the value), (n, Q) each.
         """
         n_vocabulary = self.artifacts.n_genes
-        tfidf = self.artifacts.tfidf.transform(self.source.rows(spots))
+        tfidf, profile = self.artifacts.weigh(*self.read(spots))
         gene = np.sort(rng.integers(0, n_vocabulary, size=(len(spots), n_genes)), axis=1)
-        value = np.asarray(tfidf[np.arange(len(spots))[:, None], gene].todense(), dtype=np.float32)
         known = np.zeros((len(spots), n_vocabulary + 1), dtype=bool)
         np.put_along_axis(known, self.rows(spots).gene_SK, True, axis=1)
         taken = np.take_along_axis(known, gene, axis=1)
         taken[:, 1:] |= gene[:, 1:] == gene[:, :-1]
-        return np.where(taken, n_vocabulary, gene), np.where(taken, 0.0, value).astype(np.float32)
+        gene = np.where(taken, n_vocabulary, gene)
+        part = None if profile is tfidf else _values_at(profile, gene)
+        return gene, _values_at(tfidf, gene), part
 
 
 def read_expression(
-    source: CountSource, artifacts: Artifacts
+    source: CountSource, artifacts: Artifacts, niche_SN: np.ndarray | None = None
 ) -> tuple[SlideExpression, np.ndarray]:
     """Stream a slide once: its expression, and the raw spot vectors (S, V)."""
     vectors: list[np.ndarray] = []
     total = np.zeros(len(artifacts.target_genes))
     square = np.zeros_like(total)
-    blocks: list[sparse.csr_matrix] = []
-    for _, counts in iter_chunks(source):
-        vectors.append(spot_vectors(artifacts.tfidf.transform(counts), artifacts.factors))
-        targets = _target_genes(counts, artifacts).astype(np.float64)
+    slide = SlideExpression(source, artifacts, niche_SN, total, square)
+    whole = source.n_spots <= IN_MEMORY_SPOTS
+    step = source.n_spots if whole else CHUNK_SPOTS
+    for start in range(0, source.n_spots, step):
+        spots = np.arange(start, min(start + step, source.n_spots))
+        counts, near = slide.read(spots)
+        weighted = artifacts.vector_tfidf.transform(counts, near)[: len(spots)]
+        vectors.append(spot_vectors(weighted, artifacts.factors))
+        targets = _target_genes(counts[: len(spots)], artifacts).astype(np.float64)
         total += targets.sum(axis=0)
         square += (targets**2).sum(axis=0)
-        if source.n_spots <= IN_MEMORY_SPOTS:
-            blocks.append(counts)
     mean = total / source.n_spots
     sd = np.sqrt(np.maximum(square / source.n_spots - mean**2, 0.0))
-    slide = SlideExpression(source, artifacts, mean, np.where(sd > 1e-6, sd, np.inf))
-    if blocks:
-        slide = dataclasses.replace(slide, kept=slide.compute(sparse.vstack(blocks).tocsr()))
+    sd = np.where(sd > 1e-6, sd, np.inf)
+    slide = dataclasses.replace(slide, mean_H=mean, sd_H=sd)
+    if whole:
+        slide = dataclasses.replace(slide, kept=slide.compute(counts, near))
     return slide, np.concatenate(vectors)
+
+
+def _values_at(rows: sparse.csr_matrix, gene: np.ndarray) -> np.ndarray:
+    """Values (n, K) float32 of rows (n, G) at genes (n, K); the padding index G has 0."""
+    n_genes = rows.shape[1]
+    spot = np.arange(len(gene))[:, None]
+    value = np.asarray(rows[spot, np.minimum(gene, n_genes - 1)].todense(), dtype=np.float32)
+    return np.where(gene < n_genes, value, 0.0).astype(np.float32)
 
 
 def _target_genes(counts: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
@@ -390,7 +423,7 @@ def expression_slide(
     """
     _check_matched(slide_id, matched, measured, artifacts)
     genes = artifacts.settings.genes
-    expression, raw = read_expression(source, artifacts)
+    expression, raw = read_expression(source, artifacts, artifacts.niche(xy_um))
     vector, mean, scale = standardise(raw, artifacts.factors)
     graph = spatial_graph(genes.graph, genes.neighbours, xy_um)
     neighbour, distance = graph.neighbours(genes.neighbours)

@@ -303,7 +303,7 @@ class GraphHierarchyEncoder(nn.Module):
 
     def visible_vector(self, batch: SlideBatch, mask: OmicsMask) -> Tensor:
         """The spot vector without the masked genes (no leak), (S, V); 0 for a masked spot."""
-        hidden_SK = batch.value_SK * mask.gene_SK
+        hidden_SK = batch.parts_SK * mask.gene_SK
         removed_SV = torch.einsum("sk,skv->sv", hidden_SK, self.factors_GV[batch.gene_SK])
         own_SV = batch.vector_SV - removed_SV * batch.vector_scale_SV
         return own_SV * (~mask.spot_S)[:, None]

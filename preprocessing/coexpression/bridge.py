@@ -114,7 +114,8 @@ def read_detections(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) ->
         DataError: no slide, or counts that do not fit.
     """
     n_spots, n_used, found = 0, 0, np.zeros(tfidf.n_genes, bool)
-    sums = FitSums(0, 0.0, np.zeros(n_new, np.int64), np.zeros(n_new, np.int64))
+    own = np.zeros((n_new, *tfidf.sums.extra.shape[1:]), np.int64)
+    sums = FitSums(0, 0.0, np.zeros(n_new, np.int64), own)
     for known, new, graph in _read(blocks, tfidf.n_genes, n_new):
         depth = spot_depth(known)
         df = detections(new)
@@ -127,10 +128,10 @@ def read_detections(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) ->
 
 
 def read_moments(
-    blocks: BridgeBlocks, idf: NDArray[np.float64], tfidf: TfidfReweighter, factors: GeneFactors
+    blocks: BridgeBlocks, new_sums: FitSums, tfidf: TfidfReweighter, factors: GeneFactors
 ) -> Moments:
-    """Products of spot vectors with the values of known and new genes (U weights `idf`)."""
-    r, n_known, n_new = factors.rank, tfidf.n_genes, len(idf)
+    """Products of spot vectors with the values of known and new genes (TF-IDF sums `new_sums`)."""
+    r, n_known, n_new = factors.rank, tfidf.n_genes, new_sums.df.size
     shapes = ((r, r), (r, n_known), (r, n_new), n_known, n_new)
     sums = Moments(0, 0, *(np.zeros(shape) for shape in shapes))
     for known, new, _ in _read(blocks, tfidf.n_genes, n_new):
@@ -138,9 +139,9 @@ def read_moments(
         used = np.flatnonzero(depth > 0)
         if not used.size:
             continue
-        reference = tfidf.weighted(known[used], tfidf.idf)
+        reference = tfidf.weighted(known[used])
         weights = tfidf.tf.finish(reference, reference)
-        value = tfidf.tf.finish(tfidf.weighted(new[used], idf, depth[used]), reference)
+        value = tfidf.tf.finish(tfidf.weighted(new[used], new_sums, depth[used]), reference)
         length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
         unit = sparse.diags_array(np.divide(1, length, out=np.zeros_like(length), where=length > 0))
         weights, value = (sparse.csr_matrix(unit @ part) for part in (weights, value))

@@ -191,10 +191,8 @@ def fold_in(
     _check_genes(genes, tfidf, factors)
     seen = read_detections(blocks, len(genes), tfidf)
     _check_bridge(seen, factors.rank, rule)
-    df = _scaled(seen.sums.df, tfidf.n_spots / seen.n_spots)
-    extra = _scaled(seen.sums.extra, tfidf.n_spots / seen.n_spots)
-    idf = tfidf.idf_rule.weight(FitSums(tfidf.n_spots, tfidf.sums.depth, df, extra))
-    moments = read_moments(blocks, idf, tfidf, factors)
+    new_sums = _as_if_trained(seen, tfidf)
+    moments = read_moments(blocks, new_sums, tfidf, factors)
     _check_moments(moments, seen, factors.rank)
     own = factors.components[seen.known].astype(np.float64)
     slope, agreement = _calibration(_leave_one_out(moments, seen.known, own, rule.ridge), own)
@@ -206,8 +204,8 @@ def fold_in(
     folded = FoldIn(
         names[kept],
         components[kept].astype(np.float32),
-        df[kept],
-        extra[kept],
+        new_sums.df[kept],
+        new_sums.extra[kept],
         moments.n_spots,
         explained[kept].astype(np.float32),
     )
@@ -260,6 +258,17 @@ def _check_moments(moments: Moments, seen: Detections, rank: int) -> None:
             "beyond the slides. Give blocks as a function that returns a fresh iterator, and "
             "larger bridge slides."
         )
+
+
+def new_gene_sums(blocks: BridgeBlocks, n_new: int, tfidf: TfidfReweighter) -> FitSums:
+    """TF-IDF sums of U new genes on the bridge slides, as if seen on the training spots."""
+    return _as_if_trained(read_detections(blocks, n_new, tfidf), tfidf)
+
+
+def _as_if_trained(seen: Detections, tfidf: TfidfReweighter) -> FitSums:
+    ratio = tfidf.n_spots / seen.n_spots
+    df, extra = (_scaled(own, ratio) for own in (seen.sums.df, seen.sums.extra))
+    return FitSums(tfidf.n_spots, tfidf.sums.depth, df, extra)
 
 
 def _scaled(sums: Integers, ratio: float) -> Integers:

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from preprocessing.errors import DataError, unknown_name
 from preprocessing.graphs import SpotGraph
+from preprocessing.tfidf.shrinkage import RatePrior, ReliableIdf, ShrunkenTf, shrunken_blocks
 from preprocessing.tfidf.weights import (
     ArcsinhTf,
     Bm25Tf,
@@ -32,6 +33,7 @@ from preprocessing.tfidf.weights import (
     SmoothIdf,
     SpatialIdf,
     TypicalWeight,
+    VariableIdf,
     checked_table,
     detections,
     entries,
@@ -50,10 +52,14 @@ VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
         "bm25": (Bm25Tf, SmoothIdf),
         "depth_matched": (LogTf, DepthMatchedIdf),
         "spatial": (LogTf, SpatialIdf),
+        "lognormal": (LogTf, VariableIdf),
+        "shrunken": (ShrunkenTf, ReliableIdf),
         "arcsinh": (ArcsinhTf, ScaleWeight),
         "rank": (RankTf, TypicalWeight),
     }
 )
+#: Arguments that may be 0.
+SHARES = ("b", "centre")
 _VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
 _VALUE_MASK = (1 << _VALUE_BITS) - 1
 
@@ -79,7 +85,7 @@ class TfidfReweighter:
             if name not in names[0] + names[1]:
                 kind = f"argument of TF-IDF variant '{variant}'"
                 raise unknown_name(kind, name, names[0] + names[1])
-            if name != "b" and not 0 < value < np.inf:
+            if name not in SHARES and not 0 < value < np.inf:
                 raise DataError(f"TF-IDF argument {name} is {value}, expected a positive number.")
         self.variant = variant
         self.tf, self.idf_rule = (
@@ -119,7 +125,8 @@ class TfidfReweighter:
 
         Args:
             counts: (S, G) raw counts or intensities, CSR or dense.
-            graph: the slide's spot graph; only the `spatial` variant reads it.
+            graph: the slide's spot graph; `spatial` needs it, and `shrunken` learns from it what
+                neighbours share (without it nothing). The others do not read it.
 
         Returns:
             self.
@@ -140,7 +147,7 @@ class TfidfReweighter:
 
         Args:
             blocks: (S, G) counts, or an iterable of them, one per slide.
-            graphs: one spot graph per slide, for the `spatial` variant.
+            graphs: one spot graph per slide, for `spatial` and `shrunken`.
 
         Returns:
             self.
@@ -169,16 +176,44 @@ class TfidfReweighter:
         merged._sums = self.sums + other.sums
         return merged
 
-    def transform(self, counts: Any) -> sparse.csr_matrix:
+    @property
+    def reads_neighbours(self) -> bool:
+        """Whether the weight of a gene in a spot depends on the counts of its neighbours."""
+        return isinstance(self.tf, ShrunkenTf)
+
+    def transform(
+        self, counts: Any, neighbours: NDArray[np.integer] | None = None
+    ) -> sparse.csr_matrix:
         """Reweights counts.
 
         Args:
             counts: (S, G) raw counts, genes in the fitted order.
+            neighbours: (n, N) rows of `counts` around each of the first n spots, -1 pads; read by
+                `shrunken` alone, which shrinks to the training mean where there are none.
 
         Returns:
-            (S, G) float32 CSR, rows of unit L2 length; a spot without counts stays all zero.
+            (n, G) float32 CSR (n is S without `neighbours`), rows of unit L2 length; a spot without
+            counts stays all zero.
         """
         table, idf = checked_table(counts, self.n_genes), self.idf
+        n_rows = table.shape[0] if neighbours is None else len(neighbours)
+        if not self.reads_neighbours:
+            return self._transform_alone(table[:n_rows], idf)
+        self._check_depth()
+        parts = []
+        for part in shrunken_blocks(table, neighbours, self.tf, RatePrior.of(self.sums)):
+            part.data *= idf[part.indices]
+            length = np.sqrt(row_sums(np.square(part.data), part.indptr))
+            part.data /= entries(part, np.where(length > 0, length, 1))
+            parts.append(part.astype(np.float32))
+        found = sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+        found.eliminate_zeros()
+        return found
+
+    def _transform_alone(
+        self, table: sparse.csr_matrix, idf: NDArray[np.float64]
+    ) -> sparse.csr_matrix:
+        """`transform` of a variant that reads every spot alone."""
         value, gene = np.empty(table.nnz, np.float32), np.empty_like(table.indices)
         stored, n_stored = [np.zeros(1, table.indptr.dtype)], 0
         for part in row_blocks(table):
@@ -197,14 +232,14 @@ class TfidfReweighter:
     def weighted(
         self,
         table: sparse.csr_matrix,
-        idf: NDArray[np.float64],
+        sums: FitSums | None = None,
         depth: NDArray[np.float64] | None = None,
     ) -> sparse.csr_matrix:
         """Term frequency x idf, before the last step within the spot and the unit length.
 
         Args:
-            table: (S, U) checked counts of any genes.
-            idf: (U,) their weights.
+            table: (S, U) checked counts of any genes, each spot read alone.
+            sums: of these genes; None: they are the fitted ones.
             depth: (S,) depth of the spots; None is the sum of these counts.
 
         Returns:
@@ -213,16 +248,28 @@ class TfidfReweighter:
         Raises:
             DataError: fitted on spots without any count.
         """
+        sums = sums or self.sums
+        depth = spot_depth(table) if depth is None else depth
+        idf = np.asarray(self.idf_rule.weight(sums))
+        if self.reads_neighbours:
+            self._check_depth()
+            blocks = shrunken_blocks(table, None, self.tf, RatePrior.of(sums), depth)
+            found = sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"))
+            found.data *= idf[found.indices]
+            return found
         weights = table.astype(np.float64)
-        self._weigh(weights, idf, spot_depth(table) if depth is None else depth)
+        self._weigh(weights, idf, depth)
         return weights
+
+    def _check_depth(self) -> None:
+        if self.sums.depth == 0:
+            raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
 
     def _weigh(
         self, table: sparse.csr_matrix, idf: NDArray[np.float64], depth: NDArray[np.float64]
     ) -> None:
         """`weighted`, in place."""
-        if self.sums.depth == 0:
-            raise DataError("TF-IDF was fitted on spots without any count; fit it on real slides.")
+        self._check_depth()
         mean_depth = self.sums.depth / self.n_spots
         table.data = self.tf.weigh(table.data, entries(table, depth), mean_depth)
         table.data *= idf.take(table.indices, mode="clip")  # unchecked is faster
@@ -232,7 +279,7 @@ class TfidfReweighter:
 
         Args:
             df: (U,) spots with each new gene, among the N training spots.
-            extra: (U,) the variant's own sum of each, over N spots.
+            extra: (U,) or (U, n), the variant's own sums of each, over N spots.
 
         Returns:
             One of G + U genes, the new ones last.
@@ -240,7 +287,7 @@ class TfidfReweighter:
         Raises:
             DataError: the two differ in length.
         """
-        if df.ndim != 1 or df.shape != extra.shape:
+        if df.ndim != 1 or extra.shape != df.shape + self.sums.extra.shape[1:]:
             raise DataError(f"new genes: df {df.shape} and extra {extra.shape} must both be (U,).")
         longer = TfidfReweighter(self.variant, **self._arguments())
         own = self.sums
@@ -274,7 +321,8 @@ class TfidfReweighter:
             raise DataError(f"TF-IDF state lacks {missing}; write it again with state().")
         fitted = cls(str(state["variant"]), **json.loads(str(state["arguments"])))
         df, extra = (np.asarray(state[name], dtype=np.int64) for name in ("df", "extra"))
-        if df.ndim != 1 or df.shape != extra.shape:
+        n_sums = fitted.idf_rule.n_sums
+        if df.ndim != 1 or extra.shape != (df.size, n_sums)[: 2 if n_sums else 1]:
             raise DataError(f"TF-IDF state: df {df.shape} and extra {extra.shape} must be (G,).")
         fitted._sums = FitSums(int(state["n_spots"]), float(state["depth"]), df, extra)
         return fitted

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from preprocessing.graphs import SpotGraph, morans_i
 
 FIXED_POINT = 2.0**32  # one unit of a real statistic
 _SQUARE_UNIT = 2.0**26  # 10^9 cells of a saturated 16-bit channel fit in 63 bits
+_MEAN_BINS = 20
+_CONSTANT = 1e-12  # variance of a gene that does not vary
 _BLOCK_ENTRIES = 1 << 16  # what is computed on them stays in the second-level cache
 Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -103,7 +105,8 @@ class FitSums:
         n_spots: N.
         depth: sum of all counts.
         df: (G,) int64, spots with the gene.
-        extra: (G,) int64, fixed-point sum of the variant's own statistic; 0 where it has none.
+        extra: (G,) int64, fixed-point sum of the variant's own statistic, 0 where it has none;
+            (G, n) where it has several.
     """
 
     n_spots: int
@@ -121,16 +124,22 @@ class FitSums:
 
 
 class InverseDocumentFrequency(Protocol):
-    """How rare a gene is among spots."""
+    """How rare a gene is among spots.
+
+    Attributes:
+        n_sums: of its own for a gene; 0 where one array (G,) holds them, or zeros.
+    """
+
+    n_sums: ClassVar[int] = 0
 
     def observe(
         self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
     ) -> Integers:
-        """The variant's own fixed-point sum (G,) over these spots; zeros when it has none.
+        """The variant's own fixed-point sums over these spots, as in `FitSums.extra`.
 
         Args:
             counts: (S, G), from `checked_table`.
-            graph: of the spots; only `SpatialIdf` reads it.
+            graph: of the spots; only `SpatialIdf` and `ReliableIdf` read it.
             depth: (S,) depth of the spots; None is the sum of these counts.
         """
 
@@ -139,7 +148,7 @@ class InverseDocumentFrequency(Protocol):
 
 
 @dataclass(frozen=True)
-class SmoothIdf:
+class SmoothIdf(InverseDocumentFrequency):
     """ln((1 + N) / (1 + df)) + 1, as in scikit-learn."""
 
     def observe(
@@ -154,7 +163,7 @@ class SmoothIdf:
 
 
 @dataclass(frozen=True)
-class DepthMatchedIdf:
+class DepthMatchedIdf(InverseDocumentFrequency):
     """Smooth idf with df = sum_i [1 - (1 - x_i / n_i)^depth], detections expected at one depth.
 
     Attributes:
@@ -180,7 +189,7 @@ class DepthMatchedIdf:
 
 
 @dataclass(frozen=True)
-class SpatialIdf:
+class SpatialIdf(InverseDocumentFrequency):
     """Smooth idf x (1 + max(0, I)), I = Moran's I of log tf, mean over slides by spots."""
 
     def observe(
@@ -194,13 +203,66 @@ class SpatialIdf:
             )
         counts = counts.astype(np.float64, copy=False)
         moran = morans_i(frequencies(counts, LogTf(), 1.0, depth), graph)
-        return _fixed_point(counts.shape[0] * moran, FIXED_POINT)
+        return fixed_point(counts.shape[0] * moran, FIXED_POINT)
 
     def weight(self, sums: FitSums) -> Doubles:
         """See InverseDocumentFrequency."""
         moran = sums.extra / (FIXED_POINT * sums.n_spots)
         smooth = _smooth(sums.n_spots, sums.df.astype(np.float64))
         return np.asarray(smooth * (1 + np.maximum(moran, 0)))
+
+
+@dataclass(frozen=True)
+class VariableIdf(InverseDocumentFrequency):
+    """1 for the genes of largest dispersion, 0 for the others: what PCA on variable genes reads.
+
+    Attributes:
+        n_variable: how many genes.
+    """
+
+    n_variable: float = 2000
+    n_sums: ClassVar[int] = 2
+
+    def observe(
+        self, counts: sparse.csr_matrix, graph: SpotGraph | None, depth: Doubles | None = None
+    ) -> Integers:
+        """(G, 2): sum of log tf, and its squares about the mean of this slide."""
+        depth = spot_depth(counts) if depth is None else depth
+        log = frequencies(counts.astype(np.float64), LogTf(), 1.0, depth)
+        total = np.asarray(log.sum(axis=0)).ravel()
+        squares = np.asarray(log.multiply(log).sum(axis=0)).ravel()
+        within = np.maximum(squares - total**2 / log.shape[0], 0)
+        return np.stack([fixed_point(part, _SQUARE_UNIT) for part in (total, within)], axis=1)
+
+    def weight(self, sums: FitSums) -> Doubles:
+        """See InverseDocumentFrequency."""
+        mean, variance = sums.extra.T / (_SQUARE_UNIT * sums.n_spots)
+        score = dispersion_scores(mean, variance)
+        best = np.argsort(-score, kind="stable")[: int(self.n_variable)]
+        chosen = np.zeros(len(score))
+        chosen[best] = np.isfinite(score[best])
+        return chosen
+
+
+def dispersion_scores(mean: Doubles, variance: Doubles) -> Doubles:
+    """Highly variable genes: log dispersion against genes of similar mean, (G,).
+
+    log(variance / mean) is centred by the median and scaled by the median absolute deviation of its
+    mean-quantile bin; a gene that does not vary has -inf.
+    """
+    score = np.full(mean.size, -np.inf)
+    varies = np.flatnonzero(variance > _CONSTANT)
+    if varies.size == 0:
+        return score
+    mean, dispersion = mean[varies], np.log(variance[varies] / mean[varies])
+    n_bins = max(1, min(_MEAN_BINS, varies.size // 10))
+    own_bin = np.searchsorted(np.quantile(mean, np.linspace(0, 1, n_bins + 1)[1:-1]), mean)
+    for bin_index in range(n_bins):
+        inside = own_bin == bin_index
+        if inside.any():
+            centred = dispersion[inside] - np.median(dispersion[inside])
+            score[varies[inside]] = centred / max(float(np.median(np.abs(centred))), 1e-6)
+    return score
 
 
 @dataclass(frozen=True)
@@ -238,7 +300,7 @@ class RankTf(TermFrequency):
 
 
 @dataclass(frozen=True)
-class ScaleWeight:
+class ScaleWeight(InverseDocumentFrequency):
     """1 / root mean square of arcsinh(x / cofactor) over the training cells.
 
     A protein that no training cell has is on no known scale and gets weight 0.
@@ -410,14 +472,14 @@ def frequencies(
     return sparse.csr_matrix((data, table.indices.copy(), table.indptr.copy()), shape=table.shape)
 
 
-def _fixed_point(values: Doubles, unit: float) -> Integers:
+def fixed_point(values: Doubles, unit: float) -> Integers:
     """Real statistics as integers, so that no order of sums matters."""
     return np.rint(values * unit).astype(np.int64)
 
 
 def _fixed_point_sums(counts: sparse.csr_matrix, values: Doubles, unit: float) -> Integers:
     """(G,) sums of a value at every stored entry."""
-    parts = (_fixed_point(values, unit), counts.indices, counts.indptr)
+    parts = (fixed_point(values, unit), counts.indices, counts.indptr)
     return np.asarray(sparse.csr_matrix(parts, shape=counts.shape).sum(axis=0)).ravel()
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import hibio.data.counts as counts_module
 import hibio.data.slide as expression_module
 from hibio.config.files import ConfigError
 from hibio.data.counts import ArrayCounts, PanelMap
@@ -22,12 +21,21 @@ from tests.hibio.toy import all_rows, dense, edit_store, make_model, make_slide,
 def lazy(monkeypatch):
     """Slides are streamed in blocks of 16 spots and no rows are kept."""
     monkeypatch.setattr(expression_module, "IN_MEMORY_SPOTS", 0)
-    monkeypatch.setattr(counts_module, "CHUNK_SPOTS", 16)
+    monkeypatch.setattr(expression_module, "CHUNK_SPOTS", 16)
 
 
 @pytest.fixture(scope="module")
 def slide(toy_stores, toy_artifacts):
     return make_slide(toy_stores, toy_artifacts)
+
+
+def assert_same_rows(one, other, spots: np.ndarray) -> None:
+    got, wanted = (vars(slide.expression.rows(spots)) for slide in (one, other))
+    for name, value in wanted.items():
+        if value is None:
+            assert got[name] is None
+        else:
+            np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=name)
 
 
 def test_rows_from_the_store_equal_rows_in_memory(slide, lazy, toy_stores, toy_artifacts):
@@ -36,9 +44,25 @@ def test_rows_from_the_store_equal_rows_in_memory(slide, lazy, toy_stores, toy_a
     assert slide.expression.kept is not None
     np.testing.assert_allclose(streamed.vector_SV, slide.vector_SV, atol=1e-6)
     spots = np.array([40, 3, 3, 69, 0])
-    for field in dataclasses.fields(all_rows(slide)):
-        got, kept = (getattr(s.expression.rows(spots), field.name) for s in (streamed, slide))
-        np.testing.assert_allclose(got, kept, atol=1e-5, err_msg=field.name)
+    assert_same_rows(streamed, slide, spots)
+
+
+def test_rows_of_niches_do_not_depend_on_where_they_come_from(
+    toy_stores, niche_artifacts, monkeypatch
+):
+    """Streamed in blocks, row by row or kept: the counts of neighbours come along."""
+    kept = make_slide(toy_stores, niche_artifacts)
+    monkeypatch.setattr(expression_module, "IN_MEMORY_SPOTS", 0)
+    monkeypatch.setattr(expression_module, "CHUNK_SPOTS", 16)
+    streamed = make_slide(toy_stores, niche_artifacts)
+    np.testing.assert_allclose(streamed.vector_SV, kept.vector_SV, atol=1e-6)
+    for spots in (np.array([40, 3, 3, 69, 0]), np.array([11])):
+        assert_same_rows(streamed, kept, spots)
+    _, value, part, _ = streamed.expression.thinned(spots, 1.0, np.random.default_rng(0))
+    np.testing.assert_allclose(value, kept.expression.rows(spots).value_SK, atol=1e-6)
+    np.testing.assert_allclose(part, kept.expression.rows(spots).part_SK, atol=1e-6)
+    alone = dataclasses.replace(kept.expression, niche_SN=None, kept=None).rows(spots)
+    assert np.abs(alone.value_SK - kept.expression.rows(spots).value_SK).max() > 1e-3
 
 
 def test_embeddings_do_not_depend_on_tiles_nor_on_where_rows_come_from(
@@ -94,7 +118,7 @@ def test_hiding_too_much_is_an_error(toy_stores, toy_artifacts):
 def test_thinned_counts_are_a_binomial_draw(slide, toy_artifacts):
     spots = np.arange(30)
     rng = np.random.default_rng(4)
-    gene, value, raw = slide.expression.thinned(spots, 0.6, rng)
+    gene, value, _, raw = slide.expression.thinned(spots, 0.6, rng)
     counts = slide.expression.source.rows(spots)
     drawn = counts.copy()
     drawn.data = np.random.default_rng(4).binomial(counts.data.astype(np.int64), 0.6)
@@ -108,19 +132,19 @@ def test_thinned_counts_are_a_binomial_draw(slide, toy_artifacts):
 def test_nothing_is_thinned_when_everything_is_kept_nor_of_intensities(slide, toy_artifacts):
     spots = np.arange(20)
     rows = slide.expression.rows(spots)
-    _, value, _ = slide.expression.thinned(spots, 1.0, np.random.default_rng(0))
+    _, value, _, _ = slide.expression.thinned(spots, 1.0, np.random.default_rng(0))
     np.testing.assert_allclose(value, rows.value_SK, atol=1e-6)
     settings = dataclasses.replace(toy_artifacts.settings, modality="protein")
     protein = dataclasses.replace(
         slide.expression, artifacts=dataclasses.replace(toy_artifacts, settings=settings)
     )
-    _, value, _ = protein.thinned(spots, 0.1, np.random.default_rng(0))
+    _, value, _, _ = protein.thinned(spots, 0.1, np.random.default_rng(0))
     np.testing.assert_allclose(value, rows.value_SK, atol=1e-6)
 
 
 def test_query_genes_are_never_keywords_and_carry_their_value(slide, toy_artifacts):
     spots = np.arange(70)
-    gene, value = slide.expression.queries(spots, 40, np.random.default_rng(0))
+    gene, value, _ = slide.expression.queries(spots, 40, np.random.default_rng(0))
     rows = slide.expression.rows(spots)
     row = dense(toy_artifacts.tfidf.transform(slide.expression.source.rows(spots)))
     padded = np.hstack([row, np.zeros((70, 1))])

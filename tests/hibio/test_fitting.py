@@ -10,7 +10,8 @@ from scipy import sparse
 
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError
-from hibio.data.fitting import CountBlocks, TfidfStream, fit_artifacts, fit_vocabulary
+from hibio.data.counts import CountBlocks
+from hibio.data.fitting import TfidfStream, fit_artifacts, fit_vocabulary
 from hibio.data.slide import prepare_slide
 from hibio.encoders.base import OmicsContext
 from hibio.encoders.genes import GeneGraphs
@@ -249,7 +250,7 @@ def test_at_once_is_slide_by_slide(paths, toy_artifacts, tmp_path):
     stack = sparse.vstack(list(counts))
     at_once = TfidfReweighter().fit(stack)
     assert np.array_equal(at_once.idf, toy_artifacts.tfidf.idf)  # whole numbers: to the last bit
-    both = sparse.vstack(list(TfidfStream(counts, toy_artifacts.tfidf)())).toarray()
+    both = sparse.vstack(list(TfidfStream(counts, toy_artifacts.tfidf, GENES)())).toarray()
     _, singular, turned = np.linalg.svd(both.astype(np.float64), full_matrices=False)
     found = toy_artifacts.factors
     rank = found.rank

@@ -127,6 +127,28 @@ def test_the_visible_vector_is_that_of_the_row_without_the_hidden_genes(
 
 
 @torch.no_grad()
+def test_hidden_genes_leave_a_spot_vector_of_another_weighting(toy_stores, niche_artifacts):
+    """Keyword genes by niche, spot vector by log TF-IDF: what is taken off is the vector's part."""
+    fitted = niche_artifacts
+    assert (fitted.tfidf.variant, fitted.vector_tfidf.variant) == ("shrunken", "log")
+    slide = make_slide(toy_stores, fitted)
+    batch = whole_batch(slide)
+    assert not torch.equal(batch.part_SK, batch.value_SK)
+    torch.manual_seed(3)
+    mask = draw_mask(batch.gene_SK < fitted.n_genes, 0.3, 0.15)
+    got = make_model(fitted).omics.visible_vector(batch, mask).numpy()
+    counts = slide.expression.source.rows(np.arange(slide.n_spots))
+    rows = fitted.vector_tfidf.transform(counts).toarray()
+    raw = spot_vectors(sparse.csr_matrix(rows), fitted.factors)
+    row, place = np.nonzero(mask.gene_SK.numpy())
+    rows[row, batch.gene_SK.numpy()[row, place]] = 0.0
+    left = spot_vectors(sparse.csr_matrix(rows), fitted.factors)
+    expected = (left - raw.mean(axis=0)) / raw.std(axis=0) * fitted.factors.weight
+    expected[mask.spot_S.numpy()] = 0.0
+    np.testing.assert_allclose(got, expected, atol=2e-4)
+
+
+@torch.no_grad()
 def test_the_masked_view_of_nothing_is_the_plain_one(model, batch):
     nothing = OmicsMask(torch.zeros_like(batch.gene_SK, dtype=torch.bool), ~batch.core_S)
     spot, gene = model.omics.encode(batch, nothing)

@@ -25,7 +25,9 @@ from hibio.model import HiBio
 from hibio.training.objective import Objective
 from hibio.training.step_outputs import MicroBatch
 
-GENES = GenesConfig(keyword_genes=16, min_spots=3, rank=8, target_genes=30, graph_edges=8)
+GENES = GenesConfig(
+    tfidf="log", keyword_genes=16, min_spots=3, rank=8, target_genes=30, graph_edges=8
+)
 PATHWAYS = PathwaysConfig(min_genes=5)
 OMICS = OmicsConfig(width=16, layers=2, heads=2)
 VISION = VisionConfig(width=24)

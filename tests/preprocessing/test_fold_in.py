@@ -38,7 +38,7 @@ class Planted:
 
     def fit(self, variant: str = "log", rank: int = RANK) -> tuple[TfidfReweighter, GeneFactors]:
         """TF-IDF and factors of the known genes of the first two slides."""
-        graphs = self.graphs[:2] if variant == "spatial" else None
+        graphs = self.graphs[:2] if variant in ("spatial", "shrunken") else None
         tfidf = TfidfReweighter(variant).fit(self.known[:2], graphs)
         rows = [tfidf.transform(counts) for counts in self.known[:2]]
         return tfidf, fit_gene_factors(lambda: iter(rows), N_KNOWN, rank)

@@ -106,10 +106,10 @@ def test_tiles_equal_the_whole_and_depth_does_not_matter(variant):
     order = np.random.default_rng(0).permutation(300)
     np.testing.assert_array_equal(ours.transform(test[order]).toarray(), whole[order])
     if variant == "arcsinh":
-        before = ours.weighted(test.astype(np.float64), ours.idf)
+        before = ours.weighted(test.astype(np.float64))
         more = test.toarray().astype(np.float64)
         more[:, 0] += 1000
-        after = ours.weighted(sparse.csr_matrix(more), ours.idf)
+        after = ours.weighted(sparse.csr_matrix(more))
         np.testing.assert_array_equal(after[:, 1:].toarray(), before[:, 1:].toarray())
 
 
