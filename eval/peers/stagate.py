@@ -106,7 +106,7 @@ class FittedStagate:
     def _rows(self, slide: SlideData) -> np.ndarray:
         """What is reconstructed, (S, H)."""
         if self.settings.rows == "tfidf":
-            return np.asarray(slide.tfidf[:, self.genes].toarray())
+            return np.asarray(slide.profiles[:, self.genes].toarray())
         return known_expression(slide, self.genes)
 
     def _embedded(self, slide: SlideData) -> tuple[np.ndarray, FitCost]:

@@ -132,3 +132,8 @@ def toy_fold() -> Fold:
 def null_fold() -> Fold:
     """Image, labels and activities are independent of the counts."""
     return make_fold(shared=False)
+
+
+def tfidf_by(weights: TfidfReweighter):
+    """How `hide` weighs the counts that are left."""
+    return lambda counts, xy_um: {"tfidf": weights.transform(counts)}

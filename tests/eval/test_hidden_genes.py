@@ -19,6 +19,7 @@ from eval.folds.baselines import (
 from eval.folds.fold import expression
 from preprocessing.coexpression import fit_gene_factors
 from preprocessing.tfidf import TfidfReweighter
+from tests.eval.conftest import tfidf_by
 
 CONFIG = HiddenGenesConfig(fraction=0.25)
 
@@ -49,7 +50,7 @@ def test_the_draw_is_seeded_bounded_and_among_detected_genes(toy_fold):
 
 def test_a_cut_slide_is_one_that_never_measured_the_genes(toy_fold, weights):
     slide, columns = toy_fold.test[0], np.array([3, 17, 40])
-    cut = without_genes(slide, columns, weights.transform)
+    cut = without_genes(slide, columns, tfidf_by(weights))
     dense = slide.counts.toarray()
     dense[:, columns] = 0
     np.testing.assert_array_equal(cut.counts.toarray(), dense)
@@ -63,7 +64,7 @@ def test_a_cut_slide_is_one_that_never_measured_the_genes(toy_fold, weights):
 
 def test_no_input_changes_with_the_hidden_counts(toy_fold, weights):
     def representations(fold_test):
-        hidden = hide(toy_fold.train, fold_test, toy_fold.genes, weights.transform, CONFIG)
+        hidden = hide(toy_fold.train, fold_test, toy_fold.genes, tfidf_by(weights), CONFIG)
         return hidden, baselines(hidden.train, hidden.test, toy_fold.factors)
 
     hidden, before = representations(toy_fold.test)
@@ -78,7 +79,7 @@ def test_no_input_changes_with_the_hidden_counts(toy_fold, weights):
 
 
 def test_truth_is_expression_with_all_genes(toy_fold, weights):
-    hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, weights.transform, CONFIG)
+    hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, tfidf_by(weights), CONFIG)
     columns = [toy_fold.genes.tolist().index(name) for name in hidden.names]
     for slide in toy_fold.test:
         expected = expression(slide)[:, columns].toarray()
@@ -88,7 +89,7 @@ def test_truth_is_expression_with_all_genes(toy_fold, weights):
 
 def test_whole_training_slides_are_taken_until_there_are_enough_spots(toy_fold, weights):
     few = replace(CONFIG, max_train_spots=150)
-    hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, weights.transform, few)
+    hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, tfidf_by(weights), few)
     assert [slide.n_spots for slide in hidden.train] == [120, 120]
     assert "2 of 3 training slides" in hidden.notes[1]
     assert set(hidden.truth) == {s.slide_id for s in (*hidden.train, *hidden.test)}
@@ -96,7 +97,7 @@ def test_whole_training_slides_are_taken_until_there_are_enough_spots(toy_fold, 
 
 def test_where_no_gene_can_be_hidden_it_says_so(toy_fold, weights):
     small = replace(CONFIG, min_visible=60)
-    hidden = hide((), toy_fold.test, toy_fold.genes, weights.transform, small)
+    hidden = hide((), toy_fold.test, toy_fold.genes, tfidf_by(weights), small)
     assert hidden.names == ()
     assert "none of 60 genes can be hidden" in hidden.notes[0]
 
@@ -123,7 +124,7 @@ def test_intensities_are_hidden_in_the_same_way(toy_fold):
 
     train, test = [protein(s) for s in toy_fold.train], [protein(s) for s in toy_fold.test]
     weights = TfidfReweighter("arcsinh").fit([slide.counts for slide in train])
-    hidden = hide(train, test, toy_fold.genes, weights.transform, CONFIG)
+    hidden = hide(train, test, toy_fold.genes, tfidf_by(weights), CONFIG)
     columns = np.flatnonzero(np.isin(toy_fold.genes, hidden.names))
     expected = np.arcsinh(test[0].counts.toarray()[:, columns] / 5)
     np.testing.assert_allclose(hidden.truth["c1"], expected, rtol=1e-5)
@@ -156,7 +157,7 @@ def stub(variant, omics, genes):
 def test_checkpoints_see_slides_without_the_genes_and_decode_test_slides_alone(
     toy_fold, weights, monkeypatch
 ):
-    hidden = hide(toy_fold.train[:1], toy_fold.test, toy_fold.genes, weights.transform, CONFIG)
+    hidden = hide(toy_fold.train[:1], toy_fold.test, toy_fold.genes, tfidf_by(weights), CONFIG)
     slides = {s.slide_id: s for s in (*toy_fold.train, *toy_fold.test)}
     prepared = []
 

@@ -187,7 +187,9 @@ def test_a_fold_without_training_slides_fits_on_its_test_slides(toy_fold):
 def test_imputation_says_that_peers_take_no_part(toy_fold):
     from eval.folds.baselines import hide
 
-    hidden = hide(toy_fold.train, toy_fold.test, toy_fold.genes, lambda counts: counts)
+    hidden = hide(
+        toy_fold.train, toy_fold.test, toy_fold.genes, lambda counts, xy_um: {"tfidf": counts}
+    )
     bare = dataclasses.replace(toy_fold, models=(), hidden=hidden)
     fold = with_peers(bare, [quick("st_net", 1)], features_of(toy_fold), seedless=True)
     assert NOT_IMPUTED in fold.hidden.notes

@@ -12,6 +12,7 @@ from eval.folds.spatial_blocks import BlocksConfig, block_splits
 from eval.results import Question, ResultTable
 from eval.tasks.imputation import ImputationConfig, relative_rmse, run
 from preprocessing.tfidf import TfidfReweighter
+from tests.eval.conftest import tfidf_by
 
 CONFIG = ImputationConfig(blocks=BlocksConfig(4, 120.0), k=10)
 METRICS = {"pearson/hidden_genes", "pearson_median/hidden_genes", "rmse/hidden_genes"}
@@ -20,7 +21,7 @@ METRICS = {"pearson/hidden_genes", "pearson_median/hidden_genes", "rmse/hidden_g
 def with_hidden(fold, train, test):
     """The fold with a fifth of its genes hidden, baselines, noise and the factor decoder."""
     weights = TfidfReweighter().fit([slide.counts for slide in fold.train])
-    hidden = hide(train, test, fold.genes, weights.transform, HiddenGenesConfig(seed=1))
+    hidden = hide(train, test, fold.genes, tfidf_by(weights), HiddenGenesConfig(seed=1))
     slides = (*hidden.train, *hidden.test)
     rng = np.random.default_rng(2)
     noise = {s.slide_id: rng.standard_normal((s.n_spots, 6)) for s in slides}
