@@ -254,13 +254,12 @@ def fit_artifacts(
     blocks = TfidfStream(counts, expression["tfidf"], genes)
     database, anchors = _fit_pathways(pathways, blocks, seed)
     steps.update()
-    targets = _target_genes(counts, genes, seed, modality)
     steps.close()
     return Artifacts(
         genes=vocabulary,
         database=database,
         anchors=anchors,
-        target_genes=targets,
+        target_genes=_target_genes(counts, genes, seed, modality),
         train_slides=tuple(entry.slide_id for entry in entries),
         settings=FitSettings(
             genes,

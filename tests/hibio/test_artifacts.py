@@ -115,7 +115,7 @@ def test_another_schema_names_both_versions(toy_artifacts, tmp_path):
     write_artifacts(path, toy_artifacts)
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(ConfigError, match="schema 99, this HiBio reads up to 2; update HiBio"):
+    with pytest.raises(ConfigError, match="schema 99, this HiBio reads up to 3; update HiBio"):
         read_artifacts(path)
 
 
