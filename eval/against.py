@@ -19,11 +19,13 @@ from eval.report.figures.lines import difference_plot
 from eval.report.markdown import is_number, markdown_table, number
 from eval.results import headlines, task_records
 from eval.run import evaluate
+from eval.tasks.probes import PLAIN
 from hibio.config.files import ConfigError, apply_overrides
 from preprocessing.files import atomic_path
 from preprocessing.pages import Bullets, Cell, Line, Part, Section, Table, Text, write_page
 
 RESULTS = "results.json"
+WITH_READOUT = ("retrieval", "expression")
 HEAD = (
     *("task", "metric", "against", "first", "other", "difference", "95 % interval"),
     *("p", "p (Holm)", "units", "better in", "verdict"),
@@ -241,10 +243,11 @@ def _refuse_unused(
     """What would not be read, and a results file that would be written over."""
     folders = [_results_folder(path) for path in others]
     measured = options.tasks or options.set or options.peers != "none"
+    measured = measured or options.readout != PLAIN
     if not given and None not in folders and measured:
         raise ConfigError(
-            "--tasks, --peers and --set say what is measured, but every run has its results.json "
-            "already; leave them out (--metrics chooses what is compared)"
+            "--tasks, --peers, --readout and --set say what is measured, but every run has its "
+            "results.json already; leave them out (--metrics chooses what is compared)"
         )
     out = options.out.resolve()
     if given and any(folder is not None and folder.resolve() == out for folder in folders):
@@ -266,8 +269,21 @@ def _measured(path: Path, out: Path, options: argparse.Namespace) -> Path:
         raise ConfigError(
             f"{path} has no {RESULTS}, so it has to be measured; give the stores with --data DIR"
         )
-    settings = apply_overrides({}, options.set)
+    settings = apply_overrides({}, [*_preset(options), *options.set])
     return evaluate(path, options.data, out, options.tasks, options.peers, settings)
+
+
+def _preset(options: argparse.Namespace) -> list[str]:
+    """Settings that --readout stands for."""
+    if options.readout == PLAIN:
+        return []
+    tasks = [task for task in WITH_READOUT if not options.tasks or task in options.tasks]
+    if not tasks:
+        raise ConfigError(
+            f"--readout {options.readout} is of {' and '.join(WITH_READOUT)}, which are not run; "
+            "add one to --tasks, or leave it out"
+        )
+    return [f"{task}.readout={options.readout}" for task in tasks]
 
 
 def _metrics(

@@ -13,15 +13,9 @@ from scipy import sparse
 from tqdm import tqdm
 
 from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
-from eval.measures.ridge import (
-    centre,
-    inner_groups,
-    knn_mean,
-    ridge_fit_predict,
-    zscore,
-    zscore_mean,
-)
+from eval.measures.ridge import Targets, centre, knn_mean, ridge_fit_predict, zscore, zscore_mean
 from eval.report.figures.heatmaps import pathway_heatmaps
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
@@ -109,18 +103,19 @@ def image_scores(
         return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T
     order = [np.flatnonzero(bank.slide == slide) for slide in np.unique(bank.slide)]
     rows = np.concatenate(order)
+    slides = bank.slide[rows]
     scores = []
     if readout in ("default", "ridge"):
         train = np.concatenate([zscore(bank.image[spots]) for spots in order])
         place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
-        slides = bank.slide[rows]
         groups = inner_groups(bank.patient[rows], slides, place)
         scores.append(
             ridge_fit_predict(train, sets.target[rows], zscore(image), groups=groups, units=slides)
         )
     if readout in ("default", "retrieval"):
         train = np.concatenate([centre(bank.image[spots]) for spots in order])
-        scores.append(knn_mean(train, sets.target[rows], centre(image), 50))
+        y = Targets.of(sets.target[rows], slides)
+        scores.append(y.back(knn_mean(train, y.z, centre(image), 50)))
     return scores[0] if len(scores) == 1 else zscore_mean(*scores)
 
 

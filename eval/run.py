@@ -23,6 +23,7 @@ from eval.report.markdown import write_markdown
 from eval.results import Task, TaskResult, merge, write_results
 from eval.settings import configured_peers, find_task, task_configs
 from eval.tasks import TASKS
+from eval.tasks.probes import FULL
 from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
 from hibio.config.files import to_dict
 from hibio.data.splits import SlideEntry, read_entries, with_counts
@@ -124,8 +125,7 @@ def evaluate(
     for name, task in chosen:
         if task.pooled:
             results += _pooled_results(name, task, configs[name], folds)
-    if "retrieval" in names:
-        results += _seed_mean_results(folds, configs["retrieval"])
+    results += _seed_mean_results(configs, folds)
     merged = _with_models(merge(results))
     out.mkdir(parents=True, exist_ok=True)
     facts = _facts(groups, entries, time.perf_counter() - started)
@@ -195,13 +195,19 @@ def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
     return {name: result for name, result in results.items() if result.models}
 
 
-def _seed_mean_results(folds: Mapping[str, Sequence[Fold]], config: Any) -> list[TaskResult]:
-    """Retrieval with the mean similarity of all seeds of a fold, a row of its own."""
-    task = TASKS["retrieval"]
-    config = dataclasses.replace(config, identity_spots=0)
+def _seed_mean_results(
+    configs: Mapping[str, Any], folds: Mapping[str, Sequence[Fold]]
+) -> list[TaskResult]:
+    """All seeds of a fold as one model, a row of its own: always of retrieval, else in full."""
     means = [mean for seeds in folds.values() if (mean := seed_means(seeds)) is not None]
+    found = []
     with threadpool_limits(1):
-        return [task.run(mean, config) for mean in means]
+        if "retrieval" in configs:
+            config = dataclasses.replace(configs["retrieval"], identity_spots=0)
+            found += [TASKS["retrieval"].run(mean, config) for mean in means]
+        if "expression" in configs and configs["expression"].readout == FULL:
+            found += [TASKS["expression"].run(mean, configs["expression"]) for mean in means]
+    return found
 
 
 def _facts(

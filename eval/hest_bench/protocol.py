@@ -21,8 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 from eval.errors import FoldError
 from eval.hest_bench.layout import BenchSplit
+from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import pearson_per_gene, summarise
-from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
+from eval.measures.ridge import RidgeConfig, ridge_fit_predict
 from hibio.config.files import ConfigError, apply_overrides
 from hibio.config.schema import SchemaError, build_section
 from preprocessing.errors import DataError

@@ -1,21 +1,27 @@
 """Read-outs: what is fitted on top of a frozen embedding (docs/method.md 6.1).
 
 Ridge works on moments (X'X, X'Y) per slide, so that every alpha and every inner fold costs one
-small eigendecomposition and no pass over spots. Beside ridge: the groups of its inner folds, the
-mean of the nearest training spots, and the standardising that both use.
-Shapes: S spots, F features, T targets, A alphas.
+small eigendecomposition and no pass over spots. Targets are z-scored within each training slide, so
+that depth and level of a slide do not weigh; what is predicted is put back on the scale of the
+training spots. The penalty is the strongest that inner folds cannot tell from the best one: the
+one-standard-error rule (Breiman et al. 1984, section 3.4.3).
+Beside ridge: the mean of the nearest training spots, and the weights of several predictions in
+their mean.
+Shapes: S spots, F features, T targets, A alphas, P predictions, U units (slides).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 from eval.errors import FoldError
+from eval.measures.inner_folds import SHARES, group_folds, within_one_error
 from eval.measures.metrics import unit_rows
 
 TINY = 1e-12
@@ -36,7 +42,7 @@ class RidgeConfig:
 
     n_components: int = 256
     alpha: float | str = "cv"
-    grid: tuple[float, ...] = tuple(float(10.0**p) for p in np.arange(-4.0, 4.01, 0.5))
+    grid: tuple[float, ...] = tuple(float(10.0**p) for p in np.arange(-4.0, 5.01, 0.5))
     n_folds: int = 5
     seed: int = 0
 
@@ -75,6 +81,45 @@ class Moments:
         return xx, xy, np.maximum(self.yy - self.y**2 / self.n, 0.0)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What is fitted for training spots, and the way back to their scale.
+
+    Args:
+        z: (S, T) z-scored within each unit.
+        mean: (T,) over all spots.
+        spread: (T,) standard deviation within a unit, over all spots.
+    """
+
+    z: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+
+    @staticmethod
+    def of(y: np.ndarray, units: np.ndarray | None) -> "Targets":
+        """Of (S, T) and the unit (S,) of each spot; without units, of all spots as they are."""
+        if units is None:
+            return Targets(y - y.mean(axis=0), y.mean(axis=0), np.ones(y.shape[1]))
+        z, power = np.zeros(y.shape), np.zeros(y.shape[1])
+        for unit in np.unique(units.astype(str)):
+            own = units.astype(str) == unit
+            z[own] = zscore(y[own])
+            power += own.sum() * y[own].var(axis=0)
+        return Targets(z, y.mean(axis=0), np.sqrt(power / len(y)))
+
+    def back(self, predicted: np.ndarray) -> np.ndarray:
+        """Predictions (S', T) on the scale of the training spots; order and r are unchanged."""
+        return np.asarray(predicted * self.spread + self.mean)
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """Predictions (S', T) of test spots, and (S, T) of training spots by inner folds."""
+
+    test: np.ndarray
+    inner: np.ndarray
+
+
 def ridge_fit_predict(
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -93,28 +138,75 @@ def ridge_fit_predict(
         train_y: (S, T).
         test_x: (S', F).
         alpha: ``cv``, ``hest`` or a number; see `RidgeConfig`.
-        groups: (S,) inner folds never split a group (patients, or spatial blocks when there is
-            one patient); needed for ``cv``.
-        units: (S,) the validation correlation is taken within these (slides); default: groups.
+        groups: (S,) inner folds never split a group (`inner_groups`); needed for ``cv``.
+        units: (S,) slides: the targets are z-scored and the validation correlation is taken within
+            these; with ``hest``, which takes targets as they are, they are not read. Default: the
+            groups of ``cv``; targets as they are with a number.
         config: the rest of the settings.
 
     Returns:
-        (S', T).
+        (S', T) on the scale of the training spots: their mean, and their spread within a unit.
 
     Raises:
         FoldError: shapes do not fit, or ``cv`` has fewer than two groups.
     """
+    return _fitted(train_x, train_y, test_x, alpha, groups, units, config, inner=False).test
+
+
+def ridge_readout(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    groups: np.ndarray,
+    units: np.ndarray,
+    config: RidgeConfig,
+) -> ReadOut:
+    """`ridge_fit_predict`, and each training spot predicted without its inner fold."""
+    alpha = config.alpha
+    return _fitted(train_x, train_y, test_x, alpha, groups, units, config, inner=True)
+
+
+def _fitted(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    alpha: float | str,
+    groups: Sequence[object] | np.ndarray | None,
+    units: Sequence[object] | np.ndarray | None,
+    config: RidgeConfig | None,
+    inner: bool,
+) -> ReadOut:
     config = config or RidgeConfig()
     if train_x.ndim != 2 or train_y.ndim != 2 or len(train_x) != len(train_y):
         raise FoldError(f"ridge: train_x {train_x.shape}, train_y {train_y.shape}; rows must match")
     if test_x.shape[1] != train_x.shape[1]:
         raise FoldError(f"ridge: {test_x.shape[1]} test features, {train_x.shape[1]} in training")
     train_x, test_x = _reduced(train_x, test_x, config)
-    mean_x, mean_y = train_x.mean(axis=0), train_y.mean(axis=0)
-    x, y = train_x - mean_x, train_y - mean_y
-    value = _alpha(x, y, alpha, groups, units, config)
-    weights = ridge_weights(Moments.of(x, y), [value])[0]
-    return np.asarray((test_x - mean_x) @ weights + mean_y)
+    mean_x = train_x.mean(axis=0)
+    x = train_x - mean_x
+    group = None if groups is None else np.asarray(groups, dtype=object)
+    unit = group if units is None and alpha == "cv" else units
+    within = None if unit is None or alpha == "hest" else np.asarray(unit, dtype=object)
+    y = Targets.of(train_y, within)
+    value = _alpha(x, y.z, alpha, group, within, config)
+    weights = ridge_weights(Moments.of(x, y.z), [value])[0]
+    held_out = np.zeros((0, y.z.shape[1]))
+    if inner and group is not None:
+        held_out = y.back(_inner_predictions(x, y.z, group_folds(group, config.n_folds), value))
+    return ReadOut(y.back((test_x - mean_x) @ weights), held_out)
+
+
+def _inner_predictions(
+    x: np.ndarray, y: np.ndarray, fold_of: np.ndarray, alpha: float
+) -> np.ndarray:
+    """Each spot (S, T) by a ridge without its fold; the penalty a spot stays the same."""
+    found = np.zeros(y.shape)
+    for fold in range(int(fold_of.max()) + 1):
+        own = fold_of == fold
+        rest = Moments.of(x[~own], y[~own])
+        weights = ridge_weights(rest, [alpha * rest.n / len(x)])[0]
+        found[own] = (x[own] - rest.x / rest.n) @ weights + rest.y / rest.n
+    return found
 
 
 def ridge_weights(moments: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -143,10 +235,11 @@ def choose_alpha(
     units: np.ndarray,
     config: RidgeConfig,
 ) -> float:
-    """The penalty with the best inner validation correlation.
+    """The strongest penalty whose inner validation correlation is within one error of the best.
 
     For every inner fold (whole groups held out) the mean Pearson over targets within each held-out
-    unit is averaged; within a unit, so that a patient's depth does not decide.
+    unit is taken; within a unit, so that a patient's depth does not decide. The standard error is
+    that over units; with fewer than three of them the best penalty is taken.
 
     Args:
         x: (S, F).
@@ -161,34 +254,50 @@ def choose_alpha(
     fold_of = group_folds(groups, config.n_folds)
     pieces = _piece_moments(x, y, fold_of, units)
     total = reduce(Moments.plus, pieces.values())
-    scores = []
+    scores: dict[str, list[np.ndarray]] = {}
     for fold in range(int(fold_of.max()) + 1):
-        held = [moments for (piece_fold, _), moments in pieces.items() if piece_fold == fold]
-        train = total.plus(reduce(Moments.plus, held), -1)
+        held = {unit: one for (piece_fold, unit), one in pieces.items() if piece_fold == fold}
+        train = total.plus(reduce(Moments.plus, held.values()), -1)
         weights = ridge_weights(train, _penalties(train, config))
-        scores += [_pearson_of_moments(moments, weights) for moments in held if moments.n > 2]
-    best = int(np.argmax(_defined(scores).mean(axis=0)))
-    return float(_penalties(total, config)[best])
+        for unit, moments in held.items():
+            if moments.n > 2:
+                scores.setdefault(unit, []).append(_pearson_of_moments(moments, weights))
+    rows = _defined([np.mean(of_unit, axis=0) for of_unit in scores.values()])
+    return float(_penalties(total, config)[within_one_error(rows, config.grid)])
 
 
-def group_folds(groups: np.ndarray, n_folds: int) -> np.ndarray:
-    """Fold number (S,) of each spot: whole groups, largest first into the smallest fold.
+def choose_weights(
+    inner: Sequence[np.ndarray], target: np.ndarray, units: np.ndarray
+) -> tuple[float, ...]:
+    """Weights of several predictions in their mean, chosen on training spots.
 
-    Raises:
-        FoldError: fewer than two groups.
+    The correlation of the z-scored mean with the target is taken within each unit, for equal
+    weights and all that are quarters. Of those within one standard error of the best
+    (`within_one_error`) the most equal is taken: an embedding that was trained on these spots looks
+    better on them than it is.
+
+    Args:
+        inner: P predictions (S, T) of the training spots by inner folds.
+        target: (S, T).
+        units: (S,) slides.
+
+    Returns:
+        P weights that sum to 1.
     """
-    _, group, size = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
-    if len(size) < 2:
-        raise FoldError(
-            "inner folds need at least two groups of spots; with one patient give spatial blocks "
-            "(eval.measures.ridge.inner_groups)"
-        )
-    filled = np.zeros(min(n_folds, len(size)), dtype=np.int64)
-    fold_of_group = np.zeros(len(size), dtype=np.int64)
-    for index in np.argsort(-size, kind="stable"):
-        fold_of_group[index] = int(np.argmin(filled))
-        filled[fold_of_group[index]] += size[index]
-    return fold_of_group[group]
+    n = len(inner)
+    quarters = [w for w in product(SHARES, repeat=n) if math.isclose(sum(w), 1.0)]
+    mixes = [(1.0 / n,) * n, *quarters]
+    weights = np.array(mixes)
+    rows = []
+    for unit in np.unique(units.astype(str)):
+        own = units.astype(str) == unit
+        parts, truth = np.stack([zscore(one[own]) for one in inner]), zscore(target[own])
+        shared = np.einsum("pst,qst->pqt", parts, parts)
+        covariance = weights @ np.einsum("pst,st->pt", parts, truth)
+        size = np.sqrt(np.einsum("cp,pqt,cq->ct", weights, shared, weights) * own.sum())
+        r = np.divide(covariance, size, out=np.zeros_like(covariance), where=size > TINY)
+        rows.append(r.mean(axis=1))
+    return mixes[within_one_error(np.array(rows), -(weights**2).sum(axis=1))]
 
 
 def _reduced(
@@ -206,8 +315,8 @@ def _alpha(
     x: np.ndarray,
     y: np.ndarray,
     alpha: float | str,
-    groups: Sequence[object] | np.ndarray | None,
-    units: Sequence[object] | np.ndarray | None,
+    groups: np.ndarray | None,
+    units: np.ndarray | None,
     config: RidgeConfig,
 ) -> float:
     if not isinstance(alpha, str):
@@ -218,8 +327,7 @@ def _alpha(
         raise FoldError(f"ridge: alpha {alpha!r}; it must be 'cv', 'hest' or a number")
     if groups is None:
         raise FoldError("ridge: alpha 'cv' needs groups (patients, or spatial blocks)")
-    inner = np.asarray(groups, dtype=object)
-    return choose_alpha(x, y, inner, inner if units is None else np.asarray(units, object), config)
+    return choose_alpha(x, y, groups, groups if units is None else units, config)
 
 
 def _penalties(moments: Moments, config: RidgeConfig) -> np.ndarray:
@@ -255,39 +363,6 @@ def _defined(scores: list[np.ndarray]) -> np.ndarray:
     """The defined rows (units, A); one row of zeros when no unit has a varying target."""
     defined = [score for score in scores if np.isfinite(score).all()]
     return np.array(defined) if defined else np.zeros((1, 1))
-
-
-def inner_groups(patients: np.ndarray, slides: np.ndarray, xy_um: np.ndarray) -> np.ndarray:
-    """Groups (S,) of the inner folds: patients, or spatial blocks of each slide with one patient.
-
-    Args:
-        patients: (S,) names.
-        slides: (S,) names.
-        xy_um: (S, 2) micrometres.
-    """
-    if len(set(patients.tolist())) > 1:
-        return patients
-    groups = np.empty(len(slides), dtype=object)
-    for slide in sorted(set(slides.tolist())):
-        own = slides == slide
-        blocks = spatial_blocks(xy_um[own])
-        groups[own] = [f"{slide}/{block}" for block in blocks.tolist()]
-    return groups
-
-
-def spatial_blocks(xy_um: np.ndarray, side: int = 3) -> np.ndarray:
-    """Block number (S,) on a grid of side x side with equally many spots per row and column."""
-    column = _quantile_bin(xy_um[:, 0], side)
-    row = np.zeros(len(xy_um), dtype=np.int64)
-    for index in range(side):
-        own = column == index
-        row[own] = _quantile_bin(xy_um[own, 1], side)
-    return column * side + row
-
-
-def _quantile_bin(values: np.ndarray, n: int) -> np.ndarray:
-    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return (order * n) // max(len(values), 1)
 
 
 def knn_mean(
@@ -336,11 +411,17 @@ def zscore(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(flat, 0.0, centred / np.where(flat, 1.0, spread)))
 
 
-def zscore_mean(*predictions: np.ndarray) -> np.ndarray:
-    """Mean of z-scored predictions (S, T) of the same spots; one alone is returned as it is."""
+def zscore_mean(*predictions: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
+    """Weighted mean of z-scored predictions (S, T) of the same spots; one alone is left as it is.
+
+    Args:
+        predictions: P of them.
+        weights: P weights; equal ones by default.
+    """
     if len(predictions) == 1:
         return predictions[0]
-    return np.asarray(np.mean([zscore(prediction) for prediction in predictions], axis=0))
+    parts = [zscore(prediction) for prediction in predictions]
+    return np.asarray(np.average(parts, axis=0, weights=weights))
 
 
 def centre(values: np.ndarray) -> np.ndarray:

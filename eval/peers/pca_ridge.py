@@ -27,7 +27,8 @@ from eval.folds.fold import (
     spot_names,
     stack,
 )
-from eval.measures.ridge import RidgeConfig, inner_groups, ridge_fit_predict
+from eval.measures.inner_folds import inner_groups
+from eval.measures.ridge import RidgeConfig, ridge_fit_predict
 from eval.peers.peer import (
     N_TARGETS,
     Features,
@@ -101,8 +102,9 @@ class FittedPcaRidge:
         values = {}
         if shown:
             rows = stack([np.asarray(features[s.slide_id], np.float64) for s in shown])
+            units = self.units if self.alpha == "cv" else None  # HEST takes targets as they are
             found = ridge_fit_predict(
-                *(self.x, self.y, rows, self.alpha, self.groups, self.units, self.settings.ridge)
+                *(self.x, self.y, rows, self.alpha, self.groups, units, self.settings.ridge)
             )
             parts = split_rows(found, shown)
             values = {s.slide_id: part for s, part in zip(shown, parts, strict=True)}

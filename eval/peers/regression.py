@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from eval.folds.fold import Cost, Prediction, Representation, SlideData, stack
-from eval.measures.ridge import spatial_blocks, zscore
+from eval.measures.inner_folds import spatial_blocks
+from eval.measures.ridge import zscore
 from eval.peers.peer import (
     Features,
     TrainingConfig,

@@ -24,8 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from eval.errors import FoldError
 from eval.folds.fold import MODALITIES, Fold, Representation, SlideData, spot_names, stack
 from eval.folds.spatial_blocks import BlocksConfig, BlockSplit, block_splits
+from eval.measures.inner_folds import group_folds
 from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc, macro_f1
-from eval.measures.ridge import group_folds, zscore
+from eval.measures.ridge import zscore
 from eval.results import Measure, Question, ResultTable, TaskResult
 
 QUESTION = Question(
@@ -43,6 +44,7 @@ QUESTION = Question(
         "omics/few_shot@20",
     ),
 )
+LEAST = 1e-12  # probability whose log stands for that of a smaller one
 FEW_SHOT = (
     "few_shot@k: balanced accuracy of a probe fitted on k labelled spots of each class, several "
     "random draws"
@@ -142,8 +144,8 @@ class AnnotationConfig:
     """
 
     columns: tuple[str, ...] = ()
-    grid: tuple[float, ...] = (0.01, 0.1, 1.0)
-    default_c: float = 0.1
+    grid: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
+    default_c: float = 0.01
     n_folds: int = 3
     max_train_spots: int = 20_000
     max_iter: int = 300
@@ -239,17 +241,34 @@ def _block_cases(
 
 
 def choose_c(train: Labelled, config: AnnotationConfig) -> float:
-    """C with the best mean balanced accuracy over held-out training patients; ties: smaller C."""
+    """C with the lowest balanced log loss in held-out training patients; ties: the smaller C.
+
+    Every class of a held-out patient weighs the same, and every patient; classes that the others
+    do not have are left out.
+    """
     if len(set(train.patient)) < 2:
         return config.default_c
     fold_of = group_folds(train.patient, config.n_folds)
-    scores = np.zeros(len(config.grid))
+    losses = []
     for held in range(int(fold_of.max()) + 1):
         inner, outer = train.only(fold_of != held), train.only(fold_of == held)
-        if len(set(inner.y)) > 1:
+        outer = outer.only(np.isin(outer.y, np.unique(inner.y)))
+        if len(set(inner.y)) > 1 and len(outer.y):
             probes = [_fitted(inner, c, config) for c in config.grid]
-            scores += [balanced_accuracy(outer.y, probe.predict(outer.x)) for probe in probes]
-    return float(config.grid[int(np.argmax(scores))]) if scores.any() else config.default_c
+            losses.append([_log_loss(outer, probe) for probe in probes])
+    if not losses:
+        return config.default_c
+    order = np.argsort(config.grid, kind="stable")
+    loss = np.round(np.mean(losses, axis=0), 9)[order]
+    return float(config.grid[order[int(np.argmin(loss))]])
+
+
+def _log_loss(outer: Labelled, probe: LogisticRegression) -> float:
+    """Mean over classes of the mean -log probability of the true class of its spots."""
+    column = np.searchsorted(probe.classes_, outer.y)
+    chosen = probe.predict_proba(outer.x)[np.arange(len(column)), column]
+    loss = -np.log(np.maximum(chosen, LEAST))
+    return float(np.mean([loss[outer.y == name].mean() for name in np.unique(outer.y)]))
 
 
 def _fitted(train: Labelled, c: float, config: AnnotationConfig) -> LogisticRegression:

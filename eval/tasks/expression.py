@@ -1,13 +1,15 @@
 """Expression prediction from H&E (docs/method.md 6.1; read-outs of section 6, last paragraph).
 
+Every ridge and neighbour read-out is fitted to expression z-scored within each training slide.
 Metrics: ``pearson/top50_hvg`` is ridge with its penalty from inner folds; ``pearson_hest`` uses the
-fixed HEST penalty, ``pearson_bleep`` the mean of 50 training spots, ``pearson_both`` ridge on [raw
-features, embedding], ``pearson_combined`` the z-scored mean of the last two, ``pearson_via_omics``
-ridge on [raw features, embedding] to the spot vector, which least squares turn into genes that are
-standardised within each training slide. A model that predicts expression itself is scored on that
-under ``pearson``; ridge on its embedding is ``pearson_ridge``.
+fixed HEST penalty on targets as they are, ``pearson_bleep`` the mean of 50 training spots,
+``pearson_both`` ridge on [raw features, embedding], ``pearson_via_omics`` ridge on [raw features,
+embedding] to the spot vector, which least squares turn into genes. ``pearson_combined`` is the
+z-scored mean of ridge and via_omics of the raw features, ridge, via_omics and nearest spots of the
+model (in this order in the notes), weighted by inner folds. A model that predicts expression itself
+is scored on that under ``pearson``; ridge on its embedding is ``pearson_ridge``.
 One value per test slide (mean over genes); ``..._pooled`` is over all test spots of the fold.
-Shapes: S spots, T target genes.
+Shapes: S spots, T target genes, V dimensions of the spot vector.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,9 +26,9 @@ from eval.folds.fold import (
     variable_genes,
 )
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
-from eval.measures.ridge import RidgeConfig, zscore, zscore_mean
+from eval.measures.ridge import ReadOut, RidgeConfig, centre, choose_weights, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
-from eval.tasks.probes import ImageProbe
+from eval.tasks.probes import PLAIN, ImageProbe, check_readout
 from preprocessing.graphs import neighbour_mean
 
 QUESTION = Question(
@@ -42,13 +44,15 @@ QUESTION = Question(
         "pearson/top200_hvg",
     ),
 )
+RAW_SIDE = ""  # name of the raw features among the spot vectors; no model has it
 #: Suffix of the metric -> what the read-out is.
 READOUTS = {
     "": "",
     "_hest": "hest: ridge with the fixed penalty of HEST-Bench",
     "_bleep": "bleep: mean expression of the nearest training spots",
     "_both": "both: ridge on raw features and embedding side by side",
-    "_combined": "combined: z-scored mean of ridge and nearest training spots",
+    "_combined": "combined: z-scored mean of ridge and via_omics, from raw features and from the "
+    "embedding, and nearest training spots; weights by inner folds",
     "_via_omics": "via_omics: ridge on raw features and embedding to the spot vector, and from "
     "there to genes by least squares on training spots",
     "_ridge": "pearson_ridge: ridge on the embedding of a model that predicts expression itself, "
@@ -70,6 +74,8 @@ class ExpressionConfig:
         raw: name of the model whose features stand beside the embedding in ``both`` and
             ``via_omics``, and whose omics side is the spot vector; where no model has it,
             ``Fold.raw_features`` do.
+        readout: ``plain``, or ``full`` = with several seeds also a row of their embeddings side by
+            side.
     """
 
     n_genes: tuple[int, ...] = (50, 200)
@@ -77,6 +83,10 @@ class ExpressionConfig:
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
     bleep_k: int = 50
     raw: str = RAW
+    readout: str = PLAIN
+
+    def __post_init__(self) -> None:
+        check_readout("expression", self.readout)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,34 @@ class Targets:
     test: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A read-out: the weighted mean of z-scored predictions (S', T) of all test spots.
+
+    ``suffix`` ends the metric's name.
+    """
+
+    suffix: str
+    parts: tuple[np.ndarray, ...]
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SpotVectors:
+    """Spot vectors of the training spots (S, V), measured, and as a model predicts them."""
+
+    known: np.ndarray
+    predicted: Mapping[str, ReadOut]
+
+    def genes(self, name: str, targets: Targets) -> ReadOut:
+        """The predictions of a model turned into genes."""
+        found = self.predicted[name]
+        return ReadOut(
+            decode(self.known, targets.train_z, found.test),
+            decode(self.known, targets.train_z, found.inner),
+        )
+
+
 def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
     """Predict variable genes of the test slides from every model's image embedding."""
     table = ResultTable(QUESTION)
@@ -104,25 +142,43 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
     beside = fold.model(config.raw) if fold.has_model(config.raw) else fold.raw_features
     raw = None if beside is None else probes.get(config.raw) or ImageProbe.of(fold, beside)
     vectors = _spot_vectors(fold, beside, probes, raw, config)
-    direct = [m for m in fold.models if m.prediction is not None]
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
+        given = None
+        if raw is not None:
+            via = None if vectors is None else vectors.genes(RAW_SIDE, targets)
+            given = RawReadOuts(raw, _ridge(raw, targets, config), via)
         for name, probe in probes.items():
-            for suffix, parts in _predictions(probe, targets, raw, config):
-                own = fold.model(name).prediction is not None and not suffix
-                _add(table, fold, (name, "_ridge" if own else suffix, targets), parts)
-            if vectors is not None:
-                known, predicted = vectors
-                genes = decode(known, targets.train_z, predicted[name])
-                _add(table, fold, (name, "_via_omics", targets), [genes])
-        for model in direct:
-            rows = model.predicted(fold.paired_test, targets.genes)
-            _add(table, fold, (model.name, "", targets), [stack(rows)])
+            through = None if vectors is None else vectors.genes(name, targets)
+            _add_model(
+                table,
+                fold,
+                (name, targets),
+                _mixtures(fold, probe, targets, (given, through), config),
+            )
+        for model in fold.models:
+            if model.prediction is not None:
+                rows = stack(model.predicted(fold.paired_test, targets.genes))
+                _add(table, fold, (model.name, "", targets), Mixture("", (rows,)))
     if raw is None:
         table.note(f"no model {config.raw!r}: the read-outs 'both' and 'combined' are left out")
     if vectors is None:
         table.note(f"no spot vector beside {config.raw!r}: the read-out 'via_omics' is left out")
     return table.result(fold.models)
+
+
+def _add_model(
+    table: ResultTable, fold: Fold, cell: tuple[str, Targets], mixtures: Iterator[Mixture]
+) -> None:
+    """Every read-out of one model; plain pearson is left to what it predicts itself."""
+    name, targets = cell
+    own = fold.model(name).prediction is not None
+    for mixture in mixtures:
+        suffix = mixture.suffix or "_ridge" * own
+        _add(table, fold, (name, suffix, targets), mixture)
+        if suffix == "_combined":
+            shares = " ".join(f"{weight:.3g}" for weight in mixture.weights or ())
+            table.note(f"combined, fold {fold.key(name)}, {targets.name}: weights {shares}")
 
 
 def decode(known: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -151,16 +207,20 @@ def _spot_vectors(
     probes: Mapping[str, ImageProbe],
     raw: ImageProbe | None,
     config: ExpressionConfig,
-) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-    """Measured spot vectors of the training spots, and those of the test spots by each model."""
+) -> SpotVectors | None:
+    """Spot vectors of the training slides, centred per slide, and what each model predicts."""
     if beside is None or beside.omics is None:
         return None
-    known = stack(beside.rows("omics", fold.paired_train))
+    known = stack([centre(rows) for rows in beside.rows("omics", fold.paired_train)])
     predicted = {
-        name: probe.ridge(known, config.ridge, beside=None if probe is raw else raw)
+        name: probe.ridge_readout(known, config.ridge, beside=None if probe is raw else raw)
         for name, probe in probes.items()
     }
-    return known, predicted
+    if raw is not None:
+        same = [name for name, probe in probes.items() if probe is raw]
+        own = predicted[same[0]] if same else raw.ridge_readout(known, config.ridge)
+        predicted[RAW_SIDE] = own
+    return SpotVectors(known, predicted)
 
 
 def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> Iterator[Targets]:
@@ -183,38 +243,62 @@ def _target_sets(fold: Fold, config: ExpressionConfig, table: ResultTable) -> It
         yield Targets(name, order[:n], known, known_z, [values[:, :n] for values in test])
 
 
-def _predictions(
-    probe: ImageProbe, targets: Targets, raw: ImageProbe | None, config: ExpressionConfig
-) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Suffix of the metric, and the predictions whose z-scored mean is the read-out."""
-    ridge = probe.ridge(targets.train, config.ridge)
-    bleep = probe.nearest(targets.train, config.bleep_k)
-    yield "", [ridge]
-    yield "_hest", [probe.ridge(targets.train, config.ridge, alpha="hest")]
-    yield "_bleep", [bleep]
+@dataclass(frozen=True)
+class RawReadOuts:
+    """Raw features, and their read-outs of one set of targets, ``via`` the spot vector or None."""
+
+    probe: ImageProbe
+    ridge: ReadOut
+    via: ReadOut | None
+
+
+def _mixtures(
+    fold: Fold,
+    probe: ImageProbe,
+    targets: Targets,
+    beside: tuple[RawReadOuts | None, ReadOut | None],
+    config: ExpressionConfig,
+) -> Iterator[Mixture]:
+    """Every read-out of one model; ``beside`` are those of raw features, and via_omics."""
+    raw, via = beside
+    alone = raw is not None and raw.probe is probe
+    ridge = raw.ridge if raw is not None and alone else _ridge(probe, targets, config)
+    nearest = probe.nearest_readout(targets.train, config.bleep_k, config.ridge)
+    yield Mixture("", (ridge.test,))
+    yield Mixture("_hest", (probe.ridge(targets.train, config.ridge, alpha="hest"),))
+    yield Mixture("_bleep", (nearest.test,))
+    if via is not None:
+        yield Mixture("_via_omics", (via.test,))
     if raw is None:
         return
-    both = ridge if raw is probe else probe.ridge(targets.train, config.ridge, beside=raw)
-    if raw is not probe:
-        yield "_both", [both]
-    yield "_combined", [both, bleep]
+    if not alone:
+        both = probe.ridge(targets.train, config.ridge, beside=raw.probe)
+        yield Mixture("_both", (both,))
+    every = [ridge, via, nearest] if alone else [raw.ridge, raw.via, ridge, via, nearest]
+    parts = [part for part in every if part is not None]
+    weights = choose_weights([part.inner for part in parts], targets.train_z, probe.units)
+    tested = tuple(part.test for part in parts)
+    yield Mixture("_combined", tested, weights)
 
 
-def _add(
-    table: ResultTable, fold: Fold, cell: tuple[str, str, Targets], parts: list[np.ndarray]
-) -> None:
+def _ridge(probe: ImageProbe, targets: Targets, config: ExpressionConfig) -> ReadOut:
+    return probe.ridge_readout(targets.train, config.ridge)
+
+
+def _add(table: ResultTable, fold: Fold, cell: tuple[str, str, Targets], mixture: Mixture) -> None:
     model, suffix, targets = cell
     words = tuple(text for text in (WORDS["pearson"], READOUTS[suffix]) if text)
     measure = Measure(f"pearson{suffix}/{targets.name}", UNIT, words=words)
     pooled = Measure(
         f"pearson{suffix}_pooled/{targets.name}", POOLED, words=(*words, WORDS["pooled"])
     )
-    by_slide = [split_rows(part, fold.paired_test) for part in parts]
+    by_slide = [split_rows(part, fold.paired_test) for part in mixture.parts]
     for index, slide in enumerate(fold.paired_test):
-        mixed = zscore_mean(*(part[index] for part in by_slide))
+        mixed = zscore_mean(*(part[index] for part in by_slide), weights=mixture.weights)
         r = summarise(pearson_per_gene(mixed, targets.test[index])).mean
         table.add(model, measure, fold.key(slide.slide_id), r)
-    r = summarise(pearson_per_gene(zscore_mean(*parts), stack(targets.test))).mean
+    mixed = zscore_mean(*mixture.parts, weights=mixture.weights)
+    r = summarise(pearson_per_gene(mixed, stack(targets.test))).mean
     table.add(model, pooled, fold.key("pooled"), r)
 
 
@@ -222,12 +306,12 @@ def _add_references(table: ResultTable, fold: Fold, targets: Targets) -> None:
     """The mean of the training spots, and the neighbours' true expression."""
     flat = np.tile(targets.train.mean(axis=0), (sum(len(t) for t in targets.test), 1))
     table.row("mean", "baseline", "predicts the training mean")
-    _add(table, fold, ("mean", "", targets), [flat])
+    _add(table, fold, ("mean", "", targets), Mixture("", (flat,)))
     table.note("mean: a constant prediction has no correlation; it is reported as 0")
     near = [
         neighbour_mean(values, slide.neighbours)
         for slide, values in zip(fold.paired_test, targets.test, strict=True)
     ]
     table.row("neighbour_oracle", "oracle", "measured expression of the neighbouring test spots")
-    _add(table, fold, ("neighbour_oracle", "", targets), [stack(near)])
+    _add(table, fold, ("neighbour_oracle", "", targets), Mixture("", (stack(near),)))
     table.note("neighbour_oracle: reference that sees the test counts of the neighbouring spots")

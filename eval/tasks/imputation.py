@@ -15,8 +15,9 @@ import numpy as np
 
 from eval.folds.fold import Fold, HiddenGenes, SlideData, stack
 from eval.folds.spatial_blocks import BlocksConfig, block_splits
+from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
-from eval.measures.ridge import RidgeConfig, inner_groups, knn_mean, ridge_fit_predict, zscore
+from eval.measures.ridge import RidgeConfig, knn_mean, ridge_fit_predict, zscore
 from eval.results import DECODER_SUFFIX, Measure, Question, ResultTable, TaskResult
 
 QUESTION = Question(
@@ -146,8 +147,9 @@ def _splits(
             own = Part(slide, np.flatnonzero(block.train))
             part = _thinned(own, min(1.0, config.max_train_spots / len(own.spots)), rng, table)
             groups = block.block[part.spots].astype(str).astype(object)
+            units = np.full(len(groups), slide.slide_id, dtype=object)
             key = fold.key(f"{slide.slide_id}:{block.name}")
-            yield Split((part,), (Part(slide, np.flatnonzero(block.test), key),), groups, groups)
+            yield Split((part,), (Part(slide, np.flatnonzero(block.test), key),), groups, units)
 
 
 def _predictions(

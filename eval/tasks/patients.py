@@ -153,7 +153,7 @@ class ProbeConfig:
         max_iter: of the solver.
     """
 
-    grid: tuple[float, ...] = (0.1, 1.0, 10.0)
+    grid: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
     n_folds: int = 4
     subsets: int = 8
     max_iter: int = 500

@@ -5,24 +5,38 @@ Shapes: S spots of all slides stacked, N spots of one slide, D dimensions, T tar
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData, split_rows, spot_names, stack
+from eval.measures.inner_folds import group_folds, inner_groups
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import (
+    ReadOut,
     RidgeConfig,
+    Targets,
     centre,
-    inner_groups,
     knn_mean,
     ridge_fit_predict,
+    ridge_readout,
     zscore,
 )
 from preprocessing.graphs import smooth
 
 BRIDGED = "ridge_to_lsa"  # the row of raw features that ridge turns into the spot vector
+PLAIN, FULL = READOUTS = ("plain", "full")  # see `hibio eval --readout`
+
+
+def check_readout(task: str, name: str) -> None:
+    """Refuse an unknown preset of read-outs.
+
+    Raises:
+        FoldError: it is not one of `READOUTS`.
+    """
+    if name not in READOUTS:
+        raise FoldError(f"{task} readout {name!r}; it must be one of {', '.join(READOUTS)}")
 
 
 @dataclass(frozen=True)
@@ -65,30 +79,60 @@ class ImageProbe:
         self,
         target: np.ndarray,
         config: RidgeConfig,
-        alpha: float | str = "cv",
+        alpha: float | str | None = None,
         beside: "ImageProbe | None" = None,
     ) -> np.ndarray:
         """Targets (S', T) of the test spots by PCA + ridge from those (S, T) of training spots.
 
-        ``beside`` is another model whose features stand beside these; see `ridge_fit_predict`.
+        ``alpha`` stands in place of the config's; ``beside`` is another model whose features stand
+        beside these; see `ridge_fit_predict`.
         """
-        train, test = self.train_z, self.test_z
-        if beside is not None:
-            train, test = np.hstack([beside.train_z, train]), np.hstack([beside.test_z, test])
+        train, test = self._features(beside)
+        alpha = config.alpha if alpha is None else alpha
         return ridge_fit_predict(train, target, test, alpha, self.groups, self.units, config)
 
+    def ridge_readout(
+        self, target: np.ndarray, config: RidgeConfig, beside: "ImageProbe | None" = None
+    ) -> ReadOut:
+        """The same by the config's penalty, and the training spots by inner folds."""
+        train, test = self._features(beside)
+        return ridge_readout(train, target, test, self.groups, self.units, config)
+
+    def _features(self, beside: "ImageProbe | None") -> tuple[np.ndarray, np.ndarray]:
+        if beside is None:
+            return self.train_z, self.test_z
+        return np.hstack([beside.train_z, self.train_z]), np.hstack([beside.test_z, self.test_z])
+
     def nearest(self, target: np.ndarray, k: int) -> np.ndarray:
-        """Targets (S', T) as the mean over the k most similar training spots."""
-        return knn_mean(self.train_centred, target, self.test_centred, k)
+        """Targets (S', T) as the mean over the k most similar training spots.
+
+        As in ridge, targets are z-scored within each training slide and put back on their scale.
+        """
+        y = Targets.of(target, self.units)
+        return y.back(knn_mean(self.train_centred, y.z, self.test_centred, k))
+
+    def nearest_readout(self, target: np.ndarray, k: int, config: RidgeConfig) -> ReadOut:
+        """The same, and the training spots by those outside their inner fold."""
+        y = Targets.of(target, self.units)
+        fold_of = group_folds(self.groups, config.n_folds)
+        inner = np.zeros(target.shape)
+        for fold in range(int(fold_of.max()) + 1):
+            own, rest = fold_of == fold, fold_of != fold
+            inner[own] = knn_mean(self.train_centred[rest], y.z[rest], self.train_centred[own], k)
+        return ReadOut(self.nearest(target, k), y.back(inner))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Image and omics embeddings (N, D) of each test slide, centred per slide, in one space."""
+    """Image and omics embeddings (N, D) of each slide, centred per slide, in one space.
+
+    ``train`` are those of the training slides that the model or the bridge was fitted on, or None.
+    """
 
     name: str
     image: list[np.ndarray]
     omics: list[np.ndarray]
+    train: "Pairs | None" = None
 
 
 def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig) -> Pairs | None:
@@ -112,7 +156,9 @@ def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig)
             f"{model.name}: image embeddings have {image[0].shape[1]} dimensions and omics "
             f"{omics[0].shape[1]}; give one space, or aligned=False to bridge them by ridge"
         )
-    return Pairs(model.name, [centre(x) for x in image], [centre(x) for x in omics])
+    seen = [[centre(x) for x in model.rows(side, fold.paired_train)] for side in ("image", "omics")]
+    train = Pairs(model.name, *seen) if fold.paired_train else None
+    return Pairs(model.name, [centre(x) for x in image], [centre(x) for x in omics], train)
 
 
 def raw_bridge(fold: Fold, target: str, ridge: RidgeConfig) -> Pairs | None:
@@ -121,10 +167,15 @@ def raw_bridge(fold: Fold, target: str, ridge: RidgeConfig) -> Pairs | None:
     return None if raw is None else _bridged(fold, raw, raw, target, ridge)
 
 
-def side_by_side(own: Pairs, bridge: Pairs) -> Pairs:
-    """Unit rows of both, concatenated: the cosine is the mean of both, for rows other than 0."""
+def side_by_side(own: Pairs, bridge: Pairs, share: float = 0.5) -> Pairs:
+    """Unit rows of both, concatenated, the first ones with a share of 0 to 1.
+
+    The cosine is share x cosine of the first + (1 - share) x that of the second, for rows other
+    than 0.
+    """
+    a, b = np.sqrt(share), np.sqrt(1.0 - share)
     image, omics = (
-        [np.hstack([unit_rows(a), unit_rows(b)]) for a, b in zip(left, right, strict=True)]
+        [np.hstack([a * unit_rows(x), b * unit_rows(y)]) for x, y in zip(left, right, strict=True)]
         for left, right in ((own.image, bridge.image), (own.omics, bridge.omics))
     )
     return Pairs(own.name, image, omics)
@@ -171,9 +222,13 @@ def _bridged(
     """Ridge from image features to the spot vector, fitted on the training slides."""
     if known is None or known.omics is None or not fold.paired_train:
         return None
-    train = stack(known.rows("omics", fold.paired_train))
-    predicted = ImageProbe.of(fold, model).ridge(train, ridge)
+    measured = known.rows("omics", fold.paired_train)
+    probe = ImageProbe.of(fold, model)
+    every = replace(probe, test_z=np.vstack([probe.test_z, probe.train_z]))
+    slides = (*fold.paired_test, *fold.paired_train)
+    image = [centre(x) for x in split_rows(every.ridge(stack(measured), ridge), slides)]
     name = BRIDGED if model.name == target else model.name
     truth = known.rows("omics", fold.paired_test)
-    image = [centre(x) for x in split_rows(predicted, fold.paired_test)]
-    return Pairs(name, image, [centre(x) for x in truth])
+    n = len(truth)
+    train = Pairs(name, image[n:], [centre(x) for x in measured])
+    return Pairs(name, image[:n], [centre(x) for x in truth], train)

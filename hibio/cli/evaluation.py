@@ -30,6 +30,13 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         "peers.NAME.key=value",
     )
     add(
+        "--readout",
+        choices=("plain", "full"),
+        default="plain",
+        help="full: all that lifts an embedding in retrieval and expression at once, the seeds as "
+        "one, combined with ridge and Sinkhorn (transductive), beside the random-graph control",
+    )
+    add(
         "--against",
         type=Path,
         nargs="+",

@@ -196,10 +196,11 @@ def test_one_unit_has_a_point_and_no_interval(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monkeypatch) -> None:
-    done = []
+    done, set_to = [], []
 
     def evaluate(checkpoint: Path, data: Path, out: Path, tasks, peers, settings=None) -> Path:
         done.append((checkpoint.name, out))
+        set_to.append(settings)
         out.mkdir(parents=True, exist_ok=True)
         body = results(checkpoint.name, 0.02 if checkpoint.name == "x" else 0.0).body
         (out / "results.json").write_text(json.dumps(body))
@@ -221,6 +222,7 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
         metrics=None,
         model=None,
         peers="none",
+        readout="plain",
         set=[],
     )
     assert "against.html" in run(options)
@@ -232,9 +234,16 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="would take the place of"):
         run(Namespace(**{**vars(options), "out": finished}))
     both = {**vars(options), "checkpoint": None, "against": [finished, tmp_path / "out"]}
-    with pytest.raises(ConfigError, match="--tasks, --peers and --set say what is measured"):
+    with pytest.raises(
+        ConfigError, match="--tasks, --peers, --readout and --set say what is measured"
+    ):
         run(Namespace(**{**both, "peers": "all"}))
     assert done == []
+    full = {**vars(options), "readout": "full"}
+    with pytest.raises(ConfigError, match="--readout full is of retrieval and expression"):
+        run(Namespace(**{**full, "tasks": ["domains"]}))
+    run(Namespace(**{**full, "tasks": ["retrieval"]}))
+    assert set_to[-1] == {"retrieval": {"readout": "full"}}
     options.data = None
     with pytest.raises(ConfigError, match="--data DIR"):
         run(options)

@@ -10,7 +10,7 @@ from torch import nn
 
 from eval.errors import FoldError
 from eval.folds.fold import Cost, Prediction, Representation
-from eval.measures.ridge import spatial_blocks
+from eval.measures.inner_folds import spatial_blocks
 from eval.peers.bleep import Bleep, smoothed_contrast
 from eval.peers.gene_lists import GeneBag, over_usual, ranked_genes, usual_level, without, words
 from eval.peers.pca_ridge import PcaRidge

@@ -6,9 +6,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from eval.errors import FoldError
+from eval.measures import inner_folds
 from eval.measures import ridge as readouts
+from eval.measures.inner_folds import within_one_error
 from eval.measures.metrics import pearson_per_gene
-from eval.measures.ridge import Moments, RidgeConfig, choose_alpha, ridge_weights
+from eval.measures.ridge import Moments, RidgeConfig, choose_alpha, choose_weights, ridge_weights
 
 
 @pytest.fixture
@@ -49,16 +51,23 @@ def test_hest_penalty_and_pca_follow_the_protocol(problem):
 
 
 def brute_force_alpha(x, y, groups, config) -> float:
-    """Leave a group out, fit scikit-learn ridge for every candidate, mean Pearson over genes."""
-    scores = np.zeros(len(config.grid))
+    """Leave a group out, fit scikit-learn ridge for every candidate, mean Pearson over genes.
+
+    Of the candidates within one standard error over the groups of the best, the strongest.
+    """
+    rows = []
     for held in np.unique(groups):
         inner = groups != held
         scale = ((x[inner] - x[inner].mean(axis=0)) ** 2).sum() / x.shape[1]
-        for i, candidate in enumerate(config.grid):
+        rows.append([])
+        for candidate in config.grid:
             model = Ridge(alpha=candidate * scale).fit(x[inner], y[inner])
-            scores[i] += pearson_per_gene(model.predict(x[~inner]), y[~inner]).mean()
+            rows[-1].append(pearson_per_gene(model.predict(x[~inner]), y[~inner]).mean())
+    mean, error = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1) / np.sqrt(len(rows))
+    best = int(np.argmax(mean))
+    strongest = max(i for i, m in enumerate(mean) if m >= mean[best] - error[best])
     total = ((x - x.mean(axis=0)) ** 2).sum() / x.shape[1]
-    return config.grid[int(np.argmax(scores))] * total
+    return config.grid[strongest] * total
 
 
 def test_chosen_penalty_equals_brute_force_over_held_out_groups(problem):
@@ -66,6 +75,77 @@ def test_chosen_penalty_equals_brute_force_over_held_out_groups(problem):
     config = RidgeConfig(n_folds=4)
     found = choose_alpha(x, y, groups, groups, config)
     assert found == pytest.approx(brute_force_alpha(x, y, groups, config))
+
+
+def test_two_slides_give_no_standard_error_and_the_best_penalty_is_taken():
+    scores = np.array([[0.1, 0.5, 0.45], [0.2, 0.6, 0.55]])
+    assert within_one_error(scores, [1, 2, 3]) == 1
+    assert within_one_error(np.vstack([scores, [0.0, 0.2, 0.19]]), [1, 2, 3]) == 2
+    assert within_one_error(np.vstack([scores, [0.0, 0.2, 0.19]]), [3, 2, 1]) == 1
+
+
+def test_the_fit_is_scikit_learns_on_targets_z_scored_within_slides(problem):
+    x, y, test, groups = problem
+    alpha = choose_alpha(x, _z_within(y, groups), groups, groups, RidgeConfig())
+    model = Ridge(alpha=alpha).fit(x, _z_within(y, groups))
+    spread = np.sqrt(np.mean([y[groups == g].var(axis=0) for g in "abcd"], axis=0))
+    found = readouts.ridge_fit_predict(x, y, test, "cv", groups, groups)
+    np.testing.assert_allclose(found, model.predict(test) * spread + y.mean(axis=0), rtol=1e-7)
+
+
+def _z_within(y, groups):
+    return np.concatenate([readouts.zscore(y[groups == g]) for g in np.unique(groups)])
+
+
+def test_level_and_scale_of_a_slide_do_not_weigh(problem):
+    x, y, test, groups = problem
+    moved = y.copy()
+    moved[groups == "b"] = 100.0 * moved[groups == "b"] + 50.0
+    base, after = (readouts.ridge_fit_predict(x, v, test, "cv", groups, groups) for v in (y, moved))
+    np.testing.assert_allclose(readouts.zscore(after), readouts.zscore(base), atol=1e-8)
+    hest = [readouts.ridge_fit_predict(x, v, test, "hest", groups, groups) for v in (y, moved)]
+    assert np.abs(readouts.zscore(hest[0]) - readouts.zscore(hest[1])).max() > 0.1
+
+
+def test_inner_predictions_come_from_the_other_groups(problem):
+    x, y, test, groups = problem
+    config = RidgeConfig(alpha=30.0, n_folds=4)
+    found = readouts.ridge_readout(x, y, test, groups, groups, config)
+    z = _z_within(y, groups)
+    spread = np.sqrt(np.mean([y[groups == g].var(axis=0) for g in "abcd"], axis=0))
+    for held in "abcd":
+        own = groups == held
+        model = Ridge(alpha=30.0 * 0.75).fit(x[~own], z[~own])  # the penalty a spot stays
+        expected = model.predict(x[own]) * spread + y.mean(axis=0)
+        np.testing.assert_allclose(found.inner[own], expected, rtol=1e-7)
+    expected = Ridge(alpha=30.0).fit(x, z).predict(test) * spread + y.mean(axis=0)
+    np.testing.assert_allclose(found.test, expected, rtol=1e-7)
+
+
+def test_weights_are_the_most_equal_that_slides_cannot_tell_from_the_best(rng):
+    truth, units = rng.standard_normal((400, 3)), np.repeat(list("abcd"), 100)
+    good, noise = truth + rng.standard_normal((400, 3)), rng.standard_normal((400, 3))
+    assert choose_weights([good, noise], truth, units) == (1.0, 0.0)
+    other = truth + rng.standard_normal((400, 3))
+    assert choose_weights([good, other], truth, units) == (0.5, 0.5)
+    third = truth + rng.standard_normal((400, 3))
+    assert choose_weights([good, other, third], truth, units) == pytest.approx((1 / 3,) * 3)
+    assert choose_weights([noise, 50 * good + 7], truth, units) == (0.0, 1.0)
+
+
+def test_weights_equal_a_loop_over_all_mixtures(rng):
+    truth, units = rng.standard_normal((60, 2)), np.repeat(["a", "b"], 30)
+    parts = [truth + s * rng.standard_normal((60, 2)) for s in (1.0, 2.0)]
+    scores = {}
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        r = []
+        for unit in "ab":
+            own = units == unit
+            mixed = readouts.zscore_mean(*(p[own] for p in parts), weights=(share, 1 - share))
+            r.append(pearson_per_gene(mixed, truth[own]).mean())
+        scores[share] = np.mean(r)
+    best = max(scores, key=lambda share: scores[share])
+    assert choose_weights(parts, truth, units) == (best, 1 - best)
 
 
 def test_chosen_penalty_does_not_depend_on_scale_or_rotation(problem, rng):
@@ -85,22 +165,24 @@ def test_pure_noise_gets_a_strong_penalty_and_clean_signal_a_weak_one(rng):
     assert clean < noisy
 
 
-def test_folds_never_split_a_group_and_one_patient_gives_spatial_blocks(rng):
+def test_folds_never_split_a_group_and_are_of_patients_slides_or_blocks(rng):
     groups = rng.choice(list("abcdefg"), 200)
-    fold = readouts.group_folds(groups, 3)
+    fold = inner_folds.group_folds(groups, 3)
     assert set(fold) == {0, 1, 2}
     assert all(len(set(fold[groups == name])) == 1 for name in "abcdefg")
-    patients, slides = np.full(90, "P", object), np.repeat(["s", "t"], 45).astype(object)
-    blocks = readouts.inner_groups(patients, slides, rng.random((90, 2)))
-    _, size = np.unique(blocks.astype(str), return_counts=True)
-    np.testing.assert_array_equal(size, np.full(18, 5))
-    two = np.repeat(["P", "Q"], 45).astype(object)
-    assert readouts.inner_groups(two, slides, rng.random((90, 2))) is two
+    slides, xy = np.repeat(["s", "t"], 45).astype(object), rng.random((90, 2))
+    three = np.repeat(["P", "Q", "R"], 30).astype(object)
+    assert inner_folds.inner_groups(three, slides, xy) is three
+    for patients in (np.full(90, "P", object), slides):
+        assert inner_folds.inner_groups(patients, slides, xy) is slides
+    one = np.full(90, "s", object)
+    blocks = inner_folds.inner_groups(one, one, xy)
+    np.testing.assert_array_equal(np.unique(blocks.astype(str), return_counts=True)[1], [10] * 9)
 
 
 def test_spatial_blocks_are_compact(rng):
     xy = rng.random((900, 2))
-    block = readouts.spatial_blocks(xy)
+    block = inner_folds.spatial_blocks(xy)
     inside = np.mean([xy[block == b].std(axis=0).mean() for b in range(9)])
     assert inside < 0.5 * xy.std(axis=0).mean()
 

@@ -33,7 +33,10 @@ def test_planted_signal_is_predicted_by_every_readout(result):
             assert metric.mean > 0.3, (readout, targets)
             assert metric.keys == ["toy/0/c1", "toy/0/c2"]
             assert row[f"pearson{readout}_pooled/{targets}"].keys == ["toy/0/pooled"]
-    best = row["pearson/top10_hvg"].mean
+    best = row["pearson_combined/top10_hvg"].mean
+    assert any(
+        n.startswith("combined, fold toy/0/hibio, top10_hvg: weights 0") for n in result.notes
+    )
     assert best > result.models["raw_features"]["pearson/top10_hvg"].mean
     assert best > result.models["coordinates"]["pearson/top10_hvg"].mean + 0.2
 
@@ -115,15 +118,15 @@ def test_through_the_spot_vector_equals_two_regressions_step_by_step(toy_fold, r
         sides = [model.image[slide.slide_id] for model in (raw, own)]
         return np.hstack([(x - x.mean(axis=0)) / x.std(axis=0) for x in sides])
 
-    vector = np.concatenate([raw.omics[s.slide_id] for s in toy_fold.train])
+    sides = [raw.omics[s.slide_id] for s in toy_fold.train]
+    vector = np.concatenate([side - side.mean(axis=0) for side in sides])
     level = [measured(s)[:, genes].toarray() for s in toy_fold.train]
     counts = np.concatenate([(y - y.mean(axis=0)) / y.std(axis=0) for y in level])
-    patients = np.concatenate([[s.patient_id] * s.n_spots for s in toy_fold.train])
     slides = np.concatenate([[s.slide_id] * s.n_spots for s in toy_fold.train])
     train_x = np.concatenate([image(s) for s in toy_fold.train])
     decoder = LinearRegression().fit(vector, counts)
     for index, slide in enumerate(toy_fold.test):
-        seen = ridge_fit_predict(train_x, vector, image(slide), "cv", patients, slides)
+        seen = ridge_fit_predict(train_x, vector, image(slide), "cv", slides, slides)
         predicted, truth = decoder.predict(seen), measured(slide)[:, genes].toarray()
         slow = np.mean([pearsonr(predicted[:, g], truth[:, g])[0] for g in range(10)])
         found = result.models["hibio"]["pearson_via_omics/top10_hvg"].values[index]

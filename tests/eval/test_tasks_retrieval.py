@@ -10,8 +10,15 @@ from eval.errors import FoldError
 from eval.folds.fold import Representation
 from eval.measures.metrics import list_length, recall_at_k
 from eval.measures.ridge import RidgeConfig
-from eval.tasks.probes import raw_bridge
-from eval.tasks.retrieval import RetrievalConfig, csls, identity_accuracy, run, sinkhorn
+from eval.tasks.probes import Pairs, pairs_of, raw_bridge, side_by_side
+from eval.tasks.retrieval import (
+    RetrievalConfig,
+    choose_share,
+    csls,
+    identity_accuracy,
+    run,
+    sinkhorn,
+)
 
 DIRECTIONS = ("image_to_omics", "omics_to_image")
 
@@ -72,20 +79,56 @@ def test_ridge_bridges_raw_features_and_coordinates_to_the_spot_vector(result):
     assert "lsa" not in result.models
 
 
-def test_combined_is_the_rank_under_the_sum_of_the_two_cosines(toy_fold, result):
+def test_combined_is_the_rank_under_the_weighted_sum_of_the_two_cosines(toy_fold, result):
     own, raw = toy_fold.model("hibio"), toy_fold.model("raw_features")
     bridge = raw_bridge(toy_fold, "raw_features", RidgeConfig())
+    share = choose_share(pairs_of(toy_fold, own, "raw_features", RidgeConfig()), bridge)
+    assert f"combined, fold toy/0/hibio: weight of its own cosine {share:g}" in result.notes
     for index, slide in enumerate(toy_fold.test):
         sides = [
             (own.image[slide.slide_id], own.omics[slide.slide_id]),
             (bridge.image[index], raw.omics[slide.slide_id]),
         ]
-        cosine = sum(cosine_similarity(a - a.mean(0), b - b.mean(0)) for a, b in sides)
+        both = [cosine_similarity(a - a.mean(0), b - b.mean(0)) for a, b in sides]
+        cosine = share * both[0] + (1 - share) * both[1]
         row = result.models["hibio"]
         for name, matrix in (("image_to_omics", cosine), ("omics_to_image", cosine.T)):
             found = row[f"{name}/recall@10%_combined"].values[index]
             assert found == pytest.approx(recall_at_k(matrix, list_length(0.1, len(matrix))))
     assert "image_to_omics/recall@10%_combined" not in result.models["coordinates"]
+
+
+def test_the_weight_is_the_side_that_finds_more_on_training_slides_and_a_half_between_equals():
+    rng = np.random.default_rng(0)
+    truth = [rng.standard_normal((80, 5)) for _ in range(3)]
+
+    def sides(noise: float) -> Pairs:
+        seen = [x + noise * rng.standard_normal(x.shape) for x in truth]
+        return Pairs("m", [], [], Pairs("m", seen, truth))
+
+    assert choose_share(sides(0.3), sides(30.0)) > 0.5
+    assert choose_share(sides(30.0), sides(0.3)) < 0.5
+    alike = sides(1.5)
+    assert choose_share(alike, alike) == 0.5
+    assert choose_share(alike, replace(alike, train=None)) == 0.5
+
+
+def test_full_is_sinkhorn_on_the_combined_cosine_beside_niches_of_random_spots(toy_fold, result):
+    found = run(toy_fold, RetrievalConfig(readout="full", identity_spots=0))
+    row, metric = found.models["hibio"], "image_to_omics/recall@10%"
+    assert row[f"{metric}_combined"] == result.models["hibio"][f"{metric}_combined"]
+    pairs = pairs_of(toy_fold, toy_fold.model("hibio"), "raw_features", RidgeConfig())
+    bridge = raw_bridge(toy_fold, "raw_features", RidgeConfig())
+    both = side_by_side(pairs, bridge, choose_share(pairs, bridge))
+    scaled = sinkhorn(cosine_similarity(both.image[0], both.omics[0]))
+    expected = recall_at_k(scaled, list_length(0.1, len(scaled)))
+    assert row[f"{metric}_full"].values[0] == pytest.approx(expected)
+    for suffix in ("_full", "_full_niche", "_full_random_graph"):
+        assert found.measures[f"{metric}{suffix}"].transductive
+    assert row[f"{metric}_full_niche"].mean != row[f"{metric}_full_random_graph"].mean
+    assert not any("_full" in name for name in result.models["hibio"])
+    with pytest.raises(FoldError, match="one of plain, full"):
+        RetrievalConfig(readout="all")
 
 
 def test_two_weak_halves_find_more_together(toy_fold):
