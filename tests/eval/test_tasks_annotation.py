@@ -75,8 +75,10 @@ def test_c_is_chosen_between_patients_and_is_the_default_with_one():
     assert choose_c(labelled(200, 1.0, "p"), CONFIG) == CONFIG.default_c
     many = replace(CONFIG, grid=(1e-6, 1.0))
     data = labelled(400, 0.3, "pqrs")
-    imbalanced = replace(data, y=np.where(np.arange(400) < 395, data.y, "z"))
-    assert choose_c(imbalanced, many) == 1.0
+    assert choose_c(data, many) == 1.0
+    own = (data.patient == "p") & (np.arange(400) < 200)  # a class that no other patient has
+    moved = data.x + 5.0 * own[:, None] * np.eye(30)[1]
+    assert choose_c(replace(data, x=moved, y=np.where(own, "z", data.y)), many) == 1.0
 
 
 def test_test_counts_do_not_reach_the_probe(toy_fold, result):
