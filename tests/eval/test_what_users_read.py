@@ -111,7 +111,7 @@ def ridge_of(one: Planted, groups: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def test_the_penalty_of_a_query_is_chosen_over_patients_within_slides():
-    one = planted(misleading=0.3)
+    one = planted(misleading=0.2)
     slides, patients = one.bank.slide, one.bank.patient
     found = scores(one, "ridge")
     np.testing.assert_allclose(found, ridge_of(one, patients, slides), rtol=1e-9)
@@ -210,7 +210,7 @@ def test_the_probe_is_chosen_on_patients_that_it_was_not_fitted_on():
 
 def test_the_penalty_of_ridge_is_chosen_by_correlation_within_slides(toy_fold):
     """Against scikit-learn, where slides of one patient differ in their level."""
-    one = planted(misleading=0.3)
+    one = planted(misleading=0.15)
     x, y, config = one.bank.image, one.sets.target, RidgeConfig(n_folds=3)
     groups, slides = one.bank.patient, one.bank.slide
 
