@@ -259,7 +259,7 @@ def choose_c(train: Labelled, config: AnnotationConfig) -> float:
     if not losses:
         return config.default_c
     order = np.argsort(config.grid, kind="stable")
-    loss = np.round(np.mean(losses, axis=0), 9)[order]
+    loss = np.round(np.asarray(losses).mean(axis=0), 9)[order]
     return float(config.grid[order[int(np.argmin(loss))]])
 
 

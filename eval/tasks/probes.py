@@ -156,8 +156,11 @@ def pairs_of(fold: Fold, model: Representation, target: str, ridge: RidgeConfig)
             f"{model.name}: image embeddings have {image[0].shape[1]} dimensions and omics "
             f"{omics[0].shape[1]}; give one space, or aligned=False to bridge them by ridge"
         )
-    seen = [[centre(x) for x in model.rows(side, fold.paired_train)] for side in ("image", "omics")]
-    train = Pairs(model.name, *seen) if fold.paired_train else None
+    seen = {
+        side: [centre(x) for x in model.rows(side, fold.paired_train)]
+        for side in ("image", "omics")
+    }
+    train = Pairs(model.name, seen["image"], seen["omics"]) if fold.paired_train else None
     return Pairs(model.name, [centre(x) for x in image], [centre(x) for x in omics], train)
 
 
