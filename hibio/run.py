@@ -278,6 +278,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         group,
         prefetch=config.data.prefetch,
         pin=model.device.type == "cuda",
+        augment=config.data.augment,
     )
     objective.check(config.stages)
     trainer = Trainer(

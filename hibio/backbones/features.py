@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from hibio.backbones.frozen import FrozenBackbone, Reader, encode_patches, load_backbone
-from hibio.backbones.registry import Backbone
+from hibio.backbones.registry import LEAST_PX, Backbone
 from hibio.backbones.resolve import find_weights, resolve_backbone
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
@@ -120,6 +120,7 @@ def features_report(
     workers: int = 1,
     scale: Scale = "spot",
     stain: StainMethod = "none",
+    input_px: int | None = None,
 ) -> FeaturesReport:
     """Run the encoder over every store; one bad store does not stop the others.
 
@@ -137,6 +138,7 @@ def features_report(
         scale: which patches: "spot", "context" (a store without them fails), or "both", whose
             features stand side by side.
         stain: none | macenko | reinhard: bring the patches of each slide to one stain before.
+        input_px: side of the square that the encoder reads; None: what it was trained on.
 
     Raises:
         ConfigError: the encoder, its weights, the device or an argument cannot be used.
@@ -144,15 +146,19 @@ def features_report(
     """
     if batch < 1 or workers < 0:
         raise ConfigError(f"batch is {batch}, workers {workers}; expected at least 1 and 0")
+    if input_px is not None and input_px < LEAST_PX:
+        raise ConfigError(f"input_px is {input_px}; expected at least {LEAST_PX} pixels, e.g. 112")
     for name, given, choices in (("scale", scale, Scale), ("stain", stain, StainMethod)):
         if given not in get_args(choices):
             raise ConfigError(f"{name} is {given!r}; choose {', '.join(get_args(choices))}")
     target = _device(device)
     stores = Path(stores)
     paths = [stores] if stores.is_file() else stores_in(stores)
-    backbone = resolve_backbone(encoder)
+    native = resolve_backbone(encoder)
+    backbone = native.at(input_px)
     file = find_weights(backbone, weights)
-    job = _Job(backbone, file, target, scale, stain, batch, workers)
+    resized = backbone.input_px != native.input_px
+    job = _Job(backbone, file, target, scale, stain, batch, workers, resized)
     bar = tqdm(paths, desc=job.name, unit="slide", disable=None)
     return FeaturesReport(job.name, tuple(_attempt(path, job) for path in bar))
 
@@ -168,6 +174,7 @@ class _Job:
     stain: StainMethod
     batch: int
     workers: int
+    resized: bool
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -182,7 +189,8 @@ class _Job:
     @property
     def name(self) -> str:
         """Name of the feature set: the encoder, and what is not as usual."""
-        unusual = [self.scale] * (self.scale != "spot") + [self.stain] * (self.stain != "none")
+        unusual = [f"{self.backbone.input_px}px"] * self.resized
+        unusual += [self.scale] * (self.scale != "spot") + [self.stain] * (self.stain != "none")
         return "_".join([self.backbone.encoder, *unusual])
 
     def readers(self, store: SlideStore) -> list[Reader]:

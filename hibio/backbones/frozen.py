@@ -1,12 +1,11 @@
-"""A backbone with its weights, and the uint8 patches of a store that it turns into features.
+"""A frozen encoder, and the uint8 patches of a store that it turns into features.
 
-Legend: S patches, C colours, H and W pixels, T tokens, F features.
+Legend: S patches, C colours, H and W pixels, F features.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hibio.backbones.registry import BACKBONES, Backbone
+from hibio.backbones.networks import load_model, pooled
+from hibio.backbones.registry import Backbone
 from hibio.config.files import ConfigError
 from hibio.data.counts import ordered_map
-from hibio.encoders.vision import ensure_torchvision, read_weights
 
 #: Spot numbers (n,) -> uint8 patches (n, H, W, 3).
 Reader = Callable[[np.ndarray], np.ndarray]
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
-#: Tensor names of transformers' ViT and Dinov2 -> timm's; a block is ``encoder.layer.<number>``.
-_RENAMES = (
-    (r"embeddings\.cls_token", "cls_token"),
-    (r"embeddings\.position_embeddings", "pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-    (r"encoder\.layer\.(\d+)\.(?:layernorm_before|norm1)", r"blocks.\1.norm1"),
-    (r"encoder\.layer\.(\d+)\.(?:layernorm_after|norm2)", r"blocks.\1.norm2"),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense", r"blocks.\1.attn.proj"),
-    (r"encoder\.layer\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
-    (r"encoder\.layer\.(\d+)\.(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
-    (r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1", r"blocks.\1.ls\2.gamma"),
-    (r"layernorm", "norm"),
-)
-_QUERY = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)")
-#: Parts of transformers' models that take no part in the features.
-_UNUSED = ("pooler.", "embeddings.mask_token")
 
 
 class FrozenBackbone(nn.Module):
@@ -78,128 +61,13 @@ class FrozenBackbone(nn.Module):
         return (image - self.mean_C11) / self.std_C11
 
 
-def pooled(out: Tensor, backbone: Backbone, model: Any) -> Tensor:
-    """The feature vector (S, F) of what a model returns.
-
-    Raises:
-        ConfigError: it returns neither vectors nor, where the pooling needs them, tokens.
-    """
-    expected = 2 if backbone.pooling == "none" else 3
-    if out.ndim != expected:
-        raise ConfigError(
-            f"encoder {backbone.encoder!r} returns an array of {out.ndim} axes, pooling "
-            f"{backbone.pooling!r} needs {expected}; use an encoder that returns one vector a patch"
-        )
-    if backbone.pooling == "none":
-        return out
-    cls_SF = out[:, 0]
-    if backbone.pooling == "cls":
-        return cls_SF
-    return torch.cat([cls_SF, out[:, model.num_prefix_tokens :].mean(dim=1)], dim=1)
-
-
-def build_model(backbone: Backbone, device: str = "cpu") -> Any:
-    """The timm model without classifier and weights, on "cpu" or, for shapes alone, "meta".
-
-    Raises:
-        ConfigError: timm cannot build it.
-    """
-    ensure_torchvision()
-    import timm
-
-    named: dict[str, Any] = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU}
-    arguments: dict[str, Any] = {
-        key: named[value] if key in ("mlp_layer", "act_layer") else value
-        for key, value in backbone.arguments.items()
-    }
-    if backbone.pooling != "none":
-        arguments["global_pool"] = ""
-    try:
-        with torch.device(device):
-            return timm.create_model(
-                backbone.timm_name, pretrained=False, num_classes=0, **arguments
-            )
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"encoder {backbone.encoder!r}: timm {timm.__version__} cannot build "
-            f"{backbone.timm_name!r} with {dict(backbone.arguments)} ({error}); try a newer timm"
-        ) from error
-
-
 def load_backbone(backbone: Backbone, weights: Path) -> FrozenBackbone:
     """Build an encoder and give it the weights of a file.
 
     Raises:
         ConfigError: the file is not the weights of this encoder, is damaged, or would run code.
     """
-    state = read_weights(weights)
-    if backbone.layout == "transformers" and any(key.startswith("embeddings.") for key in state):
-        state = timm_names(state)
-    # without spending minutes on random values for a billion parameters; all of these are plain
-    # transformers, whose every tensor is in the file
-    model = build_model(backbone, "meta" if backbone.encoder in BACKBONES else "cpu")
-    state = {key: value for key, value in state.items() if not _is_classifier(key, model)}
-    _check_fit(model.state_dict(), state, backbone, weights)
-    model.load_state_dict(state, assign=True)
-    return FrozenBackbone(backbone, model.float())
-
-
-def _is_classifier(key: str, model: Any) -> bool:
-    """Whether a tensor belongs to the classifier, which features do without."""
-    heads = model.pretrained_cfg.get("classifier") or ()
-    names = (heads,) if isinstance(heads, str) else tuple(heads)
-    return any(key.startswith(f"{name}.") for name in names)
-
-
-def _check_fit(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], backbone: Backbone, path: Path
-) -> None:
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    other = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    told = [
-        f"{len(keys)} {word} (first: {', '.join(keys[:3])})"
-        for keys, word in ((missing, "missing"), (unexpected, "unexpected"), (other, "other shape"))
-        if keys
-    ]
-    if told:
-        raise ConfigError(
-            f"{path}: not the weights of encoder {backbone.encoder!r} ({backbone.timm_name}, "
-            f"{len(own)} tensors): {'; '.join(told)}; check --encoder, or save the plain state "
-            "dict with timm's own names"
-        )
-
-
-def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of transformers' ViTModel or Dinov2Model under timm's names.
-
-    Query, key and value become one matrix; names that are not known stay as they are.
-    """
-    result: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith(_UNUSED) or ".attention.attention." in key:
-            continue
-        result[_renamed(key)] = value
-    for key in state:
-        found = _QUERY.fullmatch(key)
-        if found:
-            parts = [key, key.replace(".query.", ".key."), key.replace(".query.", ".value.")]
-            if all(part in state for part in parts):
-                name = f"blocks.{found[1]}.attn.qkv.{found[2]}"
-                result[name] = torch.cat([state[part] for part in parts])
-    return result
-
-
-def _renamed(key: str) -> str:
-    for pattern, name in _RENAMES:
-        found = re.match(rf"{pattern}(?=\.|$)", key)
-        if found:
-            return found.expand(name) + key[found.end() :]
-    return key
+    return FrozenBackbone(backbone, load_model(backbone, weights))
 
 
 def encode_patches(

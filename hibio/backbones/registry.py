@@ -2,31 +2,40 @@
 
 Everything is data; nothing here imports timm. Sources: the model cards and hub configurations;
 licences were compared with them in November 2026, or, where the card cannot be read without an
-account, with the lists of other projects (``second_hand``).
+account, with the lists of other projects (``second_hand``). No published weights were run here but
+those of natural images: architectures are tested on random weights, and a file that does not fit
+is refused by the names of its tensors.
 ``init_values`` only switches the layer scale on, its values come with the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-#: cls: class token; cls+mean: class token beside the mean of the patch tokens; none: as timm pools.
-Pooling = Literal["cls", "cls+mean", "none"]
-#: Names of the tensors in the weights file: timm's own, or those of Hugging Face transformers.
-Layout = Literal["timm", "transformers"]
+#: cls: class token; cls+mean: class token beside the mean of the patch tokens; none: as timm pools;
+#: attention: a learned query over the tokens.
+Pooling = Literal["cls", "cls+mean", "attention", "none"]
 Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+_CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+_HIBOU_MEAN: Triple = (0.7068, 0.5755, 0.722)
+_HIBOU_STD: Triple = (0.195, 0.2316, 0.1816)
+_LUNIT_MEAN: Triple = (0.70322989, 0.53606487, 0.66096631)
+_LUNIT_STD: Triple = (0.21716536, 0.26081574, 0.20723464)
 _OPTIMUS_MEAN: Triple = (0.707223, 0.578729, 0.703617)
 _OPTIMUS_STD: Triple = (0.211883, 0.230117, 0.177517)
 _NON_COMMERCIAL = "CC-BY-NC-ND-4.0"
 _OWKIN = "Owkin non-commercial"
+_LUNIT = "Lunit non-commercial"
 _GIGAPATH = "Apache-2.0, research only"  # the card names the licence, its access form the limit
 #: Arguments whose values are classes; they are named here and looked up when the model is built.
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+LEAST_PX = 14  # one token of the usual transformers
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Backbone:
 
     Attributes:
         encoder: id; the features are stored as ``features/<encoder>``.
-        timm_name: architecture; "" when timm has none.
+        timm_name: architecture.
         arguments: further arguments of ``timm.create_model``.
         dim: length of the feature vector; None: as the built model says.
         pooling: see :data:`Pooling`.
@@ -48,8 +57,7 @@ class Backbone:
         gated: the licence has to be accepted on the hub before the weights can be had.
         licence: of the weights.
         second_hand: the licence was read in other projects' lists, not on the model card.
-        layout: see :data:`Layout`.
-        refusal: why this encoder cannot be run here and what to do instead; "" when it can.
+        fixed_px: it is built for one input size; others take any.
     """
 
     encoder: str
@@ -66,8 +74,14 @@ class Backbone:
     gated: bool = True
     licence: str = _NON_COMMERCIAL
     second_hand: bool = False
-    layout: Layout = "timm"
-    refusal: str = ""
+    fixed_px: bool = True
+
+    def at(self, input_px: int | None) -> Backbone:
+        """The same with an input of another size; position embeddings are resampled on loading."""
+        if input_px is None or input_px == self.input_px:
+            return self
+        arguments = {**self.arguments, "img_size": input_px} if self.fixed_px else self.arguments
+        return replace(self, input_px=input_px, arguments=arguments)
 
 
 _TABLE = (
@@ -100,13 +114,14 @@ _TABLE = (
     ),
     Backbone(
         "conch",
-        "",
-        dim=512,
+        "vit_base_patch16_224",
+        {"img_size": 448, "dynamic_img_size": True},
+        512,
+        "attention",
         input_px=448,
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
         hub="MahmoodLab/CONCH",
-        refusal="it is an image-text model with its own attention pooling, which timm cannot "
-        "build; encode the patches with the authors' package `conch`, then keep the result with "
-        "preprocessing.store.write.add_features(store, 'conch', features)",
     ),
     Backbone(
         "virchow",
@@ -166,6 +181,68 @@ _TABLE = (
         licence=_GIGAPATH,
     ),
     Backbone(
+        "midnight",
+        "vit_giant_patch14_dinov2",
+        {"img_size": 224},
+        3072,
+        "cls+mean",
+        mpp=(0.25, 0.5, 1.0, 2.0),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        hub="kaiko-ai/midnight",
+        gated=False,
+        licence="MIT",
+    ),
+    Backbone(
+        "hibou-b",
+        "vit_base_patch14_reg4_dinov2",
+        {"img_size": 224, "mlp_ratio": 5.33334, "init_values": 1e-5, **_SWIGLU},
+        768,
+        mean=_HIBOU_MEAN,
+        std=_HIBOU_STD,
+        hub="histai/hibou-b",
+        gated=False,
+        licence="Apache-2.0",
+        second_hand=True,
+    ),
+    Backbone(
+        "hibou-l",
+        "vit_large_patch14_reg4_dinov2",
+        {"img_size": 224, "mlp_ratio": 5.34375, "init_values": 1e-5, **_SWIGLU},
+        1024,
+        mean=_HIBOU_MEAN,
+        std=_HIBOU_STD,
+        hub="histai/hibou-L",
+        licence="Apache-2.0",
+        second_hand=True,
+    ),
+    Backbone(
+        "lunit-s16",
+        "vit_small_patch16_224",
+        {"dynamic_img_size": True},
+        384,
+        mpp=(0.25, 0.5),
+        mean=_LUNIT_MEAN,
+        std=_LUNIT_STD,
+        hub="1aurent/vit_small_patch16_224.lunit_dino",
+        gated=False,
+        licence=_LUNIT,
+        second_hand=True,
+    ),
+    Backbone(
+        "lunit-s8",
+        "vit_small_patch8_224",
+        {"dynamic_img_size": True},
+        384,
+        mpp=(0.25, 0.5),
+        mean=_LUNIT_MEAN,
+        std=_LUNIT_STD,
+        hub="1aurent/vit_small_patch8_224.lunit_dino",
+        gated=False,
+        licence=_LUNIT,
+        second_hand=True,
+    ),
+    Backbone(
         "phikon",
         "vit_base_patch16_224",
         {},
@@ -173,7 +250,6 @@ _TABLE = (
         hub="owkin/phikon",
         gated=False,
         licence=_OWKIN,
-        layout="transformers",
     ),
     Backbone(
         "phikon-v2",
@@ -183,7 +259,6 @@ _TABLE = (
         hub="owkin/phikon-v2",
         gated=False,
         licence=_OWKIN,
-        layout="transformers",
     ),
 )
 
@@ -209,7 +284,7 @@ def registry_table() -> str:
             str(backbone.dim),
             str(backbone.input_px),
             "/".join(f"{mpp:g}" for mpp in backbone.mpp),
-            "own package" if backbone.refusal else backbone.pooling,
+            backbone.pooling,
             f"{backbone.hub}{' (gated)' if backbone.gated else ''}",
             f"{backbone.licence}{' *' if backbone.second_hand else ''}",
         )

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hibio.backbones.networks import ensure_torchvision
 from hibio.backbones.registry import BACKBONES, Backbone, Triple, known_backbone
 from hibio.config.files import ConfigError
-from hibio.encoders.vision import ensure_torchvision
 from preprocessing.errors import did_you_mean
 
 #: Names of a weights file on the hub, the first that exists is taken; safetensors runs no code.
@@ -148,8 +148,6 @@ def resolve_backbone(name: str) -> Backbone:
     """
     known = known_backbone(name)
     if known is not None:
-        if known.refusal:
-            raise ConfigError(f"encoder {known.encoder!r} cannot be run here: {known.refusal}")
         return known
     if name.startswith(_HUB):
         return fetch_hub_backbone(name.partition(":")[2])
@@ -245,6 +243,7 @@ def _derived(
         hub=hub,
         gated=False,
         licence=str(data.get("license") or "see its page"),
+        fixed_px=bool(data.get("fixed_input_size", False)),
     )
 
 

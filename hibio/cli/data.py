@@ -205,12 +205,18 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="bring the patches of each slide to one stain before (default none)",
     )
+    add(
+        "--input-px",
+        type=int,
+        metavar="PX",
+        help="side of the square that the encoder reads (default: what it was trained on)",
+    )
     add("--list", action="store_true", help="show the known encoders")
 
 
 def features(options: argparse.Namespace) -> int:
     """``hibio features``: prints the table; 1 when a store failed."""
-    from hibio.backbones import features_report
+    from hibio.backbones.features import features_report
     from hibio.backbones.registry import registry_table
     from hibio.config.files import ConfigError
     from preprocessing.errors import DataError
@@ -232,6 +238,7 @@ def features(options: argparse.Namespace) -> int:
         workers=options.workers,
         scale=options.scale,
         stain=options.stain,
+        input_px=options.input_px,
     )
     print(report)
     if all(row.status == "no image" for row in report.rows):

@@ -128,7 +128,7 @@ def _torchvision() -> Finding:
             message = f"torch {found}, but this torchvision was built for torch{partner.specifier}"
             return Finding("FAIL", subject, message, f"pip install 'torch{partner.specifier}'")
     try:
-        from hibio.encoders.vision import ensure_torchvision
+        from hibio.backbones.networks import ensure_torchvision
 
         compiled = ensure_torchvision()
     except (ImportError, OSError, RuntimeError) as error:

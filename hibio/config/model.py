@@ -66,11 +66,20 @@ class VisionConfig:
             package.module:Class.
         width: hidden and output width of the features tower.
         dropout: of the features tower, on its input and hidden layer.
-        timm_name: model of the timm tower, e.g. ``vit_small_patch16_224``, ``resnet50``,
-            ``hf-hub:MahmoodLab/UNI``.
-        pretrained: ask timm for its weights (needs them cached, or the network).
+        timm_name: model of the timm tower: an encoder of ``hibio features --list``, or a timm name
+            such as ``vit_small_patch16_224``, ``resnet50``, ``hf-hub:ORG/NAME``.
+        pretrained: ask the hub for its weights (needs them cached, or the network).
         weights: local weights file (safetensors, or a plain state dict) instead.
-        tune: all | none (frozen backbone) of the timm tower.
+        input_px: side of the square that the backbone reads, pixels; null: what it was made for
+            (position embeddings are resampled, patches always).
+        tune: what of the backbone is trained: all | none | last_n (its last ``tune_blocks``
+            blocks) | lora (additions of rank ``lora_rank`` to its attention layers).
+        tune_blocks: of tune: last_n.
+        lora_rank: of tune: lora.
+        lr_scale: learning rate of the backbone over that of the rest; 0.1 is usual for pretrained
+            weights that are trained themselves, 1 for LoRA.
+        checkpoint: compute the backbone's blocks again in the backward pass instead of keeping
+            what they computed: less memory for about a third more time.
         standardise: slide (per-slide stain mean and sd) | pretrained (the model's own constants).
         stain: none | macenko | reinhard: the patches of every slide are brought to one stain when
             they are read; measured on the slide alone.
@@ -89,7 +98,12 @@ class VisionConfig:
     timm_name: str = "resnet10t"
     pretrained: bool = False
     weights: Path | None = None
-    tune: Literal["all", "none"] = "all"
+    input_px: int | None = None
+    tune: Literal["all", "none", "last_n", "lora"] = "all"
+    tune_blocks: int = 2
+    lora_rank: int = 8
+    lr_scale: float = 1.0
+    checkpoint: bool = False
     standardise: Literal["slide", "pretrained"] = "slide"
     stain: StainMethod = "none"
     context: Literal["none", "neighbours", "patch"] = "none"
@@ -98,6 +112,38 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _refuse_settings(self.name, self.settings)
+        for name in ("tune_blocks", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, at least 1 is needed")
+        if self.input_px is not None and self.input_px < 14:
+            raise ValueError(f"input_px is {self.input_px}, at least 14 pixels are needed")
+        if not 0.0 < self.lr_scale <= 10.0:
+            raise ValueError(f"lr_scale is {self.lr_scale}, more than 0 and at most 10 is needed")
+        of_tower = {"tune": self.tune in ("last_n", "lora"), "checkpoint": self.checkpoint}
+        of_tower |= {"input_px": self.input_px is not None, "lr_scale": self.lr_scale != 1.0}
+        given = [name for name, used in of_tower.items() if used]
+        if given and self.name != "timm":
+            raise ValueError(
+                f"{', '.join(given)}: of a backbone that reads patches, and name is {self.name!r}; "
+                "set name: timm with data.image: patches, or leave it out"
+            )
+        if self.tune == "none" and (self.checkpoint or self.lr_scale != 1.0):
+            raise ValueError(
+                "checkpoint and lr_scale are of a backbone that is trained, and tune is none; "
+                "leave them out, or set tune to lora, last_n or all"
+            )
+
+    def require_weights(self) -> None:
+        """Refuse to train a part of a backbone whose rest would stay random.
+
+        Raises:
+            ValueError: ``tune`` is last_n or lora, and there are no weights.
+        """
+        if self.tune in ("last_n", "lora") and not self.pretrained and self.weights is None:
+            raise ValueError(
+                f"model.vision.tune: {self.tune} keeps most of the backbone as it is, and it has "
+                "no weights: set model.vision.weights: FILE (or pretrained: true), or tune: all"
+            )
 
     def image_input(self, key: str | None) -> ImageInput | None:
         """How a slide is to be read, for ``data.image: key`` of the run; None: without its image.

@@ -7,12 +7,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
-from hibio.config.model import ModelConfig
+from hibio.config.model import PATCHES, ModelConfig
 from hibio.config.training import ObjectiveConfig, OptimConfig, SamplerConfig, StageConfig
 from hibio.keys import MAIN
 
 #: Keys of ``data`` that say where things lie and how work is done; they decide no number.
 UNSETTLED_DATA = ("stores", "cache_slides", "prefetch")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How patches are changed while training; a spot's context patch is changed with it.
+
+    Attributes:
+        turns: quarter turns and flips.
+        stain: spread of the amounts of each stain (standard deviation of their logarithm); 0.05
+            is light, 0.2 strong, 0 leaves them.
+    """
+
+    turns: bool = False
+    stain: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.stain <= 1.0:
+            raise ValueError(f"stain is {self.stain}, a spread from 0 to 1 is needed")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return self.turns or self.stain > 0
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,7 @@ class DataConfig:
         train_patients: train on so many patients only, for learning curves: the first ones by
             name that are not held out, so that a larger number contains a smaller; null for all.
         prefetch: batches read ahead in another thread; 0 reads each when it is its turn.
+        augment: see :class:`AugmentConfig`; of image: patches.
     """
 
     stores: Path
@@ -35,12 +59,18 @@ class DataConfig:
     cache_slides: int = 64
     train_patients: int | None = None
     prefetch: int = 2
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         if self.prefetch < 0:
             raise ValueError(f"prefetch is {self.prefetch}, 0 or more batches are needed")
         if self.train_patients is not None and self.train_patients < 1:
             raise ValueError(f"train_patients is {self.train_patients}, at least 1 is needed")
+        if self.augment.active and self.image != PATCHES:
+            raise ValueError(
+                f"augment changes patches, and image is {self.image!r}, whose features are stored; "
+                f"set image: {PATCHES}, or leave augment out"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,6 +127,7 @@ class RunConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
         self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
+        self.model.vision.require_weights()
         names = [stage.name for stage in self.stages]
         if self.curriculum == "judged" and len(set(names)) < len(names):
             raise ValueError(f"curriculum: judged needs stages of different names, not {names}")

@@ -6,6 +6,7 @@ Legend: S spots, K keyword genes, Q query genes, V spot-vector length, G vocabul
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,22 +17,68 @@ from torch import Tensor
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch
 from hibio.data.slide import PreparedSlide
-from preprocessing.stain import StainMethod
+from preprocessing.stain import StainMethod, scaled_stains
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How the patches of a training step are changed (docs/method.md 4).
+
+    The draw of a spot depends on the run's seed, the step, the slide and the spot alone, so it is
+    the same after a resume and however a step is spread over batches and processes.
+
+    Attributes:
+        turns: one of the eight turns and flips of a square.
+        stain: standard deviation of the logarithm by which the amounts of hematoxylin, of eosin
+            and of the rest are multiplied; 0 leaves them.
+        seed: of the run.
+        step: of the run.
+    """
+
+    turns: bool
+    stain: float
+    seed: int
+    step: int
+
+    def __call__(
+        self, slide_id: str, spots: np.ndarray, pictures: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Pictures of the same spots, uint8 (n, px, px, 3) each, changed alike."""
+        slide = zlib.crc32(slide_id.encode())
+        turn_n = np.zeros(len(spots), dtype=np.int64)
+        factor_n3 = np.ones((len(spots), 3))
+        for place, spot in enumerate(spots.tolist()):
+            rng = np.random.default_rng([self.seed, self.step, slide, spot])
+            turn_n[place] = rng.integers(8) if self.turns else 0
+            factor_n3[place] = np.exp(self.stain * rng.standard_normal(3))
+        return [self._changed(one, turn_n, factor_n3) for one in pictures]
+
+    def _changed(
+        self, patches: np.ndarray, turn_n: np.ndarray, factor_n3: np.ndarray
+    ) -> np.ndarray:
+        changed = scaled_stains(patches, factor_n3) if self.stain else patches.copy()
+        for turn in np.unique(turn_n):
+            alike = turn_n == turn
+            turned = np.rot90(changed[alike], turn % 4, axes=(1, 2))
+            changed[alike] = turned[:, :, ::-1] if turn >= 4 else turned
+        return changed
 
 
 @dataclass(frozen=True)
 class Views:
-    """What to compute beside the spots themselves.
+    """What to compute beside the spots themselves, and how their patches are changed.
 
     Attributes:
         rng: of every draw.
         keep_counts: share of the counts that the thinned view keeps; None for no such view.
         query_genes: genes outside the keywords that a spot is asked about.
+        augment: of patches; None leaves them.
     """
 
     rng: np.random.Generator
     keep_counts: float | None = None
     query_genes: int = 0
+    augment: Augment | None = None
 
 
 def view_arrays(slide: PreparedSlide, spots: np.ndarray, views: Views) -> dict[str, np.ndarray]:
@@ -170,9 +217,11 @@ def slide_part(
     if slide.features_SF is not None:
         part["features_SF"] = slide.features_SF[spots]
     if slide.use_patches:
-        part["patches_SCHW"] = _of_core(slide.patches(core), len(spots))
-        if slide.use_context:
-            part["context_SCHW"] = _of_core(slide.context(core), len(spots))
+        pictures = [slide.patches(core)] + ([slide.context(core)] if slide.use_context else [])
+        if views is not None and views.augment is not None:
+            pictures = views.augment(slide.slide_id, core, pictures)
+        for name, one in zip(("patches_SCHW", "context_SCHW"), pictures, strict=False):
+            part[name] = _of_core(one, len(spots))
     if slide.stain_6 is not None:
         part["stain_S6"] = np.broadcast_to(slide.stain_6, (len(spots), 6))
     return part

@@ -1,63 +1,29 @@
-"""Vision towers: stored features, or a timm backbone on patches (docs/method.md 4).
-
-The ordinary torchvision wheel links its compiled operators to CUDA. Beside a torch without CUDA
-they do not load, and torchvision then fails on import because it registers shape functions for
-operators that nobody declared. Declaring the two that it asks for is enough: nothing calls them.
-"""
+"""Vision towers: stored features, or a patch encoder on patches, tuned (docs/method.md 4)."""
 
 from __future__ import annotations
 
-import functools
-import importlib
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hibio.backbones.networks import (
+    build_model,
+    ensure_torchvision,
+    load_model,
+    plain_names,
+    pooled,
+    read_weights,
+)
+from hibio.backbones.registry import Backbone, Triple, known_backbone
+from hibio.backbones.resolve import find_weights
 from hibio.batch import SlideBatch
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
 from hibio.encoders.base import build_encoder, mlp, neighbour_mean
-
-_MISSING = "operator torchvision::"
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-
-
-def ensure_torchvision() -> bool:
-    """Make torchvision importable; call it before the first import of timm or torchvision.
-
-    Returns:
-        Whether torchvision's compiled operators are there (nms, roi_align, decode_jpeg). Without
-        them models and transforms work all the same.
-
-    Raises:
-        ImportError: torchvision is not installed.
-        RuntimeError: torchvision fails for any other reason than its missing operators.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:  # declared only now: a loadable extension would do it twice
-        if _MISSING not in str(error):
-            raise
-        _declared_operators()
-        importlib.import_module("torchvision")
-    return bool(importlib.import_module("torchvision.extension")._has_ops())
-
-
-@functools.cache
-def _declared_operators() -> Any:
-    """The declarations; they last as long as this object, which the cache keeps."""
-    make: Any = torch.library.Library
-    library = make("torchvision", "FRAGMENT")
-    for schema in _SCHEMAS:
-        library.define(schema)
-    return library
 
 
 class FeatureTower(nn.Module):
@@ -99,11 +65,10 @@ class FeatureTower(nn.Module):
 
 
 class TimmTower(nn.Module):
-    """A timm model without its classifier, on uint8 patches.
+    """A patch encoder without its classifier, on uint8 patches, frozen or trained in part.
 
     Args:
-        config: ``timm_name``, ``pretrained``, ``weights``, ``tune``, ``standardise``, ``stain`` and
-            ``context`` are used.
+        config: all keys but ``width``, ``dropout``, ``feature_dim`` and ``settings`` are used.
     """
 
     backbone: Any
@@ -117,36 +82,42 @@ class TimmTower(nn.Module):
                 "model.vision.context: neighbours is for stored features; the timm tower reads "
                 "patch (a wider patch of each spot), or none"
             )
-        ensure_torchvision()
-        import timm
-
-        try:
-            self.backbone = timm.create_model(
-                config.timm_name, pretrained=config.pretrained, num_classes=0
-            )
-        except RuntimeError as error:
-            raise ConfigError(
-                f"timm cannot build {config.timm_name!r}: {error}; `timm.list_models()` lists names"
-            ) from error
-        if config.weights is not None:
-            load_weights(self.backbone, config.weights, config.timm_name)
-        self.frozen = config.tune == "none"
-        if self.frozen:
-            self.backbone.requires_grad_(False)
+        known = known_backbone(config.timm_name)
+        self.known = None if known is None else known.at(config.input_px)
+        self.backbone = _of_timm(config) if self.known is None else _of_registry(self.known, config)
+        train_part(self.backbone, config)
+        if config.checkpoint:
+            self.backbone.set_grad_checkpointing(True)
         self.standardise, self.stain = config.standardise, config.stain
         self.context = config.context == "patch"
-        self.embed_dim = int(self.backbone.head_hidden_size) * (2 if self.context else 1)
+        width = int(self.backbone.head_hidden_size)
+        if self.known is not None and self.known.dim is not None:
+            width = self.known.dim
+        self.embed_dim = width * (2 if self.context else 1)
+        mean, sd, self.size = self._input(config)
+        self.register_buffer("mean_C", torch.tensor(mean), persistent=False)
+        self.register_buffer("sd_C", torch.tensor(sd), persistent=False)
+
+    def _input(self, config: VisionConfig) -> tuple[Triple, Triple, int | None]:
+        """Mean and sd of the colours, and side of the square that it reads (None: any)."""
+        if self.known is not None:
+            return self.known.mean, self.known.std, self.known.input_px
+        import timm
+
         data = timm.data.resolve_model_data_config(self.backbone)
-        self.register_buffer("mean_C", torch.tensor(data["mean"]), persistent=False)
-        self.register_buffer("sd_C", torch.tensor(data["std"]), persistent=False)
         fixed = self.backbone.pretrained_cfg.get("fixed_input_size", False)
-        self.size: int | None = data["input_size"][-1] if fixed else None
+        return (
+            data["mean"],
+            data["std"],
+            config.input_px or (data["input_size"][-1] if fixed else None),
+        )
 
     def train(self, mode: bool = True) -> TimmTower:
-        """A frozen backbone stays in evaluation mode: its running statistics do not move."""
+        """What is frozen stays in evaluation mode: its running statistics do not move."""
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()
+        for module in self.backbone.modules():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
         return self
 
     def forward(self, batch: SlideBatch) -> Tensor:
@@ -173,7 +144,10 @@ class TimmTower(nn.Module):
                 )
             patches.append(batch.context_SCHW[core_S])
         image = torch.cat([self._prepared(one, stain_S6) for one in patches])
-        embedded = self.backbone(image).chunk(len(patches))  # one batch, one batch norm
+        out = self.backbone(image)
+        if self.known is not None:
+            out = pooled(out, self.known, self.backbone)
+        embedded = out.chunk(len(patches))  # one batch, one batch norm
         core_SD = torch.cat(embedded, dim=1)
         return core_SD.new_zeros(batch.n_spots, self.embed_dim).index_put((core_S,), core_SD)
 
@@ -189,6 +163,119 @@ class TimmTower(nn.Module):
             mean, sd = stain_S6[:, :3], stain_S6[:, 3:].clamp(min=1e-3)
         return (image - mean[..., None, None]) / sd[..., None, None]
 
+    def backbone_weights(self) -> dict[str, Tensor]:
+        """Weights of the backbone under timm's names, LoRA added in: for ``hibio features``.
+
+        Saved with ``safetensors.torch.save_file`` they are a file for ``--weights``.
+        """
+        merged = copy.deepcopy(self.backbone)
+        for name, module in list(merged.named_modules()):
+            if isinstance(module, LoraLinear):
+                merged.set_submodule(name, module.merged())
+        return {name: value.detach().contiguous() for name, value in merged.state_dict().items()}
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and a trained addition of low rank (Hu et al. 2022, LoRA).
+
+    ``y = W x + b + up (down x)``; ``up`` starts at 0, so nothing changes before the first step.
+
+    Args:
+        base: the layer; it is frozen.
+        rank: r of ``down`` (r, inputs) and ``up`` (outputs, r).
+    """
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.empty(rank, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+    def merged(self) -> nn.Linear:
+        """The base layer with the addition in its weights."""
+        with torch.no_grad():
+            self.base.weight += self.up @ self.down
+        return self.base
+
+
+def train_part(backbone: Any, config: VisionConfig) -> None:
+    """Freeze what ``config.tune`` leaves alone, and put LoRA in.
+
+    Raises:
+        ConfigError: LoRA without attention layers, or more blocks than there are.
+    """
+    if config.tune == "all":
+        return
+    backbone.requires_grad_(False)
+    if config.tune == "lora":
+        layers = [
+            name
+            for name, module in backbone.named_modules()
+            if isinstance(module, nn.Linear) and name.endswith(("attn.qkv", "attn.proj"))
+        ]
+        if not layers:
+            raise ConfigError(
+                f"model.vision.tune: lora changes attention layers, and {config.timm_name!r} has "
+                "none (attn.qkv, attn.proj); set it to last_n, all or none"
+            )
+        for name in layers:
+            backbone.set_submodule(name, LoraLinear(backbone.get_submodule(name), config.lora_rank))
+    elif config.tune == "last_n":
+        for name in last_blocks(backbone, config.tune_blocks, config.timm_name):
+            backbone.get_parameter(name).requires_grad_(True)
+
+
+def last_blocks(backbone: Any, n: int, name: str) -> list[str]:
+    """Names of the parameters of the last ``n`` blocks, with what follows them (a norm).
+
+    Raises:
+        ConfigError: there are fewer blocks; the first one, with the stem, counts as one.
+    """
+    from timm.models import group_parameters
+
+    layer = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    order = sorted(set(layer.values()))
+    if n >= len(order):
+        raise ConfigError(
+            f"model.vision.tune_blocks is {n}, and {name!r} has {len(order) - 1} blocks behind its "
+            "stem; set tune: all, or fewer blocks"
+        )
+    return [one for one, place in layer.items() if place in set(order[-n:])]
+
+
+def _of_registry(known: Backbone, config: VisionConfig) -> Any:
+    weights = config.weights
+    if weights is None and config.pretrained:
+        weights = find_weights(known, None)
+    return build_model(known) if weights is None else load_model(known, weights)
+
+
+def _of_timm(config: VisionConfig) -> Any:
+    ensure_torchvision()
+    import timm
+
+    def build(**size: Any) -> Any:
+        try:
+            return timm.create_model(
+                config.timm_name, pretrained=config.pretrained, num_classes=0, **size
+            )
+        except RuntimeError as error:
+            raise ConfigError(
+                f"timm cannot build {config.timm_name!r}: {error}; `timm.list_models()` lists names"
+            ) from error
+
+    backbone = build()
+    if config.input_px is not None and backbone.pretrained_cfg.get("fixed_input_size"):
+        backbone = build(img_size=config.input_px)
+    if config.weights is not None:
+        load_weights(backbone, config.weights, config.timm_name)
+    return backbone
+
 
 def load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     """Load a weights file into a backbone; what only the file has (a classifier) is left out.
@@ -196,7 +283,7 @@ def load_weights(backbone: nn.Module, path: Path, name: str) -> None:
     Raises:
         ConfigError: the file lacks weights of the model, or they have other shapes.
     """
-    weights = read_weights(path)
+    weights = plain_names(read_weights(path), backbone)
     own = backbone.state_dict()
     missing = [key for key in own if key not in weights]
     other = [key for key in own if key in weights and weights[key].shape != own[key].shape]
@@ -207,28 +294,6 @@ def load_weights(backbone: nn.Module, path: Path, name: str) -> None:
             "model.vision.timm_name, and save a plain state dict with timm's own names"
         )
     backbone.load_state_dict({key: weights[key] for key in own})
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from a torch file without unpickling code.
-
-    Raises:
-        ConfigError: the file is damaged, or holds more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"{path}: no weights can be read without running code of the file "
-            f"({type(error).__name__}); give a safetensors file or a plain state dict"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ConfigError(f"{path}: holds more than tensors; save the plain state dict")
-    return weights
 
 
 VISION_ENCODERS: Mapping[str, Any] = {"features": FeatureTower, "timm": TimmTower}

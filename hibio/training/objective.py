@@ -84,6 +84,11 @@ class Objective(nn.Module):
                     "model.omics.name: graph_hierarchy, or take these terms out"
                 )
 
+    def lr_scale(self, name: str) -> float:
+        """Learning rate of a parameter of this module over that of the stage."""
+        of_backbone = name.startswith(f"{PREFIX}vision.backbone.")
+        return self.model.config.vision.lr_scale if of_backbone else 1.0
+
     def views(self, stage: StageConfig, rng: np.random.Generator) -> Views | None:
         """What the stage's terms compare the spots of a batch with; None for nothing."""
         keep = self.config.keep_counts if stage.needs_thinned else None

@@ -7,6 +7,7 @@ step, number), never by the process, so that who computes what makes no differen
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,7 +17,9 @@ import numpy as np
 
 from hibio import keys
 from hibio.config.files import ConfigError
+from hibio.config.run import AugmentConfig
 from hibio.config.training import SamplerConfig, StageConfig
+from hibio.data.collate import Augment, Views
 from hibio.data.counts import ordered_map
 from hibio.data.dataset import SlideDataset
 from hibio.data.sampler import RegionSampler, Share, slide_weights
@@ -54,6 +57,7 @@ class Plan:
         group: the processes.
         prefetch: micro-batches read ahead.
         pin: put them into page-locked memory (for a GPU).
+        augment: how patches are changed.
 
     Raises:
         ConfigError: N is no multiple of the number of processes, or larger than an epoch.
@@ -71,6 +75,7 @@ class Plan:
         *,
         prefetch: int = 2,
         pin: bool = False,
+        augment: AugmentConfig | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.config = sampler
@@ -81,6 +86,7 @@ class Plan:
         self.group = group
         self.prefetch = prefetch
         self.pin = pin
+        self.augment = augment or AugmentConfig()
         self._samplers: dict[str, RegionSampler] = {}
         own_micro_batches(sampler.batches_per_step, group)
 
@@ -211,11 +217,19 @@ class Plan:
                 [i for i, _ in shares],
                 [(self.dataset[i], self.regions.current(i), core) for i, core in shares],
                 self.config.halo,
-                self.objective.views(stage, np.random.default_rng(seed)),
+                self._views(stage, step, seed),
                 index=index,
                 seed=seed,
             )
         return micro.pinned() if self.pin else micro
+
+    def _views(self, stage: StageConfig, step: int, seed: int) -> Views | None:
+        rng = np.random.default_rng(seed)
+        views, augment = self.objective.views(stage, rng), self.augment
+        if not augment.active:
+            return views
+        changes = Augment(augment.turns, augment.stain, self.seed, step)
+        return dataclasses.replace(views or Views(rng), augment=changes)
 
     @contextmanager
     def _naming(self, slides: Sequence[int]) -> Iterator[None]:

@@ -91,7 +91,7 @@ def test_lines_are_aligned():
 def test_shim_in_a_fresh_process():
     code = """
 import torch
-from hibio.encoders.vision import ensure_torchvision
+from hibio.backbones.networks import ensure_torchvision
 first = ensure_torchvision()
 assert first == ensure_torchvision()
 import timm
@@ -105,7 +105,7 @@ assert model(torch.zeros(1, 3, 64, 64)).shape == (1, model.num_features)
 
 
 def test_shim_lets_other_failures_through(monkeypatch):
-    from hibio.encoders import vision as torchvision_ops
+    from hibio.backbones import networks as torchvision_ops
 
     def fails(name: str):
         raise RuntimeError("driver too old")

@@ -86,6 +86,9 @@ TESTED = {
     "model.vision.tune": (
         "hibio/test_vision.py::test_a_frozen_backbone_gets_no_gradient_and_does_not_move"
     ),
+    "model.vision.tune_blocks": (
+        "hibio/test_tuning.py::test_the_last_blocks_are_trained_and_the_others_stay"
+    ),
     "model.vision.standardise": (
         "hibio/test_vision.py::test_brighter_scanners_cancel_out_by_slide_and_not_by_constants"
     ),

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from hibio.backbones import features
 from hibio.backbones.features import features_report
-from hibio.backbones.frozen import build_model, encode_patches, load_backbone
+from hibio.backbones.frozen import encode_patches, load_backbone
+from hibio.backbones.networks import build_model
 from hibio.backbones.resolve import resolve_backbone
 from hibio.cli import COMMANDS
 from hibio.config.files import ConfigError

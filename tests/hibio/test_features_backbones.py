@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch.nn.functional import conv2d, gelu, layer_norm, linear
 
 from hibio.backbones.features import scale_note
-from hibio.backbones.frozen import FrozenBackbone, build_model, load_backbone, pooled, timm_names
+from hibio.backbones.frozen import FrozenBackbone, load_backbone
+from hibio.backbones.networks import build_model, pooled, timm_names
 from hibio.backbones.registry import BACKBONES, Backbone, known_backbone, registry_table
 from hibio.backbones.resolve import fetch_weights, find_weights, hub_backbone, resolve_backbone
 from hibio.config.files import ConfigError
 
-RUNNABLE = [backbone for backbone in BACKBONES.values() if not backbone.refusal]
+RUNNABLE = list(BACKBONES.values())
 VIT = Backbone("toy", "test_vit", {}, input_px=160)
 
 
@@ -188,7 +189,7 @@ def transformers_class_token(w: dict, image: torch.Tensor, heads: int, dinov2: b
 @torch.no_grad()
 def test_weights_of_transformers_are_read(tmp_path, dinov2):
     arguments = {"init_values": 0.5} if dinov2 else {}
-    backbone = Backbone("toy", "test_vit", arguments, input_px=160, layout="transformers")
+    backbone = Backbone("toy", "test_vit", arguments, input_px=160)
     state = to_transformers(random_model(backbone).state_dict(), dinov2)
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "weights.safetensors")
     network = load_backbone(backbone, tmp_path / "weights.safetensors")
@@ -201,6 +202,89 @@ def test_weights_of_transformers_are_read(tmp_path, dinov2):
     assert "something.else" in timm_names({**state, "something.else": torch.ones(1)})
 
 
+@torch.no_grad()
+def test_registers_and_gated_layers_of_transformers_are_read(tmp_path):
+    """DINOv2 with registers and SwiGLU: the class token's position is added once."""
+    arguments = {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 4, "mlp_ratio": 2.0}
+    arguments |= {"init_values": 0.5, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+    backbone = Backbone("toy", "vit_small_patch14_reg4_dinov2", arguments, input_px=56)
+    model = random_model(backbone)
+    state = dict(model.state_dict())
+    own = torch.randn(1, 1, 48)
+    registers, position = state.pop("reg_token"), state.pop("pos_embed")
+    theirs = to_transformers({**state, "pos_embed": position}, dinov2=True)
+    theirs["embeddings.cls_token"] = theirs["embeddings.cls_token"] - own
+    theirs["embeddings.position_embeddings"] = torch.cat([own, position], dim=1)
+    theirs["embeddings.register_tokens"] = registers
+    theirs = {
+        key.replace("mlp.fc1", "mlp.weights_in").replace("mlp.fc2", "mlp.weights_out"): value
+        for key, value in theirs.items()
+    }
+    save_file({k: v.contiguous() for k, v in theirs.items()}, tmp_path / "weights.safetensors")
+    network = load_backbone(backbone, tmp_path / "weights.safetensors")
+    image = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(network.model(image), model(image), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_positions_of_another_grid_are_resampled(tmp_path):
+    """A constant position stays constant; the class token's own is not mixed in."""
+    model, path = random_model(), tmp_path / "weights.safetensors"
+    own, flat = torch.randn(1, 1, 64), torch.randn(1, 1, 64)
+    state = {**model.state_dict(), "pos_embed": torch.cat([own, flat.expand(1, 100, 64)], dim=1)}
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    found = load_backbone(VIT.at(64), path).model.pos_embed
+    assert found.shape == (1, 1 + 16, 64)
+    torch.testing.assert_close(found[:, :1], own)
+    torch.testing.assert_close(found[:, 1:], flat.expand(1, 16, 64), atol=1e-5, rtol=1e-5)
+
+
+def conch_slowly(w: dict, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """The attention pooling of CONCH, head by head, straight from its published tensors."""
+    at = "visual.attn_pool_contrast"
+    norm = {name: (w[f"{at}.{name}.weight"], w[f"{at}.{name}.bias"]) for name in ("ln_q", "ln_k")}
+    query = layer_norm(w[f"{at}.query"], w[f"{at}.query"].shape[-1:], *norm["ln_q"])
+    seen = layer_norm(tokens, tokens.shape[-1:], *norm["ln_k"])
+    bias = w[f"{at}.attn.in_proj_bias"].chunk(3)
+    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    sources = (query.expand(len(tokens), 1, -1), seen, seen)
+    q, k, v = (
+        (x @ w[f"{at}.attn.{name}"].T + b).unflatten(-1, (heads, -1))
+        for x, name, b in zip(sources, names, bias, strict=True)
+    )
+    parts = []
+    for head in range(heads):
+        weight = torch.softmax(q[:, :, head] @ k[:, :, head].mT / q.shape[-1] ** 0.5, dim=-1)
+        parts.append(weight @ v[:, :, head])
+    out = linear(
+        torch.cat(parts, dim=-1)[:, 0],
+        w[f"{at}.attn.out_proj.weight"],
+        w[f"{at}.attn.out_proj.bias"],
+    )
+    return layer_norm(
+        out, out.shape[-1:], w["visual.ln_contrast.weight"], w["visual.ln_contrast.bias"]
+    )
+
+
+@torch.no_grad()
+def test_the_image_side_of_conch_is_read_out_of_the_whole_model(tmp_path):
+    small = Backbone("toy", "test_vit", {}, 32, "attention", input_px=160)
+    model = random_model(small)
+    theirs = {f"visual.{name}": value for name, value in model.state_dict().items()}
+    others = ("visual.proj_contrast", "visual.attn_pool_caption.query", "text.cls_emb")
+    path = tmp_path / "weights.safetensors"
+    save_file({**theirs, **{name: torch.ones(3) for name in others}}, path)
+    network, image = load_backbone(small, path), torch.randn(2, 3, 160, 160)
+    found = pooled(network.model(image), small, network.model)
+    torch.testing.assert_close(found, pooled(model(image), small, model))
+    expected = conch_slowly(theirs, model.trunk.forward_features(image), heads=8)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    del theirs["visual.attn_pool_contrast.query"]
+    save_file(theirs, path)
+    with pytest.raises(ConfigError, match=r"1 missing \(first: attn_pool_contrast\.query"):
+        load_backbone(small, path)
+
+
 def test_weights_that_do_not_fit_name_the_first_tensors(tmp_path):
     state, path = random_model().state_dict(), tmp_path / "weights.safetensors"
     save_file({f"module.{key}": value for key, value in state.items()}, path)
@@ -208,8 +292,8 @@ def test_weights_that_do_not_fit_name_the_first_tensors(tmp_path):
         load_backbone(VIT, path)
     assert f"{len(state)} missing (first: cls_token, pos_embed" in str(told.value)
     assert f"{len(state)} unexpected (first: module." in str(told.value)
-    save_file({**state, "pos_embed": torch.zeros(1, 5, 64)}, path)
-    with pytest.raises(ConfigError, match=r"1 other shape \(first: pos_embed \(1, 5, 64\) instead"):
+    save_file({**state, "pos_embed": torch.zeros(1, 7, 64)}, path)  # six are no square grid
+    with pytest.raises(ConfigError, match=r"1 other shape \(first: pos_embed \(1, 7, 64\) instead"):
         load_backbone(VIT, path)
     save_file({**state, "reg_token": torch.zeros(1, 4, 64)}, path)
     with pytest.raises(ConfigError, match=r"1 unexpected \(first: reg_token\)"):
@@ -244,7 +328,6 @@ def test_names(offline):
         ("vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'"),
         ("resnet50.no_such_tag", "unknown encoder"),
         ("hf-hub:no slash/at all/x", r"expected hf-hub:ORG/NAME"),
-        ("conch", r"package `conch`.*add_features"),
     ]:
         with pytest.raises(ConfigError, match=words):
             resolve_backbone(name)

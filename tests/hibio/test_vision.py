@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hibio.backbones.networks import read_weights
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
-from hibio.encoders.vision import build_vision_encoder, read_weights
+from hibio.encoders.vision import build_vision_encoder
 from tests.hibio.toy import FEATURES, make_model, make_slide, whole_batch
 
 TIMM = VisionConfig(name="timm", timm_name="test_resnet")

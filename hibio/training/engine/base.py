@@ -73,15 +73,18 @@ class Engine(ABC):
         self.trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         matrices = [name for name, p in self.trained.items() if len(shape_of(p)) >= 2]
         others = [name for name in self.trained if name not in set(matrices)]
-        graph = [name for name in others if name.endswith(GRAPH_SCALE)]
-        others = [name for name in others if name not in set(graph)]
-        self.names = [*matrices, *others, *graph]
+        scale_of = getattr(module, "lr_scale", lambda name: 1.0)
+
+        def rate_of(name: str) -> float:
+            return config.graph_rate if name.endswith(GRAPH_SCALE) else scale_of(name)
+
         #: Names of parameters, their weight decay, and their learning rate over that of the stage.
-        self.rates = (
-            (matrices, config.weight_decay, 1.0),
-            (others, 0.0, 1.0),
-            (graph, 0.0, config.graph_rate),
-        )
+        self.rates: list[tuple[list[str], float, float]] = [
+            ([name for name in names if rate_of(name) == rate], decay, rate)
+            for names, decay in ((matrices, config.weight_decay), (others, 0.0))
+            for rate in dict.fromkeys(rate_of(name) for name in names)
+        ]
+        self.names = [name for names, _, _ in self.rates for name in names]
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.autocast = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
 

@@ -159,7 +159,7 @@ def test_a_frozen_backbone_with_local_weights_encodes_every_patch(
     import torch
     from safetensors.torch import save_file
 
-    from hibio.backbones.frozen import build_model
+    from hibio.backbones.networks import build_model
     from hibio.backbones.resolve import resolve_backbone
 
     torch.manual_seed(0)
