@@ -116,7 +116,8 @@ class TimmTower(nn.Module):
         """What is frozen stays in evaluation mode: its running statistics do not move."""
         super().train(mode)
         for module in self.backbone.modules():
-            if not any(p.requires_grad for p in module.parameters()):
+            weights = list(module.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
                 module.eval()
         return self
 
