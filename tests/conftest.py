@@ -38,9 +38,12 @@ def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_stores(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the three stores, patches of 32 px. Tests copy what they want to change."""
+    """Folder of the three stores, patches of 112 um (as HEST-Bench's) and 32 px.
+
+    Tests copy what they want to change.
+    """
     folder = tmp_path_factory.mktemp("stores")
-    report = prepare(toy_cohort, folder, patch=PatchConfig(patch_px=32))
+    report = prepare(toy_cohort, folder, patch=PatchConfig(112.0, 32))
     assert not report.failed, str(report)
     assert len(stores_in(folder)) == N_SLIDES
     return folder

@@ -177,7 +177,8 @@ def test_the_command_prepares_it(run, tmp_path, um, found):
 
 
 def test_the_command_refuses_a_narrow_context(run, tmp_path):
-    result = run("prepare", tmp_path / "m.csv", "--out", "stores", "--context-um", "50")
+    widths = ("--patch-um", "200", "--context-um", "50")
+    result = run("prepare", tmp_path / "m.csv", "--out", "stores", *widths)
     assert_refused(result, "context_um is 50", "wider than the patch")
 
 

@@ -103,7 +103,7 @@ def test_the_origin_says_how_they_were_made(stores, weights):
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "pooling": "none",
-        "patch_um": 100.0,
+        "patch_um": 112.0,
         "precision": "float32",
     }
 
@@ -236,6 +236,7 @@ def options(**changes) -> argparse.Namespace:
         "workers": 1,
         "scale": "spot",
         "stain": "none",
+        "input_px": None,
         "list": False,
     }
     return argparse.Namespace(**{**settings, **changes})

@@ -236,7 +236,7 @@ def blind_stores(toy_cohort, tmp_path_factory):
     """The cohort without its images."""
     rows = [dataclasses.replace(row, image=None) for row in read_manifest(toy_cohort)]
     folder = tmp_path_factory.mktemp("blind")
-    assert not prepare(rows, folder, patch=PatchConfig(patch_px=32)).failed
+    assert not prepare(rows, folder, patch=PatchConfig(112.0, 32)).failed
     return folder
 
 

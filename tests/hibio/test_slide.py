@@ -72,10 +72,10 @@ def test_features_are_standardised_over_the_slide(slide, toy_stores):
 
 
 def test_patches_of_another_width_than_in_training_are_refused(toy_stores, toy_artifacts):
-    assert toy_artifacts.settings.patch_um == 100.0  # the pitch of the simulated array
+    assert toy_artifacts.settings.patch_um == pytest.approx(112.0)
     settings = dataclasses.replace(toy_artifacts.settings, patch_um=200.0)
     other = dataclasses.replace(toy_artifacts, settings=settings)
-    with pytest.raises(ConfigError, match=r"100 um wide.*200 um.*--patch-um 200"):
+    with pytest.raises(ConfigError, match=r"112 um wide.*200 um.*--patch-um 200"):
         prepare_slide(toy_stores / "sim003.h5", other, "handcrafted")
     assert prepare_slide(toy_stores / "sim003.h5", other, None).features_SF is None  # no image read
 
