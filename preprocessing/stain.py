@@ -87,7 +87,7 @@ def scaled_stains(patches: NDArray[np.uint8], factor_n3: NDArray[np.floating]) -
     n, px = patches.shape[:2]
     density = optical_density(patches).reshape(n, px * px, 3) @ mixed_n33.astype(np.float32)
     light = np.rint(WHITE * 10.0 ** -np.clip(density, 0.0, None))
-    return light.astype(np.uint8).reshape(patches.shape)
+    return np.asarray(light, dtype=np.uint8).reshape(patches.shape)
 
 
 def stain_vectors(density_N3: NDArray[np.float32]) -> StainVectors | None:
