@@ -10,6 +10,7 @@ from pathlib import Path
 
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import atomic_path, plain_name, require_folder_part, require_plain_name
+from preprocessing.image_transform import FILES, check_transform
 from preprocessing.readers import READERS
 from preprocessing.readers.format import Format, detect_format, format_of
 from preprocessing.slide_row import COLUMNS, IMAGE_ONLY, PATH_COLUMNS, ROLES, SlideRow, says
@@ -62,6 +63,14 @@ def _role(name: str, text: str, base: Path) -> str:
     return text
 
 
+def _image_transform(name: str, text: str, base: Path) -> str | Path:
+    text = text.strip("\"'")
+    if not text:
+        return ""
+    check_transform(text)
+    return base / text if Path(text).suffix.lower() in FILES else text
+
+
 def _number(name: str, text: str, base: Path) -> float | None:
     if not text:
         return None
@@ -80,6 +89,7 @@ _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
     "format": _format,
     "modality": _modality,
     "role": _role,
+    "image_transform": _image_transform,
     **dict.fromkeys(PATH_COLUMNS, _path),
     **dict.fromkeys(_NUMBERS, _number),
 }
@@ -207,8 +217,8 @@ def missing_files(row: SlideRow) -> list[str]:
     return [
         f"slide {row.slide_id}: {name} file {value} does not exist; correct the path "
         "(relative paths start at the manifest's folder or at --root)"
-        for name in PATH_COLUMNS
-        if (value := getattr(row, name)) is not None and not _exists(value)
+        for name in (*PATH_COLUMNS, "image_transform")
+        if isinstance(value := getattr(row, name), Path) and not _exists(value)
     ]
 
 

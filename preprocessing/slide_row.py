@@ -45,6 +45,8 @@ class SlideRow:
         mpp: um per level-0 pixel of the image file named; without image um per coordinate unit.
         image_scale: image pixels per coordinate pixel; None: 1, or for Space Ranger by the names
             tissue_hires_image / tissue_lowres_image.
+        image_transform: what takes the places so found to the picture (`image_transform`): words,
+            or a file of a matrix; "": they are the picture's, or a file beside it says more.
         pitch_um: centre-to-centre distance in um of one array step (legacy ST: 200 or 100), of
             the grid (image; None: as wide as a patch), or of the square pseudo-spots into which
             cells are summed (tables of cells; None: cells stay).
@@ -69,6 +71,7 @@ class SlideRow:
     labels: Path | None = None
     mpp: float | None = None
     image_scale: float | None = None
+    image_transform: str | Path = ""
     pitch_um: float | None = None
     tissue: str = ""
     organism: str = ""

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.image_transform import moved
 
 Modality = Literal["rna", "protein"]
 RNA: Modality = "rna"
@@ -37,6 +38,8 @@ class SpotTable:
         labels: (S, columns); string columns are categories (missing: ""), float columns are
             measurements (missing: NaN). Index 0..S-1.
         notes: what the reader left out or renamed, with counts.
+        image_transform: (3, 3) that took the places to the picture (`preprocessing.image_transform`);
+            None: they were the picture's.
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
         modality: "rna" or "protein".
     """
@@ -54,6 +57,7 @@ class SpotTable:
     notes: tuple[str, ...] = ()
     image_only: bool = False
     modality: str = RNA
+    image_transform: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and values; fill in an empty label table."""
@@ -113,6 +117,21 @@ class SpotTable:
     def n_spots(self) -> int:
         """Number of spots S."""
         return int(self.counts.shape[0])
+
+    def transformed(self, matrix: np.ndarray, said: str) -> "SpotTable":
+        """The spots elsewhere on the picture: ``matrix`` (3, 3) after what was done before.
+
+        ``said`` says where the matrix comes from, for the notes.
+        """
+        known = np.eye(3) if self.image_transform is None else self.image_transform
+        xy_px0 = moved(self.xy_px0, matrix)
+        return replace(
+            self,
+            xy_px0=xy_px0,
+            xy_um=xy_px0 * self.mpp,
+            image_transform=matrix @ known,
+            notes=(*self.notes, f"places taken to the image by {said}"),
+        )
 
     def take(self, index: np.ndarray) -> "SpotTable":
         """Return the spots ``index`` (integers or a mask, (S',)) in that order.

@@ -93,6 +93,12 @@ def tissue_mask(slide: Slide, max_px: int = 2048) -> TissueMask:
     longest edge of the mask is `max_px` pixels.
     """
     small, downsample = thumbnail(slide, max_px)
+    mask, cue, threshold = tissue_pixels(small)
+    return TissueMask(mask, downsample, cue, threshold)
+
+
+def tissue_pixels(small: Pixels) -> tuple[NDArray[np.bool_], str, float]:
+    """The tissue of a small picture (h, w, 3), (h, w), with cue and threshold: `tissue_mask`."""
     brightest, darkest = small.max(axis=2), small.min(axis=2)
     usable = brightest > DARK
     spread = (brightest - darkest).astype(np.float32)
@@ -110,7 +116,7 @@ def tissue_mask(slide: Slide, max_px: int = 2048) -> TissueMask:
     mask = (value > threshold) & usable
     least = max(4, round(2e-4 * mask.size))
     mask = ~_without_specks(~_without_specks(mask, least), least) & usable
-    return TissueMask(mask, downsample, cue, threshold)
+    return mask, cue, threshold
 
 
 def _without_specks(mask: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:

@@ -147,6 +147,8 @@ def cell_table(
     if row.labels is not None:
         labels = _with_file(row, labels, cells.barcodes, keys, notes)
     places = place(row, cells.xy, scale, image_mpp)
+    if places.image_transform is not None:
+        notes.append(f"places taken to the image by {scale.to_image_from}")
     table = SpotTable(
         counts=counts,
         gene_ids=ids,
@@ -158,6 +160,7 @@ def cell_table(
         labels=labels,
         notes=tuple(notes),
         modality=row.modality,
+        image_transform=places.image_transform,
     )
     return table if row.pitch_um is None else pseudo_spots(table, row.pitch_um)
 

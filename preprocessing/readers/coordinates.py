@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.image_transform import moved
 from preprocessing.slide_row import SlideRow
 
 _PAIRS = (
@@ -44,20 +45,26 @@ class Scale:
         in_um: they are micrometres by the definition of the format or by their name.
         um_per_unit: um per coordinate unit that the file states; None: it does not say.
         hint: more ways to know the scale of this format, for the error.
+        to_image: (3, 3) from coordinate units to level-0 pixels of the image, where a file beside
+            it says so; the manifest column image_transform takes its place.
+        to_image_from: the name of that file.
     """
 
     in_um: bool = False
     um_per_unit: float | None = None
     hint: str = ""
+    to_image: np.ndarray | None = None
+    to_image_from: str = ""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Coordinates (S, 2) in level-0 pixels and in um, and um per level-0 pixel."""
+    """Coordinates (S, 2) in level-0 pixels and in um, um per level-0 pixel, and what moved them."""
 
     xy_px0: np.ndarray
     xy_um: np.ndarray
     mpp: float
+    image_transform: np.ndarray | None = None
 
 
 def find_pair(names: Iterable[str]) -> tuple[str, str, bool] | None:
@@ -161,6 +168,8 @@ def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: floa
     stated = None
     if scale.um_per_unit is not None:
         stated = scale.um_per_unit / (row.image_scale or 1.0)
+    if scale.to_image is not None and not row.image_transform:
+        return _place_by_matrix(row, xy, scale, image_mpp)
     mpp = known_mpp(
         (row.mpp, image_mpp, stated),
         f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
@@ -176,6 +185,30 @@ def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: floa
             )
     xy_px0 = xy if per_unit is None else xy * per_unit
     return Places(xy_px0, xy_px0 * mpp, mpp)
+
+
+def _place_by_matrix(
+    row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None
+) -> Places:
+    """Places where a file says how the image lies to the coordinates."""
+    matrix, source = np.asarray(scale.to_image), scale.to_image_from
+    if row.image_scale is not None:
+        raise DataError(
+            f"{source} says how the image lies to the coordinates, and image_scale is "
+            f"{row.image_scale:g}; leave image_scale empty, or fill image_transform, which takes "
+            f"the place of {source}"
+        )
+    um = 1.0 if scale.in_um else scale.um_per_unit
+    per_unit = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    implied = None if um is None else um / per_unit
+    mpp = known_mpp(
+        (row.mpp, image_mpp, implied),
+        f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
+        "per pixel of the image)",
+    )
+    before = np.diag([mpp / um, mpp / um, 1.0]) if scale.in_um and um else np.eye(3)
+    xy_px0 = moved(xy, matrix)
+    return Places(xy_px0, xy_px0 * mpp, mpp, matrix @ before)
 
 
 def step_lengths(array: np.ndarray, xy_px: np.ndarray, step: tuple[int, int]) -> np.ndarray:

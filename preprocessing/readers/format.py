@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from preprocessing.errors import DataError
+from preprocessing.image_transform import image_matrix
 from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
@@ -76,6 +77,9 @@ class Format:
         ]
         if columns.get("modality") == PROTEIN and self.no_protein:
             found.append(f"format {self.name} {self.no_protein}")
+        if "image_transform" in filled and (self.lay or "image" not in filled):
+            lacks = "counts" if self.lay else "an image"
+            found.append(f"image_transform has no use without {lacks}; leave it empty")
         found += [
             f"format {self.name} needs the column {name!r} ({what})"
             for name, what in self.needs.items()
@@ -145,7 +149,12 @@ def read_slide_spots(
         if form.lay is not None:
             patch = patch.on_array(row.pitch_um)
             return form.lay(row, slide, patch.um), patch
-        return _sized(form.read(row, slide.mpp), patch)
+        table = form.read(row, slide.mpp)
+        if row.image_transform:
+            matrix = image_matrix(row.image_transform, slide.level_dimensions[0])
+            name = getattr(row.image_transform, "name", row.image_transform)
+            table = table.transformed(matrix, f"image_transform {name}")
+        return _sized(table, patch)
 
 
 def _sized(table: SpotTable, patch: PatchConfig) -> tuple[SpotTable, PatchConfig]:
@@ -166,8 +175,8 @@ def source_files(row: SlideRow) -> dict[str, Path]:
         DataError: a file of the format is missing.
     """
     files = format_of(row.format).sources(row)
-    others = {"image": row.image, "labels": row.labels}
-    return files | {role: path for role, path in others.items() if path is not None}
+    others = {"image": row.image, "labels": row.labels, "image_transform": row.image_transform}
+    return files | {role: path for role, path in others.items() if isinstance(path, Path)}
 
 
 def file_name(counts: Path) -> str:

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.image_transform import read_matrix
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.tables import (
     first_names,
     match_rows,
+    read_json_object,
     read_parquet,
     read_typed,
     require_columns,
@@ -21,6 +23,8 @@ from preprocessing.spot_table import SpotTable
 
 _MATRIX = "cell_feature_matrix"
 _CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
+_ALIGNMENT, _EXPERIMENT = "imagealignment.csv", "experiment.xenium"
+_PIXEL_UM = 0.2125  # of the morphology image, where the experiment does not say it
 _PLACE = ["x_centroid", "y_centroid"]
 
 
@@ -60,7 +64,45 @@ def read_xenium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     columns = frame.drop(columns=["cell_id", *_PLACE]).iloc[places].reset_index(drop=True)
     xy = frame[_PLACE].iloc[places].to_numpy(dtype=np.float64)
     cells = Cells.of_matrix(matrix, rows, xy, columns, notes)
-    return cell_table(row, cells, Scale(in_um=True), image_mpp)
+    return cell_table(row, cells, _scale(row), image_mpp)
+
+
+def find_alignment(row: SlideRow) -> Path | None:
+    """The text of 3 x 3 numbers that 10x gives with a picture taken after the run.
+
+    It leads from the pixels of that picture to those of the morphology image: of SAMPLE_he_image
+    it is SAMPLE_he_imagealignment.csv, beside the picture or in the folder; else the only such
+    file there. The morphology image itself, and a row with image_transform, have none.
+
+    Raises:
+        DataError: several, and none has the name of the picture.
+    """
+    if row.image is None or row.image_transform or row.image.name.startswith("morphology"):
+        return None
+    named = f"{row.image.name.partition('.')[0]}alignment.csv"
+    folders = dict.fromkeys(path.resolve() for path in (row.image.parent, row.counts_path))
+    found = [p for folder in folders for p in sorted(folder.glob(f"*{_ALIGNMENT}"))]
+    one = next((path for path in found if path.name == named), None)
+    if one is None and len(found) > 1:
+        raise DataError(
+            f"{found[0]} and {found[1].name} both say how a picture lies to the cells, and none is "
+            f"{named}; name the right one in the manifest column image_transform, or move the other"
+        )
+    return one or next(iter(found), None)
+
+
+def _scale(row: SlideRow) -> Scale:
+    """Micrometres, and how they lie on a picture that was taken after the run."""
+    path = find_alignment(row)
+    if path is None:
+        return Scale(in_um=True)
+    experiment, px = row.counts_path / _EXPERIMENT, _PIXEL_UM
+    if experiment.is_file():
+        told = read_json_object(experiment, "of a Xenium run", "copy it again from the output")
+        px = float(told.get("pixel_size", px))
+    to_morphology = read_matrix(path)
+    to_image = np.linalg.inv(to_morphology) @ np.diag([1 / px, 1 / px, 1.0])
+    return Scale(in_um=True, to_image=to_image, to_image_from=path.name)
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
@@ -77,7 +119,9 @@ def _read_cells(path: Path) -> pd.DataFrame:
 
 def _sources(row: SlideRow) -> dict[str, Path]:
     matrix, cells = find_xenium_files(row.counts_path)
-    return {**matrix_files(matrix), "spots": cells}
+    alignment = find_alignment(row)
+    more = {} if alignment is None else {"alignment": alignment}
+    return {**matrix_files(matrix), "spots": cells, **more}
 
 
 def _discover(folder: Path) -> list[SlideRow]:

@@ -242,6 +242,8 @@ def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:
 def _settings(task: SlideTask) -> dict[str, Any]:
     """Return everything but the file contents that the store depends on, as plain JSON values."""
     fields = {k: v for k, v in asdict(task.row).items() if k not in PATH_COLUMNS}
+    if not fields["image_transform"] or isinstance(fields["image_transform"], Path):
+        del fields["image_transform"]  # the file is among the sources
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     backend = {} if task.backend == "auto" else {"backend": task.backend}

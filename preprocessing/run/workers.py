@@ -16,12 +16,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from preprocessing.errors import DataError
 from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
-from preprocessing.slide_row import PATH_COLUMNS
 
 Attempt = Callable[[SlideTask], SlideResult]
 CONNECT_S = 30.0
@@ -280,6 +280,5 @@ def _reason(error: Exception) -> str:
 
 def _absolute(task: SlideTask) -> SlideTask:
     """The task with paths that do not depend on the folder in which a worker was started."""
-    named = {name: getattr(task.row, name) for name in PATH_COLUMNS}
-    paths = {name: path.absolute() for name, path in named.items() if path is not None}
+    paths = {n: path.absolute() for n, path in vars(task.row).items() if isinstance(path, Path)}
     return replace(task, row=replace(task.row, **paths), store=task.store.absolute())
