@@ -88,7 +88,8 @@ class Agreement:
 
     def _framed(self, pixels: NDArray[Any], value: float) -> NDArray[Any]:
         """The picture with a rim of glass of two pitches, its edges whole cells."""
-        more = [(self._rim, self._rim + -(n + 2 * self._rim) % self._step) for n in pixels.shape[:2]]
+        rim, step = self._rim, self._step
+        more = [(rim, rim + -(n + 2 * rim) % step) for n in pixels.shape[:2]]
         return np.pad(pixels, [*more, *[(0, 0)] * (pixels.ndim - 2)], constant_values=value)
 
     def _group(self, xy: Array, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""From the places that a source gives to those of the picture: flips, turns, shifts, any affine map.
+"""From the places that a source gives to those of the picture: flips, turns, any affine map.
 
 A transform is a (3, 3) matrix on columns (x, y, 1); it takes level-0 pixels as the coordinates and
 the scale of a slide give them to level-0 pixels of the image file. The manifest column

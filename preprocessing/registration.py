@@ -1,9 +1,9 @@
-"""Is this the picture of these spots? (docs/method.md 0.1)
+"""Is this the picture of these spots?
 
-A slide answers it alone: the map of its counts is compared with the map of its picture at the place
-given and at many others (flips, turns, shifts, half and twice the scale), and with counts that are
-as smooth but lie anywhere (Moran spectral randomisation: Wagner and Dray, 2015). Lengths are in
-pitches: the median distance to the nearest spot, or more where spots are many.
+Docs/method.md 0.1. A slide answers it alone: the map of its counts is compared with the map of its
+picture at the place given and at many others (flips, turns, shifts, half and twice the scale), and
+with counts that are as smooth but lie anywhere (Moran spectral randomisation: Wagner and Dray,
+2015). Lengths are in pitches: the median distance to the nearest spot, or more where spots are many.
 Shapes: S spots, n groups of spots, C candidate places; a place is (2, 3), from the pixels given.
 """
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from preprocessing.agreement import GIVEN, Agreement
+from preprocessing.findings import Finding
 from preprocessing.image_transform import TURNS, image_matrix, matrix_of, moved, transform_text
-from preprocessing.store import SlideStore
+from preprocessing.store import SlidePicture, SlideStore
 from preprocessing.tissue import DARK
 
 FITS, MOVED, NOWHERE, SHUFFLED, UNKNOWN = "fits", "moved", "nowhere", "shuffled", "unknown"
@@ -126,8 +127,8 @@ class Registration:
         """What to do; "" where nothing is wrong."""
         if self.correction:
             return (
-                f"look at the page of `hibio qc`; if the outline fits there, write {self.correction} "
-                "into the manifest column image_transform (or prepare with --fix-registration)"
+                "look at the page of `hibio qc`; if the spots fit there, write into the manifest "
+                f"column image_transform: {self.correction} (or prepare with --fix-registration)"
             )
         fixes = {
             MOVED: "look whether the image was flipped, turned, cropped or is another slide's; "
@@ -136,6 +137,11 @@ class Registration:
             SHUFFLED: "look whether the table of spots is in the order of the counts",
         }
         return fixes.get(self.verdict, "")
+
+    def finding(self, subject: str, correction: str = "") -> Finding:
+        """The line of `hibio check`; ``correction``: what --fix-registration did before."""
+        told = f" (places corrected by {correction})" if correction else ""
+        return Finding("WARN" if self.warns else "PASS", subject, self.message + told, self.fix)
 
 
 def store_registration(store: SlideStore) -> Registration:
@@ -147,43 +153,31 @@ def store_registration(store: SlideStore) -> Registration:
     small, downsample = store.thumbnail, store.thumbnail_downsample
     if small is None or downsample is None or not store.has_counts:
         return Registration(UNKNOWN, "it needs both an image and counts")
-    size = (int(store.attrs["slide_size_px0"][0]), int(store.attrs["slide_size_px0"][1]))
-    picture = SlideThumbnail(small, downsample, size)
-    return register(picture, store.xy_px0, store.counts(), store.left_out_px0, store.image_transform)
-
-
-@dataclass(frozen=True)
-class SlideThumbnail:
-    """A small picture of a slide, its level-0 pixels per pixel, and (width, height) of level 0."""
-
-    picture: NDArray[np.uint8]
-    downsample: float
-    size_px0: tuple[int, int]
+    width, height = map(int, store.attrs["slide_size_px0"])
+    picture = SlidePicture((width, height), small, downsample, store.left_out_px0)
+    return register(picture, store.xy_px0, store.counts(), store.image_transform)
 
 
 def register(
-    thumbnail: SlideThumbnail,
+    picture: SlidePicture,
     xy_px0: NDArray[np.float64],
     counts: csr_matrix,
-    left_out_px0: NDArray[np.float64] | None = None,
     known: NDArray[np.float64] | None = None,
 ) -> Registration:
     """Say whether a picture is that of these spots, and where they fit better.
 
     Args:
-        thumbnail: some 8 to 30 pixels between spots are enough.
+        picture: some 8 to 30 pixels of its thumbnail between spots are enough.
         xy_px0: (S, 2) places, level-0 pixels.
         counts: (S, G) counts or intensities.
-        left_out_px0: (O, 2) places of further spots, without counts, such as those off tissue.
         known: (3, 3) transform by which the places came about, which a correction includes.
     """
-    spots = len(xy_px0)
-    reason = _unfit(thumbnail.picture, spots, counts)
+    spots, down = len(xy_px0), picture.downsample
+    reason = _unfit(picture.thumbnail, spots, counts)
     if reason:
         return Registration(UNKNOWN, reason, spots)
-    others = np.empty((0, 2)) if left_out_px0 is None else left_out_px0
-    down = thumbnail.downsample
-    agreement = Agreement(thumbnail.picture, xy_px0 / down, counts, others / down)
+    others = picture.left_out_px0 / down
+    agreement = Agreement(picture.thumbnail, xy_px0 / down, counts, others)
     found = _verdict(agreement, spots)
     found = replace(found, pitch_px=agreement.pitch * down)
     if found.matrix is None:
@@ -191,9 +185,9 @@ def register(
     matrix = found.matrix.copy()
     matrix[:2, 2] *= down
     tolerance = LEAST_MOVE * found.pitch_px
-    matrix = _simplest(matrix, xy_px0, thumbnail.size_px0, tolerance)
+    matrix = _simplest(matrix, xy_px0, picture.size_px0, tolerance)
     whole = matrix if known is None else matrix @ known
-    text = transform_text(whole, thumbnail.size_px0, 0.5)
+    text = transform_text(whole, picture.size_px0, 0.5)
     return replace(found, matrix=matrix, correction=text)
 
 

@@ -38,8 +38,8 @@ class SpotTable:
         labels: (S, columns); string columns are categories (missing: ""), float columns are
             measurements (missing: NaN). Index 0..S-1.
         notes: what the reader left out or renamed, with counts.
-        image_transform: (3, 3) that took the places to the picture (`preprocessing.image_transform`);
-            None: they were the picture's.
+        image_transform: (3, 3) that took the places to the picture, as the module of that name
+            says; None: they were the picture's.
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
         modality: "rna" or "protein".
     """

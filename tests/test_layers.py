@@ -58,7 +58,8 @@ LAYERS = (
         "preprocessing.manifest",
         "preprocessing.qc",
     ),
-    ("preprocessing.readers", "preprocessing.stain"),
+    ("preprocessing.readers", "preprocessing.registration", "preprocessing.stain"),
+    ("preprocessing.agreement",),
     ("preprocessing.store", "preprocessing.tissue"),
     ("preprocessing.coexpression", "preprocessing.patches", "preprocessing.selection"),
     (

@@ -24,11 +24,12 @@ from hibio.checkpoint import (
 )
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
-from preprocessing.findings import Finding
+from preprocessing.findings import Finding, failed
 from preprocessing.manifest import missing_files, scan_manifest
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.readers.format import read_slide_spots, read_spots
-from preprocessing.run.preparation import open_row_slide
+from preprocessing.registration import Registration, register, store_registration
+from preprocessing.run.preparation import likely_place, open_row_slide, slide_picture
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
@@ -53,7 +54,16 @@ def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding
         return _check_folder(path)
     if path.suffix.lower() == ".csv":
         return _check_manifest(path, root)
-    return verify_store(path)
+    findings = verify_store(path)
+    return findings if failed(findings) else findings + _fit(path)
+
+
+def _fit(path: Path) -> list[Finding]:
+    """Whether the image of a valid store is the picture of its spots."""
+    with SlideStore(path) as store:
+        if not (store.has_image and store.has_counts):
+            return []
+        return [store_registration(store).finding(str(path), store.correction)]
 
 
 def _check_folder(folder: Path) -> list[Finding]:
@@ -68,6 +78,7 @@ def _check_folder(folder: Path) -> list[Finding]:
         findings += found
         if all(finding.level != "FAIL" for finding in found):
             usable.append(path)
+            findings += _fit(path)
     return findings + _across(folder, usable)
 
 
@@ -118,12 +129,13 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     if missing:
         return [Finding("FAIL", row.slide_id, text, "correct the path") for text in missing]
     try:
-        table, findings = _read(row), []
+        table, fit = _read(row)
     except MemoryError:
         text = "reading it needs more memory than there is"
         return [Finding("FAIL", row.slide_id, text, "are its files what the manifest says?")]
     except (DataError, OSError) as error:
         return [Finding("FAIL", row.slide_id, str(error), "correct the files or the manifest row")]
+    findings: list[Finding] = []
     genes = len(table.gene_names)
     word, few = feature_word(table.modality), few_features(genes, table.modality)
     if row.image is None:
@@ -141,17 +153,23 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
     summary = f"{size}, {table.mpp:.4g} um per pixel"
-    return findings or [Finding("PASS", row.slide_id, summary)]
+    found = findings or [Finding("PASS", row.slide_id, summary)]
+    return found if fit is None else [*found, fit.finding(row.slide_id)]
 
 
-def _read(row: SlideRow) -> SpotTable:
+def _read(row: SlideRow) -> tuple[SpotTable, Registration | None]:
+    """The spots, and whether the image is their picture where there are both."""
     if row.image is None:
-        return read_spots(row)
+        return read_spots(row), None
     with open_row_slide(row) as (slide, _):
         table, patch = read_slide_spots(row, slide, PatchConfig())
         names = [str(name) for name in table.barcodes]
-        iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
-    return table
+        picture = slide_picture(slide)
+        with likely_place(picture, table):
+            iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
+    if table.image_only:
+        return table, None
+    return table, register(picture, table.xy_px0, table.counts, table.image_transform)
 
 
 def check_any(path: Path) -> list[Finding]:

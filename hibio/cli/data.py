@@ -142,6 +142,11 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="symbol (default), id, ortholog, or an organism of the table",
     )
     add(
+        "--fix-registration",
+        action="store_true",
+        help="move spots that do not lie where the image shows them; look at `hibio check` first",
+    )
+    add(
         "--layout",
         choices=("stores", "hest"),
         default="stores",
@@ -168,6 +173,7 @@ def prepare(options: argparse.Namespace) -> int:
         minutes=options.minutes,
         backend=options.slide_backend,
         genes=genes,
+        fix_registration=options.fix_registration,
     )
     print(report)
     if options.layout == "hest":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +128,19 @@ def flag_maps(ground: Ground, flags: dict[str, NDArray[np.bool_]]) -> bytes:
         drawn = _spots(axes[number], ground, mask, colour=colour, alpha=0.9, least=_MARK_SHARE)
         if mask.sum() <= _MOST_RIMS:  # found more easily on a picture
             drawn.set(edgecolor="black", linewidth=0.6)
+    return _jpeg(page)
+
+
+def two_places(ground: Ground, there_um: NDArray[np.float64]) -> bytes:
+    """Draw the spots as they are given, and at other places (S, 2), over the slide; JPEG."""
+    axes, page = _grid(ground, 2)
+    everywhere = np.ones(len(there_um), dtype=bool)
+    for axis, title, xy_um in zip(
+        axes, ("as given", "where they fit"), (ground.xy_um, there_um), strict=True
+    ):
+        _base(axis, ground, title)
+        small = replace(ground, xy_um=xy_um, diameter_um=0.5 * ground.diameter_um)
+        _spots(axis, small, everywhere, colour=FLAG_COLOURS[1], alpha=0.7)
     return _jpeg(page)
 
 

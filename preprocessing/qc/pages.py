@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
+from preprocessing.image_transform import moved
 from preprocessing.pages import (
     Beside,
     Bullets,
@@ -35,6 +36,7 @@ from preprocessing.qc.figures import (
     patch_strip,
     small_picture,
     spot_maps,
+    two_places,
 )
 from preprocessing.qc.patches import PENS
 from preprocessing.qc.slide import (
@@ -93,6 +95,7 @@ def slide_page(store: SlideStore, quality: SlideQuality) -> str:
     panels = _panels(quality)
     parts: list[Part] = [Text(_facts(store), "soft")]
     parts += [Heading("What stands out"), Bullets(_findings(store, quality))]
+    parts += _fit(store, ground, quality)
     parts += _pictures(ground, quality, panels)
     parts += [Heading("Numbers"), Beside([_flag_table(quality), _number_table(quality)])]
     if quality.patches is not None:
@@ -102,6 +105,23 @@ def slide_page(store: SlideStore, quality: SlideQuality) -> str:
     if notes:
         parts += [Heading("Notes of the reader"), Bullets(notes)]
     return render(f"Quality of {quality.slide_id}", [Section(parts)])
+
+
+def _fit(store: SlideStore, ground: Ground, quality: SlideQuality) -> list[Part]:
+    """Whether the image is the picture of the spots, and where they fit if it is not."""
+    found = quality.registration
+    if not (store.has_image and store.has_counts):
+        return []
+    words = [f"{'WARN: ' if found.warns else ''}{found.message}"]
+    words += [found.fix] if found.fix else []
+    if store.correction:
+        words.append(f"prepare --fix-registration corrected the places by {store.correction}")
+    parts: list[Part] = [Heading("Is this the picture of these spots?"), Bullets(words)]
+    if found.matrix is not None:
+        there_um = moved(store.xy_px0, found.matrix) * store.mpp
+        caption = "Left: the spots as they are stored. Right: where counts and outline fit better."
+        parts.append(Picture(two_places(ground, there_um), "the spots at two places", caption))
+    return parts
 
 
 def slide_ground(store: SlideStore) -> Ground:
@@ -278,6 +298,7 @@ class CohortRow:
         numbers: measure -> value.
         picture: small JPEG, or b"".
         outliers: measure -> whether the value is above (True) or below (False) the usual range.
+        warning: why the image may not be the picture of the spots; "".
     """
 
     slide_id: str
@@ -287,6 +308,7 @@ class CohortRow:
     numbers: dict[str, float]
     picture: bytes = b""
     outliers: dict[str, bool] = field(default_factory=dict)
+    warning: str = ""
 
 
 def qc_folder(stores: str | Path, out: str | Path, config: QcConfig | None = None) -> Path:
@@ -393,6 +415,7 @@ def _write_slide(path: Path, out: Path, config: QcConfig | None) -> CohortRow:
             page.name,
             quality.numbers,
             b"" if small is None else small_picture(small),
+            warning=quality.registration.message if quality.registration.warns else "",
         )
 
 
@@ -413,7 +436,8 @@ def _values(rows: Sequence[CohortRow], measure: Measure) -> tuple[np.ndarray, Li
 def _told(rows: Sequence[CohortRow]) -> Part:
     """Sentences on the slides with outliers."""
     label = {measure.key: measure.label for measure in MEASURES}
-    lines = [
+    lines = [f"{row.slide_id}: WARN: {row.warning}" for row in rows if row.warning]
+    lines += [
         f"{row.slide_id}: "
         + "; ".join(f"{label[k]} {'high' if high else 'low'}" for k, high in row.outliers.items())
         for row in rows

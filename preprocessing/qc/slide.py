@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.qc.patches import PatchQuality, patch_quality
+from preprocessing.registration import Registration, store_registration
 from preprocessing.spot_table import PROTEIN, RNA
 from preprocessing.store import SlideStore
 
@@ -121,6 +122,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("mito_median", "mito. share, median", "%", 1, least=0.02),
     Measure("tissue_median", "tissue in the patch, median", "%", 1, least=0.05),
     Measure("focus_median", "focus, median", "grey²", log=True),
+    Measure("registration_z", "picture and counts agree, z", "", 1, compared=False),
+    Measure("outline", "outline of the spots on the tissue", "", 2, compared=False),
     Measure("share_flagged", "spots flagged for any reason", "%", 1, least=0.05),
     *map(_share, (LOW_DEPTH, FEW_GENES, HIGH_MITO, LITTLE_TISSUE, *PICTURE_FLAGS)),
     Measure("optical_density", "optical density, mean", "", 3),
@@ -241,6 +244,7 @@ class SlideQuality:
         flags: reason -> spots that stand out.
         patches: summary of the pictures; None without image.
         numbers: measure -> value, what `qc.csv` holds; NaN where the slide has none.
+        registration: whether the image is the picture of the spots.
     """
 
     slide_id: str
@@ -249,6 +253,7 @@ class SlideQuality:
     flags: dict[str, Flag]
     patches: PatchQuality | None
     numbers: dict[str, float]
+    registration: Registration
 
 
 def slide_quality(store: SlideStore, config: QcConfig | None = None) -> SlideQuality:
@@ -267,8 +272,10 @@ def slide_quality(store: SlideStore, config: QcConfig | None = None) -> SlideQua
         parts += [tissue, patches.spots]
     spots = pd.concat(parts, axis=1) if parts else pd.DataFrame(index=range(store.n_spots))
     flags = slide_flags(spots, config, protein=store.modality == PROTEIN)
+    fit = store_registration(store)
     numbers = _numbers(store, spots, flags, patches)
-    return SlideQuality(store.slide_id, store.modality, spots, flags, patches, numbers)
+    numbers |= {"registration_z": fit.z, "outline": fit.outline}
+    return SlideQuality(store.slide_id, store.modality, spots, flags, patches, numbers, fit)
 
 
 def slide_flags(

@@ -74,6 +74,7 @@ def prepare(
     scheduler: str | None = None,
     minutes: float = DEFAULT_MINUTES,
     backend: str = "auto",
+    fix_registration: bool = False,
 ) -> PrepareReport:
     """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
 
@@ -93,6 +94,8 @@ def prepare(
         scheduler: address of a Dask scheduler, whose workers are used in place of ``workers``.
         minutes: after which a slide is given up (``workers`` 1 or more).
         backend: what decodes the images; see `preprocessing.slides.open_slide`.
+        fix_registration: move spots that do not lie where the image shows them, as
+            `preprocessing.registration` finds; the store says so.
 
     Returns:
         One result a slide. Slides with missing or bad files are "failed" there.
@@ -106,7 +109,16 @@ def prepare(
     rows = _rows(manifest, root)
     out.mkdir(parents=True, exist_ok=True)
     tasks = [
-        SlideTask(row, out / f"{row.slide_id}.h5", patch, images, quality, genes, backend)
+        SlideTask(
+            row,
+            out / f"{row.slide_id}.h5",
+            patch,
+            images,
+            quality,
+            genes,
+            backend,
+            fix_registration,
+        )
         for row in rows
     ]
     remove_abandoned(out)

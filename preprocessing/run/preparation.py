@@ -23,6 +23,7 @@ from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.pseudo_spots import beyond_picture
 from preprocessing.readers.format import format_of, read_slide_spots, read_spots, source_files
+from preprocessing.registration import register
 from preprocessing.slide_row import PATH_COLUMNS, SAID, SlideRow
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.decoders import direct_tiles
@@ -120,6 +121,7 @@ class SlideTask:
     quality: QualityConfig = field(default_factory=QualityConfig)
     genes: GeneMapConfig | None = None
     backend: str = "auto"
+    fix_registration: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,15 +249,20 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     backend = {} if task.backend == "auto" else {"backend": task.backend}
-    return backend | {
-        "recipe": _RECIPE,
-        "genes": named,
-        "row": fields,
-        "image_name": "" if task.row.image is None else task.row.image.name,
-        "patch": {k: v for k, v in asdict(task.patch).items() if v is not None},
-        "images": task.images,
-        "quality": asdict(task.quality),
-    }
+    asked = {"fix_registration": True} if task.fix_registration else {}
+    return (
+        backend
+        | asked
+        | {
+            "recipe": _RECIPE,
+            "genes": named,
+            "row": fields,
+            "image_name": "" if task.row.image is None else task.row.image.name,
+            "patch": {k: v for k, v in asdict(task.patch).items() if v is not None},
+            "images": task.images,
+            "quality": asdict(task.quality),
+        }
+    )
 
 
 def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResult:
@@ -299,25 +306,30 @@ def _write(
 ) -> SlideResult:
     if task.genes is not None:
         table = apply_gene_map(table, task.genes, task.row.organism)
-    beyond, fraction = 0, None
+    beyond, fraction, picture = 0, None, None
     if slide is not None:
-        table, beyond = _inside(task.row, slide, table)
-        fraction = _tissue(slide, table, task.patch)
+        picture = slide_picture(slide)
+        table, picture = _registered(task, picture, table)
+        with likely_place(picture, table):
+            table, beyond = _inside(task.row, slide, table)
+            fraction = _tissue(slide, table, task.patch)
+            drop_mask(table, fraction, task.quality)
     reasons = drop_reasons(table, fraction, task.quality)
     kept = np.flatnonzero(~drop_mask(table, fraction, task.quality))
+    left_out = table.xy_px0[reasons.get(OFF_TISSUE, np.zeros(table.n_spots, dtype=bool))]
     order = kept[hilbert_order(table.xy_um[kept])]
     table = table.take(order)
     counted = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
     dropped = {reason: number for reason, number in counted.items() if number}
     of_image: dict[str, Any] = {"patches": None}
-    if slide is not None and fraction is not None:
+    if slide is not None and fraction is not None and picture is not None:
         patch, wide = task.patch, task.patch.context_um
         of_image = {
             "patches": _patches(slide, table, patch),
             "context": wide and _patches(slide, table, PatchConfig(wide, patch.patch_px)),
             "features": {HANDCRAFTED: _handcrafted(slide, table, patch)},
             "tissue_fraction": fraction[order],
-            "picture": _picture(slide),
+            "picture": replace(picture, left_out_px0=left_out),
         }
     write_store(
         task.store,
@@ -330,9 +342,38 @@ def _write(
         dropped=dropped,
         **of_image,
     )
-    left_out = ", ".join(f"{n} spots left out: {reason}" for reason, n in dropped.items())
+    told = [f"{n} spots left out: {reason}" for reason, n in dropped.items()]
+    if picture is not None and picture.correction:
+        told.append(f"places corrected by {picture.correction}")
     um = 0.0 if slide is None else task.patch.um
-    return SlideResult(task.row.slide_id, "done", left_out, table.n_spots, um)
+    return SlideResult(task.row.slide_id, "done", ", ".join(told), table.n_spots, um)
+
+
+def _registered(
+    task: SlideTask, picture: SlidePicture, table: SpotTable
+) -> tuple[SpotTable, SlidePicture]:
+    """The spots where the picture shows them, if that was asked for and they do not lie there."""
+    if not task.fix_registration or table.image_only:
+        return table, picture
+    found = register(picture, table.xy_px0, table.counts, table.image_transform)
+    if found.matrix is None:
+        return table, picture
+    table = table.transformed(found.matrix, f"--fix-registration (as {found.correction})")
+    return table, replace(picture, correction=found.correction)
+
+
+@contextmanager
+def likely_place(picture: SlidePicture, table: SpotTable) -> Iterator[None]:
+    """Say in an error about spots beyond the picture or its tissue where they fit."""
+    try:
+        yield
+    except DataError as error:
+        if table.image_only:
+            raise
+        found = register(picture, table.xy_px0, table.counts, table.image_transform)
+        if not found.correction:
+            raise
+        raise DataError(f"{error}. {found.message}: {found.fix}") from error
 
 
 def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
@@ -380,7 +421,8 @@ def _scale_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.nd
     return result
 
 
-def _picture(slide: Slide) -> SlidePicture:
+def slide_picture(slide: Slide) -> SlidePicture:
+    """The slide as a whole: a thumbnail of at most 1024 pixels."""
     small, downsample = thumbnail(slide)
     width, height = slide.level_dimensions[0]
     return SlidePicture((int(width), int(height)), small, downsample)

@@ -35,7 +35,9 @@ ABSENT = {  # what to tell who asks for a group that is not there
 }
 FEATURES, THUMBNAIL = "features", "thumbnail"
 REQUIRED = (COUNTS, GENE_ID, GENE_NAME, BARCODE, XY_PX0, XY_UM, TISSUE_FRACTION, LABELS)
-JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes")
+LEFT_OUT = "left_out/xy_px0"  # only where spots were left out as off tissue
+IMAGE_TRANSFORM, CORRECTION = "image_transform", "registration_correction"  # attributes, if any
+JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes", IMAGE_TRANSFORM)
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
 SEAL, _OWN = "content_sha256", "sha256"  # attributes: of the file, and of every dataset
 _JPEG_QUALITY = 90

@@ -243,6 +243,23 @@ class SlideStore:
         return np.asarray(self._file[layout.XY_PX0][:])
 
     @property
+    def left_out_px0(self) -> np.ndarray:
+        """Centres of the spots left out as off tissue, level-0 pixels, (O, 2) float64."""
+        known = layout.LEFT_OUT in self._file
+        return np.asarray(self._file[layout.LEFT_OUT][:]) if known else np.empty((0, 2))
+
+    @property
+    def image_transform(self) -> np.ndarray | None:
+        """What took the places of the sources to the image, (3, 3); None: nothing had to."""
+        known = self.attrs.get(layout.IMAGE_TRANSFORM)
+        return None if known is None else np.array(known, dtype=np.float64)
+
+    @property
+    def correction(self) -> str:
+        """What ``--fix-registration`` did, in the words of the column image_transform; ""."""
+        return str(self.attrs.get(layout.CORRECTION, ""))
+
+    @property
     def tissue_fraction(self) -> np.ndarray:
         """Part of each patch that is tissue, (S,) float32; NaN without image."""
         return np.asarray(self._file[layout.TISSUE_FRACTION][:])

@@ -7,7 +7,7 @@ its name. A process killed at any moment leaves the old store or the new one, no
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,17 @@ class SlidePicture:
         size_px0: (width, height) of the image in level-0 pixels.
         thumbnail: uint8 (h, w, 3), at most 1024 px.
         downsample: level-0 pixels per thumbnail pixel.
+        left_out_px0: (O, 2) centres of the spots left out as off tissue; they tell where the
+            array was thought to lie.
+        correction: what `hibio prepare --fix-registration` did to the places, as the manifest
+            column image_transform says it; "" nothing.
     """
 
     size_px0: tuple[int, int]
     thumbnail: np.ndarray
     downsample: float
+    left_out_px0: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    correction: str = ""
 
 
 def write_store(
@@ -92,6 +98,8 @@ def write_store(
         "dropped": dict(dropped or {}),
         "notes": list(table.notes),
     }
+    if table.image_transform is not None:
+        documents[layout.IMAGE_TRANSFORM] = table.image_transform.tolist()
     _without_nul(row, table)
     _check_context(patch, patches is not None, context is not None)
     with atomic_path(Path(path)) as temporary, hdf5_writer(temporary) as (file, sink):
@@ -246,6 +254,10 @@ def _write_picture(file: h5py.File, picture: SlidePicture) -> None:
     data = file.create_dataset(layout.THUMBNAIL, data=encoded)
     data.attrs["downsample"] = float(picture.downsample)
     file.attrs["slide_size_px0"] = np.array(picture.size_px0, dtype=np.int64)
+    if len(picture.left_out_px0):
+        layout.write_array(file, layout.LEFT_OUT, picture.left_out_px0.astype(np.float64))
+    if picture.correction:
+        file.attrs[layout.CORRECTION] = picture.correction
 
 
 def say_anew(path: str | Path, said: Mapping[str, str], settings: Mapping[str, Any]) -> None:
