@@ -17,13 +17,13 @@ from preprocessing.errors import DataError
 
 Matrix = NDArray[np.float64]
 #: The picture of the spots became the picture at hand by this: (2, 2) on x, y (y downwards), about
-#: the middle of the frame. rot90 is a quarter clockwise, flip_x changes left and right.
+#: the middle of the frame. rot90 is numpy's, against the clock; flip_x changes left and right.
 TURNS: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "flip_x": ((-1, 0), (0, 1)),
     "flip_y": ((1, 0), (0, -1)),
-    "rot90": ((0, -1), (1, 0)),
+    "rot90": ((0, 1), (-1, 0)),
     "rot180": ((-1, 0), (0, -1)),
-    "rot270": ((0, 1), (-1, 0)),
+    "rot270": ((0, -1), (1, 0)),
     "transpose": ((0, 1), (1, 0)),
     "transverse": ((0, -1), (-1, 0)),
 }

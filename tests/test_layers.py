@@ -59,7 +59,6 @@ LAYERS = (
         "preprocessing.qc",
     ),
     ("preprocessing.readers", "preprocessing.registration", "preprocessing.stain"),
-    ("preprocessing.agreement",),
     ("preprocessing.store", "preprocessing.tissue"),
     ("preprocessing.coexpression", "preprocessing.patches", "preprocessing.selection"),
     (

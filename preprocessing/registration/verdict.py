@@ -3,7 +3,7 @@
 Docs/method.md 0.1. A slide answers it alone: the map of its counts is compared with the map of its
 picture at the place given and at many others (flips, turns, shifts, half and twice the scale), and
 with counts that are as smooth but lie anywhere (Moran spectral randomisation: Wagner and Dray,
-2015). Lengths are in pitches: the median distance to the nearest spot, or more where spots are many.
+2015). Lengths are in pitches: the median distance to the nearest spot, or more of many spots.
 Shapes: S spots, n groups of spots, C candidate places; a place is (2, 3), from the pixels given.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from preprocessing.agreement import GIVEN, Agreement
 from preprocessing.findings import Finding
 from preprocessing.image_transform import TURNS, image_matrix, matrix_of, moved, transform_text
+from preprocessing.registration.agreement import GIVEN, Agreement
 from preprocessing.store import SlidePicture, SlideStore
 from preprocessing.tissue import DARK
 
