@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -55,15 +56,22 @@ def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding
     if path.suffix.lower() == ".csv":
         return _check_manifest(path, root)
     findings = verify_store(path)
-    return findings if failed(findings) else findings + _fit(path)
+    return findings if failed(findings) else _with_fit(path, findings)
 
 
-def _fit(path: Path) -> list[Finding]:
-    """Whether the image of a valid store is the picture of its spots."""
+def _with_fit(path: Path, findings: list[Finding]) -> list[Finding]:
+    """The findings on a valid store, and whether its image is the picture of its spots."""
     with SlideStore(path) as store:
         if not (store.has_image and store.has_counts):
-            return []
-        return [store_registration(store).finding(str(path), store.correction)]
+            return findings
+        return _joined(findings, store_registration(store).finding(str(path), store.correction))
+
+
+def _joined(findings: list[Finding], fit: Finding) -> list[Finding]:
+    """One more finding; two that are fine are one line."""
+    if fit.level != "PASS" or [finding.level for finding in findings] != ["PASS"]:
+        return [*findings, fit]
+    return [replace(fit, message=f"{findings[0].message}; {fit.message}")]
 
 
 def _check_folder(folder: Path) -> list[Finding]:
@@ -75,10 +83,10 @@ def _check_folder(folder: Path) -> list[Finding]:
     usable: list[Path] = []
     for path in tqdm(stores, desc="check", unit="slide", disable=None):
         found = verify_store(path)
-        findings += found
-        if all(finding.level != "FAIL" for finding in found):
+        if not failed(found):
             usable.append(path)
-            findings += _fit(path)
+            found = _with_fit(path, found)
+        findings += found
     return findings + _across(folder, usable)
 
 
@@ -154,7 +162,7 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
     summary = f"{size}, {table.mpp:.4g} um per pixel"
     found = findings or [Finding("PASS", row.slide_id, summary)]
-    return found if fit is None else [*found, fit.finding(row.slide_id)]
+    return found if fit is None else _joined(found, fit.finding(row.slide_id))
 
 
 def _read(row: SlideRow) -> tuple[SpotTable, Registration | None]:

@@ -71,7 +71,8 @@ def test_a_file_of_nine_numbers_and_one_that_is_none(tmp_path: Path) -> None:
 def test_an_alignment_of_loupe_leads_from_cytassist_to_the_microscope(tmp_path, flat) -> None:
     told = np.array([[0.5, 0, 10], [0, 0.5, -20], [0, 0, 1]])
     path = tmp_path / "a.json"
-    path.write_text(json.dumps({"cytAssistInfo": {"transformImages": (told.ravel() if flat else told).tolist()}}))  # fmt: skip
+    numbers = (told.ravel() if flat else told).tolist()
+    path.write_text(json.dumps({"cytAssistInfo": {"transformImages": numbers}}))
     point = np.array([[100.0, 60.0]])
     assert np.allclose(moved(moved(point, read_alignment(path)), told), point)
     path.write_text("{}")
