@@ -9,6 +9,7 @@ the scale of a slide give them to level-0 pixels of the image file. The manifest
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ def read_alignment(path: Path) -> Matrix:
     return _usable(np.linalg.inv(_usable(matrix, str(path))), str(path))
 
 
-def _usable(matrix: Matrix, where: str) -> Matrix:
+def _usable(matrix: NDArray[Any], where: str) -> Matrix:
     """The matrix with a last row of exactly 0 0 1; refuses what is no affine map."""
     fine = matrix.shape == (3, 3) and np.isfinite(matrix).all() and matrix[2, 2] != 0
     if fine:

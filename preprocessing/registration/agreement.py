@@ -103,8 +103,8 @@ class Agreement:
         self._members = xy[chosen].astype(np.float32)
         self._sizes = np.bincount(group[chosen]).astype(np.float32)
         self._starts = np.searchsorted(group[chosen], np.arange(len(self._sizes)))
-        self._middles = np.stack([np.bincount(group, xy[:, k]) for k in (0, 1)], axis=1)
-        self._middles /= np.bincount(group)[:, None]
+        sums = np.stack([np.bincount(group, xy[:, k]) for k in (0, 1)], axis=1)
+        self._middles: NDArray[np.float64] = sums / np.bincount(group)[:, None]
 
     def _read_counts(self, counts: csr_matrix, rng: np.random.Generator) -> None:
         """Components (n, K) without cubic trend, weighted, and draws of the null (99, n, K)."""
@@ -113,14 +113,14 @@ class Agreement:
         graph = KNNGraph(k=_NEIGHBOURS).build(self._middles)
         values, moran = _components(into @ counts, graph)
         self.moran = float(moran.max())
-        self._trend = _cubic(self._middles)
-        values = values - self._trend @ (self._trend.T @ values)
+        trend = _cubic(self._middles)
+        values = values - trend @ (trend.T @ values)
         values /= np.linalg.norm(values, axis=0) + 1e-12
         weight = np.maximum(moran, 0) / max(float(np.maximum(moran, 0).sum()), 1e-12)
         weighted = values * np.sqrt(weight)
-        draws = _spectral_draws(weighted, graph.matrix().toarray(), self._trend, rng)
+        draws = _spectral_draws(weighted, graph.matrix().toarray(), trend, rng)
         self._values, self._draws = weighted.astype(np.float32), draws.astype(np.float32)
-        self._trend = self._trend.astype(np.float32)
+        self._trend = trend.astype(np.float32)
 
     def _at(self, points: NDArray[np.float32], places: Array) -> tuple[Array, NDArray[np.int32]]:
         """Points (m, 2) laid by places (C, 2, 3): pixels (C, m, 2), and cells (C, m)."""
@@ -144,7 +144,7 @@ class Agreement:
 
     def _features(self, places: Array, only: NDArray[np.bool_] | None = None) -> Array:
         """Maps of the picture at the groups, without cubic trend, (C, n, F)."""
-        maps = self._maps[self._at(self._members, places)[1]]
+        maps: Array = self._maps[self._at(self._members, places)[1]]
         if len(self._members) > len(self._sizes):
             maps = np.add.reduceat(maps, self._starts, axis=1) / self._sizes[:, None]
         trend = self._trend
@@ -218,7 +218,7 @@ def _ring(xy: Array, pitch: float) -> NDArray[np.float32]:
     across = [np.arange(a, b, pitch / 2) for a, b in zip(low, high, strict=True)]
     points = np.stack(np.meshgrid(*across), axis=-1).reshape(-1, 2)
     far = cKDTree(xy).query(points)[0] / pitch
-    return points[(far > _RING[0]) & (far < _RING[1])].astype(np.float32)
+    return np.asarray(points[(far > _RING[0]) & (far < _RING[1])], dtype=np.float32)
 
 
 def _cells(pixels: NDArray[np.float32], step: int) -> NDArray[np.float32]:

@@ -17,12 +17,16 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.findings import Finding
 from preprocessing.image_transform import TURNS, image_matrix, matrix_of, moved, transform_text
-from preprocessing.registration.agreement import GIVEN, Agreement
+from preprocessing.registration.agreement import GIVEN, Agreement, Array
 from preprocessing.store import SlidePicture, SlideStore
 from preprocessing.tissue import DARK
 
-FITS, MOVED, NOWHERE, SHUFFLED, UNKNOWN = "fits", "moved", "nowhere", "shuffled", "unknown"
 Verdict = Literal["fits", "moved", "nowhere", "shuffled", "unknown"]
+FITS: Verdict = "fits"
+MOVED: Verdict = "moved"
+NOWHERE: Verdict = "nowhere"
+SHUFFLED: Verdict = "shuffled"
+UNKNOWN: Verdict = "unknown"
 # Limits of the verdict, set on the slides of benchmarks/registration.py.
 FEWEST_SPOTS = 60  # of fewer nothing is said
 SURE_SPOTS = 150  # of fewer it is not said that a picture fits nowhere
@@ -235,7 +239,8 @@ class _Pose:
         linear = self.scale * np.array([[cos, -sin], [sin, cos]])
         if self.turn:
             linear = linear @ np.array(TURNS[self.turn], dtype=np.float64)
-        return np.column_stack([linear, self.to + self.shift - linear @ middle])
+        column = self.to + self.shift - linear @ middle
+        return np.column_stack([linear, column])
 
     def stepped(self, part: int, step: float, pitch: float) -> "_Pose":
         """The pose a step away: 0 x, 1 y (pitches), 2 angle, 3 scale."""
@@ -302,7 +307,7 @@ def _search(agreement: Agreement) -> tuple[_Pose, float, float]:
 def _improved(agreement: Agreement, pose: _Pose, trusted: bool) -> tuple[_Pose, float]:
     """Climb from a pose by steps of shift, angle and scale that get smaller; and its agreement."""
 
-    def totals(poses: list[_Pose]) -> NDArray[np.float64]:
+    def totals(poses: list[_Pose]) -> Array:
         places = _places(agreement, poses)
         return agreement.total(places, agreement.outline(places) if trusted else None)
 

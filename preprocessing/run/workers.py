@@ -280,5 +280,6 @@ def _reason(error: Exception) -> str:
 
 def _absolute(task: SlideTask) -> SlideTask:
     """The task with paths that do not depend on the folder in which a worker was started."""
-    paths = {n: path.absolute() for n, path in vars(task.row).items() if isinstance(path, Path)}
+    row: dict[str, Any] = vars(task.row)
+    paths: dict[str, Any] = {n: p.absolute() for n, p in row.items() if isinstance(p, Path)}
     return replace(task, row=replace(task.row, **paths), store=task.store.absolute())
