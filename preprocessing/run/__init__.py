@@ -108,31 +108,24 @@ def prepare(
     out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
     rows = _rows(manifest, root)
     out.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        SlideTask(
-            row,
-            out / f"{row.slide_id}.h5",
-            patch,
-            images,
-            quality,
-            genes,
-            backend,
-            fix_registration,
-        )
-        for row in rows
-    ]
+    same = (patch, images, quality, genes, backend, fix_registration)
+    tasks = [SlideTask(row, out / f"{row.slide_id}.h5", *same) for row in rows]
     remove_abandoned(out)
-    bar = tqdm(total=len(rows), desc="prepare", unit="slide", disable=None)
-    results: dict[str, SlideResult] = {}
     try:
-        found = _results(tasks, workers, scheduler, 60 * minutes)
-        with interruptible(), closing(found), bar:
-            for result in found:
-                results[result.slide_id] = result
-                bar.update()
+        return _report(tasks, _results(tasks, workers, scheduler, 60 * minutes))
     finally:
         remove_abandoned(out)
-    return PrepareReport(tuple(results[row.slide_id] for row in rows))
+
+
+def _report(tasks: list[SlideTask], found: Generator[SlideResult, None, None]) -> PrepareReport:
+    """Wait for all results, with a progress bar; they come in any order."""
+    results: dict[str, SlideResult] = {}
+    bar = tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None)
+    with interruptible(), closing(found), bar:
+        for result in found:
+            results[result.slide_id] = result
+            bar.update()
+    return PrepareReport(tuple(results[task.row.slide_id] for task in tasks))
 
 
 def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:

@@ -343,8 +343,7 @@ def _write(
         **of_image,
     )
     told = [f"{n} spots left out: {reason}" for reason, n in dropped.items()]
-    if picture is not None and picture.correction:
-        told.append(f"places corrected by {picture.correction}")
+    told += [f"places corrected by {picture.correction}"] if picture and picture.correction else []
     um = 0.0 if slide is None else task.patch.um
     return SlideResult(task.row.slide_id, "done", ", ".join(told), table.n_spots, um)
 
