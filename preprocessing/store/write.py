@@ -98,8 +98,6 @@ def write_store(
         "dropped": dict(dropped or {}),
         "notes": list(table.notes),
     }
-    if table.image_transform is not None:
-        documents[layout.IMAGE_TRANSFORM] = table.image_transform.tolist()
     _without_nul(row, table)
     _check_context(patch, patches is not None, context is not None)
     with atomic_path(Path(path)) as temporary, hdf5_writer(temporary) as (file, sink):
@@ -149,8 +147,12 @@ def _check_context(patch: PatchConfig, patches: bool, context: bool) -> None:
 def _attrs(
     table: SpotTable, row: SlideRow, patch: PatchConfig, encoding: str, has_image: bool
 ) -> dict[str, Any]:
-    wide = {"context_um": patch.context_um} if has_image and patch.context_um is not None else {}
-    return wide | {
+    more: dict[str, Any] = {}
+    if has_image and patch.context_um is not None:
+        more["context_um"] = patch.context_um
+    if table.image_transform is not None:
+        more[layout.IMAGE_TRANSFORM] = json.dumps(table.image_transform.tolist())
+    return more | {
         "schema_version": layout.SCHEMA_VERSION,
         "slide_id": row.slide_id,
         "patient_id": row.patient_id,
