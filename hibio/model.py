@@ -339,6 +339,8 @@ class HiBio(nn.Module):
             raise ConfigError(f"{settings}: {error}") from error
         try:
             model.load_state_dict(load_file(weights))
+        except ConfigError as error:
+            raise ConfigError(f"{weights}: {error}") from error
         except Exception as error:
             raise ConfigError(
                 f"{weights}: does not fit config.yaml ({error}); the checkpoint is torn: use its "

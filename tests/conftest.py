@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -18,6 +21,24 @@ N_SLIDES, N_SPOTS, N_GENES = 3, 70, 400
 
 settings.register_profile("hibio", deadline=None)  # a busy machine is no defect
 settings.load_profile("hibio")
+
+
+#: Golden values of published code; the environment variable HIBIO_ORACLES names another folder.
+ORACLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracles"
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str], dict[str, np.ndarray]]:
+    """Arrays of one file of golden values, by name; the test is skipped where it is not."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        path = Path(os.environ.get("HIBIO_ORACLES") or ORACLES) / name
+        if not path.is_file():
+            pytest.skip(f"no golden values {path}; HIBIO_ORACLES names their folder")
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    return read
 
 
 @pytest.fixture(scope="session")

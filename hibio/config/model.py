@@ -160,8 +160,8 @@ class OmicsConfig:
 
     Attributes:
         name: graph_hierarchy | mlp (baseline) | package.module:Class.
-        variant: of graph_hierarchy: hibio (docs/method.md 3) | heist (the layer arithmetic of the
-            published v2 model, for comparison; it reads a whole slide at once).
+        variant: of graph_hierarchy: hibio (docs/method.md 3) | heist (the arithmetic of the
+            published v2 encoder, for comparison; it reads a whole slide at once).
         width: d.
         layers: L.
         heads: attention heads; divides width.
@@ -175,6 +175,8 @@ class OmicsConfig:
         init_from: a checkpoint, omics-only or multimodal, whose omics tower is the start.
         checkpoint: keep only the tokens between layers while training, and compute the layers
             again in the backward pass: less memory for about a third more time (graph_hierarchy).
+        rank_code: of variant heist, how a gene's rank is written: fixed (the published switch
+            ``rank_pe_fixed``, a sinusoid of the rank) | released (of the released checkpoint).
         settings: arguments of the constructor of a package.module:Class.
     """
 
@@ -191,6 +193,7 @@ class OmicsConfig:
     cross: bool = True
     init_from: Path | None = None
     checkpoint: bool = False
+    rank_code: Literal["fixed", "released"] = "fixed"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -199,6 +202,8 @@ class OmicsConfig:
             raise ValueError(
                 "checkpoint is of the layers of name: graph_hierarchy, variant: hibio; leave it out"
             )
+        if self.rank_code != "fixed" and (self.name, self.variant) != ("graph_hierarchy", "heist"):
+            raise ValueError("rank_code is of name: graph_hierarchy, variant: heist; leave it out")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 

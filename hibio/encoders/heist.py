@@ -7,7 +7,9 @@ vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +32,32 @@ def spots_at_once(n_genes: int, device: torch.device) -> int:
     return max(1, tokens // max(n_genes, 1))
 
 
-def rank_encoding(n_ranks: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoid of the integer ranks 0, 1, ..., (n_ranks, D).
+def sinusoid(position: Tensor, rate_d: Tensor) -> Tensor:
+    """Columns 2j and 2j + 1 are the sine and cosine of position * rate j, (..., 2 d)."""
+    angle = position[..., None] * rate_d
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
-    Columns 2j and 2j + 1 are the sine and cosine of rank * 10000^(-2j/D) (the corrected published
-    form, exponent instead of product).
+
+def rank_encoding(rank_SK: Tensor, n_ranks_S: Tensor, width: int, code: str) -> Tensor:
+    """Sinusoid of the ranks of a spot's genes, (S, K, D), by one of the two published codes.
+
+    ``fixed`` (published switch ``rank_pe_fixed``) has the rate 10000^(-2j/D) of the rank itself.
+    ``released`` (published default, that of the released checkpoint) spreads the ranks of a spot
+    over 0 to 1 and has the rate 10000 * 8j/D: a product where a power was meant, so neighbouring
+    ranks are far apart and the code is rather a name of each rank.
+
+    Args:
+        rank_SK: 0 (the highest value), 1, ..., in the floating-point type of the result.
+        n_ranks_S: ranks that each spot has; one rank alone stands at 0.
+        width: D, even.
+        code: fixed | released.
     """
-    power_d = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    rank_K = torch.arange(n_ranks, device=device, dtype=torch.float32)
-    angle_Kd = rank_K[:, None] * torch.pow(10000.0, -power_d)
-    return torch.stack([angle_Kd.sin(), angle_Kd.cos()], dim=2).flatten(1)
+    step_d = torch.arange(0, width, 2, device=rank_SK.device, dtype=rank_SK.dtype)
+    if code == "released":
+        scaled_SK = rank_SK / (n_ranks_S[:, None] - 1).clamp(min=1)
+        return sinusoid(scaled_SK, 10000.0 * (step_d * 4 / width))
+    rank_K = torch.arange(rank_SK.shape[1], device=rank_SK.device, dtype=rank_SK.dtype)
+    return sinusoid(rank_K, torch.pow(10000.0, -step_d / width))[rank_SK.long()]
 
 
 def place_encoding(place_S2: Tensor, width: int) -> Tensor:
@@ -53,9 +71,8 @@ def place_encoding(place_S2: Tensor, width: int) -> Tensor:
         width: D, a multiple of 4.
     """
     axis = width // 2
-    power_d = 4 * torch.arange(axis // 2, device=place_S2.device, dtype=torch.float32) / axis
-    angle_S2d = place_S2[:, :, None] * torch.pow(10000.0, -power_d)
-    return torch.stack([angle_S2d.sin(), angle_S2d.cos()], dim=3).flatten(1)
+    step_d = torch.arange(axis // 2, device=place_S2.device, dtype=place_S2.dtype)
+    return sinusoid(place_S2, torch.pow(10000.0, -4 * step_d / axis)).flatten(1)
 
 
 def standardised_places(xy_um_S2: Tensor, slide_of_spot_S: Tensor) -> Tensor:
@@ -167,7 +184,7 @@ class GeneGraphConvolution(nn.Module):
 
 
 class NormedPerceptron(nn.Module):
-    """Norm, three-layer ReLU perceptron (D, 4D, 4D, D), residual, norm: u = LN(x), LN(u + f(u)).
+    """LN_post(u + f(LN_pre(u))) with f a three-layer ReLU perceptron (D, 4D, 4D, D).
 
     Args:
         width: D.
@@ -177,7 +194,7 @@ class NormedPerceptron(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_pre = nn.LayerNorm(width)
         self.layers = nn.Sequential(
             RowLinear(width, 4 * width),
             nn.ReLU(inplace=True),
@@ -185,12 +202,23 @@ class NormedPerceptron(nn.Module):
             nn.ReLU(inplace=True),
             RowLinear(4 * width, width),
         )
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(self, token: Tensor) -> Tensor:
         """Tokens (..., D)."""
-        normed = self.norm_in(self.dropout(token))
-        return self.norm_out(normed + self.dropout(self.layers(normed)))
+        token = self.dropout(token)
+        return self.norm_post(token + self.dropout(self.layers(self.norm_pre(token))))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Refuse the weights of the block as it was before it was the published one."""
+        if f"{prefix}norm_in.weight" in state_dict:
+            raise ConfigError(
+                "this checkpoint of variant 'heist' was trained by an older HiBio, whose blocks "
+                "were LN(LN(u) + f(LN(u))) and not the published LN(u + f(LN(u))); its weights "
+                "mean nothing in the published arithmetic. Train it again, or read it with the "
+                "HiBio that wrote it"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class CrossGate(nn.Module):
@@ -270,19 +298,17 @@ class HeistEncoder(nn.Module):
     """What the published model computes, to be checked and compared with; not what to train first.
 
     Input: a spot is its standardised place spread over D columns plus the sinusoid of that place;
-    a gene is its value spread over D columns plus the sinusoid of its rank (0 is the highest); each
-    through a linear map and GELU. Then the layers, a residual around each from the second on, and
-    one LayerNorm that both levels share.
+    a gene is its value spread over D columns plus the sinusoid of its rank (0 is the highest, by
+    ``rank_code``); each through a linear map and GELU. Then the layers, a residual around each from
+    the second on, and one LayerNorm that both levels share.
 
     Kept although they are defects, because they are the published arithmetic: places lose their
     micrometres (standardised per axis and slide), attention reaches every spot of a slide that is
     in the batch, so a result depends on the batch: ``hops`` is -1 (a slide is embedded in one
     piece), and in training the batch is all that a spot sees.
 
-    Chosen where the report on the published model is silent: spot sum and spot attention are
-    added; the perceptron's residual starts behind the first norm; both cross messages read the
-    tokens before either; sine and cosine alternate; biases start at 0; no positional term is added
-    again after the input.
+    With equal weights and inputs in float64 the tokens are those of the published code to 1e-5
+    (golden values in tests/hibio/test_heist_published.py). Chosen by us: biases start at 0.
 
     Different on purpose: spatial edges are the batch's neighbour lists plus the loop (published:
     Delaunay triangles); gene edges are ours, of label-free groups; values are relative TF-IDF
@@ -296,8 +322,8 @@ class HeistEncoder(nn.Module):
     width at both levels.
 
     Args:
-        config: width (a multiple of 4), layers, heads, dropout. The reference mode has no gene
-            identity, no skip and no switches.
+        config: width (a multiple of 4), layers, heads, dropout, rank_code. The
+            reference mode has no gene identity, no skip and no switches.
         context: gene graphs from the artifacts; the factors are not read.
 
     Raises:
@@ -365,9 +391,11 @@ class HeistEncoder(nn.Module):
     def _gene_tokens(self, batch: SlideBatch, present_SK: Tensor, mask: OmicsMask | None) -> Tensor:
         shown_SK = present_SK if mask is None else present_SK & ~mask.gene_SK
         relative_SK = relative_values(batch.value_SK, shown_SK)
-        rank_SK = (shown_SK.cumsum(dim=1) - 1).clamp(min=0)  # values fall along K
-        table_KD = rank_encoding(shown_SK.shape[1], self.config.width, shown_SK.device)
-        token_SKD = self.gene_input(relative_SK[..., None] + table_KD[rank_SK])
+        rank_SK = (shown_SK.cumsum(dim=1) - 1).clamp(min=0).to(relative_SK.dtype)  # values fall
+        code_SKD = rank_encoding(
+            rank_SK, shown_SK.sum(dim=1), self.config.width, self.config.rank_code
+        )
+        token_SKD = self.gene_input(relative_SK[..., None] + code_SKD)
         if mask is None:
             return token_SKD
         return torch.where(mask.gene_SK[..., None], self.masked_gene_D, token_SKD)

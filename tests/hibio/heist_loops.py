@@ -86,11 +86,11 @@ def slow_gene_convolution(part, genes, edges):
 
 
 def slow_perceptron(part, x):
-    normed = layer_norm(part.norm_in, x)
+    normed = layer_norm(part.norm_pre, x)
     first, second, third = part.layers[0], part.layers[2], part.layers[4]
     hidden = np.maximum(affine(first, normed), 0)
     hidden = np.maximum(affine(second, hidden), 0)
-    return layer_norm(part.norm_out, normed + affine(third, hidden))
+    return layer_norm(part.norm_post, x + affine(third, hidden))
 
 
 def slow_gate(part, target, source):
@@ -153,6 +153,8 @@ def slow_inputs(encoder: HeistEncoder, batch: SlideBatch, mask: OmicsMask | None
             rank, x = shown.index(k), []
             for n in range(0, width, 2):
                 angle = rank * 10000 ** (-n / width)
+                if encoder.config.rank_code == "released":
+                    angle = rank / max(len(shown) - 1, 1) * 10000 * 2 * n / (width // 2)
                 x += [math.sin(angle), math.cos(angle)]
             x = np.array(x) + batch.value_SK[i, k].item() / mean
             genes[-1].append(gelu(affine(encoder.gene_input[0], x)))

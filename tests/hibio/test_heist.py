@@ -39,7 +39,7 @@ from tests.hibio.heist_loops import (
 from tests.hibio.toy import OMICS, make_model, make_slide, permuted, whole_batch
 
 PUBLISHED = {"identity": "none", "skip": False, "dropout": 0.0}
-CONFIG = OmicsConfig(width=8, layers=3, heads=2, **PUBLISHED)
+CONFIG = OmicsConfig(width=8, layers=3, heads=2, variant="heist", **PUBLISHED)
 G, K, S = 12, 7, 9
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
 
@@ -167,10 +167,13 @@ MASK = OmicsMask(
 )
 
 
-@pytest.mark.parametrize("mask", [None, MASK])
+@pytest.mark.parametrize(("mask", "code"), [(None, "released"), (MASK, "fixed"), (None, "fixed")])
 @torch.no_grad()
-def test_the_encoder_against_loops(mask):
-    encoder, batch = make_encoder(), make_batch()
+def test_the_encoder_against_loops(mask, code):
+    encoder, batch = make_encoder(rank_code=code).double(), make_batch()
+    batch = dataclasses.replace(  # the released code has angles of ten thousands
+        batch, value_SK=batch.value_SK.double(), xy_um_S2=batch.xy_um_S2.double()
+    )
     expected, spots, genes = slow_encode(encoder, batch, context(), mask)
     spot, gene = encoder.encode(batch, mask)
     assert spot.shape == (S, 16)
@@ -342,10 +345,17 @@ def test_inside_the_model_slides_are_embedded_in_one_piece(toy_stores, toy_artif
 
 # ------------------------------------------------------------------ closed forms
 def test_encodings_closed_form():
-    ranks = rank_encoding(3, 4)
+    rank, three = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([3])
     s, c = math.sin, math.cos
     expected = [[0, 1, 0, 1], [s(1), c(1), s(0.01), c(0.01)], [s(2), c(2), s(0.02), c(0.02)]]
-    torch.testing.assert_close(ranks, torch.tensor(expected, dtype=torch.float32))
+    found = rank_encoding(rank, three, 4, "fixed")[0]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+    # ranks at 0, 1/2 and 1; rates 0 and 10000 * 2 * 2 / 2
+    expected = [[0, 1, 0, 1], [0, 1, s(1e4), c(1e4)], [0, 1, s(2e4), c(2e4)]]
+    found = rank_encoding(rank, three, 4, "released")[0]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+    alone = rank_encoding(rank[:, :1], torch.tensor([1]), 4, "released")[0]
+    torch.testing.assert_close(alone, torch.tensor([[0.0, 1, 0, 1]]))
     places = place_encoding(torch.tensor([[1.5, -2.0]]), 8)
     x = [s(1.5), c(1.5), s(1.5e-4), c(1.5e-4)]
     y = [s(-2.0), c(-2.0), s(-2e-4), c(-2e-4)]
@@ -391,3 +401,19 @@ def test_parameters_of_the_published_shape():
 def test_settings_that_the_reference_mode_does_not_have(change, words):
     with pytest.raises(ConfigError, match=words):
         HeistEncoder(dataclasses.replace(CONFIG, **change), context())
+
+
+def test_weights_of_the_older_arithmetic_are_refused():
+    encoder = make_encoder()
+    older = {
+        name.replace("norm_pre", "norm_in").replace("norm_post", "norm_out"): weight
+        for name, weight in encoder.state_dict().items()
+    }
+    with pytest.raises(ConfigError, match=r"older HiBio.*Train it again"):
+        encoder.load_state_dict(older)
+
+
+@pytest.mark.parametrize("other", [{"variant": "hibio"}, {"name": "mlp", "variant": "heist"}])
+def test_the_rank_code_is_of_this_variant_alone(other):
+    with pytest.raises(ValueError, match=r"rank_code is of .*variant: heist; leave it out"):
+        OmicsConfig(rank_code="released", **other)
