@@ -242,12 +242,12 @@ def _refuse_unused(
 ) -> None:
     """What would not be read, and a results file that would be written over."""
     folders = [_results_folder(path) for path in others]
-    measured = options.tasks or options.set or options.peers != "none"
+    measured = options.tasks or options.set or options.test or options.peers != "none"
     measured = measured or options.readout != PLAIN
     if not given and None not in folders and measured:
         raise ConfigError(
-            "--tasks, --peers, --readout and --set say what is measured, but every run has its "
-            "results.json already; leave them out (--metrics chooses what is compared)"
+            "--tasks, --test, --peers, --readout and --set say what is measured, but every run has "
+            "its results.json already; leave them out (--metrics chooses what is compared)"
         )
     out = options.out.resolve()
     if given and any(folder is not None and folder.resolve() == out for folder in folders):
@@ -270,7 +270,8 @@ def _measured(path: Path, out: Path, options: argparse.Namespace) -> Path:
             f"{path} has no {RESULTS}, so it has to be measured; give the stores with --data DIR"
         )
     settings = apply_overrides({}, [*_preset(options), *options.set])
-    return evaluate(path, options.data, out, options.tasks, options.peers, settings)
+    test = options.test or ()
+    return evaluate(path, options.data, out, options.tasks, options.peers, settings, test)
 
 
 def _preset(options: argparse.Namespace) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,22 @@ from tqdm import tqdm
 
 from eval.results import Role
 from hibio import keys
-from hibio.checkpoint import ARTIFACTS, CONFIG, REHEARSAL, WEIGHTS, find_checkpoint
+from hibio.checkpoint import (
+    ARTIFACTS,
+    CONFIG,
+    REHEARSAL,
+    TRAINER,
+    WEIGHTS,
+    find_checkpoint,
+    load_trainer_state,
+)
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ImageInput
 from hibio.config.run import RunConfig
 from hibio.data.fitting import MATCHED_RANDOM
 from hibio.data.fold_in import panel_genes
 from hibio.data.slide import PreparedSlide, prepare_slide
-from hibio.data.splits import SlideEntry, read_entries
+from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
 from preprocessing.files import atomic_path
@@ -106,6 +115,49 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{error}; not the settings of a HiBio run: use the checkpoint's .previous sibling, "
             "or train again"
         ) from error
+
+
+def unfinished_step(path: Path) -> str | None:
+    """Where the training of a checkpoint was stopped, as "89 of 100"; None for a finished one.
+
+    One without a trainer state was made to be passed on; of a damaged one it is warned.
+    """
+    if not (path / TRAINER).is_file():
+        return None
+    try:
+        state = load_trainer_state(path)
+    except ConfigError as error:
+        warnings.warn(f"{error}; whether its training was finished is not known", stacklevel=2)
+        return None
+    if state["finished"]:
+        return None
+    of = f" of {state['n_steps']}" if "n_steps" in state else ""
+    return f"{state['step']}{of}"
+
+
+def checked(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> None:
+    """Compare a checkpoint with the slides that it is used on, before any work.
+
+    Warned of: a training that was stopped, and a slide that was trained on under another id.
+
+    Raises:
+        ConfigError: the store of a training slide was replaced since.
+    """
+    artifacts = checkpoint.model.artifacts
+    refuse_replaced(checkpoint.path, artifacts, entries, checkpoint.image_input)
+    for known, other in copies(artifacts.trained_seals, entries):
+        warnings.warn(
+            f"slide {other!r} has the counts of {known!r}, which {checkpoint.path} was trained on: "
+            "it is no unseen slide",
+            stacklevel=2,
+        )
+    step = unfinished_step(checkpoint.path)
+    if step is not None:
+        warnings.warn(
+            f"the training of {checkpoint.path} is not finished: it stopped at step {step}; go on "
+            "with `hibio train --config CONFIG --resume RUN`",
+            stacklevel=2,
+        )
 
 
 def find_checkpoints(path: Path) -> list[Path]:
@@ -212,6 +264,7 @@ def embed_folder(
     """
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
+    checked(checkpoint, entries)
     weights = checkpoint.sha256
     if fold_in is not None:
         checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 from tqdm import tqdm
 
-from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.embed import Checkpoint, checked, load_checkpoint, one_checkpoint
 from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import Targets, centre, knn_mean, ridge_fit_predict, zscore, zscore_mean
@@ -134,9 +134,10 @@ def query_folder(
         ConfigError: no slide has an image, or the checkpoint has no vision tower or bank.
     """
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
+    entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
+    checked(checkpoint, entries)
     bank = read_bank(checkpoint.path / "bank.h5")
     sets = gene_sets(checkpoint, source, bank)
-    entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
     out.mkdir(parents=True, exist_ok=True)

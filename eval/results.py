@@ -2,10 +2,7 @@
 
 A task declares what it asks (`Question`), what each of its metrics is (`Measure`) and what each
 row is (`Row`), where it computes them; the readers of results.json look nothing up by name. A task
-in the file (docs/architecture.md) is
-``{"models": {MODEL: {METRIC: {"mean", "std", "n", "values", "unit", "keys", "chance"?}}},
-"notes": [...], "words": ..., "short": [METRIC, ...], "metrics": {METRIC: {"better", "words",
-"transductive"}}, "rows": {MODEL: {"role", "words"}}}``; NaN becomes null.
+in the file is written down in docs/architecture.md; NaN becomes null.
 """
 
 import dataclasses
@@ -31,6 +28,8 @@ UNDECLARED = "not recorded"
 
 Role = Literal["model", "variant", "baseline", "control", "oracle"]
 Better = Literal["high", "low", "none"]
+Seen = Literal["", "patient", "slide"]
+SEEN: dict[Seen, str] = {"patient": "seen patient", "slide": "trained on"}  # marks of rows
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Measure:
     """What a metric is.
 
     Args:
-        name: such as ``image_to_omics/recall@10%``.
-        unit: what a value is and of what, such as ``Pearson r per slide``.
+        name, unit: such as ``image_to_omics/recall@10%`` and ``Pearson r per slide``.
         better: which values are; ``none`` of a number that ranks nothing.
         words: sentences on the parts of the name, ``part: meaning``.
         transductive: whether all spots of the test slide were used at once.
@@ -81,10 +79,16 @@ class Row:
             (something is shuffled or random on purpose), or ``oracle`` (sees what no prediction
             has).
         words: what it does; may be empty.
+        seen: ``patient``: its test slides are of trained patients; ``slide``: were trained on.
     """
 
     role: Role
     words: str = ""
+    seen: Seen = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The row as the results file holds it; ``seen`` only where it is not empty."""
+        return {name: text for name, text in vars(self).items() if text or name != "seen"}
 
 
 class Described(Protocol):
@@ -128,7 +132,7 @@ class Metric:
 
     @property
     def n(self) -> int:
-        """Number of values that are defined."""
+        """Defined values."""
         return int(np.isfinite(self.values).sum())
 
     @property
@@ -189,7 +193,7 @@ class TaskResult:
             "words": question.words,
             "short": list(question.short),
             "metrics": {name: measure.to_json() for name, measure in self.measures.items()},
-            "rows": {name: dataclasses.asdict(row) for name, row in self.rows.items()},
+            "rows": {name: row.to_json() for name, row in self.rows.items()},
         }
 
 
@@ -318,6 +322,11 @@ class TaskRecord:
             return str(declared["role"])
         return "model" if model == MAIN else UNDECLARED
 
+    def label(self, model: str) -> str:
+        """A row's name, marked where its test slides or their patients were trained on."""
+        seen = ((self.body.get("rows") or {}).get(model) or {}).get("seen")
+        return marked(model, seen) if seen else model
+
     def words(self, model: str) -> str:
         """What a row does; may be empty."""
         return str(((self.body.get("rows") or {}).get(model) or {}).get("words", ""))
@@ -372,11 +381,14 @@ def prefix_of(metric: str) -> str:
     return metric.rpartition("/")[0]
 
 
-def merge(results: Iterable[TaskResult]) -> dict[str, TaskResult]:
-    """Join the results of a task over several folds and seeds, keeping every value with its key.
+def marked(model: str, seen: Seen) -> str:
+    """A row's name with its mark behind it, once."""
+    mark = f" ({SEEN[seen]})"
+    return model if model.endswith(mark) else model + mark
 
-    Returns:
-        task -> result, in the order in which tasks first appear.
+
+def merge(results: Iterable[TaskResult]) -> dict[str, TaskResult]:
+    """Join the results of a task over folds and seeds, keeping every value with its key.
 
     Raises:
         FoldError: two results hold the same metric under the same ``fold/seed/slide`` key.

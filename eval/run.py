@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,26 @@ from tqdm import tqdm
 
 from eval.compare.fingerprint import fingerprint
 from eval.embed import Checkpoint, find_checkpoints
-from eval.folds.assemble import JobGroup, assemble, group_checkpoints, seed_means, stored_features
+from eval.folds.assemble import (
+    JobGroup,
+    assemble,
+    group_checkpoints,
+    seed_means,
+    split_entries,
+    stored_features,
+)
 from eval.folds.fold import Cost, Fold
 from eval.peers import PEERS
 from eval.peers.peer import Budget, Peer, find_peers, with_peers
 from eval.report import pictures, write_report
 from eval.report.markdown import write_markdown
-from eval.results import Task, TaskResult, merge, write_results
+from eval.results import SEEN, Seen, Task, TaskResult, marked, merge, write_results
 from eval.settings import configured_peers, find_task, task_configs
 from eval.tasks import TASKS
 from eval.tasks.probes import FULL
 from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
 from hibio.config.files import to_dict
-from hibio.data.splits import SlideEntry, read_entries, with_counts
+from hibio.data.splits import SlideEntry, Split, read_entries, with_counts
 from preprocessing.store.read import stores_in
 
 
@@ -98,6 +105,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     peers: str | Sequence[str] = "none",
     settings: Mapping[str, Any] | None = None,
+    test: Sequence[str] = (),
 ) -> Path:
     """Measure every checkpoint below a folder on the slides it was not trained on.
 
@@ -109,9 +117,14 @@ def evaluate(
         peers: names of :data:`eval.peers.PEERS`, ``all`` or ``none``; fitted on each fold.
         settings: task -> its settings in place of the defaults, and ``peers`` -> peer -> its own;
             recorded in ``results.json``.
+        test: ids of the slides that are measured, of trained patients too (marked); all that are
+            unseen when empty.
 
     Returns:
         The report.
+
+    Raises:
+        ConfigError: see `group_checkpoints` and `assemble`, before anything is measured.
     """
     started = time.perf_counter()
     names = list(tasks) if tasks else list(TASKS)
@@ -121,70 +134,97 @@ def evaluate(
     beside = configured_peers(given, find_peers(peers, PEERS))
     entries = with_counts(read_entries(stores_in(data)), "evaluation")
     groups = group_checkpoints(find_checkpoints(checkpoint))
-    results, folds = _fold_results(groups, entries, configs, beside)
+    splits = [split_entries(group, entries, test) for group in groups]
+    results, folds = _fold_results(groups, splits, configs, beside)
     for name, task in chosen:
         if task.pooled:
             results += _pooled_results(name, task, configs[name], folds)
     results += _seed_mean_results(configs, folds)
-    merged = _with_models(merge(results))
+    merged = _with_models(merge(apart(results)))
     out.mkdir(parents=True, exist_ok=True)
-    facts = _facts(groups, entries, time.perf_counter() - started)
+    facts = _facts(groups, entries, time.perf_counter() - started) | _marks(groups, folds)
     measured = [checkpoint for group in groups for checkpoint in group.checkpoints]
-    facts["models"] = cost_table(measured, [fold for seeds in folds.values() for fold in seeds])
+    facts["models"] = cost_table(measured, folds)
     facts["curriculum"] = verdict_rows(measured)
     if given:
         facts["settings"] = dict(given)
     body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)
     write_markdown(out / "results.md", body)
-    figures = pictures(groups, folds[groups[0].fold][0], entries, body, configs)
+    figures = pictures(groups, folds[0].by_seen()[0], entries, body, configs)
     return write_report(out / "report.html", body, figures)
 
 
 def _fold_results(
     groups: Sequence[JobGroup],
-    entries: Sequence[SlideEntry],
+    splits: Sequence[Split],
     configs: Mapping[str, Any],
     peers: Sequence[Peer],
-) -> tuple[list[TaskResult], dict[str, list[Fold]]]:
-    """Results of the tasks of a single fold, and the folds by name, one a seed."""
+) -> tuple[list[TaskResult], list[Fold]]:
+    """Results of the tasks of a single fold, and the fold of each group."""
     single = [name for name in configs if not TASKS[name].pooled]
     results: list[TaskResult] = []
-    folds: dict[str, list[Fold]] = {}
+    folds: list[Fold] = []
     bar = tqdm(total=len(groups) * len(single), desc="evaluate", disable=None)
-    for group in groups:
-        first = group.fold not in folds
-        fold = assemble(group, entries, with_baselines=first, tasks=list(configs))
+    for group, split in zip(groups, splits, strict=True):
+        first = all(fold.name != group.fold for fold in folds)
+        fold = assemble(group, split, with_baselines=first, tasks=list(configs))
         if peers:
-            features = stored_features(_of_fold(entries, fold), group.main.run.data.image)
-            budget = budget_of(group.main)
+            image, budget = group.main.run.data.image, budget_of(group.main)
+            features = stored_features((*split.train, *split.test), image)
             fold = with_peers(fold, peers, features, seedless=first, budget=budget)
         for name in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
             with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
-                results.append(TASKS[name].run(fold, configs[name]))
+                results += [
+                    with_seen(TASKS[name].run(part, configs[name]), part.mark)
+                    for part in fold.by_seen()
+                ]
             bar.update()
-        kept = dataclasses.replace(fold, hidden=None, raw_features=None)  # those of the first stay
-        folds.setdefault(group.fold, []).append(kept)
+        # what is hidden stays with the first
+        folds.append(dataclasses.replace(fold, hidden=None, raw_features=None))
     bar.close()
     return results, folds
 
 
-def _of_fold(entries: Sequence[SlideEntry], fold: Fold) -> list[SlideEntry]:
-    """The entries of a fold's slides."""
-    names = {slide.slide_id for slide in (*fold.train, *fold.test)}
-    return [entry for entry in entries if entry.slide_id in names]
+def with_seen(result: TaskResult, seen: Seen) -> TaskResult:
+    """The result, its rows marked with what was seen of their test slides."""
+    rows = {name: dataclasses.replace(row, seen=seen) for name, row in result.rows.items()}
+    return dataclasses.replace(result, rows=rows)
 
 
-def _pooled_results(
-    name: str, task: Task, config: Any, folds: Mapping[str, Sequence[Fold]]
-) -> list[TaskResult]:
+def apart(results: Iterable[TaskResult]) -> list[TaskResult]:
+    """Results whose marked rows have names of their own, so that no mean is over both kinds.
+
+    Where all rows have one mark, they keep their names: it stands in ``rows``.
+    """
+    listed = list(results)
+    if len({row.seen for result in listed for row in result.rows.values()}) < 2:
+        return listed
+    return [_renamed(result) for result in listed]
+
+
+def _renamed(result: TaskResult) -> TaskResult:
+    names = {n: marked(n, row.seen) if row.seen else n for n, row in result.rows.items()}
+    return dataclasses.replace(
+        result,
+        models={names[name]: metrics for name, metrics in result.models.items()},
+        rows={names[name]: row for name, row in result.rows.items()},
+    )
+
+
+def _alike(folds: Iterable[Fold], key: Callable[[Fold], Any]) -> list[list[Fold]]:
+    """Folds, their unseen and their marked test slides apart, grouped by a key and the mark."""
+    found: dict[Any, list[Fold]] = {}
+    for part in (part for fold in folds for part in fold.by_seen()):
+        found.setdefault((key(part), part.mark), []).append(part)
+    return list(found.values())
+
+
+def _pooled_results(name: str, task: Task, config: Any, folds: Sequence[Fold]) -> list[TaskResult]:
     """One result a seed of a task that scores all folds together."""
-    by_seed: dict[int, list[Fold]] = {}
-    for fold in (fold for seeds in folds.values() for fold in seeds):
-        by_seed.setdefault(fold.seed, []).append(fold)
-    bar = tqdm(by_seed.values(), desc=f"evaluate {name}", disable=None)
+    bar = tqdm(_alike(folds, lambda fold: fold.seed), desc=f"evaluate {name}", disable=None)
     with threadpool_limits(1):
-        return [task.run(members, config) for members in bar]
+        return [with_seen(task.run(members, config), members[0].mark) for members in bar]
 
 
 def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
@@ -195,19 +235,39 @@ def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
     return {name: result for name, result in results.items() if result.models}
 
 
-def _seed_mean_results(
-    configs: Mapping[str, Any], folds: Mapping[str, Sequence[Fold]]
-) -> list[TaskResult]:
+def _seed_mean_results(configs: Mapping[str, Any], folds: Sequence[Fold]) -> list[TaskResult]:
     """All seeds of a fold as one model, a row of its own: always of retrieval, else in full."""
-    means = [mean for seeds in folds.values() if (mean := seed_means(seeds)) is not None]
-    found = []
+    seeds_of = _alike(folds, lambda fold: fold.name)
+    means = [mean for seeds in seeds_of if (mean := seed_means(seeds)) is not None]
+    run: dict[str, Any] = {}
+    if "retrieval" in configs:
+        run["retrieval"] = dataclasses.replace(configs["retrieval"], identity_spots=0)
+    if "expression" in configs and configs["expression"].readout == FULL:
+        run["expression"] = configs["expression"]
     with threadpool_limits(1):
-        if "retrieval" in configs:
-            config = dataclasses.replace(configs["retrieval"], identity_spots=0)
-            found += [TASKS["retrieval"].run(mean, config) for mean in means]
-        if "expression" in configs and configs["expression"].readout == FULL:
-            found += [TASKS["expression"].run(mean, configs["expression"]) for mean in means]
-    return found
+        return [
+            with_seen(TASKS[name].run(mean, config), mean.mark)
+            for name, config in run.items()
+            for mean in means
+        ]
+
+
+def _marks(groups: Sequence[JobGroup], folds: Sequence[Fold]) -> dict[str, Any]:
+    """What is not as usual, where it is so: test slides seen in training, variants left out."""
+    seen: dict[str, list[str]] = {}
+    for fold in folds:
+        for slide, kind in fold.seen.items():
+            names = seen.setdefault(SEEN[kind], [])
+            name = f"{fold.name}/{slide}"
+            names += [name] * (name not in names)
+    lacking = [
+        f"{name} of fold {group.fold}, seed {group.seed} (no checkpoint)"
+        for group in groups
+        for name in group.lacking
+    ]
+    for told in lacking:
+        print(f"left out: {told}")
+    return ({"seen": seen} if seen else {}) | ({"left_out": lacking} if lacking else {})
 
 
 def _facts(

@@ -7,8 +7,8 @@ on neither the pathway database nor the split; everything that does is here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ class Artifacts:
         n_folded_in: the last so many genes of the vocabulary were folded in after training.
         scales: of keyword genes; None in artifacts of an older HiBio.
         overlap: how well the keyword genes of training spots reproduce; None: not measured.
+        seals: slide id -> its patient and the checksums of its parts, of every slide of the run
+            and of the run that the omics tower started from; none in files of older versions.
     """
 
     genes: np.ndarray
@@ -123,11 +125,18 @@ class Artifacts:
     n_folded_in: int = 0
     scales: KeywordScales | None = None
     overlap: KeywordOverlap | None = None
+    seals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def modality(self) -> str:
         """What was measured: rna (counts) or protein (intensities)."""
         return self.settings.modality
+
+    @property
+    def trained_seals(self) -> dict[str, Mapping[str, str]]:
+        """Seals of the slides that it was trained on, those before a warm start included."""
+        trained = {*self.train_slides, *self.settings.pretrain_slides}
+        return {slide: seal for slide, seal in self.seals.items() if slide in trained}
 
     @property
     def n_genes(self) -> int:
@@ -221,6 +230,7 @@ def write_artifacts(path: Path, artifacts: Artifacts) -> None:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["settings"] = json.dumps(to_dict(artifacts.settings))
         file.attrs["train_slides"] = json.dumps(list(artifacts.train_slides))
+        file["seals"] = json.dumps({slide: dict(seal) for slide, seal in artifacts.seals.items()})
         file["genes"] = artifacts.genes.astype(h5py.string_dtype())
         file["target_genes"] = artifacts.target_genes
         if artifacts.node_genes is not None:
@@ -310,6 +320,7 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         n_folded_in=0 if first else int(file.attrs["n_folded_in"]),
         scales=KeywordScales(**_read_group(file["scales"])) if "scales" in file else None,
         overlap=None if overlap is None else KeywordOverlap(**json.loads(overlap)),
+        seals=json.loads(file["seals"].asstr()[()]) if "seals" in file else {},
     )
 
 

@@ -6,6 +6,7 @@ then carried to new image embeddings by ridge and by nearest neighbours.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from hibio.checkpoint import refuse_outside_data, verify_file
+from hibio.checkpoint import BANK, DamagedError, refuse_outside_data, verify_file
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
@@ -117,3 +118,14 @@ def read_bank(path: Path) -> Bank:
             f"{path}: no reference bank can be read ({error}); queries need one: train to "
             "the end on slides with images, with bank: true"
         ) from error
+
+
+def has_bank(checkpoint: Path) -> bool:
+    """Whether the bank is there and whole; a damaged one is told, and written anew."""
+    try:
+        verify_file(checkpoint / BANK)
+    except DamagedError as error:
+        if (checkpoint / BANK).is_file():
+            warnings.warn(f"{error.problem}; it is written anew", stacklevel=2)
+        return False
+    return (checkpoint / BANK).is_file()

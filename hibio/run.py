@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from hibio.artifacts import Artifacts, read_artifacts, write_artifacts
-from hibio.bank import build_bank, write_bank
+from hibio.bank import build_bank, has_bank, write_bank
 from hibio.checkpoint import (
+    ARTIFACTS,
     BANK,
     NAME,
     REHEARSAL,
-    DamagedError,
     add_checksum,
     find_checkpoint,
     load_trainer_state,
     verdicts_on,
-    verify_file,
     write_provenance,
 )
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, dump_config, merge, to_dict
-from hibio.config.model import PATCHES, ModelConfig
-from hibio.config.run import RunConfig
+from hibio.config.model import ModelConfig
+from hibio.config.run import DataConfig, RunConfig
 from hibio.config.schema import SchemaError, build_section
 from hibio.data.dataset import SlideDataset
 from hibio.data.fitting import fit_artifacts
+from hibio.data.slide import sized_vision
 from hibio.data.splits import (
     SlideEntry,
     Split,
     expand_folds,
     limited,
     read_entries,
+    said_for_test,
     split_by_patient,
+    tell_roles,
     with_counts,
 )
 from hibio.keys import MAIN
@@ -46,6 +49,8 @@ from hibio.training.checkpoint import (
     SavedRun,
     load_newest,
     refuse_other_settings,
+    refuse_other_slides,
+    refuse_seen,
     whole_checkpoint,
 )
 from hibio.training.curriculum import (
@@ -63,6 +68,7 @@ from hibio.training.plan import Plan, own_micro_batches
 from hibio.training.process_group import ProcessGroup, start_processes, stops_at_once
 from hibio.training.region_state import RegionState
 from hibio.training.trainer import Trainer, parameter_use
+from preprocessing.files import locked
 from preprocessing.store.read import stores_in
 
 FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
@@ -113,7 +119,9 @@ class Job:
 def expand(config: RunConfig) -> list[Job]:
     """Every job of a run, fold by fold, so that the fitted artifacts of a fold are shared."""
     configs = [config] + [_variant(config, name) for name in config.variants]
-    folds = expand_folds(_entries(config.data.stores, announce=True), config.folds)
+    entries = _entries(config.data, announce=True)
+    folds = expand_folds(entries, config.folds)
+    tell_roles(entries)
     return [
         Job(
             dataclasses.replace(one, folds=(fold,), seeds=(seed,), variants={}),
@@ -140,14 +148,15 @@ def _variant(config: RunConfig, name: str) -> RunConfig:
 
 def split_of(config: RunConfig, fold: str) -> Split:
     """The split of one fold of a run."""
-    split = split_by_patient(_entries(config.data.stores), fold)
+    split = split_by_patient(_entries(config.data), fold)
     wanted = config.data.train_patients
     return split if wanted is None else limited(split, wanted)
 
 
-def _entries(stores: Path, *, announce: bool = False) -> tuple[SlideEntry, ...]:
+def _entries(data: DataConfig, *, announce: bool = False) -> tuple[SlideEntry, ...]:
     """The slides with counts; what is left out is told once, when the jobs are listed."""
-    return with_counts(read_entries(stores_in(stores)), "training", announce=announce)
+    counted = with_counts(read_entries(stores_in(data.stores)), "training", announce=announce)
+    return said_for_test(counted, data.test)
 
 
 def start_of(job: Job) -> Path | None:
@@ -161,36 +170,6 @@ def start_of(job: Job) -> Path | None:
         return None
     text = str(named).replace("{fold}", job.fold).replace("{seed}", str(job.seed))
     return find_checkpoint(Path(text)) or Path(text)
-
-
-def refuse_seen(artifacts: Artifacts, split: Split, start: Path | None) -> None:
-    """A warm start must not have been trained on this fold's test slides."""
-    seen = set(artifacts.settings.pretrain_slides) & {entry.slide_id for entry in split.test}
-    if seen:
-        raise ConfigError(
-            f"model.omics.init_from: {start} was trained on {len(seen)} test slides of fold "
-            f"{split.name} ({', '.join(sorted(seen)[:4])}); give a checkpoint of the same fold, "
-            "e.g. runs/heist/hibio/fold-{fold}/seed-{seed}/checkpoint"
-        )
-
-
-def refuse_other_slides(checkpoint: Path, artifacts: Artifacts, split: Split) -> None:
-    """A resumed job goes on with the slides that it began with: its batches are drawn from them.
-
-    Raises:
-        ConfigError: training slides that came or went since.
-    """
-    began, now = set(artifacts.train_slides), {entry.slide_id for entry in split.train}
-    changed = [
-        f"{len(names)} {word} ({', '.join(sorted(names)[:4])})"
-        for word, names in (("gone", began - now), ("new", now - began))
-        if names
-    ]
-    if changed:
-        raise ConfigError(
-            f"{checkpoint} was trained on other slides: {' and '.join(changed)} in data.stores; "
-            "put back what was there, or train in another folder with --set out=DIR"
-        )
 
 
 @functools.lru_cache(maxsize=2)
@@ -249,19 +228,17 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     split = split_of(config, job.fold)
     saved = load_newest(job.folder) if resume else None
     start = start_of(job)
-    artifacts = fitted(job, group) if saved is None else saved.artifacts
-    refuse_seen(artifacts, split, start)
     if saved is not None:
-        refuse_other_slides(saved.path, artifacts, split)
+        _refuse_changed(job, saved.path, saved.artifacts)
+    config = _sized(config, split)
+    artifacts = _sealed(fitted(job, group), split) if saved is None else saved.artifacts
+    refuse_seen(artifacts, split, start)
     inner = _inner(job, split, artifacts) if job.is_rehearsal else None
     entries = split.train if inner is None else inner.others(split.train)
     image = config.model.vision.image_input(config.data.image)
     dataset = SlideDataset(
         entries, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
     )
-    config = dataclasses.replace(config, model=_sized(config, dataset))
-    if saved is not None:
-        refuse_other_settings(saved.path, config)
     model = new_model(config.model, dataset, job.seed, start if saved is None else None)
     objective = Objective(
         model.to(choose_device(config.device, group)), config.objective, config.regions.levels
@@ -336,6 +313,12 @@ def _verdicts(job: Job, saved: SavedRun | None) -> list[Verdict]:
     return [Verdict(**one) for one in verdicts_on(rehearsal.folder / NAME)]
 
 
+def _sealed(artifacts: Artifacts, split: Split) -> Artifacts:
+    """The artifacts with the seals of the test slides too."""
+    tested = {entry.slide_id: entry.seal for entry in split.test}
+    return dataclasses.replace(artifacts, seals={**tested, **artifacts.seals})
+
+
 def new_model(
     config: ModelConfig, dataset: SlideDataset, seed: int, start: Path | None = None
 ) -> HiBio:
@@ -382,31 +365,25 @@ def _lacks_bank(job: Job) -> bool:
     """Whether a finished job was stopped before its reference bank was written."""
     paired = any(entry.has_image for entry in split_of(job.config, job.fold).train)
     wanted = job.config.bank and job.config.data.image is not None and paired
-    return wanted and not _has_bank(job.folder / NAME)
+    return wanted and not has_bank(job.folder / NAME)
 
 
-def _has_bank(checkpoint: Path) -> bool:
-    """Whether the bank is there and whole; a damaged one is told, and written anew."""
-    try:
-        verify_file(checkpoint / BANK)
-    except DamagedError as error:
-        if (checkpoint / BANK).is_file():
-            warnings.warn(f"{error.problem}; it is written anew", stacklevel=2)
-        return False
-    return (checkpoint / BANK).is_file()
+def _sized(config: RunConfig, split: Split) -> RunConfig:
+    """The configuration with the vision input size read from the training stores."""
+    vision = sized_vision(config.model.vision, config.data.image, split.train)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
 
 
-def _sized(config: RunConfig, dataset: SlideDataset) -> ModelConfig:
-    """The model section with the vision input size read from the stores."""
-    vision = config.model.vision
-    paired = [i for i, entry in enumerate(dataset.entries) if entry.has_image]
-    if config.data.image is None or not paired:
-        vision = dataclasses.replace(vision, name="none")
-    elif config.data.image != PATCHES:
-        features = dataset[paired[0]].features_SF
-        assert features is not None
-        vision = dataclasses.replace(vision, feature_dim=features.shape[1])
-    return dataclasses.replace(config.model, vision=vision)
+def _refuse_changed(job: Job, checkpoint: Path, artifacts: Artifacts) -> None:
+    """A job goes on as it began: with its settings, its slides and what they hold.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    split = split_of(job.config, job.fold)
+    image = job.config.model.vision.image_input(job.config.data.image)
+    refuse_other_slides(checkpoint, artifacts, split, image)
+    refuse_other_settings(checkpoint, _sized(job.config, split))
 
 
 def train_job(job: Job, *, resume: bool = False) -> Path:
@@ -440,7 +417,8 @@ def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
 
     Raises:
         ConfigError: the folder holds checkpoints and ``resume`` is off, or there is no such folder
-            and it is on.
+            and it is on, or a job of it, finished or not, began with other settings or slides.
+        DataError: another process trains in the folder.
         InterruptedError: stopped by a signal; everything is saved.
     """
     with stops_at_once(lambda: f"stopped; {_go_on(config)}"):
@@ -466,18 +444,43 @@ def _train_all(config: RunConfig, resume: bool) -> list[Path]:
     jobs = expand(config)
     single = any(job.config.optim.uses_deepspeed for job in jobs)
     group = start_processes(config.device, single=single)
+    with _alone(config.out, group):
+        return _train_jobs(config, jobs, group, resume)
+
+
+@contextmanager
+def _alone(folder: Path, group: ProcessGroup) -> Iterator[None]:
+    """Hold the lock of a run's folder; the first process has it for all."""
+    with ExitStack() as stack:
+        group.on_first(lambda: stack.enter_context(locked(folder)))
+        yield
+
+
+def _finished(job: Job) -> bool:
+    """Whether a job is done; one that has begun is compared with what is asked for now."""
+    checkpoint, problem = whole_checkpoint(job.folder)
+    if checkpoint is None:
+        return False
+    _refuse_changed(job, checkpoint, read_artifacts(checkpoint / ARTIFACTS))
+    return problem is None and bool(load_trainer_state(checkpoint)["finished"])
+
+
+def _train_jobs(
+    config: RunConfig, jobs: Sequence[Job], group: ProcessGroup, resume: bool
+) -> list[Path]:
     started = [job for job in jobs if job.started]
     if started and not resume:
         raise ConfigError(
             f"{config.out} already holds {len(started)} checkpoint(s), e.g. {started[0].name}; "
             f"continue with --resume {config.out}, or choose another folder with --set out=DIR"
         )
+    for fold in dict.fromkeys(job.fold for job in jobs):
+        split_of(config, fold)  # one that cannot be is told before anything is written
+    done = [_finished(job) for job in jobs]
     group.wait()  # all have looked before one writes
     group.on_first(lambda: _write_settings(config))
     checkpoints = []
-    for number, job in enumerate(jobs, start=1):
-        finished = job.finished
-        group.wait()
+    for number, (job, finished) in enumerate(zip(jobs, done, strict=True), start=1):
         if not finished:
             if group.is_first:
                 print(f"[{number}/{len(jobs)}] {job.name}", flush=True)

@@ -1,17 +1,21 @@
 """Files: written whole or not at all, known by their hash, and safely named."""
 
 import hashlib
+import json
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from preprocessing.errors import DataError
 
+LOCK = "lock.json"  # of a folder that one process at a time may write into
 _LONGEST = 128
 _PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _NOT_IN_A_PART = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -143,6 +147,84 @@ def _runs(process: int) -> bool:
     except PermissionError:  # it runs, and belongs to somebody else
         return True
     return True
+
+
+@contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Hold a folder, made when missing, for the block: one process at a time writes there.
+
+    ``lock.json`` says who does: host, process, since when. One that a killed process of this
+    machine left is told and taken over.
+
+    Raises:
+        DataError: another process holds it; says which, and what to do where it is gone.
+    """
+    folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while not _locks(path):
+        _take_over(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing was written: nothing stays
+            for place in made:
+                place.rmdir()
+
+
+def _locks(path: Path) -> bool:
+    """Make the lock; False where there is one."""
+    owner = {
+        "host": socket.gethostname(),
+        "machine": _host(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(owner) + "\n")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _take_over(path: Path) -> None:
+    """Remove the lock of a process of this machine that is gone; refuse any other."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        owner = json.loads(text)
+        pid, here = int(owner["pid"]), owner["machine"] == _host()
+        told = f"process {pid} on {owner['host']}, since {owner['since']}"
+        gone = here and not (_runs(pid) and owner["started"] == _started(pid))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        gone, here, told = False, False, "a process that wrote no name"
+    if not gone:
+        more = f"; if it is gone, remove {path}" * (not here)
+        raise DataError(
+            f"{path.parent} is in use: {told} is running there, and two would write over each "
+            f"other; wait until it ends, or stop it{more}. Nothing was changed"
+        )
+    aside = path.with_name(f".{LOCK}.{os.getpid()}")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(aside)
+        if aside.read_text(encoding="utf-8") != text:  # and holds it already
+            aside.rename(path)
+            return
+        aside.unlink()
+        print(f"{path}: left by {told}, which is gone; taken over", file=sys.stderr)
+
+
+def _started(process: int) -> str:
+    """When a process began, as the system counts, since numbers return; "" where it is not told."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _host() -> str:

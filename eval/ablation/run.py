@@ -29,6 +29,7 @@ from hibio.checkpoint import read_log, steps_taken, write_provenance
 from hibio.config.files import ConfigError, dump_config
 from hibio.data.splits import Split
 from hibio.run import fitted, split_of, train_job
+from preprocessing.files import locked
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,7 +59,14 @@ def ruler_of(job: GridJob, tasks: Collection[str]) -> Ruler:
     """
     reference = job.reference
     split = split_of(reference.config, reference.fold)
-    if reference.fold == NO_FOLD:  # the transductive setting: measured on what was trained on
+    seen = {entry.slide_id for entry in split.seen_patients}
+    if seen:
+        unseen = tuple(entry for entry in split.test if entry.slide_id not in seen)
+        test = unseen or split.test  # rows of both kinds would be one mean
+        told = "not measured" if unseen else "there are no others, so results are on seen patients"
+        print(f"fold {reference.fold}: slides of trained patients ({', '.join(seen)}): {told}")
+        split = dataclasses.replace(split, test=test)
+    if reference.fold == NO_FOLD and not split.test:  # transductive: measured on training slides
         split = Split(reference.fold, (), split.train)
     if not split.test:
         raise ConfigError(f"fold {reference.fold} of {job.cell.name} holds no slide out")
@@ -218,7 +226,8 @@ def run_grid(
             make_cohort(job.cell.cohort)
         if not is_done(job, bench.tasks):
             print(f"[{job.number}/{len(jobs)}] {job.name}", flush=True)
-            bench.run(job)
+            with locked(job.folder):
+                bench.run(job)
     if index is not None and not report_only:
         return None
     return write_tables(grid, jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from eval.embed import Checkpoint, load_checkpoint
+from eval.embed import Checkpoint, load_checkpoint, unfinished_step
 from eval.folds.baselines import (
     baselines,
     hide,
@@ -23,16 +24,25 @@ from eval.folds.baselines import (
     with_representations,
 )
 from eval.folds.fold import Fold, Representation, SlideData
-from eval.results import NO_FOLD, RAW, SEED_MEAN, Role
+from eval.results import NO_FOLD, RAW, SEED_MEAN, SEEN, Role, Seen
 from hibio.artifacts import Artifacts
+from hibio.checkpoint import CONFIG
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
-from hibio.data.splits import SlideEntry, Split
+from hibio.data.splits import (
+    PATIENT,
+    SlideEntry,
+    Split,
+    refuse_copies,
+    refuse_replaced,
+    said_for_test,
+)
 from hibio.keys import MAIN
 from hibio.regions import fit_region_tree
 from preprocessing.graphs import KNNGraph
+from preprocessing.slide_row import TEST, TRAIN
 from preprocessing.store import SlideStore
 
 IMPUTATION = "imputation"  # the task that needs the slides embedded again without some genes
@@ -41,11 +51,15 @@ READ_BESIDE = {"expression", "retrieval"}  # tasks that put the stored features 
 
 @dataclass(frozen=True)
 class JobGroup:
-    """The checkpoints of one fold and seed: the model first, then its trained baselines."""
+    """The checkpoints of one fold and seed: the model first, then its trained baselines.
+
+    ``lacking``: variants that other folds or seeds of the run have, and this one has not.
+    """
 
     fold: str
     seed: int
     checkpoints: tuple[Checkpoint, ...]
+    lacking: tuple[str, ...] = ()
 
     @property
     def main(self) -> Checkpoint:
@@ -56,18 +70,31 @@ class JobGroup:
 def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
     """Load checkpoints and group them by fold and seed; ``hibio`` leads its group.
 
+    A variant that one fold or seed lacks is left out there; a fold or seed without the model that
+    leads the others is left out whole, with a warning.
+
     Raises:
-        ConfigError: two checkpoints of one variant share a fold and a seed, or two variants of a
-            fold were trained on different slides.
+        ConfigError: a training was stopped before its end, two checkpoints of one variant share a
+            fold and a seed, or two variants of a fold were trained on different slides.
     """
+    refuse_unfinished(paths)
     groups: dict[tuple[str, int], list[Checkpoint]] = {}
     for path in paths:
         checkpoint = load_checkpoint(path)
         groups.setdefault((checkpoint.fold, checkpoint.seed), []).append(checkpoint)
     result = []
+    variants = sorted({c.variant for members in groups.values() for c in members}, key=_leads)
     for (fold, seed), members in sorted(groups.items()):
-        members.sort(key=lambda c: (c.variant != MAIN, c.variant))
+        members.sort(key=lambda c: _leads(c.variant))
         names = [member.variant for member in members]
+        if names[0] != variants[0]:
+            warnings.warn(
+                f"fold {fold}, seed {seed} has no checkpoint of {variants[0]!r} (only "
+                f"{', '.join(names)}), so it is left out; train it with --resume, then evaluate "
+                "again",
+                stacklevel=2,
+            )
+            continue
         if len(set(names)) < len(names):
             raise ConfigError(f"two checkpoints of fold {fold}, seed {seed} are called {names}")
         trained_on = {member.model.artifacts.train_slides for member in members}
@@ -76,8 +103,35 @@ def group_checkpoints(paths: Sequence[Path]) -> list[JobGroup]:
                 f"the variants {names} of fold {fold} were trained on different slides; evaluate "
                 "them one by one"
             )
-        result.append(JobGroup(fold, seed, tuple(members)))
+        lacking = tuple(name for name in variants if name not in names)
+        result.append(JobGroup(fold, seed, tuple(members), lacking))
     return result
+
+
+def _leads(variant: str) -> tuple[bool, str]:
+    return variant != MAIN, variant
+
+
+def refuse_unfinished(paths: Sequence[Path]) -> None:
+    """A training that was stopped is not measured as if it were done.
+
+    A checkpoint without a trainer state (made to be passed on) is taken for finished; of a damaged
+    one it is warned that nobody can tell.
+
+    Raises:
+        ConfigError: names each with its step, and says how to go on.
+    """
+    found = [(path, step) for path in paths if (step := unfinished_step(path)) is not None]
+    if not found:
+        return
+    told = "; ".join(f"{path} stopped at step {step}" for path, step in found[:4])
+    run = found[0][0].absolute().parent.parents[2]
+    whole = (run / CONFIG).is_file()
+    again = f"--config {run / CONFIG} --resume {run}" if whole else "--config FILE --resume RUN"
+    raise ConfigError(
+        f"{len(found)} of {len(paths)} trainings are not finished: {told}. Go on with `hibio train "
+        f"{again}`, or give --checkpoint finished ones one by one"
+    )
 
 
 @dataclass(frozen=True)
@@ -166,44 +220,89 @@ def make_ruler(
 
 
 def assemble(
-    group: JobGroup,
-    entries: Sequence[SlideEntry],
-    *,
-    with_baselines: bool,
-    tasks: Collection[str] = (),
+    group: JobGroup, split: Split, *, with_baselines: bool, tasks: Collection[str] = ()
 ) -> Fold:
     """The fold that one group of checkpoints is measured on.
 
-    A model trained on every slide (``folds: [none]``) is measured on those slides, without
-    training slides: clusterings are the transductive setting of per-slide clustering methods, and
-    read-outs (annotation, imputation) are cross-validated over spatial blocks; both say so. Else
-    the slides that it was fitted on are training slides, the others test. ``with_baselines`` adds
-    the baselines that need no training; they do not depend on the seed.
-
-    Raises:
-        ConfigError: no test slide, or a test patient that was trained on.
+    Args:
+        group: the model and its trained baselines.
+        split: of `split_entries`.
+        with_baselines: add the baselines that need no training; they do not depend on the seed.
+        tasks: that will be run.
     """
     artifacts = group.main.model.artifacts
-    split = _split_entries(group, entries)
     ruler = make_ruler(split, artifacts, group.main.run.data.image, tasks)
-    return ruler.with_models(group.checkpoints, group.seed, with_baselines=with_baselines)
+    fold = ruler.with_models(group.checkpoints, group.seed, with_baselines=with_baselines)
+    return dataclasses.replace(fold, seen=_seen(split, artifacts))
 
 
-def _split_entries(group: JobGroup, entries: Sequence[SlideEntry]) -> Split:
-    """Training and test slides; without a fold all that were trained on are test slides."""
+def split_entries(
+    group: JobGroup, entries: Sequence[SlideEntry], asked: Sequence[str] = ()
+) -> Split:
+    """Training and test slides of a group of checkpoints, whatever their fold is called.
+
+    Slides that it was fitted on are training slides, all others test; ``asked`` names the test
+    slides alone. A test slide of a trained patient must have been said to be one, and is marked.
+    Where nothing is unseen, a model trained on every slide (``folds: [none]``) is measured on those
+    slides, marked too, without training slides: clusterings are the transductive setting of
+    per-slide clustering methods, and read-outs (annotation, imputation) are cross-validated over
+    spatial blocks; both say so.
+
+    Raises:
+        ConfigError: no test slide, a test patient that was trained on and not said to be, a store
+            that was replaced since the training, or a training slide again under another id.
+    """
     artifacts = group.main.model.artifacts
+    entries = said_for_test(entries, asked)
     train = tuple(e for e in entries if e.slide_id in artifacts.train_slides)
-    if group.fold == NO_FOLD:
-        return Split(group.fold, (), train)
+    for one in group.checkpoints:
+        refuse_replaced(one.path, one.model.artifacts, train, one.image_input)
+    bound = [e.slide_id for e in train if e.role == TEST]
+    if bound:
+        raise ConfigError(
+            f"fold {group.fold}: {', '.join(bound[:4])} has the role test, but {group.main.path} "
+            "was trained on it; train again, or take the role back"
+        )
     test = tuple(e for e in entries if e.slide_id not in artifacts.train_slides)
+    if asked:
+        test = tuple(e for e in test if e.slide_id in asked)
+    elif kept := [e.slide_id for e in test if e.role == TRAIN]:
+        print(f"fold {group.fold}: role train, not trained on, not measured: {', '.join(kept)}")
+        test = tuple(e for e in test if e.role != TRAIN)
+    if not test and group.fold == NO_FOLD:
+        return Split(group.fold, (), train)
     split = Split(group.fold, train, test)
     _check_split(split, artifacts)
     return split
 
 
+def _trained_patients(split: Split, artifacts: Artifacts) -> set[str]:
+    known = {seal[PATIENT] for seal in artifacts.trained_seals.values()}
+    return known | {entry.patient_id for entry in split.train}
+
+
+def _seen(split: Split, artifacts: Artifacts) -> dict[str, Seen]:
+    """What was seen of each test slide in training, where it was anything."""
+    patients = _trained_patients(split, artifacts)
+    slides = set(artifacts.train_slides)
+    return {
+        entry.slide_id: "slide" if entry.slide_id in slides else "patient"
+        for entry in split.test
+        if entry.slide_id in slides or entry.patient_id in patients
+    }
+
+
 def _check_split(split: Split, artifacts: Artifacts) -> None:
     missing = set(artifacts.train_slides) - {entry.slide_id for entry in split.train}
-    if missing:
+    if missing and not split.train and split.test and artifacts.seals:
+        warnings.warn(
+            f"fold {split.name}: none of the {len(missing)} training slides is in the data, so "
+            "nothing is fitted on them: read-outs are cross-validated over spatial blocks of the "
+            "test slides, baselines are fitted on these, and tasks that need training slides are "
+            "left out",
+            stacklevel=2,
+        )
+    elif missing:
         raise ConfigError(
             f"fold {split.name}: {len(missing)} training slides are not in the data "
             f"({', '.join(sorted(missing)[:4])}); give the folder the model was trained on"
@@ -220,12 +319,17 @@ def _check_split(split: Split, artifacts: Artifacts) -> None:
             f"the omics tower started from ({', '.join(sorted(pretrained)[:4])}); remove them "
             "from the folder"
         )
-    seen = {entry.patient_id for entry in split.train} & {entry.patient_id for entry in split.test}
+    patients = _trained_patients(split, artifacts)
+    seen = [e.slide_id for e in split.test if e.role != TEST and e.patient_id in patients]
     if seen:
         raise ConfigError(
-            f"fold {split.name}: patients {', '.join(sorted(seen))} are on both sides of the "
-            "split; remove their untrained slides from the folder"
+            f"fold {split.name}: {', '.join(seen[:4])}: other slides of these patients were "
+            "trained on, so their patients are on both sides of the split. If they are meant as "
+            "test slides, say so: --test SLIDES, or role test in the manifest (their rows are "
+            f"marked {SEEN['patient']!r}); else give --test the slides of new patients alone"
         )
+    known = {**artifacts.trained_seals, **{entry.slide_id: entry.seal for entry in split.train}}
+    refuse_copies(known, split.test, f"fold {split.name}")
 
 
 def slide_data(entry: SlideEntry, artifacts: Artifacts) -> SlideData:
@@ -320,7 +424,11 @@ def seed_means(folds: Sequence[Fold]) -> Fold | None:
     """
     if len(folds) < 2:
         return None
-    names = [m.name for m in folds[0].models if m.aligned and m.image is not None]
+    names = [
+        m.name
+        for m in folds[0].models
+        if m.aligned and m.image is not None and all(fold.has_model(m.name) for fold in folds)
+    ]
     models = []
     for name in names:
         seeds = [fold.model(name) for fold in folds]

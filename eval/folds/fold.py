@@ -8,7 +8,7 @@ k neighbours.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from eval.errors import FoldError
-from eval.results import Role, Row
+from eval.results import Role, Row, Seen
 from hibio.regions import RegionTree
 from preprocessing.errors import did_you_mean
 from preprocessing.selection import normalised
@@ -282,6 +282,7 @@ class Fold:
         raw_features: stored image features and, as their omics side, the spot vector, which
             read-outs of expression and retrieval put beside an embedding; scored only where
             ``models`` has them too. None: those in ``models``, if any.
+        seen: test slide -> what of it the models saw in training; slides that are not named: none.
     """
 
     name: str
@@ -296,6 +297,7 @@ class Fold:
     hidden: HiddenGenes | None = field(default=None, repr=False)
     per_slide: tuple[Representation, ...] = ()
     raw_features: Representation | None = field(default=None, repr=False)
+    seen: Mapping[str, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for slide in (*self.train, *self.test):
@@ -316,6 +318,27 @@ class Fold:
     def paired_test(self) -> tuple[SlideData, ...]:
         """Test slides with an image."""
         return tuple(slide for slide in self.test if slide.has_image)
+
+    @property
+    def mark(self) -> Seen:
+        """What was seen of its test slides, where it is the same for all (see `by_seen`)."""
+        return self.seen.get(self.test[0].slide_id, "") if self.test else ""
+
+    def by_seen(self) -> list["Fold"]:
+        """The fold for each kind of test slides apart: unseen ones, seen patients, trained on."""
+        kinds = [self.seen.get(slide.slide_id, "") for slide in self.test]
+        return [self._only(kind, kinds) for kind in dict.fromkeys(sorted(kinds))] or [self]
+
+    def _only(self, kind: Seen, kinds: Sequence[Seen]) -> "Fold":
+        if len(set(kinds)) == 1:
+            return self
+        test = tuple(s for s, own in zip(self.test, kinds, strict=True) if own == kind)
+        hidden = self.hidden
+        if hidden is not None:
+            names = {slide.slide_id for slide in test}
+            kept = tuple(slide for slide in hidden.test if slide.slide_id in names)
+            hidden = replace(hidden, test=kept)
+        return replace(self, test=test, hidden=hidden)
 
     def model(self, name: str) -> Representation:
         """The representation of this name.

@@ -19,7 +19,7 @@ from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.report.figures.lines import few_shot_curves, loss_curves, metric_bars, retrieval_curves
 from eval.report.figures.regions import niche_maps, region_history, slide_regions
 from eval.report.markdown import is_number
-from eval.results import headlines, task_record
+from eval.results import SEEN, headlines, task_record
 from eval.tasks.domains import DomainsConfig, cluster
 from eval.tasks.pathway_query import PathwayQueryConfig, Query
 from eval.tasks.probes import ImageProbe
@@ -45,6 +45,7 @@ def gallery(
     slide = next(iter(fold.paired_test or fold.test))
     entry = next(e for e in entries if e.slide_id == slide.slide_id)
     kind = "held-out slide" if fold.train else "slide"
+    kind = f"slide ({SEEN[fold.mark]})" if fold.mark else kind
     figures.append(_regions(groups[0], entry, f"Regions of the {kind} {entry.slide_id}"))
     figures += _history(main.path, entries)
     if fold.paired_test:

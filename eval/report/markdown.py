@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.measures.intervals import headline_interval
+from eval.results import TaskRecord
 from preprocessing.files import atomic_path
 
 MISSING = "–"
 FACTS = (
     *("command", "date", "commit", "machine", "packages", "folds", "seeds", "n_slides"),
     *("n_patients", "n_spots", "n_genes", "n_parameters", "pathways", "wall_time_s"),
+    *("seen", "left_out"),
 )
 
 
@@ -110,18 +112,21 @@ def _models_with(result: Mapping[str, Any], metric: str) -> list[str]:
 
 def _summary(result: Mapping[str, Any], metrics: Sequence[str]) -> str:
     names = [m for m in result["models"] if any(m in _models_with(result, x) for x in metrics)]
-    rows = [[n, *(_cell(result["models"][n].get(metric)) for metric in metrics)] for n in names]
+    shown = TaskRecord("", result).label
+    rows = [
+        [shown(n), *(_cell(result["models"][n].get(metric)) for metric in metrics)] for n in names
+    ]
     rows.append(["*chance*", *(_chance(result, metric) for metric in metrics)])
     return markdown_table(["model", *metrics], rows)
 
 
 def _intervals(result: Mapping[str, Any], metric: str) -> str:
     """The 95 % bootstrap interval of the first metric, model by model."""
-    shown = []
+    shown, label = [], TaskRecord("", result).label
     for name in _models_with(result, metric):
         found = headline_interval(result["models"][name], metric)
         if found is not None:
-            shown.append(f"{name} {found.low:.3f} to {found.high:.3f} ({found.over})")
+            shown.append(f"{label(name)} {found.low:.3f} to {found.high:.3f} ({found.over})")
     return f"95 % bootstrap intervals of `{metric}`: {'; '.join(shown) or 'fewer than two units'}."
 
 
@@ -146,7 +151,8 @@ def _values(result: Mapping[str, Any], metric: str) -> str:
     known = [dict(zip(entry["keys"], entry["values"], strict=True)) for entry in entries]
     rows = [[key, *(_value(at.get(key)) for at in known)] for key in keys]
     title = f"Every value of `{metric}` (fold/seed/unit):"
-    return f"{title}\n\n{markdown_table(['', *names], rows)}"
+    heads = [TaskRecord("", result).label(name) for name in names]
+    return f"{title}\n\n{markdown_table(['', *heads], rows)}"
 
 
 def _value(value: float | None) -> str:

@@ -66,7 +66,10 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Versions", ("versions", "packages")),
     ("Wall time", ("wall_time_s", "wall_s", "wall_seconds", "wall_time")),
     ("Finished", ("finished", "date", "created", "timestamp")),
+    ("Seen in training", ("seen",)),
+    ("Left out", ("left_out",)),
 )
+UNUSUAL = ("Seen in training", "Left out")  # facts of few runs
 #: Role -> what it means, in the order of the tables.
 ROLES = {
     "model": "The frozen model of this run.",
@@ -107,7 +110,7 @@ def best_model(
 def headline_section(results: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> list[Part]:
     """The table of tasks and metrics, and how to read it; one without results has dashes."""
     tasks = [(task_record(results, task), metric) for task, metric in rows]
-    mains = list(dict.fromkeys(task.main for task, _ in tasks))
+    mains = list(dict.fromkeys(task.label(task.main) for task, _ in tasks))
     names = (
         *("question", f"{', '.join(mains)}, 95 % interval", "best baseline", "its value"),
         *("difference", "better in", "chance", "verdict"),
@@ -150,7 +153,7 @@ def _headline_row(task: TaskRecord, metric: str) -> Line:
     cells = (
         Cell(task.task, "words", below=(small,)),
         Cell(mean_and_spread(mine), below=_interval(task, metric)),
-        Cell(best or MISSING, "words"),
+        Cell(task.label(best) if best else MISSING, "words"),
         mean_and_spread(entries[best]) if best else MISSING,
         _difference(outcome),
         _wins(outcome) if outcome else MISSING,
@@ -214,6 +217,8 @@ def run_section(results: Mapping[str, Any]) -> list[Part]:
     rows = []
     for label, names in FACTS:
         value = _find(results, names)
+        if value is None and label in UNUSUAL:
+            continue
         shown = _describe(label, value)
         if label == "Config digest" and value is None:
             shown = f"{config_digest(results.get('config'))} (sha256 of the config below)"
@@ -383,7 +388,7 @@ def _summary_table(task: TaskRecord, metrics: Sequence[str]) -> Table:
             for metric in metrics
         ]
         own = "self" if task.role(name) == "model" else ""
-        rows.append(Line((name, Cell(task.role(name), "words"), *cells), own))
+        rows.append(Line((task.label(name), Cell(task.role(name), "words"), *cells), own))
     levels = [chance_of(task.entries(metric).values()) for metric in metrics]
     rows.append(Line(("chance", "", *levels), "chance"))
     counted = f", n = {same_n} values each" if same_n is not None else " (n values)"
@@ -451,7 +456,8 @@ def _value_table(task: TaskRecord, metric: str) -> Table:
     facts = [metric, f"unit: {', '.join(units) or 'not stated'}"]
     facts += [f"chance: {chance_of(entries.values())}", task.direction(metric)]
     rows = [Line((key, *(exact(column.get(key)) for column in columns.values()))) for key in keys]
-    return Table(("fold/seed/slide", *columns), rows, " · ".join(facts))
+    heads = [task.label(name) for name in columns]
+    return Table(("fold/seed/slide", *heads), rows, " · ".join(facts))
 
 
 def _keyed_values(entry: Mapping[str, Any]) -> dict[str, object]:

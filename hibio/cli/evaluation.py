@@ -15,6 +15,13 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser, "--out")
     add("--tasks", nargs="+", metavar="TASK", help="default: all that the data allow")
     add(
+        "--test",
+        nargs="+",
+        metavar="SLIDE",
+        help="measure these slides alone, also of patients whose other slides were trained on "
+        "(rows marked 'seen patient'); default: every slide that was not trained on",
+    )
+    add(
         "--peers",
         default="none",
         metavar="NAMES",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from hibio.cli.command import Command, add_config, add_folder
@@ -12,6 +13,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
         "--resume", type=Path, metavar="DIR", help="continue the run in this folder"
+    )
+    parser.add_argument(
+        "--test",
+        nargs="+",
+        metavar="SLIDE",
+        help="slides that are never trained on, as with role test in the manifest; they may be of "
+        "a patient whose other slides are trained on (marked in results). Sets data.test",
     )
     parser.add_argument(  # the deepspeed launcher adds it; LOCAL_RANK says the same
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
@@ -27,7 +35,8 @@ def train(options: argparse.Namespace) -> int:
     from hibio.run import train_all
     from hibio.training.process_group import end_processes
 
-    config = load_config(RunConfig, options.config, options.set)
+    said = [] if options.test is None else [f"data.test={json.dumps(options.test)}"]
+    config = load_config(RunConfig, options.config, [*options.set, *said])
     if options.resume is not None:
         config = dataclasses.replace(config, out=options.resume)
     checkpoints = train_all(config, resume=options.resume is not None)

@@ -51,6 +51,8 @@ class DataConfig:
             name that are not held out, so that a larger number contains a smaller; null for all.
         prefetch: batches read ahead in another thread; 0 reads each when it is its turn.
         augment: see :class:`AugmentConfig`; of image: patches.
+        test: slides that are never trained on, beside those whose manifest says role ``test``;
+            they may be of a patient whose other slides are trained on. ``--test`` sets it.
     """
 
     stores: Path
@@ -60,6 +62,7 @@ class DataConfig:
     train_patients: int | None = None
     prefetch: int = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prefetch < 0:

@@ -261,6 +261,10 @@ def fit_artifacts(
         anchors=anchors,
         target_genes=_target_genes(counts, genes, seed, modality),
         train_slides=tuple(entry.slide_id for entry in entries),
+        seals={
+            **({} if start is None else start.trained_seals),
+            **{entry.slide_id: entry.seal for entry in entries},
+        },
         settings=FitSettings(
             genes,
             pathways,

@@ -11,7 +11,7 @@ H target genes, Q query genes, G vocabulary, F image features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from scipy import sparse
 
 from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.files import ConfigError
-from hibio.config.model import PATCHES, ImageInput
+from hibio.config.model import PATCHES, ImageInput, VisionConfig
 from hibio.data.counts import CountSource, PanelMap, StoreCounts, reading
+from hibio.data.splits import SlideEntry
 from hibio.regions import fused_features
 from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
@@ -106,6 +107,27 @@ def image_fields(store: SlideStore, image: ImageInput) -> dict[str, Any]:
             f"one of these or to {PATCHES!r}"
         )
     return {"features_SF": standardise_columns(store.features(image.key))}
+
+
+def sized_vision(
+    config: VisionConfig, key: str | None, entries: Sequence[SlideEntry]
+) -> VisionConfig:
+    """The vision section with the size of its input, as the first store with an image has it.
+
+    Args:
+        config: of a run.
+        key: its ``data.image``.
+        entries: training slides; without an image among them there is no tower.
+    """
+    image = config.image_input(key)
+    paired = [entry for entry in entries if entry.has_image]
+    if image is None or not paired:
+        return dataclasses.replace(config, name="none")
+    if image.key == PATCHES:
+        return config
+    with SlideStore(paired[0].path) as store:
+        features_SF = image_fields(store, image)["features_SF"]
+    return dataclasses.replace(config, feature_dim=features_SF.shape[1])
 
 
 @dataclass(frozen=True)

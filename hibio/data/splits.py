@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from tqdm import tqdm
 
+from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
+from hibio.config.model import PATCHES, ImageInput
 from preprocessing.errors import did_you_mean
 from preprocessing.files import atomic_path, require_folder_part
+from preprocessing.slide_row import TEST, TRAIN
 from preprocessing.spot_table import RNA
 from preprocessing.store import SlideStore
 
 INDEX_NAME = ".slides.json"
 INDEX_FROM = 64  # so many stores must have been opened for the index to be worth a file
-_VERSION = 2  # 1 did not know which file it was
+_VERSION = 3  # 1 did not know which file it was, 2 neither its role nor its parts
+SEALED = ("counts", "genes", "coordinates")  # of a store, what every run reads
+PATIENT = "patient"  # key of a seal beside the parts
+Seals = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class SlideEntry:
         tissue: see technology.
         patch_um: width of its patches in micrometres; None without image.
         context_um: width of its context patches in micrometres; None without any.
+        role: train | test as the manifest says it, "" as the folds say.
+        parts: checksum of every part of its content, see `SlideStore.parts`.
     """
 
     path: Path
@@ -59,9 +68,20 @@ class SlideEntry:
     tissue: str = ""
     patch_um: float | None = None
     context_um: float | None = None
+    role: str = ""
+    parts: dict[str, str] = field(default_factory=dict, hash=False, repr=False)
+
+    @property
+    def seal(self) -> dict[str, str]:
+        """What a run keeps to know the slide again: its patient, and the checksums of its parts."""
+        return {PATIENT: self.patient_id, **self.parts}
 
 
-_KINDS = {name: kind for name, kind in get_type_hints(SlideEntry).items() if name != "path"}
+_KINDS = {
+    name: dict if get_origin(kind) is dict else kind
+    for name, kind in get_type_hints(SlideEntry).items()
+    if name != "path"
+}
 
 
 def indexed_entries(paths: Sequence[Path]) -> list[SlideEntry]:
@@ -111,6 +131,8 @@ def read_entry(path: Path) -> SlideEntry:
             tissue=str(store.attrs.get("tissue", "")),
             patch_um=float(store.attrs["patch_um"]) if store.has_image else None,
             context_um=store.context_um,
+            role=store.role,
+            parts=store.parts(),
         )
 
 
@@ -170,11 +192,17 @@ def _write_index(folder: Path, stores: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Training and test slides of one fold; no patient is on both sides."""
+    """Training and test slides of one fold; a patient is on both sides only where roles say so."""
 
     name: str
     train: tuple[SlideEntry, ...]
     test: tuple[SlideEntry, ...]
+
+    @property
+    def seen_patients(self) -> tuple[SlideEntry, ...]:
+        """Test slides of patients whose other slides are trained on."""
+        trained = {entry.patient_id for entry in self.train}
+        return tuple(entry for entry in self.test if entry.patient_id in trained)
 
 
 def read_entries(paths: Sequence[Path]) -> tuple[SlideEntry, ...]:
@@ -225,6 +253,36 @@ def with_counts(
     return counted
 
 
+def said_for_test(entries: Sequence[SlideEntry], slides: Sequence[str]) -> tuple[SlideEntry, ...]:
+    """The entries, those named with the role ``test``, whatever their stores say.
+
+    Raises:
+        ConfigError: a slide that is not there.
+    """
+    names = [entry.slide_id for entry in entries]
+    for slide in slides:
+        if slide not in names:
+            hint = did_you_mean(slide, names)
+            raise ConfigError(
+                f"test slide {slide!r} is not among the {len(names)} slides with counts{hint}"
+            )
+    return tuple(replace(e, role=TEST) if e.slide_id in slides else e for e in entries)
+
+
+def tell_roles(entries: Sequence[SlideEntry]) -> None:
+    """Which slides are never trained on, and which of them are of patients that are."""
+    test = [entry for entry in entries if entry.role == TEST]
+    trained = {entry.patient_id for entry in entries if entry.role != TEST}
+    seen = [entry.slide_id for entry in test if entry.patient_id in trained]
+    if test:
+        print(f"never trained on (role test): {', '.join(entry.slide_id for entry in test)}")
+    if seen:
+        print(
+            f"of patients that are trained on: {', '.join(seen)}; results on them are marked "
+            '"seen patient" where their patient is not held out'
+        )
+
+
 def _check_patients(entries: Sequence[SlideEntry]) -> None:
     """A patient id names folds and folders, so it may not look like either."""
     for entry in entries:
@@ -238,18 +296,17 @@ def _check_patients(entries: Sequence[SlideEntry]) -> None:
 
 
 def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:
-    """The split that holds out one group of patients.
+    """The split that holds out one group of patients, and every slide of role ``test``.
 
     Args:
         entries: every slide.
-        fold: held-out patients joined by ``+`` ("A", "P1+P2"), or ``none`` to train on all.
+        fold: held-out patients joined by ``+`` ("A", "P1+P2"), or ``none`` to hold out no patient.
 
     Raises:
-        ConfigError: an unknown patient, or nothing left to train on.
+        ConfigError: an unknown patient, one that has a slide of role ``train``, nothing left to
+            train on, or one section on both sides under two ids.
     """
-    if fold == "none":
-        return Split("none", tuple(entries), ())
-    held_out = fold.split("+")
+    held_out = () if fold == "none" else tuple(fold.split("+"))
     patients = sorted({entry.patient_id for entry in entries})
     for patient in held_out:
         if patient not in patients:
@@ -258,11 +315,98 @@ def split_by_patient(entries: Sequence[SlideEntry], fold: str) -> Split:
                 f"fold {fold!r} holds out patient {patient!r}, which is not in the data{hint} "
                 f"(patients: {', '.join(patients)})"
             )
-    train = tuple(entry for entry in entries if entry.patient_id not in held_out)
-    test = tuple(entry for entry in entries if entry.patient_id in held_out)
+    bound = [e.slide_id for e in entries if e.role == TRAIN and e.patient_id in held_out]
+    if bound:
+        raise ConfigError(
+            f"fold {fold!r} holds out the patient of {', '.join(bound[:4])}, whose role is "
+            f"{TRAIN!r}; leave the role empty in the manifest and prepare again, or hold out others"
+        )
+    test = tuple(e for e in entries if e.role == TEST or e.patient_id in held_out)
+    train = tuple(e for e in entries if not (e.role == TEST or e.patient_id in held_out))
     if not train:
-        raise ConfigError(f"fold {fold!r} leaves no patient to train on; hold out fewer")
+        raise ConfigError(
+            f"fold {fold!r} leaves no patient to train on; hold out fewer, or give fewer slides "
+            f"the role {TEST!r}"
+        )
+    refuse_copies({entry.slide_id: entry.seal for entry in train}, test, f"fold {fold}")
     return Split(fold, train, test)
+
+
+def copies(known: Seals, entries: Sequence[SlideEntry]) -> list[tuple[str, str]]:
+    """Pairs (known slide, entry) of one section under two ids: the same counts in the same order.
+
+    Args:
+        known: slide id -> its seal; one without counts (of an older version) is like none.
+        entries: slides that are looked up; those without counts are like none.
+    """
+    holder = {seal["counts"]: slide for slide, seal in known.items() if "counts" in seal}
+    found = [
+        (holder[entry.parts["counts"]], entry.slide_id)
+        for entry in entries
+        if entry.has_counts and entry.parts.get("counts") in holder
+    ]
+    return [(slide, other) for slide, other in found if slide != other]
+
+
+def refuse_copies(known: Seals, tested: Sequence[SlideEntry], where: str) -> None:
+    """Training slides may not come again under another id among the test slides.
+
+    Raises:
+        ConfigError: names the two.
+    """
+    for slide, other in copies(known, tested):
+        raise ConfigError(
+            f"{where}: the test slide {other!r} has the counts of the training slide {slide!r}, so "
+            "they are the same section under two ids; remove one of their stores, or give both one "
+            "patient_id in the manifest and prepare again"
+        )
+
+
+def refuse_replaced(
+    checkpoint: Path,
+    artifacts: Artifacts,
+    entries: Sequence[SlideEntry],
+    image: ImageInput | None,
+) -> None:
+    """The stores of training slides must hold what the checkpoint was trained on.
+
+    Args:
+        checkpoint: for the message.
+        artifacts: its own; those of an older version keep no seals, which is warned of.
+        entries: stores as they are now; slides that were not trained on are left out.
+        image: what the run reads of pictures; None: nothing.
+
+    Raises:
+        ConfigError: names the slides, and the parts of each that differ.
+    """
+    here = [entry for entry in entries if entry.slide_id in artifacts.train_slides]
+    if here and not artifacts.seals:
+        warnings.warn(
+            f"{checkpoint}: an older HiBio kept no seals of its training slides, so it cannot be "
+            "told whether their stores are still the same",
+            stacklevel=2,
+        )
+    read = (*SEALED, *_image_parts(image))
+    told = []
+    for entry in here:
+        seal = artifacts.seals.get(entry.slide_id, {})
+        odd = [part for part in read if part in seal and seal[part] != entry.parts.get(part)]
+        told += [f"{entry.slide_id} ({', '.join(odd)})"] if odd else []
+    if told:
+        more = f" and {len(told) - 4} more" * (len(told) > 4)
+        raise ConfigError(
+            f"{checkpoint} was trained on other content under the ids {', '.join(told[:4])}{more}: "
+            "these stores were replaced since; bring the old ones back, give the new slides ids of "
+            "their own, or train again"
+        )
+
+
+def _image_parts(image: ImageInput | None) -> tuple[str, ...]:
+    if image is None:
+        return ()
+    if image.key != PATCHES:
+        return (f"features/{image.key}",)
+    return ("patches", "context") if image.context else ("patches",)
 
 
 def limited(split: Split, n_patients: int) -> Split:
@@ -285,9 +429,16 @@ def limited(split: Split, n_patients: int) -> Split:
 def expand_folds(entries: Sequence[SlideEntry], folds: Sequence[str]) -> list[str]:
     """Fold names, with ``each`` replaced by every patient that has a slide with an image.
 
-    Where no slide has an image (omics-only training), every patient is a fold.
+    Where no slide has an image (omics-only training), every patient is a fold. A patient whose
+    slides all have a role, or one the role ``train``, is not held out; where no other is left, or
+    only one to train on beside test slides, the roles are the one split there is: ``none``.
     """
     if list(folds) != ["each"]:
         return list(folds)
-    paired = sorted({entry.patient_id for entry in entries if entry.has_image})
-    return paired or sorted({entry.patient_id for entry in entries})
+    bound = {entry.patient_id for entry in entries if entry.role == TRAIN}
+    free = [entry for entry in entries if not entry.role and entry.patient_id not in bound]
+    trained = {entry.patient_id for entry in entries if entry.role != TEST}
+    if len(trained) == 1 and any(entry.role == TEST for entry in entries):
+        return ["none"]
+    paired = sorted({entry.patient_id for entry in free if entry.has_image})
+    return paired or sorted({entry.patient_id for entry in free}) or ["none"]

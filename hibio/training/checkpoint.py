@@ -38,9 +38,11 @@ from hibio.checkpoint import (
     verify_files,
     write_checksums,
 )
-from hibio.config.files import ConfigError, load_config, to_dict
+from hibio.config.files import ConfigError, load_saved, to_dict
+from hibio.config.model import ImageInput
 from hibio.config.run import UNSETTLED_DATA
 from hibio.config.training import LAYOUT
+from hibio.data.splits import Split, refuse_copies, refuse_replaced
 from hibio.model import HiBio
 from preprocessing.files import fsync, remove_abandoned
 
@@ -248,13 +250,65 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
     Raises:
         ConfigError: a section that decides results has changed.
     """
-    saved, now = to_dict(load_config(type(config), checkpoint / CONFIG)), to_dict(config)
+    saved, now = to_dict(load_saved(type(config), checkpoint / CONFIG)), to_dict(config)
     for section, names in UNSETTLED.items():
         for name in names:
             saved[section].pop(name), now[section].pop(name)
-    changed = [name for name in SETTLED if saved[name] != now[name]]
+    changed = [line for name in SETTLED for line in _changes(name, saved[name], now[name])]
+    if changed:
+        more = f" and {len(changed) - 4} more" * (len(changed) > 4)
+        raise ConfigError(
+            f"{checkpoint} was trained with other settings in: {'; '.join(changed[:4])}{more}; "
+            "resume with the config.yaml of its run, or train in another folder with --set out=DIR"
+        )
+
+
+def _changes(key: str, saved: Any, now: Any) -> list[str]:
+    """Every value that differs, as ``a.b.0.c (1 there, 2 now)``."""
+    if saved == now:
+        return []
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        saved, now = dict(enumerate(saved)), dict(enumerate(now))
+    if isinstance(saved, dict) and isinstance(now, dict):
+        names = dict.fromkeys([*saved, *now])
+        return [
+            line
+            for name in names
+            for line in _changes(f"{key}.{name}", saved.get(name), now.get(name))
+        ]
+    whole = isinstance(saved, list) or isinstance(now, list)
+    return [key if whole else f"{key} ({saved} there, {now} now)"]
+
+
+def refuse_seen(artifacts: Artifacts, split: Split, start: Path | None) -> None:
+    """A warm start must not have been trained on this fold's test slides, under whatever ids."""
+    seen = set(artifacts.settings.pretrain_slides) & {entry.slide_id for entry in split.test}
+    if seen:
+        raise ConfigError(
+            f"model.omics.init_from: {start} was trained on {len(seen)} test slides of fold "
+            f"{split.name} ({', '.join(sorted(seen)[:4])}); give a checkpoint of the same fold, "
+            "e.g. runs/heist/hibio/fold-{fold}/seed-{seed}/checkpoint"
+        )
+    refuse_copies(artifacts.trained_seals, split.test, f"fold {split.name}, {start}")
+
+
+def refuse_other_slides(
+    checkpoint: Path, artifacts: Artifacts, split: Split, image: ImageInput | None
+) -> None:
+    """A resumed job goes on with the slides that it began with: its batches are drawn from them.
+
+    Raises:
+        ConfigError: training slides that came or went since, or whose content is another.
+    """
+    began, now = set(artifacts.train_slides), {entry.slide_id for entry in split.train}
+    changed = [
+        f"{len(names)} {word} ({', '.join(sorted(names)[:4])})"
+        for word, names in (("gone", began - now), ("new", now - began))
+        if names
+    ]
     if changed:
         raise ConfigError(
-            f"{checkpoint} was trained with other settings in: {', '.join(changed)}; resume with "
-            "the config.yaml of its run, or train in another folder with --set out=DIR"
+            f"{checkpoint} was trained on other slides: {' and '.join(changed)} in data.stores; "
+            "put back what was there, or train in another folder with --set out=DIR"
         )
+    refuse_replaced(checkpoint, artifacts, split.train, image)

@@ -344,6 +344,7 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "finished": self.stage == len(self.stages),
+            "n_steps": self.plan.n_steps(),
             "optimizer": self.engine.state(),
             "regions": self.regions.state(),
             "verdicts": [verdict.plain() for verdict in self.verdicts],

@@ -198,7 +198,9 @@ def test_one_unit_has_a_point_and_no_interval(tmp_path: Path) -> None:
 def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monkeypatch) -> None:
     done, set_to = [], []
 
-    def evaluate(checkpoint: Path, data: Path, out: Path, tasks, peers, settings=None) -> Path:
+    def evaluate(
+        checkpoint: Path, data: Path, out: Path, tasks, peers, settings=None, test=()
+    ) -> Path:
         done.append((checkpoint.name, out))
         set_to.append(settings)
         out.mkdir(parents=True, exist_ok=True)
@@ -218,6 +220,7 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
         against=[finished, tmp_path / "y"],
         data=tmp_path,
         tasks=None,
+        test=None,
         out=tmp_path / "out",
         metrics=None,
         model=None,
@@ -235,7 +238,7 @@ def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monke
         run(Namespace(**{**vars(options), "out": finished}))
     both = {**vars(options), "checkpoint": None, "against": [finished, tmp_path / "out"]}
     with pytest.raises(
-        ConfigError, match="--tasks, --peers, --readout and --set say what is measured"
+        ConfigError, match="--tasks, --test, --peers, --readout and --set say what is measured"
     ):
         run(Namespace(**{**both, "peers": "all"}))
     assert done == []

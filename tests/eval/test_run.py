@@ -22,7 +22,7 @@ def test_a_pooled_task_runs_once_a_seed_on_its_folds() -> None:
         seen.append([(one.name, one.seed) for one in folds])
         return TaskResult("t", {})
 
-    folds = {name: [fold(name, seed) for seed in (0, 1)] for name in ("A", "B")}
+    folds = [fold(name, seed) for name in ("A", "B") for seed in (0, 1)]
     results = _pooled_results("t", Task(int, run, pooled=True), 0, folds)
     assert seen == [[("A", 0), ("B", 0)], [("A", 1), ("B", 1)]]
     assert len(results) == 2

@@ -141,6 +141,8 @@ def test_options_reach_the_configuration(run, toy_config, tmp_path, monkeypatch)
     dump_config(toy_config, path)
     run("train", "--config", path, "--set", "model.embed_dim=8", "--set", "seeds=[3,4]")
     run("train", "--config", path, "--resume", "elsewhere")
+    run("train", "--config", path, "--test", "a", "b")
+    assert seen.pop()[0].data.test == ("a", "b")
     (first, no), (second, yes) = seen
     assert (no, yes) == (False, True)
     assert (first.model.embed_dim, first.seeds, first.out) == (8, (3, 4), toy_config.out)

@@ -116,10 +116,10 @@ def test_a_part_of_the_folder_keeps_what_is_known_of_the_rest(folder, opened):
         "",
         "{",
         "[]",
-        '{"version": 2}',
+        '{"version": 3}',
         '{"version": 1, "stores": {}}',
-        '{"version": 2, "stores": []}',
-        '{"version": 2, "stores": {"sim001.h5": 3, "sim002.h5": [1, 2, 3]}}',
+        '{"version": 3, "stores": []}',
+        '{"version": 3, "stores": {"sim001.h5": 3, "sim002.h5": [1, 2, 3]}}',
     ],
 )
 def test_an_index_that_cannot_be_used_is_left_aside(folder, opened, text):
@@ -128,7 +128,7 @@ def test_an_index_that_cannot_be_used_is_left_aside(folder, opened, text):
     opened.clear()
     assert indexed_entries(stores_in(folder)) == expected
     assert opened == NAMES
-    assert json.loads((folder / INDEX_NAME).read_text())["version"] == 2  # and written anew
+    assert json.loads((folder / INDEX_NAME).read_text())["version"] == 3  # and written anew
 
 
 @pytest.mark.parametrize("change", [{"n_spots": "7"}, {"slide_id": None}, {"more": 1}])

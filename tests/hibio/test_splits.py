@@ -7,12 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hibio.config.files import ConfigError
-from hibio.data.splits import SlideEntry, expand_folds, limited, read_entries, split_by_patient
+from hibio.data.splits import (
+    SlideEntry,
+    copies,
+    expand_folds,
+    limited,
+    read_entries,
+    said_for_test,
+    split_by_patient,
+)
 from preprocessing.store.read import stores_in
 
 
-def entry(slide: str, patient: str, has_image: bool = True) -> SlideEntry:
-    return SlideEntry(Path(f"{slide}.h5"), slide, patient, has_image, 10)
+def entry(slide: str, patient: str, has_image: bool = True, **more) -> SlideEntry:
+    return SlideEntry(Path(f"{slide}.h5"), slide, patient, has_image, 10, **more)
 
 
 COHORT = [entry(f"s{i}", patient) for i, patient in enumerate("AABCCD")]
@@ -41,6 +49,49 @@ def test_none_trains_on_all():
     split = split_by_patient(COHORT, "none")
     assert split.train == tuple(COHORT)
     assert split.test == ()
+
+
+def ids(entries) -> str:
+    return " ".join(entry.slide_id for entry in entries)
+
+
+def test_a_test_slide_is_never_trained_on_and_its_patient_is_told():
+    cohort = [entry("a1", "A"), entry("a2", "A", role="test"), entry("b", "B"), entry("c", "C")]
+    split = split_by_patient(cohort, "B")
+    assert (ids(split.train), ids(split.test), ids(split.seen_patients)) == ("a1 c", "a2 b", "a2")
+    split = split_by_patient(cohort, "A")
+    assert (ids(split.train), ids(split.test), ids(split.seen_patients)) == ("b c", "a1 a2", "")
+    split = split_by_patient(cohort, "none")
+    assert (ids(split.train), ids(split.test)) == ("a1 b c", "a2")
+    said = said_for_test(cohort, ["c"])
+    assert ids(split_by_patient(said, "none").test) == "a2 c"
+    with pytest.raises(ConfigError, match=r"test slide 'a3' is not among the 4 slides"):
+        said_for_test(cohort, ["a3"])
+    with pytest.raises(ConfigError, match=r"leaves no patient to train on.*the role 'test'"):
+        split_by_patient([entry("a", "A", role="test")], "none")
+
+
+def test_a_training_slide_is_never_held_out():
+    cohort = [entry("a", "A", role="train"), entry("b", "B"), entry("c", "C", role="test")]
+    assert expand_folds(cohort, ["each"]) == ["B"]
+    with pytest.raises(ConfigError, match=r"holds out the patient of a, whose role is 'train'"):
+        split_by_patient(cohort, "A+B")
+    said = [entry("a", "A", role="train"), entry("c", "A", role="test")]
+    assert expand_folds(said, ["each"]) == ["none"]  # the roles are the split
+    one = [entry("m1", "M"), entry("m2", "M", role="test")]
+    assert expand_folds(one, ["each"]) == ["none"]
+    assert ids(split_by_patient(one, "none").seen_patients) == "m2"
+
+
+def test_one_section_under_two_ids():
+    twin = {"counts": "x", "coordinates": "y"}
+    cohort = [entry("a", "A", parts=twin), entry("again", "B", parts=twin), entry("c", "C")]
+    assert ids(split_by_patient(cohort, "C").test) == "c"  # both on one side
+    with pytest.raises(ConfigError, match=r"'again' has the counts of .*'a', .* same section"):
+        split_by_patient(cohort, "B")
+    known = {"a": {"patient": "A", **twin}, "old": {"patient": "A"}}
+    assert copies(known, cohort) == [("a", "again")]
+    assert copies(known, [entry("image", "B", parts=twin, has_counts=False)]) == []
 
 
 def test_an_unknown_patient_names_the_nearest():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.embed import load_checkpoint
-from eval.folds.assemble import JobGroup, assemble
+from eval.folds.assemble import JobGroup, split_entries
 from hibio import keys
 from hibio.config.files import ConfigError
 from hibio.config.run import DataConfig
@@ -103,7 +103,7 @@ def test_what_an_earlier_start_saw_is_remembered_and_never_measured_on(
     checkpoint = dataclasses.replace(checkpoint, model=make_model(chained), run=run)
     group = JobGroup("patient03", 0, (checkpoint,))
     with pytest.raises(ConfigError, match=r"1 test slides were seen .*sim003"):
-        assemble(group, read_entries(paths), with_baselines=False)
+        split_entries(group, read_entries(paths))
 
 
 def test_fold_and_seed_stand_for_the_jobs_own(pretrained, toy_stores, tmp_path):

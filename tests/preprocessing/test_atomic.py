@@ -1,11 +1,16 @@
 """atomic_path: the final name appears only when the block succeeds, and never half written."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from preprocessing.errors import DataError
-from preprocessing.files import atomic_path
+from preprocessing.files import LOCK, atomic_path, locked
 
 
 def test_success_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -59,3 +64,39 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
 
 def test_data_error_is_a_value_error() -> None:
     assert issubclass(DataError, ValueError)
+
+
+def enter(folder: Path) -> None:
+    with locked(folder):
+        pytest.fail("two are inside")
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path: Path):
+    folder = tmp_path / "a" / "run"
+    with locked(folder):
+        owner = json.loads((folder / LOCK).read_text())
+        assert (owner["pid"], owner["host"]) == (os.getpid(), socket.gethostname())
+        with pytest.raises(DataError, match=rf"in use: process {os.getpid()} on .*, since 20"):
+            enter(folder)
+        assert (folder / LOCK).is_file()
+    assert not (tmp_path / "a").exists()  # nothing was written, nothing stays
+    with locked(folder):
+        (folder / "result").touch()
+    assert [path.name for path in folder.iterdir()] == ["result"]
+
+
+def test_a_lock_of_a_dead_process_is_taken_over_and_told(tmp_path: Path, capsys):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with locked(tmp_path):
+        owner = json.loads((tmp_path / LOCK).read_text())
+    for stale in ({"pid": dead.pid}, {"started": "0"}):  # gone, or its number is another's now
+        (tmp_path / LOCK).write_text(json.dumps({**owner, **stale}))
+        with locked(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        assert "which is gone; taken over" in capsys.readouterr().err
+    for other in ({**owner, "machine": "0", "pid": dead.pid}, {}):  # nobody can tell
+        (tmp_path / LOCK).write_text(json.dumps(other))
+        with pytest.raises(DataError, match=r"in use: .*if it is gone, remove .*lock\.json"):
+            enter(tmp_path)
+        assert json.loads((tmp_path / LOCK).read_text()) == other

@@ -105,7 +105,7 @@ def _draw_chance(axes: Axes, entries: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _label(task: TaskRecord, name: str) -> str:
     """Name for the axis; an oracle says that it is one."""
-    short = clipped(name, 40)
+    short = clipped(task.label(name), 54)
     return f"{short} (oracle)" if task.role(name) == "oracle" else short
 
 
@@ -397,7 +397,7 @@ def few_shot_curves(results: Mapping[str, Any], side: str = "omics") -> Figure:
         colour = HIGHLIGHT if task.role(name) == "model" else others[index % len(others)]
         k = np.array(sorted(curves[name]))
         mean, low, high = (np.array([curves[name][i][part] for i in k]) for part in range(3))
-        axes.plot(k, mean, "o-", color=colour, markersize=4, linewidth=1.5, label=name)
+        axes.plot(k, mean, "o-", color=colour, markersize=4, linewidth=1.5, label=task.label(name))
         if np.isfinite(low).all():
             axes.fill_between(k, low, high, color=colour, alpha=0.13, linewidth=0)
     chance = float(np.nanmean([_chance(models[name], side) for name in shown]))
