@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from hibio.checkpoint import (
 )
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, dump_config, merge, to_dict
-from hibio.config.model import ModelConfig
+from hibio.config.model import ImageInput, ModelConfig
 from hibio.config.run import DataConfig, RunConfig
 from hibio.config.schema import SchemaError, build_section
 from hibio.data.dataset import SlideDataset
@@ -225,9 +225,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     config = job.config
     group = start_processes(config.device, single=config.optim.uses_deepspeed)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    split = split_of(config, job.fold)
+    split, start = split_of(config, job.fold), start_of(job)
     saved = load_newest(job.folder) if resume else None
-    start = start_of(job)
     if saved is not None:
         _refuse_changed(job, saved.path, saved.artifacts)
     config = _sized(config, split)
@@ -266,13 +265,15 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         write_config=lambda path: dump_config(config, path),
         checkpoint_every=config.checkpoint_every,
         verdicts=verdicts,
-        judge=None
-        if inner is None
-        else Judge(inner, SlideDataset(inner.entries, artifacts, image)),
+        judge=None if inner is None else _judge(inner, artifacts, image),
     )
     if saved is not None:
         trainer.resume(saved)
     return trainer
+
+
+def _judge(inner: Inner, artifacts: Artifacts, image: ImageInput | None) -> Judge:
+    return Judge(inner, SlideDataset(inner.entries, artifacts, image))
 
 
 def _engine(config: RunConfig, plan: Plan) -> Engine:
@@ -381,8 +382,8 @@ def _refuse_changed(job: Job, checkpoint: Path, artifacts: Artifacts) -> None:
         ConfigError: names what differs.
     """
     split = split_of(job.config, job.fold)
-    image = job.config.model.vision.image_input(job.config.data.image)
-    refuse_other_slides(checkpoint, artifacts, split, image)
+    vision, key = job.config.model.vision, job.config.data.image
+    refuse_other_slides(checkpoint, artifacts, split, vision.image_input(key))
     refuse_other_settings(checkpoint, _sized(job.config, split))
 
 
@@ -444,25 +445,19 @@ def _train_all(config: RunConfig, resume: bool) -> list[Path]:
     jobs = expand(config)
     single = any(job.config.optim.uses_deepspeed for job in jobs)
     group = start_processes(config.device, single=single)
-    with _alone(config.out, group):
+    with ExitStack() as held:
+        group.on_first(lambda: held.enter_context(locked(config.out)))
         return _train_jobs(config, jobs, group, resume)
 
 
-@contextmanager
-def _alone(folder: Path, group: ProcessGroup) -> Iterator[None]:
-    """Hold the lock of a run's folder; the first process has it for all."""
-    with ExitStack() as stack:
-        group.on_first(lambda: stack.enter_context(locked(folder)))
-        yield
-
-
 def _finished(job: Job) -> bool:
-    """Whether a job is done; one that has begun is compared with what is asked for now."""
-    checkpoint, problem = whole_checkpoint(job.folder)
-    if checkpoint is None:
-        return False
-    _refuse_changed(job, checkpoint, read_artifacts(checkpoint / ARTIFACTS))
-    return problem is None and bool(load_trainer_state(checkpoint)["finished"])
+    """Whether a job is done; what has begun of it is compared with what is asked for now."""
+    for folder in (job.folder / REHEARSAL, job.folder):
+        checkpoint, problem = whole_checkpoint(folder)
+        if checkpoint is not None:
+            _refuse_changed(job, checkpoint, read_artifacts(checkpoint / ARTIFACTS))
+    whole = checkpoint if problem is None else None
+    return whole is not None and bool(load_trainer_state(whole)["finished"])
 
 
 def _train_jobs(
