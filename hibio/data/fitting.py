@@ -253,7 +253,6 @@ def fit_artifacts(
     steps.update()
     blocks = TfidfStream(counts, expression["tfidf"], genes)
     database, anchors = _fit_pathways(pathways, blocks, seed)
-    steps.update()
     steps.close()
     return Artifacts(
         genes=vocabulary,
@@ -261,10 +260,7 @@ def fit_artifacts(
         anchors=anchors,
         target_genes=_target_genes(counts, genes, seed, modality),
         train_slides=tuple(entry.slide_id for entry in entries),
-        seals={
-            **({} if start is None else start.trained_seals),
-            **{entry.slide_id: entry.seal for entry in entries},
-        },
+        seals=_seals(entries, start),
         settings=FitSettings(
             genes,
             pathways,
@@ -275,6 +271,12 @@ def fit_artifacts(
         ),
         **expression,
     )
+
+
+def _seals(entries: Sequence[SlideEntry], start: Artifacts | None) -> dict[str, Any]:
+    """Seals of the slides, and of those that a warm start goes back to."""
+    before = {} if start is None else start.trained_seals
+    return {**before, **{entry.slide_id: entry.seal for entry in entries}}
 
 
 def _check_modality(modality: str, genes: GenesConfig) -> None:

@@ -198,9 +198,7 @@ def test_one_unit_has_a_point_and_no_interval(tmp_path: Path) -> None:
 def test_runs_that_are_not_measured_yet_are_measured_first(tmp_path: Path, monkeypatch) -> None:
     done, set_to = [], []
 
-    def evaluate(
-        checkpoint: Path, data: Path, out: Path, tasks, peers, settings=None, test=()
-    ) -> Path:
+    def evaluate(checkpoint: Path, data, out: Path, tasks, peers, settings=None, test=()) -> Path:
         done.append((checkpoint.name, out))
         set_to.append(settings)
         out.mkdir(parents=True, exist_ok=True)
