@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from hibio.config.schema import Range, Temperature
 from hibio.keys import level_name
 
 KINDS = ("tree", "grid", "shuffled", "leiden")
@@ -41,32 +42,19 @@ class GenesConfig:
 
     tfidf: str = "shrunken"
     spot_vector: str = "log"
-    keyword_genes: int = 128
+    keyword_genes: Annotated[int, Range(1, 8192)] = 128
     selector: str = "tfidf"
-    rank: int = 20
-    neighbours: int = 6
+    rank: Annotated[int, Range(1, 4096)] = 20
+    neighbours: Annotated[int, Range(1, 1000)] = 6
     graph: Literal["knn", "delaunay", "random"] = "knn"
-    min_slide_fraction: float = 1.0
-    min_spots: int = 10
+    min_slide_fraction: Annotated[float, Range(0, 1, "low")] = 1.0
+    min_spots: Annotated[int, Range(0)] = 10
     exclude: tuple[str, ...] = ()
-    target_genes: int = 200
-    graph_edges: int | None = None
-    graph_spots: int = 2000
-    graph_groups: int = 1
-    graph_smoothing: int = 0
-
-    def __post_init__(self) -> None:
-        if self.keyword_genes < 1 or self.rank < 1 or self.neighbours < 1:
-            raise ValueError("keyword_genes, rank and neighbours must be at least 1")
-        if self.graph_edges is not None and self.graph_edges < 1:
-            raise ValueError(
-                f"graph_edges is {self.graph_edges}, at least 1 (or null: as many as the panel "
-                "asks for) is needed"
-            )
-        if not 0.0 < self.min_slide_fraction <= 1.0:
-            raise ValueError(
-                f"min_slide_fraction is a share in (0, 1], not {self.min_slide_fraction}"
-            )
+    target_genes: Annotated[int, Range(1)] = 200
+    graph_edges: Annotated[int, Range(1)] | None = None
+    graph_spots: Annotated[int, Range(2)] = 2000
+    graph_groups: Annotated[int, Range(1, 1000)] = 1
+    graph_smoothing: Annotated[int, Range(0, 100)] = 0
 
 
 @dataclass(frozen=True)
@@ -84,11 +72,17 @@ class PathwaysConfig:
     """
 
     source: str = "default"
-    min_genes: int = 5
-    max_genes: int = 500
-    temperature: float = 0.5
-    top: int = 5
+    min_genes: Annotated[int, Range(1)] = 5
+    max_genes: Annotated[int, Range(1)] = 500
+    temperature: Temperature = 0.5
+    top: Annotated[int, Range(1)] = 5
     threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.min_genes > self.max_genes:
+            raise ValueError(
+                f"min_genes is {self.min_genes} and max_genes {self.max_genes}: no set is left"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,11 +94,11 @@ class RegionsConfig:
         kind: tree | grid | shuffled | leiden (all but the first are controls).
     """
 
-    diameters_um: tuple[float, ...] = (300.0, 600.0, 1200.0)
+    diameters_um: tuple[Annotated[float, Range(0, 1e6, "low")], ...] = (300.0, 600.0, 1200.0)
     kind: str = "tree"
 
     def __post_init__(self) -> None:
-        if not self.diameters_um or list(self.diameters_um) != sorted(self.diameters_um):
+        if not self.diameters_um or list(self.diameters_um) != sorted(set(self.diameters_um)):
             raise ValueError("diameters_um must rise from fine to coarse, e.g. [300, 600, 1200]")
         if self.kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hibio.config.files import ConfigError
+from hibio.config.schema import Dropout, Range, Size, Temperature
 from preprocessing.stain import StainMethod
 
 #: Value of ``data.image`` that reads patches from the store (for a timm tower).
@@ -93,32 +94,25 @@ class VisionConfig:
     """
 
     name: str = "features"
-    width: int = 256
-    dropout: float = 0.2
+    width: Size = 256
+    dropout: Dropout = 0.2
     timm_name: str = "resnet10t"
     pretrained: bool = False
     weights: Path | None = None
-    input_px: int | None = None
+    input_px: Annotated[int, Range(14, 8192)] | None = None
     tune: Literal["all", "none", "last_n", "lora"] = "all"
-    tune_blocks: int = 2
-    lora_rank: int = 8
-    lr_scale: float = 1.0
+    tune_blocks: Annotated[int, Range(1, 1000)] = 2
+    lora_rank: Annotated[int, Range(1, 1024)] = 8
+    lr_scale: Annotated[float, Range(0, 10, "low")] = 1.0
     checkpoint: bool = False
     standardise: Literal["slide", "pretrained"] = "slide"
     stain: StainMethod = "none"
     context: Literal["none", "neighbours", "patch"] = "none"
-    feature_dim: int | None = None
+    feature_dim: Annotated[int, Range(1, 65_536)] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _refuse_settings(self.name, self.settings)
-        for name in ("tune_blocks", "lora_rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, at least 1 is needed")
-        if self.input_px is not None and self.input_px < 14:
-            raise ValueError(f"input_px is {self.input_px}, at least 14 pixels are needed")
-        if not 0.0 < self.lr_scale <= 10.0:
-            raise ValueError(f"lr_scale is {self.lr_scale}, more than 0 and at most 10 is needed")
         of_tower = {"tune": self.tune in ("last_n", "lora"), "checkpoint": self.checkpoint}
         of_tower |= {"input_px": self.input_px is not None, "lr_scale": self.lr_scale != 1.0}
         given = [name for name, used in of_tower.items() if used]
@@ -182,10 +176,10 @@ class OmicsConfig:
 
     name: str = "graph_hierarchy"
     variant: Literal["hibio", "heist"] = "hibio"
-    width: int = 192
-    layers: int = 4
-    heads: int = 6
-    dropout: float = 0.1
+    width: Size = 192
+    layers: Annotated[int, Range(1, 256)] = 4
+    heads: Annotated[int, Range(1, 1024)] = 6
+    dropout: Dropout = 0.1
     identity: Literal["factors", "table", "none"] = "factors"
     skip: bool = True
     gene_graph: bool = True
@@ -224,8 +218,8 @@ class ModelConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     omics: OmicsConfig = field(default_factory=OmicsConfig)
-    embed_dim: int = 128
-    dropout: float = 0.1
-    temperature: float = 0.1
-    anchor_temperature: float = 0.1
+    embed_dim: Size = 128
+    dropout: Dropout = 0.1
+    temperature: Temperature = 0.1
+    anchor_temperature: Temperature = 0.1
     anchor: Literal["omics", "table"] = "omics"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
 from hibio.config.model import PATCHES, ModelConfig
+from hibio.config.schema import Range, Share
 from hibio.config.training import ObjectiveConfig, OptimConfig, SamplerConfig, StageConfig
 from hibio.keys import MAIN
 
@@ -26,11 +27,7 @@ class AugmentConfig:
     """
 
     turns: bool = False
-    stain: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.stain <= 1.0:
-            raise ValueError(f"stain is {self.stain}, a spread from 0 to 1 is needed")
+    stain: Share = 0.0
 
     @property
     def active(self) -> bool:
@@ -58,17 +55,13 @@ class DataConfig:
     stores: Path
     image: str | None = "handcrafted"
     shuffle_pairs: bool = False
-    cache_slides: int = 64
-    train_patients: int | None = None
-    prefetch: int = 2
+    cache_slides: Annotated[int, Range(1)] = 64
+    train_patients: Annotated[int, Range(1)] | None = None
+    prefetch: Annotated[int, Range(0, 10_000)] = 2
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     test: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.prefetch < 0:
-            raise ValueError(f"prefetch is {self.prefetch}, 0 or more batches are needed")
-        if self.train_patients is not None and self.train_patients < 1:
-            raise ValueError(f"train_patients is {self.train_patients}, at least 1 is needed")
         if self.augment.active and self.image != PATCHES:
             raise ValueError(
                 f"augment changes patches, and image is {self.image!r}, whose features are stored; "
@@ -106,7 +99,7 @@ class RunConfig:
     data: DataConfig
     stages: tuple[StageConfig, ...]
     folds: tuple[str, ...] = ("each",)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Range(0, 2**32 - 1)], ...] = (0,)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     genes: GenesConfig = field(default_factory=GenesConfig)
     pathways: PathwaysConfig = field(default_factory=PathwaysConfig)
@@ -116,8 +109,8 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     device: str = "auto"
-    threads: int | None = None
-    checkpoint_every: int = 100
+    threads: Annotated[int, Range(1, 1024)] | None = None
+    checkpoint_every: Annotated[int, Range(1)] = 100
     bank: bool = True
     curriculum: Literal["blind", "judged"] = "blind"
     variant: str = MAIN
@@ -127,6 +120,10 @@ class RunConfig:
             raise ValueError("stages is empty; give at least one stage")
         if not self.folds or not self.seeds:
             raise ValueError("folds and seeds need at least one entry each")
+        for name, given in ("folds", self.folds), ("seeds", self.seeds):
+            twice = [one for one in given if given.count(one) > 1]
+            if twice:
+                raise ValueError(f"{name} has {twice[0]!r} twice; each is one job, so give it once")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
         self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
@@ -134,5 +131,3 @@ class RunConfig:
         names = [stage.name for stage in self.stages]
         if self.curriculum == "judged" and len(set(names)) < len(names):
             raise ValueError(f"curriculum: judged needs stages of different names, not {names}")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, at least 1 is needed")

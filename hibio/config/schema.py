@@ -2,8 +2,8 @@
 
 Supported annotations: dataclasses, unions and ``X | None``, ``Literal``, ``Path``,
 ``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]``, ``Any``, bool, int, float and
-str. Types are checked, never coerced; the exceptions are int -> float and a number in quotes
-("1e-4") -> float.
+str, and numbers with a range, ``Annotated[int, Range(1)]``. Types are checked, never coerced; the
+exceptions are int -> float and a number in quotes ("1e-4") -> float. Numbers are finite.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from preprocessing.errors import did_you_mean
 
@@ -24,6 +26,45 @@ C = TypeVar("C")
 Key = tuple[str, ...]
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number of a configuration may be; part of its annotation.
+
+    Attributes:
+        low, high: the least and the largest value; None: no limit.
+        open: the limits themselves are excluded: none | low | high.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open: Literal["none", "low", "high"] = "none"
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies inside."""
+        above = self.low is None or value > self.low or (value == self.low and self.open != "low")
+        below = self.high is None or value < self.high
+        return above and (below or (value == self.high and self.open != "high"))
+
+    def __str__(self) -> str:
+        """For messages: ``a number from 1 to 64``."""
+        low = None if self.low is None else f"{self.low:.12g}"
+        high = None if self.high is None else f"{self.high:.12g}"
+        if low and high and self.open == "none":
+            return f"a number from {low} to {high}"
+        parts = [low and (f"above {low}" if self.open == "low" else f"from {low} on")]
+        parts.append(high and (f"below {high}" if self.open == "high" else f"at most {high}"))
+        return "a number " + " and ".join(part for part in parts if part)
+
+
+#: Ranges that several sections have.
+Size = Annotated[int, Range(1, 16_384)]
+Dropout = Annotated[float, Range(0, 1, "high")]
+Temperature = Annotated[float, Range(0, 100, "low")]
+Share = Annotated[float, Range(0, 1)]
+Correlation = Annotated[float, Range(-1, 1)]
+Micrometres = Annotated[float, Range(0, 1e6)]
 
 
 class SchemaError(ValueError):
@@ -52,7 +93,7 @@ def build_section(cls: type[C], data: Any, key: Key = (), default: C | None = No
     """
     if not isinstance(data, Mapping):
         raise _mismatch(key, "a section (key: value lines)", data)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     for name in data:
         if name not in fields:
@@ -110,6 +151,8 @@ def _build(hint: Any, value: Any, key: Key, default: Any = None) -> Any:
         same = default if type(default) is hint else None
         return build_section(typing.cast(Any, hint), value, key, same)
     origin = typing.get_origin(hint) or hint
+    if origin is Annotated:
+        return _build_ranged(hint, value, key)
     if origin in (Union, types.UnionType):
         return _build_union(hint, value, key, default)
     if origin is Literal:
@@ -119,6 +162,15 @@ def _build(hint: Any, value: Any, key: Key, default: Any = None) -> Any:
     if origin is dict:
         return _build_dict(hint, value, key)
     return _build_scalar(hint, value, key)
+
+
+def _build_ranged(hint: Any, value: Any, key: Key) -> Any:
+    arm, *limits = typing.get_args(hint)
+    found = _build(arm, value, key)
+    for limit in limits:
+        if not limit.holds(found):
+            raise SchemaError(key, f"'{dotted(key)}' is {found!r}, expected {limit}")
+    return found
 
 
 def _build_union(hint: Any, value: Any, key: Key, default: Any) -> Any:
@@ -184,22 +236,32 @@ def _build_dict(hint: Any, value: Any, key: Key) -> Any:
 def _build_scalar(hint: Any, value: Any, key: Key) -> Any:
     if hint not in (bool, int, float, str, Path):
         raise TypeError(f"field '{dotted(key)}' has the unsupported annotation {hint!r}")
-    if type(value) is hint:
+    if hint is float and (number := _finite(value)) is not None:
+        return number
+    if type(value) is hint and hint is not float:
         return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is float and isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
     wanted = {
         bool: "true or false",
         int: "a whole number",
-        float: "a number",
+        float: "a number (finite)",
         str: "text; put it in quotes",
         Path: "a path (text)",
     }
     raise _mismatch(key, wanted[hint], value)
+
+
+def _finite(value: Any) -> float | None:
+    """A number, also one in quotes, as float; None for anything else, NaN and infinity."""
+    number = isinstance(value, str) and _NUMBER.fullmatch(value)
+    if not number and type(value) not in (int, float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _mismatch(key: Key, wanted: str, value: Any) -> SchemaError:

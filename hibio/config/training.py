@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from hibio.config.schema import Correlation, Micrometres, Range, Share, Temperature
 from hibio.keys import EMBEDDING_TERMS, IMAGE_TERMS, MASKED_TERMS, TERM_SPATIAL, TERMS
 from preprocessing.errors import did_you_mean
 
@@ -29,27 +30,17 @@ class StageConfig:
     """
 
     name: str
-    epochs: int | None = None
-    weights: dict[str, float] = field(default_factory=dict)
-    lr: float = 1e-3
-    rebuild_every: int = 0
-    steps: int | None = None
+    epochs: Annotated[int, Range(1)] | None = None
+    weights: dict[str, Annotated[float, Range(0, 1e6)]] = field(default_factory=dict)
+    lr: Annotated[float, Range(0, 10, "low")] = 1e-3
+    rebuild_every: Annotated[int, Range(0)] = 0
+    steps: Annotated[int, Range(1)] | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 f"stage {self.name!r}: steps is {self.steps} and epochs is {self.epochs}; give one "
                 "of them, and null for the other where a base file has it"
-            )
-        for unit, length in (("steps", self.steps), ("epochs", self.epochs)):
-            if length is not None and length < 1:
-                raise ValueError(f"stage {self.name!r}: {unit} is {length}, at least 1 is needed")
-        if not self.lr > 0:
-            raise ValueError(f"stage {self.name!r}: lr is {self.lr}, more than 0 is needed")
-        if self.rebuild_every < 0:
-            raise ValueError(
-                f"stage {self.name!r}: rebuild_every is {self.rebuild_every}; 0 (never) or more "
-                "is needed"
             )
         self._check_weights()
 
@@ -60,12 +51,6 @@ class StageConfig:
                     f"stage {self.name!r}: unknown loss term {term!r}{did_you_mean(term, TERMS)} "
                     f"(terms: {', '.join(TERMS)})"
                 )
-        negative = [term for term, weight in self.weights.items() if not weight >= 0]
-        if negative:
-            raise ValueError(
-                f"stage {self.name!r}: the weight of {negative[0]!r} is "
-                f"{self.weights[negative[0]]}, 0 (off) or more is needed"
-            )
         if not any(weight > 0 for weight in self.weights.values()):
             raise ValueError(f"stage {self.name!r}: no loss term has a weight above 0")
 
@@ -129,28 +114,17 @@ class ObjectiveConfig:
 
     negatives: Literal["same_slide", "all", "mixed"] = "same_slide"
     targets: Literal["identity", "soft"] = "identity"
-    target_temperature: float = 0.1
-    duplicate_um: float = 150.0
-    duplicate_correlation: float = 0.95
-    mask_genes: float = 0.2
-    mask_spots: float = 0.15
-    query_genes: int = 0
-    contrast_um: float = 150.0
-    contrast_correlation: float = 0.5
-    drop_genes: float = 0.2
-    keep_counts: float = 0.7
-    anchors_per_step: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("mask_genes", "mask_spots", "drop_genes", "keep_counts"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
-        if not self.target_temperature > 0:
-            raise ValueError(
-                f"target_temperature is {self.target_temperature}, more than 0 is needed"
-            )
-        if self.query_genes < 0:
-            raise ValueError(f"query_genes is {self.query_genes}, 0 or more is needed")
+    target_temperature: Temperature = 0.1
+    duplicate_um: Micrometres = 150.0
+    duplicate_correlation: Correlation = 0.95
+    mask_genes: Share = 0.2
+    mask_spots: Share = 0.15
+    query_genes: Annotated[int, Range(0, 65_536)] = 0
+    contrast_um: Micrometres = 150.0
+    contrast_correlation: Correlation = 0.5
+    drop_genes: Share = 0.2
+    keep_counts: Annotated[float, Range(0, 1, "low")] = 0.7
+    anchors_per_step: Annotated[int, Range(1)] = 32
 
 
 @dataclass(frozen=True)
@@ -173,19 +147,15 @@ class SamplerConfig:
             an epoch after the last N is dropped.
     """
 
-    batch_spots: int = 512
-    slides_per_batch: int = 1
+    batch_spots: Annotated[int, Range(2)] = 512
+    slides_per_batch: Annotated[int, Range(1)] = 1
     balance: str = "slide"
-    halo: int = 1
-    window: int = 64
-    weights: dict[str, dict[str, float]] = field(default_factory=dict)
-    batches_per_step: int = 1
+    halo: Annotated[int, Range(0, 1000)] = 1
+    window: Annotated[int, Range(1)] = 64
+    weights: dict[str, dict[str, Annotated[float, Range(0, 1e6)]]] = field(default_factory=dict)
+    batches_per_step: Annotated[int, Range(1, 100_000)] = 1
 
     def __post_init__(self) -> None:
-        if self.batches_per_step < 1:
-            raise ValueError(f"batches_per_step is {self.batches_per_step}, at least 1 is needed")
-        if self.batch_spots < 2 or self.slides_per_batch < 1 or self.halo < 0:
-            raise ValueError("batch_spots >= 2, slides_per_batch >= 1 and halo >= 0 are needed")
         if self.balance not in ("slide", "spot"):
             raise ValueError(f"balance is slide or spot, not {self.balance!r}")
         if self.window < self.slides_per_batch:
@@ -217,28 +187,17 @@ class OptimConfig:
         deepspeed: DeepSpeed settings by its own names, merged over the generated ones.
     """
 
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    graph_rate: float = 10.0
-    shares_every: int = 50
+    weight_decay: Annotated[float, Range(0, 1000)] = 1e-2
+    clip: Annotated[float, Range(0, None, "low")] = 1.0
+    graph_rate: Annotated[float, Range(0, 1000, "low")] = 10.0
+    shares_every: Annotated[int, Range(0)] = 50
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
-    zero: int = 0
+    zero: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "all"] = "none"
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}, more than 0 is needed")
-        if not 0 < self.graph_rate <= 1000:
-            raise ValueError(
-                f"graph_rate is {self.graph_rate}, expected more than 0 and at most 1000 (10 is "
-                "usual)"
-            )
-        if self.shares_every < 0:
-            raise ValueError(f"shares_every is {self.shares_every}; 0 (never) or more is needed")
-        if self.zero not in (0, 1, 2, 3):
-            raise ValueError(f"zero is {self.zero}, expected 0, 1, 2 or 3")
         if self.engine == "torch" and self._asks_for_deepspeed:
             raise ValueError(
                 "zero, offload and deepspeed are settings of engine: deepspeed; set it, or leave "

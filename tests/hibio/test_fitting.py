@@ -176,20 +176,6 @@ def test_target_genes_are_distinct_and_never_more_than_there_are(paths, toy_arti
     assert len(fit_artifacts(paths[:2], many, PATHWAYS).target_genes) == toy_artifacts.n_genes
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"keyword_genes": 0}, "at least 1"),
-        ({"rank": 0}, "at least 1"),
-        ({"min_slide_fraction": 0.0}, "share in"),
-        ({"min_slide_fraction": 1.5}, r"not 1\.5"),
-    ],
-)
-def test_settings_out_of_range(change, words):
-    with pytest.raises(ValueError, match=words):
-        GenesConfig(**change)
-
-
 def test_excluded_genes_are_left_out_by_name_and_by_pattern(paths):
     every = fit_vocabulary(paths, 1.0, 1)
     first = every[0]
