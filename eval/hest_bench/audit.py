@@ -13,13 +13,14 @@ import numpy as np
 
 from eval.compare.paired import listed
 from eval.hest_bench.layout import BenchTask, Sample
-from eval.hest_bench.samples import SampleFacts, spot_keys
+from eval.hest_bench.samples import SampleFacts, alike_part, spot_keys
 from preprocessing.errors import DataError
 from preprocessing.readers.hest import METADATA, patient_of, read_metadata
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
 SHARED = 0.01  # share of a test sample's keys found elsewhere that makes it a duplicate
+ALIKE = 0.1  # the same of patches that look the same: tissue has patches that are alike by chance
 
 Kind = Literal["leak", "unchecked"]
 
@@ -176,6 +177,10 @@ def _pair(
         if part >= SHARED:
             text = f"{100 * part:.0f} % of the {check} of test sample {test} are those of {train}"
             found.append(Finding("leak", check, task.name, split, text))
+    part = alike_part(facts[test].patch_hashes, facts[train].patch_hashes)
+    if part >= ALIKE and not any(finding.check == "patches" for finding in found):
+        text = f"{100 * part:.0f} % of the patches of test sample {test} look like some of {train}"
+        found.append(Finding("leak", "patches", task.name, split, text))
     return found
 
 

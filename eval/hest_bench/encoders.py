@@ -123,7 +123,7 @@ def task_embeddings(
 
 
 def read_embeddings(path: Path, barcodes: np.ndarray) -> np.ndarray:
-    """Vectors (N, F) float32 of these spots, in this order.
+    """Vectors (N, F) of these spots, in this order, in the type that they are stored in.
 
     Raises:
         DataError: missing, damaged, or a spot is not in it.
@@ -132,7 +132,7 @@ def read_embeddings(path: Path, barcodes: np.ndarray) -> np.ndarray:
         node = file.get("embeddings")
         if not isinstance(node, h5py.Dataset) or node.ndim != 2 or node.dtype.kind != "f":
             raise DataError(f"{path}: no dataset embeddings (N, F) of floats")
-        names, values = read_barcodes(file, path), np.asarray(node[:], dtype=np.float32)
+        names, values = read_barcodes(file, path), np.asarray(node[:])
     row = {name: i for i, name in enumerate(names.tolist())}
     missing = [name for name in barcodes.tolist() if name not in row]
     if missing or len(names) != len(values):

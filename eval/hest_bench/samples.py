@@ -19,6 +19,7 @@ from preprocessing.readers.hdf5 import index_values, open_hdf5, read_matrix
 
 MIN_DETECTED = 10  # genes; spots with fewer are alike by chance and have no key
 MIN_CONTRAST = 8  # grey levels; blank patches are alike and have no key
+MAX_BITS = 3  # of 64 in which two hashes of the same patch may differ
 BINS = 20  # of the mean, in which dispersion is standardised
 MIN_SHARE = 0.1  # of the spots of every sample in which a chosen gene is above 0
 CONTROLS = ("BLANK", "Control")
@@ -54,6 +55,8 @@ class SampleFacts:
         sums: over these spots.
         spot_keys: (N,) uint64 of each spot's counts; 0 where it has none.
         patch_keys: (N,) uint64 of each patch's middle row of pixels; 0 where it is blank.
+        patch_hashes: (N,) uint64 of what each patch looks like, see `difference_hash`; 0 where it
+            is blank.
         xy: (N, 2) corners of the patches, pixels of the scan; None where the file has none.
         whole: whether all values are whole numbers (the benchmark takes them as they are).
     """
@@ -62,6 +65,7 @@ class SampleFacts:
     sums: GeneSums
     spot_keys: np.ndarray
     patch_keys: np.ndarray
+    patch_hashes: np.ndarray
     xy: np.ndarray | None
     whole: bool
 
@@ -72,7 +76,7 @@ def read_facts(sample: Sample) -> SampleFacts:
     Raises:
         DataError: damaged, negative or missing values, or patches without their spot.
     """
-    barcodes, patch_keys, xy = _read_patch_file(sample.patches)
+    barcodes, keys, hashes, xy = _read_patch_file(sample.patches)
     genes, values = read_expression(sample.expression, barcodes)
     sums = GeneSums(
         genes,
@@ -82,7 +86,7 @@ def read_facts(sample: Sample) -> SampleFacts:
         np.bincount(values.indices[values.data > 0], minlength=len(genes)),
     )
     whole = bool((values.data == np.rint(values.data)).all())
-    return SampleFacts(barcodes, sums, spot_keys(values, genes), patch_keys, xy, whole)
+    return SampleFacts(barcodes, sums, spot_keys(values, genes), keys, hashes, xy, whole)
 
 
 def read_targets(sample: Sample, barcodes: np.ndarray, genes: Sequence[str]) -> np.ndarray:
@@ -146,20 +150,49 @@ def spot_keys(values: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
     return np.where(np.diff(values.indptr) >= MIN_DETECTED, key, np.uint64(0))
 
 
-def _read_patch_file(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Barcodes (N,), keys (N,) and corners (N, 2) of the patches."""
+def difference_hash(images: np.ndarray) -> np.ndarray:
+    """Perceptual hash (N,) uint64 of patches (N, p, p, 3): brighter than the next, on 8 x 9 means.
+
+    The difference hash of Krawetz (2013): a patch that was compressed again, brightened or shrunk
+    keeps nearly all of its 64 bits. 0 where the means differ by less than `MIN_CONTRAST`.
+    """
+    grey = images.mean(axis=3, dtype=np.float32)
+    for axis, parts in ((1, 8), (2, 9)):
+        edges = np.linspace(0, grey.shape[axis], parts + 1).astype(np.int64)
+        size = np.maximum(np.diff(edges), 1).astype(np.float32)
+        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+        grey = np.add.reduceat(grey, edges[:-1], axis=axis) / size.reshape(shape)
+    bits = (grey[:, :, 1:] > grey[:, :, :-1]).reshape(len(grey), 64)
+    contrast = np.ptp(grey, axis=(1, 2)) >= MIN_CONTRAST
+    hashes = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
+    return np.where(contrast, hashes, np.uint64(0))
+
+
+def alike_part(own: np.ndarray, others: np.ndarray) -> float:
+    """Share of hashes (N,) within `MAX_BITS` of one of others (M,); 0 is no hash."""
+    signs = [2.0 * np.unpackbits(h[h > 0, None].view(np.uint8), axis=1) - 1 for h in (own, others)]
+    ours, theirs = (one.astype(np.float32) for one in signs)
+    if not len(ours) or not len(theirs):
+        return 0.0
+    best = [(ours[i : i + 256] @ theirs.T).max(axis=1) for i in range(0, len(ours), 256)]
+    return float((np.concatenate(best) >= 64 - 2 * MAX_BITS).mean())  # 64 - 2 x bits that differ
+
+
+def _read_patch_file(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Barcodes (N,), keys (N,), hashes (N,) and corners (N, 2) of the patches."""
     with open_hdf5(path, "patches of HEST (.h5)") as file:
         images, names = patch_images(file, path), read_barcodes(file, path)
-        keys = np.zeros(len(names), dtype=np.uint64)
+        keys, hashes = np.zeros((2, len(names)), dtype=np.uint64)
         for start in range(0, len(names), _BLOCK):
-            rows = images[start : start + _BLOCK, images.shape[1] // 2]
-            for i, row in enumerate(rows):
+            block = images[start : start + _BLOCK]
+            hashes[start : start + _BLOCK] = difference_hash(block)
+            for i, row in enumerate(block[:, images.shape[1] // 2]):
                 if int(row.max()) - int(row.min()) >= MIN_CONTRAST:
                     keys[start + i] = _number(row.tobytes())
         corners = file.get("coords")
         usable = isinstance(corners, h5py.Dataset) and corners.shape == (len(names), 2)
         xy = np.asarray(corners[:], dtype=np.float64) if usable else None
-    return names, keys, xy
+    return names, keys, hashes, xy
 
 
 def patch_images(file: h5py.File, path: Path) -> h5py.Dataset:

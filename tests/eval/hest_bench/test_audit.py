@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import sparse
 
 from eval.hest_bench.audit import (
@@ -21,7 +24,14 @@ from eval.hest_bench.audit import (
     shared_part,
 )
 from eval.hest_bench.layout import BenchTask, read_tasks
-from eval.hest_bench.samples import SampleFacts, read_facts, spot_keys
+from eval.hest_bench.samples import (
+    MAX_BITS,
+    SampleFacts,
+    alike_part,
+    difference_hash,
+    read_facts,
+    spot_keys,
+)
 from preprocessing.errors import DataError
 from tests.eval.hest_bench.bench_folder import SAMPLES, write_split
 
@@ -98,6 +108,48 @@ def test_a_copied_section_is_found_under_another_name_and_order(bench: Path, tas
         ("patches", "1"),
     }
     assert "100 % of the counts of test sample sim002 are those of sim001" in found[2].text
+
+
+def test_the_same_image_under_another_name_is_found_after_it_was_stored_anew(
+    bench: Path, task: Path
+) -> None:
+    source, target = (task / "patches" / f"{name}.h5" for name in SAMPLES[:2])
+    with h5py.File(source) as own, h5py.File(target, "r+") as other:
+        n = min(len(own["img"]), len(other["img"]))
+        for i in range(n):  # another brightness, compressed again: no pixel need be equal
+            brighter = Image.fromarray((own["img"][i] * 0.9 + 12).astype(np.uint8))
+            brighter.save(file := io.BytesIO(), "JPEG", quality=85)
+            other["img"][i] = np.asarray(Image.open(file))
+    found = [f for f in audited(bench) if f.check == "patches"]
+    assert {f.split for f in found} == {"0", "1"}
+    assert "look like some of" in found[0].text
+    assert found[0].kind == "leak"
+
+
+def cut_rows(grey: np.ndarray) -> list[np.ndarray]:
+    return [grey[9 * r : 9 * r + 9].mean(axis=0) for r in range(8)]
+
+
+def test_hashes_equal_a_loop_over_means_and_pairs() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 72, 72, 3)).astype(np.uint8)
+    images[1:3] = images[0]
+    images[2, :40, :9] = 255
+    images[4] = 200
+    slow = []
+    for image in images:
+        grey = image.mean(axis=2)
+        rows = [[row[8 * c : 8 * c + 8].mean() for c in range(9)] for row in cut_rows(grey)]
+        bits = [right > left for row in rows for left, right in pairwise(row)]
+        slow.append(np.packbits(bits).view(np.uint64)[0])
+    found = difference_hash(images)
+    assert found[:4].tolist() == slow[:4]
+    assert found[4] == 0  # blank
+    assert (difference_hash(images // 2 + 20) == found)[:2].all()
+    part = alike_part(found, found[:1])
+    near = [int(a ^ found[0]).bit_count() <= MAX_BITS for a in found[:4]]
+    assert part == np.mean(near) > 0
+    assert alike_part(found[4:], found) == 0
 
 
 def test_pretraining_is_found_by_id_and_by_content(bench: Path, toy_stores: Path) -> None:

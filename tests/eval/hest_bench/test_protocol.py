@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from eval.errors import FoldError
+from eval.hest_bench.layout import BenchSplit, Sample
 from eval.hest_bench.protocol import (
+    FoldData,
     HestProtocol,
     constant_genes,
     nested_predictions,
     published_pearson,
     published_predictions,
     reduce_features,
+    score_fold,
+    stored_features,
 )
 from eval.hest_bench.samples import GeneSums, choose_genes, normalised_dispersion
 from preprocessing.errors import DataError
@@ -31,22 +36,23 @@ def data(n: int = 90, width: int = 12, genes: int = 5, seed: int = 0):
 
 def test_features_are_scaled_and_rotated_by_training_spots_alone() -> None:
     train, test, _, _ = data()
-    found = reduce_features(train, test, HestProtocol(n_components=4))
+    found = reduce_features(stored_features(train, test), HestProtocol(n_components=4))
     mean, sd = train.astype(float).mean(axis=0), train.astype(float).std(axis=0)
     scaled = (train - mean) / sd
     _, _, axes = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)
     for side, raw in ((found.train, train), (found.test, test)):
         slow = ((raw - mean) / sd) @ axes[:4].T
         np.testing.assert_allclose(np.abs(side), np.abs(slow), atol=2e-4)
-    other = reduce_features(train, test[:1], HestProtocol(n_components=4))
+    other = reduce_features(stored_features(train, test[:1]), HestProtocol(n_components=4))
     np.testing.assert_allclose(other.test[0], found.test[0], atol=1e-5)
-    assert found.train.dtype == np.float32
+    assert found.train.dtype == np.float64
+    np.testing.assert_array_equal(found.train, found.train.astype(np.float32))
 
 
 def test_fewer_features_than_components_keep_all_of_them() -> None:
     train, test, _, _ = data()
-    assert reduce_features(train, test, HestProtocol()).train.shape == (90, 12)
-    assert reduce_features(train[:6], test, HestProtocol()).train.shape == (6, 6)
+    assert reduce_features(stored_features(train, test), HestProtocol()).train.shape == (90, 12)
+    assert reduce_features(stored_features(train[:6], test), HestProtocol()).train.shape == (6, 6)
 
 
 def test_the_penalty_is_a_hundred_over_dimensions_times_genes() -> None:
@@ -55,7 +61,7 @@ def test_the_penalty_is_a_hundred_over_dimensions_times_genes() -> None:
 
 def test_ridge_equals_its_closed_form_without_intercept() -> None:
     train, test, train_y, _ = data()
-    features = reduce_features(train, test, HestProtocol(n_components=8))
+    features = reduce_features(stored_features(train, test), HestProtocol(n_components=8))
     alpha = 100 / (8 * 5)
     x = features.train.astype(float)
     weight = np.linalg.solve(x.T @ x + alpha * np.eye(8), x.T @ train_y)
@@ -66,7 +72,7 @@ def test_ridge_equals_its_closed_form_without_intercept() -> None:
 
 def test_one_iteration_is_not_enough_so_the_limit_is_used() -> None:
     train, test, train_y, _ = data()
-    features = reduce_features(train, test, HestProtocol())
+    features = reduce_features(stored_features(train, test), HestProtocol())
     whole = published_predictions(features, train_y, HestProtocol())
     cut = published_predictions(features, train_y, HestProtocol(max_iter=1))
     assert np.abs(whole - cut).max() > 1e-2
@@ -92,7 +98,7 @@ def test_inner_folds_find_a_larger_penalty_where_features_are_noise() -> None:
     y = x[:, :1] + 3 * rng.standard_normal((80, 1))
     test = rng.standard_normal((400, 60)).astype(np.float32)
     truth = test[:, :1] + 3 * rng.standard_normal((400, 1))
-    features = reduce_features(x, test, HestProtocol())
+    features = reduce_features(stored_features(x, test), HestProtocol())
     groups = np.repeat(np.array(["a", "b", "c", "d"], dtype=object), 20)
     nested = nested_predictions(features, y, groups, groups)
     fixed = published_predictions(features, y, HestProtocol())
@@ -110,7 +116,32 @@ def test_inner_folds_find_a_larger_penalty_where_features_are_noise() -> None:
 )
 def test_features_that_do_not_fit_are_refused(train, test, words: str) -> None:
     with pytest.raises(FoldError, match=words):
-        reduce_features(train, test, HestProtocol())
+        stored_features(train, test)
+
+
+@pytest.mark.parametrize("stored", ["enc_f32", "enc_f16"])
+def test_both_published_protocols_give_the_published_numbers(oracle, stored: str) -> None:
+    """Outputs of the published code, run apart; its solver is iterative (README beside them)."""
+    golden = oracle("hest_bench.npz")
+    column = [golden["all_genes"].tolist().index(gene) for gene in golden["genes"].tolist()]
+    names = sorted(key.split("/")[0] for key in golden if key.endswith("/counts"))
+    targets = {n: np.log1p(golden[f"{n}/counts"][:, column].astype(np.float64)) for n in names}
+    vectors = {name: golden[f"{name}/{stored}"] for name in names}
+    samples = {name: Sample(name, Path(name), Path(name)) for name in names}
+    own, places = {name: name for name in names}, dict.fromkeys(names)
+    for k, test in enumerate(names):
+        train = tuple(samples[name] for name in names if name != test)
+        split = BenchSplit(str(k), train, (samples[test],))
+        fold = FoldData(split, targets, targets, own, places)
+        found = score_fold(vectors, fold, HestProtocol())
+        expected = {
+            protocol: golden[f"pearson_gene_fold/{protocol}/{stored}"][:, k]
+            for protocol in ("pca256", "none")
+        }
+        np.testing.assert_allclose(found.genes, expected["pca256"], atol=1e-6)
+        np.testing.assert_allclose(found.genes_no_pca, expected["none"], atol=1e-6)
+        mean = golden[f"pearson_mean_per_fold/pca256/{stored}"][k]
+        assert found.published == pytest.approx(mean, abs=1e-6)
 
 
 def sums(values: np.ndarray, names: list[str]) -> GeneSums:
