@@ -12,7 +12,6 @@ from scipy import ndimage
 from scipy.sparse import csr_matrix, diags
 from scipy.spatial import cKDTree
 from skimage.color import hed_from_rgb
-from sklearn.utils.extmath import randomized_svd
 
 from preprocessing.graphs import KNNGraph, morans_i
 from preprocessing.tissue import DARK, tissue_pixels
@@ -296,8 +295,7 @@ def _components(counts: csr_matrix, graph: Any) -> tuple[Array, Array]:
     variance = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - mean**2
     top = np.sort(np.argsort(-variance, kind="stable")[:_GENES])
     dense = logs[:, top].toarray() - mean[top]
-    rank = min(_SVD, *dense.shape)
-    axes = randomized_svd(dense, rank, random_state=0)[0]
+    axes = np.linalg.eigh(dense @ dense.T)[1][:, : -_SVD - 1 : -1]  # the main directions of spots
     adjacency = graph.matrix()
     smooth = axes.T @ (adjacency @ axes)
     value, vector = np.linalg.eigh((smooth + smooth.T) / 2)

@@ -1,6 +1,7 @@
 """Folders of Xenium and CosMx: files are found, joined and cleared of controls."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,34 @@ def test_xenium_genes_in_micrometres(tmp_path: Path, h5: bool):
     assert protein.counts.dtype == np.float32
     with pytest.raises(DataError, match=r"in micrometres.*mpp 0\.2125.*leave mpp empty"):
         read_spots(cell_row(tmp_path, "xenium", mpp=0.2125))
+
+
+def test_xenium_on_a_picture_taken_after_the_run(tmp_path: Path):
+    xenium_folder(tmp_path)
+    (tmp_path / "experiment.xenium").write_text('{"pixel_size": 0.25}')
+    told = np.array([[0, -2, 900.0], [2, 0, -40], [0, 0, 1]])  # picture to morphology, pixels
+    np.savetxt(tmp_path / "s_he_imagealignment.csv", told, delimiter=",")
+    image = tmp_path / "s_he_image.ome.tif"
+    row = cell_row(tmp_path, "xenium", mpp=None, image=image)
+    table = read_spots(row)
+    assert table.mpp == pytest.approx(0.5)  # 2 pixels of 0.25 um
+    back = np.column_stack([table.xy_px0, np.ones(table.n_spots)]) @ told.T
+    np.testing.assert_allclose(back[:, :2] * 0.25, draw_xy())
+    assert "s_he_imagealignment.csv" in " ".join(table.notes)
+    assert source_files(row)["alignment"].name == "s_he_imagealignment.csv"
+    naive = read_spots(replace(row, image_transform="flip_x", mpp=0.5))  # the column decides
+    np.testing.assert_allclose(naive.xy_px0, draw_xy() / 0.5)
+    again = np.column_stack([naive.xy_px0, np.ones(table.n_spots)]) @ table.image_transform.T
+    np.testing.assert_allclose(again[:, :2], table.xy_px0)
+    np.testing.assert_allclose(
+        read_spots(replace(row, image=tmp_path / "morphology.ome.tif", mpp=0.5)).xy_px0,
+        draw_xy() / 0.5,
+    )
+    with pytest.raises(DataError, match="leave image_scale empty"):
+        read_spots(replace(row, image_scale=2.0))
+    np.savetxt(tmp_path / "s_if_imagealignment.csv", told, delimiter=",")
+    with pytest.raises(DataError, match="image_transform"):
+        read_spots(replace(row, image=tmp_path / "other.tif"))
 
 
 def test_xenium_files_that_are_missing_or_do_not_fit(tmp_path: Path):

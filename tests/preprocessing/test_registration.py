@@ -1,5 +1,8 @@
 """Is this the picture of these spots: parts against slow ones, planted faults, refusals."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -7,9 +10,13 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.graphs import KNNGraph, morans_i
 from preprocessing.image_transform import TURNS, moved, turn_matrix
-from preprocessing.registration import Agreement, Registration, register
+from preprocessing.manifest import read_manifest
+from preprocessing.patches import PatchConfig
+from preprocessing.registration import Agreement, Registration, register, store_registration
 from preprocessing.registration.agreement import _explained, _spectral_draws
-from preprocessing.store import SlidePicture
+from preprocessing.run import prepare
+from preprocessing.simulate import SimulateConfig, simulate_cohort
+from preprocessing.store import SlidePicture, SlideStore
 
 PITCH = 16.0
 
@@ -148,3 +155,33 @@ def test_draws_are_as_smooth_and_as_correlated_but_elsewhere() -> None:
         np.abs(np.stack([morans_i(d, graph) for d in draws[:9]]).mean(axis=0) - smooth).max() < 0.1
     )
     assert np.abs([np.corrcoef(d[:, 0], values[:, 0])[0, 1] for d in draws]).mean() < 0.6
+
+
+def test_a_planted_turn_is_warned_of_and_corrected_only_when_asked(tmp_path: Path) -> None:
+    programmes = {f"P{p}": [f"GENE{10 * p + g}" for g in range(10)] for p in range(8)}
+    config = SimulateConfig(
+        n_slides=1, n_patients=1, n_spots=150, n_genes=150, n_programmes=8,
+        n_housekeeping=10, misregister="rot180", seed=3,
+    )  # fmt: skip
+    manifest = simulate_cohort(tmp_path / "cohort", programmes, config)
+    row = read_manifest(manifest)[0]
+    patch = PatchConfig(100.0, 8)
+    ways = {"given": {}, "fixed": {"fix_registration": True}, "column": {}}
+    stores = {}
+    for way, asked in ways.items():
+        told = replace(row, image_transform="rot180") if way == "column" else row
+        report = prepare([told], tmp_path / way, patch=patch, **asked)
+        assert not report.failed, str(report)
+        stores[way] = SlideStore(tmp_path / way / f"{row.slide_id}.h5")
+    given, fixed, column = (store_registration(store) for store in stores.values())
+    assert (given.verdict, given.correction) == ("moved", "rot180")
+    assert (fixed.verdict, column.verdict) == ("fits", "fits")
+    assert [store.correction for store in stores.values()] == ["", "rot180", ""]
+    assert "--fix-registration" in " ".join(stores["fixed"].attrs["notes"])
+    assert np.allclose(stores["fixed"].xy_px0, stores["column"].xy_px0)
+    assert np.allclose(stores["fixed"].image_transform, stores["column"].image_transform)
+    assert stores["given"].image_transform is None
+    again = prepare([row], tmp_path / "fixed", patch=patch, fix_registration=True)
+    assert again.rows[0].status == "skipped"
+    for store in stores.values():
+        store.close()
