@@ -369,11 +369,14 @@ def _keyword_values(
         relative = (value / scale[:, None]).ravel()
         weights = (None, relative, relative**2)
         among = [np.bincount(gene.ravel(), one, n_genes + 1)[:n_genes] for one in weights]
-        every = sparse.diags(1 / scale) @ tfidf
-        total = [np.full(n_genes, n_spots), every.sum(axis=0), every.multiply(every).sum(axis=0)]
-        other = [np.asarray(one).ravel() for one in total]
+        if asks_absent:
+            every = sparse.diags(1 / scale) @ tfidf
+            total = [every.sum(axis=0), every.multiply(every).sum(axis=0)]
+            other = np.stack([np.full(n_genes, n_spots), *(np.asarray(t).ravel() for t in total)])
+        else:
+            other = np.stack(among)
         spots = np.linspace(0, n_spots - 1, min(n_spots, SAMPLED_SPOTS)).astype(np.int64)
-        return np.stack(among), np.stack(other) - np.stack(among), spots, gene[spots]
+        return np.stack(among), other - np.stack(among), spots, gene[spots]
 
     found = list(blocks.map(sums))
     among, other = (np.sum([one[place] for one in found], axis=0) for place in (0, 1))

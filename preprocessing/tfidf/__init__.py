@@ -8,6 +8,7 @@ which do not read the mean depth. Shapes: S spots, G genes, U new genes, K keywo
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -62,6 +63,7 @@ VARIANTS: Mapping[str, tuple[type[Any], type[Any]]] = MappingProxyType(
 SHARES = ("b", "centre")
 _VALUE_BITS = 31  # a non-negative float32 orders like its bits, of which the sign is always 0
 _VALUE_MASK = (1 << _VALUE_BITS) - 1
+_SORTED_WHOLE = 4  # rows of fewer than this times K entries are sorted as they are
 
 
 class TfidfReweighter:
@@ -369,10 +371,24 @@ def keyword_genes(
     return index, value
 
 
+def _largest(block: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
+    """The rows without what is below their k largest entries; ties with the last one stay."""
+    if block.nnz <= _SORTED_WHOLE * k * block.shape[0]:
+        return block
+    kept = np.ones(block.nnz, dtype=bool)
+    for start, stop in itertools.pairwise(block.indptr):
+        if stop - start > k:
+            row = block.data[start:stop]
+            kept[start:stop] = row >= np.partition(row, -k)[-k]
+    bounds = np.append(0, np.cumsum(kept))[block.indptr]
+    return sparse.csr_matrix((block.data[kept], block.indices[kept], bounds), shape=block.shape)
+
+
 def _fill(
     block: sparse.csr_matrix, gene_bits: int, index: NDArray[np.int32], value: NDArray[np.float32]
 ) -> None:
     """Writes the keyword genes of the rows of `block` into `index` and `value`, both (rows, K)."""
+    block = _largest(block, index.shape[1])
     row = np.repeat(np.arange(block.shape[0], dtype=np.uint64), np.diff(block.indptr))
     falling = np.uint64(_VALUE_MASK) - (block.data + np.float32(0)).view(np.uint32)
     shift = np.uint64(gene_bits)
