@@ -22,7 +22,6 @@ from preprocessing.tfidf.weights import (
     Integers,
     LogTf,
     SmoothIdf,
-    entries,
     fixed_point,
     spot_depth,
 )
@@ -30,7 +29,7 @@ from preprocessing.tfidf.weights import (
 _UNIT = 2.0**16  # of a dispersion times the counts that it was seen on
 _MOST = 1000.0  # 10^9 counts of such a gene fit in 63 bits
 _LEAST = 0.01  # dispersion of a gene that varies no more than Poisson counts do
-_BLOCK_ENTRIES = 1 << 20
+_BLOCK_ENTRIES = 1 << 18  # counts at a time, dense
 
 
 @dataclass(frozen=True)
@@ -115,27 +114,36 @@ class RatePrior:
         )
 
     def rates(
-        self, gene: Integers, own: tuple[Doubles, Doubles], around: tuple[Doubles, Doubles, Doubles]
+        self, own: tuple[Doubles, Doubles], around: tuple[Doubles, Doubles, Doubles]
     ) -> Doubles:
-        """Posterior mean rates of single entries: spot to niche to training mean.
+        """Posterior mean rates: spot to niche to training mean.
 
         Args:
-            gene: (E,) the gene of each entry.
-            own: (E,) counts of the spot, and its depth.
-            around: (E,) counts of its neighbours together, their depth, and the sum of squares of
-                their depths over its square (1 / N for N neighbours of equal depth; any where
+            own: counts of the spots (n, G), and their depths (n,).
+            around: counts of their neighbours together (n, G), those depths (n,), and the sum of
+                squares of these over its square (1 / N for N neighbours of equal depth; any where
                 there are none).
 
         Returns:
-            (E,) rates.
+            (n, G) rates.
         """
-        mean, dispersion, shared = self.mean[gene], self.dispersion[gene], self.shared[gene]
-        count, depth, spread = around
-        noise = (dispersion - shared) * spread + _ratio(np.ones_like(depth), depth * mean)
-        slope = np.where(depth * mean > 0, _ratio(shared, shared + noise), 0.0)
-        niche = mean + slope * (_ratio(count, depth) - mean)
-        left = np.maximum(dispersion - slope * shared, _LEAST)
-        return np.asarray(niche * (1 + left * own[0]) / (1 + left * niche * own[1]))
+        count, depth, spread = around[0], around[1][:, None], around[2][:, None]
+        expected = depth * self.mean
+        slope = self.shared * expected
+        slope /= slope + (self.dispersion - self.shared) * spread * expected + 1
+        niche = count * _ratio(np.ones_like(depth), depth)
+        niche -= self.mean
+        niche *= slope
+        niche += self.mean
+        left = np.maximum(self.dispersion - slope * self.shared, _LEAST)
+        rate = left * own[0]
+        rate += 1
+        rate *= niche
+        left *= niche
+        left *= own[1][:, None]
+        left += 1
+        rate /= left
+        return rate
 
 
 def shrunken_blocks(
@@ -163,8 +171,7 @@ def shrunken_blocks(
     depth = spot_depth(table) if depth is None else depth
     if neighbours is None:
         neighbours = np.full((n_spots, 1), -1)
-    width = neighbours.shape[1] + 1
-    step = max(1, _BLOCK_ENTRIES * n_spots // max(table.nnz * width, 1))
+    step = max(1, _BLOCK_ENTRIES // table.shape[1])
     for start in range(0, len(neighbours), step):
         near = neighbours[start : start + step]
         rows = slice(start, start + len(near))
@@ -183,19 +190,15 @@ def _block(
     adjacency.data[:] = 1.0
     around = adjacency @ depth
     spread = _ratio(adjacency @ depth**2, around**2)
-    alive = sparse.diags_array((depth[rows] > 0).astype(np.float64))
-    own = table[rows].astype(np.float64)
-    both = sparse.csr_matrix(alive @ (own + 1j * (adjacency @ table.astype(np.float64))))
-    both.eliminate_zeros()
-    both.sort_indices()
-    spot, niche = (
-        tuple(entries(both, one) for one in parts) for parts in ((depth[rows],), (around, spread))
-    )
-    gene = both.indices
-    rate = prior.rates(gene, (both.data.real, spot[0]), (both.data.imag, niche[0], niche[1]))
-    mean = np.log1p(tf.scale * prior.mean)
-    value = np.log1p(tf.scale * rate) - tf.centre * mean[gene]
-    return sparse.csr_matrix((np.maximum(value, 0), gene, both.indptr), shape=both.shape)
+    own = table[rows].toarray().astype(np.float64)
+    niche = (adjacency @ table.astype(np.float64)).toarray()
+    value = prior.rates((own, depth[rows]), (niche, around, spread))
+    value *= tf.scale
+    np.log1p(value, out=value)
+    value -= tf.centre * np.log1p(tf.scale * prior.mean)
+    seen = (own + niche > 0) & (value > 0) & (depth[rows] > 0)[:, None]
+    bounds = np.append(0, np.cumsum(seen.sum(axis=1)))
+    return sparse.csr_matrix((value[seen], np.nonzero(seen)[1], bounds), shape=own.shape)
 
 
 def _gene_sums(table: sparse.spmatrix) -> Doubles:
