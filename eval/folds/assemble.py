@@ -320,13 +320,14 @@ def _check_split(split: Split, artifacts: Artifacts) -> None:
             "from the folder"
         )
     patients = _trained_patients(split, artifacts)
-    seen = [e.slide_id for e in split.test if e.role != TEST and e.patient_id in patients]
+    seen = [e for e in split.test if e.role != TEST and e.patient_id in patients]
     if seen:
+        both = ", ".join(sorted({entry.patient_id for entry in seen}))
         raise ConfigError(
-            f"fold {split.name}: {', '.join(seen[:4])}: other slides of these patients were "
-            "trained on, so their patients are on both sides of the split. If they are meant as "
-            "test slides, say so: --test SLIDES, or role test in the manifest (their rows are "
-            f"marked {SEEN['patient']!r}); else give --test the slides of new patients alone"
+            f"fold {split.name}: patients {both} are on both sides of the split: slides of them "
+            f"were trained on. If {', '.join(e.slide_id for e in seen[:4])} are meant as test "
+            "slides, say so: --test SLIDES, or role test in the manifest (their rows are marked "
+            f"{SEEN['patient']!r}); else give --test the slides of new patients alone"
         )
     known = {**artifacts.trained_seals, **{entry.slide_id: entry.seal for entry in split.train}}
     refuse_copies(known, split.test, f"fold {split.name}")

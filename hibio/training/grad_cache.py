@@ -124,12 +124,12 @@ def take_step(
         seed: of the draws made for the whole step, the same on all processes.
         lr: learning rate.
         weigh: look at each term's share of the gradient, through the last micro-batch of this
-            process; not done where an engine keeps the parameters somewhere else.
+            process; not done under DeepSpeed.
 
     Raises:
         NotFiniteError: nothing was updated.
     """
-    weigh = weigh and engine.holds_whole_model
+    weigh = weigh and engine.splits_gradients
     statistics = RunningStatistics(engine.module, engine.group)
     others: list[Rows] = []
     if len(micros) > 1:

@@ -31,8 +31,8 @@ def result(toy_fold):
 
 def test_planted_labels_are_read_in_the_held_out_block_and_noise_is_at_chance(result):
     for side in ("omics", "image"):
-        assert result.models["hibio"][f"{side}/balanced_accuracy"].mean > 0.75
-        assert result.models["hibio"][f"{side}/macro_auroc"].mean > 0.85
+        assert result.models["hibio"][f"{side}/balanced_accuracy"].mean > 0.7
+        assert result.models["hibio"][f"{side}/macro_auroc"].mean > 0.8
     noise = result.models["noise"]
     assert noise["omics/macro_auroc"].mean == pytest.approx(0.5, abs=0.12)
     keys = [f"none/0/c1:domain:block{number}" for number in range(4)]

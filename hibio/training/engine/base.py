@@ -109,6 +109,11 @@ class Engine(ABC):
         """Whether the module's own parameters are whole and in fp32 outside ``forward``."""
         return True
 
+    @property
+    def splits_gradients(self) -> bool:
+        """Whether the gradient of one term alone can be asked for before the step's."""
+        return True
+
     @abstractmethod
     def begin_stage(self, stage: int) -> None:
         """Told before the first step of a stage, and after a resume inside it."""

@@ -350,6 +350,11 @@ class DeepSpeedEngine(Engine):
         return float(square.sqrt())
 
     @property
+    def splits_gradients(self) -> bool:
+        """Its hooks take every backward pass for the step's."""
+        return False
+
+    @property
     def holds_whole_model(self) -> bool:
         """ZeRO-3 takes parameters away, and bf16 ones are rounded."""
         return self.config.zero < 3 and not self.in_bf16
