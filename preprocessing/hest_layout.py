@@ -8,6 +8,8 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from scipy import ndimage
+from skimage.measure import find_contours
 
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
@@ -15,7 +17,9 @@ from preprocessing.hdf5 import hdf5_writer
 from preprocessing.readers.hest import METADATA, OWN, PATCHES, ST
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
+from preprocessing.tissue import tissue_pixels
 
+TISSUE = "tissue_seg"
 _BLOCK = 256  # patches in memory at once
 _PX, _UM = 224, 112.0  # what HEST-1k cuts
 
@@ -38,7 +42,7 @@ def write_hest(stores: str | Path, out: str | Path) -> list[HestSample]:
 
     Args:
         stores: folder that `hibio prepare` wrote, or one store.
-        out: root of the new folder: st/, patches/, metadata/.
+        out: root of the new folder: st/, patches/, tissue_seg/, metadata/.
 
     Returns:
         One entry a slide; ``notes`` say what differs (patches of another size, no counts).
@@ -61,14 +65,44 @@ def _write_sample(path: Path, out: Path) -> HestSample:
             size = f"{store.attrs['patch_px']} px of {store.attrs['patch_um']:g} um"
             if (store.attrs["patch_px"], store.attrs["patch_um"]) != (_PX, _UM):
                 notes.append(f"patches are {size}, HEST-1k has {_PX} px of {_UM:g} um")
+        if store.thumbnail is not None and store.thumbnail_downsample is not None:
+            contours = tissue_contours(store.thumbnail, store.thumbnail_downsample)
+            _write_json(out / TISSUE / f"{store.slide_id}_contours.geojson", contours)
         if store.has_counts:
             _write_counts(store, out / ST / f"{store.slide_id}.h5ad")
         else:
             notes.append(f"nothing was counted, so there is no {ST}/{store.slide_id}.h5ad")
-        content = json.dumps(_metadata(store), indent=1, allow_nan=False) + "\n"
-        with atomic_path(out / METADATA / f"{store.slide_id}.json") as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="")
+        _write_json(out / METADATA / f"{store.slide_id}.json", _metadata(store))
         return HestSample(store.slide_id, store.n_spots, store.n_patches, tuple(notes))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def tissue_contours(small: np.ndarray, downsample: float) -> dict[str, Any]:
+    """Outlines of the tissue of a thumbnail, as HEST-1k has them: one polygon a piece, with holes.
+
+    Args:
+        small: thumbnail (h, w, 3) uint8; its tissue is that of `preprocessing.tissue`.
+        downsample: level-0 pixels per thumbnail pixel.
+
+    Returns:
+        GeoJSON; rings of (x, y) in level-0 pixels, the outer one first; tissue_id counts from 0.
+    """
+    pieces, n_pieces = ndimage.label(tissue_pixels(small)[0])
+    features = []
+    for piece in range(n_pieces):
+        mask = np.pad(pieces == piece + 1, 1).astype(np.float64)
+        # of a padded pixel (r, c) the centre lies at (r - 1 + 0.5) thumbnail pixels
+        rings = [(ring[:, ::-1] - 0.5) * downsample for ring in find_contours(mask, 0.5)]  # type: ignore[no-untyped-call]
+        rings.sort(key=lambda ring: -float(np.ptp(ring, axis=0).prod()))
+        polygon = {"type": "Polygon", "coordinates": [ring.round(2).tolist() for ring in rings]}
+        properties = {"tissue_id": piece}
+        features.append({"type": "Feature", "properties": properties, "geometry": polygon})
+    return {"type": "FeatureCollection", "features": features}
 
 
 def obs_columns(store: SlideStore) -> dict[str, str]:
@@ -110,17 +144,17 @@ def _write_patches(store: SlideStore, path: Path) -> None:
         for first in range(0, count, _BLOCK):
             rows = np.arange(first, min(count, first + _BLOCK))
             images[first : first + len(rows)] = store.patches(rows)
-        images.attrs.update(
-            {
-                "patch_size": px,
-                "patch_size_target": px,
-                "patch_size_src": side,
-                "downsample": side / px,
-                "pixel_size": store.mpp,
-                "name": store.slide_id,
-            }
-        )
         file["coords"] = np.rint(store.xy_px0 - side / 2).astype(np.int64)
+        scale = {
+            "patch_size": px,
+            "patch_size_target": px,
+            "patch_size_src": side,
+            "downsample": side / px,
+            "pixel_size": store.mpp,
+            "name": store.slide_id,
+        }
+        for node in (images, file["coords"]):  # tools read either
+            node.attrs.update(scale)
         names = [str(name).encode() for name in store.barcodes]
         file["barcode"] = np.array(names)[:, None]
 

@@ -249,6 +249,8 @@ def _block(slide: Slide, windows: list[PatchWindow]) -> Callable[[PatchWindow, i
     width, height = (int(value) for value in places.max(axis=0) - first + size)
     if width * height > min(len(windows) * size**2, BLOCK_PIXELS) or len(windows) == 1:
         return None
+    if slide.by_window and windows[0].box is None:
+        return None
     corner = (round(first[0] * down), round(first[1] * down))
     region = slide.read_region(corner, level, (width, height))
 

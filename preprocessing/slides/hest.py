@@ -20,8 +20,11 @@ _COARSE = 8  # the third level, for thumbnails: all patches are reduced once
 class HestPatches(Slide):
     """Patches put back to their places; a window that is a stored patch is that patch.
 
-    Levels are the scan, the patches' own scale (where that is coarser), and an eighth of it.
+    Levels are the scan, the patches' own scale (coarser than the scan, or finer where HEST-1k
+    enlarged it), and an eighth of the coarser of the two.
     """
+
+    by_window = True
 
     def __init__(self, path: Path, black_is_background: bool = False) -> None:
         """Open the file.
@@ -49,8 +52,10 @@ class HestPatches(Slide):
             usable = count > 0 and len(shape) == 3 and shape[0] == shape[1] and shape[2] == 3
             usable &= images.dtype == np.uint8 and coords.shape == (count, 2)
         known = dict(images.attrs) if usable else {}
-        factor = known.get("downsample")
-        side = known.get("patch_size_src", factor and float(factor) * images.shape[1])
+        factor, side = known.get("downsample"), known.get("patch_size_src")
+        exact = factor and float(factor) * images.shape[1]  # patch_size_src may be rounded to it
+        if exact and (side is None or abs(exact - float(side)) <= 0.5):
+            side = exact
         if not usable or side is None or not 1 <= float(side) < 1e6:
             raise DataError(
                 f"{self.path}: no patches as HEST-1k writes them; expected img (N, p, p, 3) uint8 "
@@ -63,7 +68,8 @@ class HestPatches(Slide):
         if not np.isfinite(self._corners).all():
             raise DataError(f"{self.path}: coords are not all finite; write the file again")
         down = self._side / self._px
-        self.level_downsamples = (1.0, *([down] if down > 1.01 else []), _COARSE * max(down, 1.0))
+        own = [down] if abs(down - 1.0) > 0.01 else []
+        self.level_downsamples = (1.0, *own, _COARSE * max(down, 1.0))
         width, height = (max(1, int(v)) for v in np.ceil(self._corners.max(axis=0) + self._side))
         self.level_dimensions = tuple(
             (max(1, round(width / d)), max(1, round(height / d))) for d in self.level_downsamples
@@ -81,7 +87,8 @@ class HestPatches(Slide):
         off_centre = np.abs(place[found] + edge / 2 - np.asarray(size) / 2).max(axis=1)
         with damage_named(self.path):
             own_size = size == (self._px, self._px) and abs(edge - self._px) <= 0.5
-            if own_size and len(found) and off_centre.min() <= 1:
+            near = max(1.0, 1.0 / down)  # a pixel of the scan: corners and centres are rounded
+            if own_size and len(found) and off_centre.min() <= near:
                 return self._shown(self._images[found[off_centre.argmin()]])
             for index in found[np.argsort(-off_centre, kind="stable")]:
                 _paste(target, self._patch(int(index), edge), place[index])

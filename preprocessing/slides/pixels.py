@@ -29,6 +29,7 @@ class Slide(Protocol):
     level_dimensions: tuple[tuple[int, int], ...]  # (width, height), finest first
     level_downsamples: tuple[float, ...]
     mpp: float | None  # micrometres per level-0 pixel; None when the file does not say
+    by_window: bool = False  # a patch is stored as such: read alone, it comes back bit for bit
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
         """Read a rectangle of a level.

@@ -13,13 +13,14 @@ import tifffile
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.hest_layout import write_hest
+from preprocessing.hest_layout import tissue_contours, write_hest
 from preprocessing.manifest import draft_manifest, read_manifest, write_manifest
-from preprocessing.patches import PatchConfig, read_patch
+from preprocessing.patches import PatchConfig, iter_patches, read_patch
 from preprocessing.readers.format import read_spots, source_files
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.slides.hest import HestPatches
+from preprocessing.tissue import thumbnail
 from tests.preprocessing.sources import draw_counts, legacy_slide
 
 SPOTS, GENES, MPP, PX = 20, 7, 0.25, 224
@@ -180,6 +181,46 @@ def test_patches_are_a_slide(tmp_path: Path) -> None:
         assert (slide.read_region((-900, -900), 1, (300, 300)) == 255).all()
 
 
+@pytest.mark.parametrize("side", [224.0 / 2, 97.4, 224.0 / 9])
+def test_enlarged_patches_come_back_bit_for_bit(side: float, tmp_path: Path) -> None:
+    """A scan coarser than 0.5 um a pixel: HEST-1k enlarged, and neighbours overlap."""
+    rng, mpp = np.random.default_rng(0), 112.0 / side
+    centres = np.array([(r, c) for r in range(4) for c in range(5)]) * side * 0.8 + 300.3
+    stored = rng.integers(0, 256, (len(centres), PX, PX, 3)).astype(np.uint8)
+    with h5py.File(tmp_path / "coarse.h5", "w") as file:
+        file["img"] = stored
+        known = {"patch_size_src": round(side), "pixel_size": mpp, "downsample": side / PX}
+        file["img"].attrs.update(known)
+        file["coords"] = np.rint(centres - side / 2).astype(int)
+        file["barcode"] = np.array([f"s{i}".encode() for i in range(len(centres))])[:, None]
+    with open_slide(tmp_path / "coarse.h5") as slide:
+        assert slide.mpp == pytest.approx(mpp)
+        for index, patch in iter_patches(slide, centres, mpp, 112.0, PX):
+            np.testing.assert_array_equal(patch, stored[index])
+        small, down = thumbnail(slide, 64)
+        assert max(small.shape) <= 64
+        assert down > 1
+
+
+def test_outlines_of_tissue_are_in_pixels_of_the_scan_with_holes() -> None:
+    small = np.full((60, 80, 3), 255, dtype=np.uint8)
+    small[10:40, 20:50] = (200, 60, 120)
+    small[20:30, 30:40] = 255
+    small[45:57, 60:75] = (200, 60, 120)
+    found = tissue_contours(small, 16.0)["features"]
+    assert [feature["properties"]["tissue_id"] for feature in found] == [0, 1]
+    rings = [[np.array(r) for r in f["geometry"]["coordinates"]] for f in found]
+    assert [len(own) for own in rings] == [2, 1]
+    outer, hole = rings[0]
+    tolerance = {"abs": 2 * 16.0}  # the cue is smoothed by 3 x 3
+    assert outer.min(axis=0).tolist() == [pytest.approx(v, **tolerance) for v in (320, 160)]
+    assert outer.max(axis=0).tolist() == [pytest.approx(v, **tolerance) for v in (800, 640)]
+    assert hole.mean(axis=0).tolist() == [pytest.approx(v, **tolerance) for v in (560, 400)]
+    for ring in (outer, hole, rings[1][0]):
+        assert ring[0].tolist() == ring[-1].tolist()
+    assert tissue_contours(np.full((20, 20, 3), 255, np.uint8), 1.0)["features"] == []
+
+
 def test_patches_that_are_none_or_lie_elsewhere(tmp_path: Path) -> None:
     centres = hest_root(tmp_path)
     path = tmp_path / "patches" / "TENX1.h5"
@@ -238,6 +279,13 @@ def test_written_back_and_read_again(tmp_path: Path) -> None:
             np.testing.assert_array_equal(file["img"][:], store.patches())
             corner = store.xy_px0 - file["img"].attrs["patch_size_src"] / 2
             assert np.abs(file["coords"][:] - corner).max() <= 0.5
+            scale = dict(file["coords"].attrs)
+            wanted = {"patch_size_target": 224, "pixel_size": store.mpp, "name": "B1"}
+            wanted |= {"patch_size_src": 112 / store.mpp, "downsample": 0.5 / store.mpp}
+            assert {key: scale[key] for key in wanted} == pytest.approx(wanted)
+            assert scale == dict(file["img"].attrs)
+        outlines = json.loads((tmp_path / "hest/tissue_seg/B1_contours.geojson").read_text())
+        assert outlines["features"]
     report = prepare([row], tmp_path / "again", patch=PatchConfig(112.0, 224), images="raw")
     assert not report.failed, str(report)
     with SlideStore(stores / "B1.h5") as old, SlideStore(tmp_path / "again" / "B1.h5") as new:
