@@ -136,7 +136,7 @@ def query_folder(
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
     checked(checkpoint, entries)
-    bank = read_bank(checkpoint.path / "bank.h5")
+    bank = read_bank(checkpoint.path / "bank.h5", checkpoint.model)
     sets = gene_sets(checkpoint, source, bank)
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")

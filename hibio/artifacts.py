@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from hibio.checkpoint import refuse_outside_data
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict, without_renamed
 from hibio.config.schema import build_section
@@ -25,9 +24,10 @@ from pathways.anchors import PathwayAnchors
 from pathways.database import PathwayDatabase
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
 from preprocessing.coexpression.spot_groups import SpotGroups
+from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.graphs import spatial_graph
-from preprocessing.hdf5 import hdf5_writer
+from preprocessing.hdf5 import hdf5_writer, open_guarded
 from preprocessing.selection import KeywordOverlap
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 
@@ -257,14 +257,16 @@ def read_artifacts(path: Path) -> Artifacts:
     """Read what :func:`write_artifacts` wrote.
 
     Raises:
-        ConfigError: the file is missing, truncated or of another schema version.
+        ConfigError: the file is missing, truncated, of another schema version, or its parts do not
+            fit together.
     """
     try:
-        with h5py.File(path, "r") as file:
-            refuse_outside_data(file)
+        with open_guarded(path) as file:
             version = int(file.attrs["schema_version"])
             _check_version(path, version)
-            return _read(file, version)
+            artifacts = _read(file, version)
+            _require_fit(artifacts)
+            return artifacts
     except ConfigError:
         raise
     except (OSError, RuntimeError, LookupError, *_NOT_OURS) as error:  # torn or incomplete
@@ -322,6 +324,56 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         overlap=None if overlap is None else KeywordOverlap(**json.loads(overlap)),
         seals=json.loads(file["seals"].asstr()[()]) if "seals" in file else {},
     )
+
+
+def _require_fit(artifacts: Artifacts) -> None:
+    """Compare every part with the vocabulary; an index beyond it would read other memory.
+
+    Raises:
+        DataError: names the part.
+    """
+    n_genes, factors, anchors = artifacts.n_genes, artifacts.factors, artifacts.anchors
+    if n_genes == 0 or len(set(artifacts.genes.tolist())) != n_genes:
+        raise DataError(f"genes: {n_genes} names, expected different ones")
+    graphs = {f"gene_graphs/{i}": graph for i, graph in enumerate(artifacts.gene_graphs)}
+    scales = {} if artifacts.scales is None else vars(artifacts.scales)
+    by_gene = {
+        "tfidf": artifacts.tfidf.idf,
+        "vector_tfidf": artifacts.vector_tfidf.idf,
+        "factors": factors.components,
+        "anchors": anchors.matrix,
+        **{name: graph.weight for name, graph in graphs.items()},
+        **{f"scales/{name}": scales[name] for name in ("use", "mean", "spread") if name in scales},
+    }
+    for name, values in by_gene.items():
+        if values.shape[0] != n_genes:
+            raise DataError(f"{name} has {values.shape[0]} genes, the vocabulary has {n_genes}")
+        _require_finite(name, values.data if sparse.issparse(values) else values)
+    for part in (factors, anchors):
+        for name, values in vars(part).items():
+            if isinstance(values, np.ndarray):
+                _require_finite(name, values)
+    _require_genes("target_genes", artifacts.target_genes, n_genes)
+    _require_genes("node_genes", artifacts.node_genes, n_genes)
+    for name, graph in graphs.items():
+        _require_genes(name, graph.neighbour, n_genes + 1)  # n_genes pads
+    if artifacts.groups.centroids.shape[1] != factors.rank or not graphs:
+        raise DataError(f"groups are not of the {factors.rank} gene factors, or without a graph")
+    if not 0 <= artifacts.n_folded_in < n_genes:
+        raise DataError(f"{artifacts.n_folded_in} of {n_genes} genes were folded in")
+
+
+def _require_finite(name: str, values: np.ndarray) -> None:
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise DataError(f"{name}: not all are finite numbers")
+
+
+def _require_genes(name: str, index: np.ndarray | None, end: int) -> None:
+    """Refuse indices that are not from 0 to ``end`` - 1."""
+    if index is None or (index.dtype.kind in "iu" and not index.size):
+        return
+    if index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= end:
+        raise DataError(f"{name} names genes beyond the vocabulary")
 
 
 def _write(group: h5py.Group, values: dict[str, Any]) -> None:

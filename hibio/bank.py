@@ -14,13 +14,20 @@ import h5py
 import numpy as np
 from scipy import sparse
 
-from hibio.checkpoint import BANK, DamagedError, refuse_outside_data, verify_file
+from hibio.checkpoint import BANK, DamagedError, verify_file
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.dataset import SlideDataset
 from hibio.model import HiBio
+from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
-from preprocessing.hdf5 import hdf5_writer
+from preprocessing.hdf5 import (
+    checked_csr,
+    hdf5_writer,
+    open_guarded,
+    require_arrays,
+    require_csr,
+)
 from preprocessing.store import SlideStore
 
 MAX_SPOTS = 50_000  # of a bank, evenly from every slide
@@ -94,30 +101,49 @@ def write_bank(path: Path, bank: Bank) -> None:
         group["indptr"] = bank.tfidf.indptr
 
 
-def read_bank(path: Path) -> Bank:
+def read_bank(path: Path, model: HiBio | None = None) -> Bank:
     """Read what :func:`write_bank` wrote, after comparing it with the checkpoint's checksums.
 
+    Every part is compared with the others, and with the ``model`` whose bank it is.
+
     Raises:
-        ConfigError: the file is missing, was changed or cannot be read.
+        ConfigError: the file is missing, was changed, cannot be read, or is of another model.
     """
     if path.is_file():
         verify_file(path)
     try:
-        with h5py.File(path, "r") as file:
-            refuse_outside_data(file)
-            group = file["tfidf"]
-            arrays = (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:])
-            return Bank(
-                file["image"][:].astype(np.float32),
-                sparse.csr_matrix(arrays, shape=tuple(group.attrs["shape"])),
-                file["slide"].asstr()[:].astype(str),
-                file["patient"].asstr()[:].astype(str),
-            )
+        with open_guarded(path) as file:
+            return _read(file, model)
     except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: no reference bank can be read ({error}); queries need one: train to "
             "the end on slides with images, with bank: true"
         ) from error
+
+
+def _read(file: h5py.File, model: HiBio | None) -> Bank:
+    """Its parts, whose types, sizes and indices are looked at before they are used."""
+    group = file["tfidf"]
+    n_spots, n_genes = (int(n) for n in group.attrs["shape"])
+    width = None
+    if model is not None:
+        n_genes, width = model.artifacts.n_genes, model.config.embed_dim
+        if tuple(group.attrs["shape"]) != (n_spots, n_genes):
+            raise DataError(f"tfidf is of another vocabulary, expected {n_genes} genes")
+    names = dict.fromkeys(("slide", "patient"), ("text", (n_spots,)))
+    require_arrays(file, {"image": ("number", (n_spots, width)), **names})
+    require_csr(file, "tfidf", (n_spots, n_genes))
+    arrays = (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:])
+    bank = Bank(
+        file["image"][:].astype(np.float32),
+        checked_csr(*arrays, (n_spots, n_genes)),
+        file["slide"].asstr()[:].astype(str),
+        file["patient"].asstr()[:].astype(str),
+    )
+    wrong = ~np.isfinite(bank.image).all(axis=1)
+    if not n_spots or wrong.any() or not np.isfinite(bank.tfidf.data).all():
+        raise DataError(f"{int(wrong.sum())} of {n_spots} image embeddings, or TF-IDF, not finite")
+    return bank
 
 
 def has_bank(checkpoint: Path) -> bool:

@@ -21,11 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import h5py
-
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, file_sha256
-from preprocessing.hdf5 import outside_data
 
 PACKAGES = ("hibio", "torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
 #: Of a run folder: the newest checkpoint, and the one before it; the folder of its rehearsal.
@@ -265,19 +262,6 @@ def _write(checkpoint: Path, files: Mapping[str, FileSum]) -> None:
     text = json.dumps({**content, "sha256": _seal(content)}, indent=1)
     with atomic_path(checkpoint / CHECKSUMS) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def refuse_outside_data(file: h5py.File) -> None:
-    """Refuse an HDF5 file that takes values from other files: it could read any file here.
-
-    Raises:
-        ConfigError: a link, an external or a virtual dataset.
-    """
-    found = outside_data(file)
-    if found is not None:
-        raise ConfigError(
-            f"{file.filename}: {found}; HiBio writes no such file, so do not use this checkpoint"
-        )
 
 
 def load_trainer_state(checkpoint: Path) -> dict[str, Any]:

@@ -338,7 +338,11 @@ class HiBio(nn.Module):
         except ConfigError as error:
             raise ConfigError(f"{settings}: {error}") from error
         try:
-            model.load_state_dict(load_file(weights))
+            state = load_file(weights)
+            wrong = [name for name, values in state.items() if not values.isfinite().all()]
+            if wrong:
+                raise ConfigError(f"{len(wrong)} tensors hold NaN or infinity, such as {wrong[0]}")
+            model.load_state_dict(state)
         except ConfigError as error:
             raise ConfigError(f"{weights}: {error}") from error
         except Exception as error:

@@ -11,17 +11,21 @@ keeps in memory what HDF5 still writes, lets it close in peace, and then the err
 
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 
 DEFLATE_MOST = 1100  # bytes that deflate makes of one, at most 1032
 HARMLESS_BYTES = 1 << 28  # a dataset that was never written holds none; so much of it is read
+Shape = tuple[int | None, ...]
+_KINDS = {"whole number": "iu", "number": "iuf"}
 _LARGE, _PAGE = 1 << 17, 4096  # what is larger begins on a page: memory copies are faster then
 
 
@@ -63,10 +67,91 @@ def require_sound_sizes(path: Path, group: h5py.Group) -> None:
         )
 
 
-def outside_data(file: h5py.File) -> str | None:
+def open_guarded(path: Path, *, ours: bool = True) -> h5py.File:
+    """Open a file for reading; every HDF5 file that HiBio reads is opened here.
+
+    Args:
+        path: the file.
+        ours: as HiBio writes it, so without any link; else links inside of the file are followed.
+
+    Raises:
+        DataError: a link or values in another file, or a dataset that its bytes cannot hold.
+        OSError: no HDF5 file, or damaged (so are RuntimeError and KeyError).
+    """
+    file = h5py.File(path, "r")
+    try:
+        found = outside_data(file, links=ours)
+        if found is not None:
+            remedy = "HiBio writes no such file, so do not use it"
+            if not ours:
+                remedy = "only what is in the file itself is read: copy the values into it"
+            raise DataError(f"{path}: {found}; {remedy}")
+        require_sound_sizes(path, file)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def require_arrays(group: h5py.Group, expected: Mapping[str, tuple[str, Shape]]) -> None:
+    """Compare datasets with their schema before anything of them is read.
+
+    Args:
+        group: that holds them.
+        expected: name -> kind (text, whole or number) and shape, None for any length.
+
+    Raises:
+        DataError: one is missing or another; names it, without the file.
+    """
+    for name, (kind, shape) in expected.items():
+        item = group.get(name)
+        if not isinstance(item, h5py.Dataset) or item.shape is None:
+            raise DataError(f"{name} is missing, or holds no array")
+        text = h5py.check_string_dtype(item.dtype) is not None
+        if not text if kind == "text" else item.dtype.kind not in _KINDS[kind]:
+            raise DataError(f"{name} holds values of type {item.dtype}, expected {kind}s")
+        fits = zip(item.shape, shape, strict=False)
+        if len(item.shape) != len(shape) or any(n is not None and m != n for m, n in fits):
+            wanted = str(shape).replace("None", "any")
+            raise DataError(f"{name} has shape {item.shape}, expected {wanted}")
+
+
+def require_csr(group: h5py.Group, name: str, shape: tuple[int, int]) -> None:
+    """Compare the parts of a sparse matrix (data, indices, indptr below ``name``) with its shape.
+
+    Raises:
+        DataError: see `require_arrays`.
+    """
+    data = group.get(f"{name}/data")
+    length = data.shape[0] if isinstance(data, h5py.Dataset) and data.shape else None
+    require_arrays(
+        group,
+        {
+            f"{name}/data": ("number", (None,)),
+            f"{name}/indices": ("whole number", (length,)),
+            f"{name}/indptr": ("whole number", (shape[0] + 1,)),
+        },
+    )
+
+
+def checked_csr(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
+) -> csr_matrix:
+    """A CSR matrix whose every index was looked at: a wrong one would read or write memory.
+
+    Raises:
+        ValueError: an index outside the matrix, or parts that do not fit together.
+    """
+    matrix = csr_matrix((data, indices, indptr), shape)
+    matrix.check_format(full_check=True)
+    return matrix
+
+
+def outside_data(file: h5py.File, *, links: bool = True) -> str | None:
     """The first name that is a link, or whose values are in another file, for a message.
 
-    None when everything is inside. Groups that contain themselves are looked into once.
+    None when everything is inside; without ``links``, a link inside of the file is. Groups that
+    contain themselves are looked into once.
     """
     pending, seen = [file["/"]], set()
     while pending:
@@ -77,7 +162,10 @@ def outside_data(file: h5py.File) -> str | None:
         seen.add(address)
         for name in group:
             place = f"{group.name.rstrip('/')}/{name}"
-            if type(group.get(name, getlink=True)) is not h5py.HardLink:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.SoftLink) and not links:
+                continue  # what it leads to is looked at where it lies
+            if type(link) is not h5py.HardLink:
                 return f"{place} is a link"
             item = group[name]
             if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -36,6 +37,9 @@ from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
 from preprocessing.store.read import stores_in
 from preprocessing.store.verify import feature_word, few_features
+
+if TYPE_CHECKING:
+    from hibio.model import HiBio
 
 
 def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding]:
@@ -207,15 +211,17 @@ def _check_one(checkpoint: Path, asked: Path) -> list[Finding]:
 
 def check_checkpoint(path: Path) -> list[Finding]:
     """Whether a checkpoint is what was saved and loads; whether it can be resumed and queried."""
+    from hibio.model import HiBio
+
     try:
         findings = _check_files(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no checksums: told by the finding
-            findings.append(_check_model(path))
+            model = HiBio.from_checkpoint(path)
     except ConfigError as error:
         fix = "train again, or use the .previous sibling"
         return [Finding("FAIL", str(path), str(error), fix)]
-    return [*findings, _check_trainer(path), _check_bank(path)]
+    return [*findings, _check_model(path, model), _check_trainer(path), _check_bank(path, model)]
 
 
 def _check_files(path: Path) -> list[Finding]:
@@ -236,10 +242,7 @@ def _check_files(path: Path) -> list[Finding]:
     ]
 
 
-def _check_model(path: Path) -> Finding:
-    from hibio.model import HiBio
-
-    model = HiBio.from_checkpoint(path)
+def _check_model(path: Path, model: HiBio) -> Finding:
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     genes, sets = model.artifacts.n_genes, model.artifacts.n_pathways
     text = f"loads: {n_weights:,} weights, {genes:,} genes, {sets} pathways"
@@ -257,14 +260,14 @@ def _check_trainer(path: Path) -> Finding:
     return Finding("WARN", str(path), "training is not finished", fix)
 
 
-def _check_bank(path: Path) -> Finding:
+def _check_bank(path: Path, model: HiBio) -> Finding:
     from hibio.bank import read_bank
 
     fix = "train to the end on slides with images, with bank: true"
     if not (path / BANK).is_file():
         return Finding("WARN", str(path), "no reference bank: it cannot be queried", fix)
     try:
-        n_spots = len(read_bank(path / BANK).image)
+        n_spots = len(read_bank(path / BANK, model).image)
     except ConfigError as error:
-        return Finding("WARN", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
+        return Finding("FAIL", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
     return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots")

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5 import require_sound_sizes
+from preprocessing.hdf5 import open_guarded
 from preprocessing.slide_row import SlideRow, drafted_row
 
 _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
@@ -34,16 +34,14 @@ def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> It
         damage: what a file is that cannot be read to the end.
 
     Raises:
-        DataError: missing, not HDF5, truncated, damaged inside, or a dataset claims far more than
-            the file can hold.
+        DataError: missing, not HDF5, truncated, damaged inside, or not as `open_guarded` asks.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; expected {what}")
     if not h5py.is_hdf5(path):
         raise DataError(f"{path} is not an HDF5 file; expected {what}")
     try:
-        with h5py.File(path, "r") as file:
-            require_sound_sizes(path, file)
+        with open_guarded(path, ours=False) as file:
             yield file
     except DataError:
         raise

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from preprocessing.errors import DataError
-from preprocessing.hdf5 import require_sound_sizes
+from preprocessing.hdf5 import open_guarded
 from preprocessing.slides.pixels import Pixels, Slide, damage_named, mean_mpp, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -34,10 +34,9 @@ class HestPatches(Slide):
         """
         self.path, self.black_is_background = path, black_is_background
         with damage_named(path):
-            self._file = h5py.File(path, "r")
+            self._file = open_guarded(path, ours=False)
         try:
             with damage_named(path):
-                require_sound_sizes(path, self._file)
                 self._read_header()
         except BaseException:
             self._file.close()

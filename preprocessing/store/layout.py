@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from preprocessing.errors import DataError
 from preprocessing.files import require_plain_name
-from preprocessing.hdf5 import datasets
+from preprocessing.hdf5 import Shape, checked_csr, datasets, require_arrays, require_csr
 
 SCHEMA_VERSION = 1
 COUNTS = "counts"
@@ -41,6 +41,7 @@ JSON_ATTRS = ("source_sha256", "settings", "dropped", "notes", IMAGE_TRANSFORM)
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 2, "shuffle": True}
 SEAL, _OWN = "content_sha256", "sha256"  # attributes: of the file, and of every dataset
 _JPEG_QUALITY = 90
+_LARGEST_PICTURE = 1 << 26  # pixels of a patch or thumbnail; a few bytes can claim 4e9
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _GAP = 16_384  # stored values between two runs of rows that are read along rather than skipped
 _PIECE = 8_000_000  # stored values that are in memory at once for scattered rows
@@ -121,8 +122,13 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
 
 def decode_jpeg(data: np.ndarray) -> np.ndarray:
     """Decode JPEG bytes, uint8 (n,) -> uint8 (h, w, 3); OSError where they are damaged."""
-    with Image.open(io.BytesIO(data.tobytes()), formats=("JPEG",)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(data.tobytes()), formats=("JPEG",)) as picture:
+            if picture.width * picture.height > _LARGEST_PICTURE:
+                raise OSError(f"claims {picture.width} x {picture.height} pixels")
+            return np.asarray(picture.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
 
 
 def _decode_raw(data: np.ndarray) -> np.ndarray:
@@ -168,9 +174,7 @@ def read_counts(file: h5py.File) -> csr_matrix:
     """Read counts, (S, G) CSR, int32 or float32; ValueError where they make no CSR matrix."""
     group = file[COUNTS]
     shape = counts_shape(file)
-    matrix = csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape)
-    matrix.check_format(full_check=True)
-    return matrix
+    return checked_csr(group["data"][:], group["indices"][:], group["indptr"][:], shape)
 
 
 def read_count_rows(file: h5py.File, rows: Rows, indptr: np.ndarray | None = None) -> csr_matrix:
@@ -231,9 +235,51 @@ def _run(file: h5py.File, start: int, stop: int, indptr: np.ndarray | None) -> c
     place = np.asarray(source[start : stop + 1], dtype=np.int64)
     low, high = int(place[0]), int(place[-1])
     parts = (group["data"][low:high], group["indices"][low:high], place - low)
-    matrix = csr_matrix(parts, (stop - start, counts_shape(file)[1]))
-    matrix.check_format(full_check=True)
-    return matrix
+    return checked_csr(*parts, (stop - start, counts_shape(file)[1]))
+
+
+def require_schema(file: h5py.File) -> None:
+    """Compare every part of a store with the schema; no values are read.
+
+    Raises:
+        DataError: a part or attribute is missing, of another type or shape; names it.
+    """
+    sides = [getattr(file[name], "shape", None) or () for name in (BARCODE, GENE_ID)]
+    if any(len(side) != 1 for side in sides):
+        raise DataError(f"{BARCODE} and {GENE_ID} have shapes {sides}, expected (n,) each")
+    (spots,), (genes,) = sides
+    expected: dict[str, tuple[str, Shape]] = {BARCODE: ("text", (spots,))}
+    expected |= dict.fromkeys((GENE_ID, GENE_NAME), ("text", (genes,)))
+    expected |= dict.fromkeys((XY_UM, XY_PX0), ("number", (spots, 2)))
+    expected[TISSUE_FRACTION] = ("number", (spots,))
+    for name in (PATCHES, CONTEXT):
+        if name in file:
+            expected[f"{name}/{BYTES}"] = ("whole number", (None,))
+            expected |= dict.fromkeys(
+                (f"{name}/{START}", f"{name}/{SIZE}"), ("whole number", (spots,))
+            )
+    sets = [f"{FEATURES}/{name}" for name in file.get(FEATURES, ())]
+    expected |= dict.fromkeys(sets, ("number", (spots, None)))
+    if THUMBNAIL in file:
+        expected[THUMBNAIL] = ("whole number", (None,))
+    require_arrays(file, expected)
+    if (found := counts_shape(file)) != (spots, genes):
+        raise DataError(f"{COUNTS} has shape {found}, expected {(spots, genes)}")
+    require_csr(file, COUNTS, (spots, genes))
+    _require_labels(file, spots)
+    numbers = ["mpp", *(["patch_um", "patch_px"] if PATCHES in file else [])]
+    numbers += ["context_um"] if CONTEXT in file else []
+    for name in numbers:
+        if not np.issubdtype(np.asarray(file.attrs.get(name)).dtype, np.number):
+            raise DataError(f"the attribute {name} is no number")
+
+
+def _require_labels(file: h5py.File, spots: int) -> None:
+    for name, column in file[LABELS].items():
+        text = isinstance(column, h5py.Dataset) and h5py.check_string_dtype(column.dtype)
+        require_arrays(file[LABELS], {name: ("text" if text else "number", (spots,))})
+        if not {"name", "position"} <= set(column.attrs):
+            raise DataError(f"{LABELS}/{name} lacks the attribute name or position")
 
 
 def seal(file: h5py.File) -> None:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import file_sha256, require_plain_name
-from preprocessing.hdf5 import outside_data
+from preprocessing.hdf5 import open_guarded
 from preprocessing.spot_table import RNA
 from preprocessing.store import layout
 from preprocessing.store.layout import Rows, read_count_rows, read_counts
@@ -110,8 +110,9 @@ class SlideStore:
         """Open a store.
 
         Raises:
-            DataError: missing, truncated, not a store, of another schema version, with values in
-                other files, or its slide_id is no plain name (files are named by it).
+            DataError: missing, truncated, not a store, of another schema version, a part of it is
+                not as the schema has it, with values in other files, or its slide_id is no plain
+                name (files are named by it).
         """
         self.path = Path(path)
         self._file = self._open()
@@ -121,7 +122,7 @@ class SlideStore:
         except DataError:
             self.close()
             raise
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
             self.close()
             raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
         self._sha256: str | None = None
@@ -132,8 +133,8 @@ class SlideStore:
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist; give a store written by `hibio prepare`")
         try:
-            return h5py.File(self.path, "r")
-        except OSError as error:
+            return open_guarded(self.path)
+        except (OSError, RuntimeError, KeyError) as error:
             raise DataError(
                 f"{self.path} is not a complete HDF5 file ({error}); {_AGAIN}"
             ) from error
@@ -150,13 +151,13 @@ class SlideStore:
                 f"{self.path} has schema version {found}, this program reads version "
                 f"{layout.SCHEMA_VERSION}; {_AGAIN}"
             )
-        if (outside := outside_data(self._file)) is not None:
-            raise DataError(
-                f"{self.path}: {outside}; `hibio prepare` writes no such store, so do not use it"
-            )
         missing = [name for name in layout.REQUIRED if name not in self._file]
         if missing:
             raise DataError(f"{self.path} lacks {', '.join(missing)}; {_AGAIN}")
+        try:
+            layout.require_schema(self._file)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}; {_AGAIN}") from error
         require_plain_name(f"{self.path}: slide_id", str(self.attrs.get("slide_id", "")))
 
     def __enter__(self) -> Self:
@@ -361,20 +362,30 @@ class SlideStore:
         """Return one feature set, (S, F) float32.
 
         Raises:
-            DataError: there is none of this name; names the nearest.
+            DataError: there is none of this name (names the nearest), or not all are finite.
         """
         if name not in (names := self.feature_names):
             listed = f"there are: {', '.join(names) or '-'}"
             hint = did_you_mean(name, names, "did you mean", listed)
             raise DataError(f"{self.path} has no features {name!r} ({hint})")
-        return np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
+        values = np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
+        wrong = int((~np.isfinite(values)).any(axis=1).sum())
+        if wrong:
+            raise DataError(
+                f"{self.path}: features {name!r} of {wrong} of {len(values)} spots are not finite; "
+                f"compute {name!r} again"
+            )
+        return values
 
     @property
     def thumbnail(self) -> np.ndarray | None:
         """The whole slide, uint8 (h, w, 3) of at most 1024 px; None without image."""
         if layout.THUMBNAIL not in self._file:
             return None
-        return layout.decode_jpeg(self._file[layout.THUMBNAIL][:])
+        try:
+            return layout.decode_jpeg(self._file[layout.THUMBNAIL][:])
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: damaged thumbnail ({error}); {_AGAIN}") from error
 
     @property
     def thumbnail_downsample(self) -> float | None:

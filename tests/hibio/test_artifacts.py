@@ -173,3 +173,48 @@ def test_a_full_disk_is_an_error_and_no_crash(toy_artifacts, tmp_path):
     told = on_a_full_disk(WRITE, tmp_path / "artifacts.h5", old, limit=9_000)
     assert "MiB are free: make room and run again" in told
     assert [path.read_text() for path in old.parent.iterdir()] == ["what was there"]
+
+
+def replaced(name, change):
+    def craft(file: h5py.File) -> None:
+        values = change(file[name][()])
+        del file[name]
+        file[name] = values
+
+    return craft
+
+
+def beyond(values):
+    values = values.copy()
+    values.flat[0] = 10**6
+    return values
+
+
+@pytest.mark.parametrize(
+    ("craft", "words"),
+    [
+        (replaced("genes", lambda v: v[:-7]), "vocabulary has 393"),
+        (replaced("genes", lambda v: np.where(np.arange(len(v)) == 1, v[0], v)), "different ones"),
+        (replaced("target_genes", beyond), "target_genes names genes beyond"),
+        (replaced("target_genes", lambda v: v - 10**6), "target_genes names genes beyond"),
+        (replaced("target_genes", lambda v: v.astype("f4")), "target_genes names genes beyond"),
+        (replaced("gene_graphs/0/neighbour", beyond), "gene_graphs/0 names genes beyond"),
+        (replaced("gene_graphs/0/weight", lambda v: v * np.nan), "gene_graphs/0: not all are"),
+        (replaced("factors/spread", lambda v: v * np.inf), "spread: not all are finite"),
+        (replaced("factors/components", lambda v: v[:-1]), "factors has 399 genes"),
+        (replaced("anchors/mean", lambda v: v * np.nan), "mean: not all are finite"),
+        (replaced("anchors/indices", beyond), "cannot be read"),
+        (replaced("anchors/indptr", beyond), "cannot be read"),
+        (replaced("tfidf/df", lambda v: v[:-1]), "cannot be read"),
+        (replaced("scales/use", lambda v: v[:-1]), "scales/use has 399 genes"),
+        (replaced("groups", lambda v: v[:, :-1]), "groups are not of the"),
+        (lambda f: f.attrs.__setitem__("n_folded_in", 10**6), "were folded in"),
+    ],
+)
+def test_crafted_artifacts_are_refused(toy_artifacts, tmp_path, craft, words):
+    path = tmp_path / "artifacts.h5"
+    write_artifacts(path, toy_artifacts)
+    with h5py.File(path, "r+") as file:
+        craft(file)
+    with pytest.raises(ConfigError, match=words):
+        read_artifacts(path)

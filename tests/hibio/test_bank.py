@@ -117,3 +117,55 @@ def test_a_full_disk_is_an_error_and_no_crash(bank, tmp_path):
     told = on_a_full_disk(WRITE, tmp_path / "bank.h5", tmp_path / "out" / "bank.h5", limit=9_000)
     assert "MiB are free: make room and run again" in told
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def other(name, change):
+    """Replace a dataset of a file by a change of its values."""
+
+    def craft(file: h5py.File) -> None:
+        values = change(file[name][:])
+        del file[name]
+        file[name] = values
+
+    return craft
+
+
+def at(place: int, value: int):
+    """A change of one value."""
+
+    def change(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.int64)
+        values[place] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("craft", "words"),
+    [
+        (other("tfidf/indptr", at(1, 10**6)), "no reference bank"),
+        (other("tfidf/indptr", at(3, -5)), "no reference bank"),
+        (other("tfidf/indices", at(0, 10**6)), "no reference bank"),
+        (other("tfidf/indices", at(7, -1)), "no reference bank"),
+        (other("tfidf/indptr", lambda v: v[:-1]), "tfidf/indptr has shape"),
+        (other("tfidf/indices", lambda v: v[:-1]), "tfidf/indices has shape"),
+        (other("tfidf/indices", lambda v: v.astype("f4")), "tfidf/indices holds values of type"),
+        (other("image", lambda v: v[:-5]), "image has shape"),
+        (other("image", lambda v: v[:, :5]), "image has shape"),
+        (other("image", lambda v: v[:, 0]), "image has shape"),
+        (other("image", lambda v: v * np.nan), "140 of 140 image embeddings"),
+        (other("slide", lambda v: np.arange(len(v))), "slide holds values of type"),
+        (other("patient", lambda v: v[:-1]), "patient has shape"),
+        (lambda f: f["tfidf"].attrs.__setitem__("shape", (140, 3)), "another vocabulary"),
+        (lambda f: f["tfidf"].attrs.__setitem__("shape", (10**12, 400)), "has shape"),
+    ],
+)
+def test_a_crafted_bank_is_refused_before_it_is_used(bank, model, tmp_path, craft, words):
+    path = tmp_path / "bank.h5"
+    write_bank(path, bank)
+    assert len(read_bank(path, model).image) == 140
+    with h5py.File(path, "r+") as file:
+        craft(file)
+    with pytest.raises(ConfigError, match=words):
+        read_bank(path, model)

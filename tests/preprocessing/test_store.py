@@ -261,6 +261,66 @@ def test_verify_finds_planted_damage(tmp_path: Path, damage, said: str):
     assert all(f.fix for f in findings)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: replaced(f, "spots/xy_um", f["spots/xy_um"][:-2]), "spots/xy_um has shape"),
+        (lambda f: replaced(f, "spots/xy_px0", ["x"] * SPOTS), "spots/xy_px0 holds values of type"),
+        (lambda f: replaced(f, "spots/barcode", np.arange(SPOTS)), "spots/barcode holds values"),
+        (lambda f: replaced(f, "spots/barcode", 3), "have shapes"),
+        (lambda f: replaced(f, "genes/name", ["a"]), "genes/name has shape"),
+        (lambda f: replaced(f, "features/handcrafted", np.ones(SPOTS)), "features/handcrafted has"),
+        (lambda f: replaced(f, "features/handcrafted", np.ones((SPOTS - 1, 2))), "features/handcr"),
+        (lambda f: replaced(f, "counts/indptr", np.arange(SPOTS)), "counts/indptr has shape"),
+        (lambda f: replaced(f, "counts/indices", np.arange(2)), "counts/indices has shape"),
+        (lambda f: replaced(f, "counts", 3), "damaged attributes"),
+        (lambda f: f["counts"].attrs.__setitem__("shape", (SPOTS - 1, 2)), "counts has shape"),
+        (lambda f: f["counts"].attrs.__setitem__("shape", 5), "damaged attributes"),
+        (lambda f: f.attrs.__setitem__("mpp", "x"), "mpp is no number"),
+        (lambda f: f.attrs.__delitem__("patch_px"), "patch_px is no number"),
+        (lambda f: replaced(f, "patches/start", np.arange(3)), "patches/start has shape"),
+        (lambda f: replaced(f, "patches/size", np.ones(SPOTS)), "patches/size holds values"),
+        (lambda f: replaced(f, "spots/label", 3), "damaged attributes"),
+        (lambda f: f.__setitem__("spots/label/x", np.ones(SPOTS)), "lacks the attribute"),
+        (lambda f: f.__setitem__("spots/label/x", np.ones(2)), "x has shape"),
+    ],
+)  # fmt: skip
+def test_another_schema_of_a_part_is_refused_at_opening(tmp_path: Path, damage, said: str):
+    path = tmp_path / "S1.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    with pytest.raises(DataError, match=said) as told:
+        SlideStore(path)
+    assert str(path) in str(told.value)
+    assert [f.level for f in verify_store(path)] == ["FAIL"]
+
+
+def test_features_that_are_not_finite_are_counted_by_spot(tmp_path: Path):
+    path = tmp_path / "S1.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        values = np.ones((SPOTS, 4))
+        values[2, 1] = values[2, 3] = np.nan
+        replaced(file, "features/handcrafted", values)
+    with SlideStore(path) as store, pytest.raises(DataError, match=rf"of 1 of {SPOTS} spots"):
+        store.features("handcrafted")
+
+
+def test_a_thumbnail_that_claims_many_pixels_is_refused(tmp_path: Path):
+    path = tmp_path / "S1.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        data = file["thumbnail"][:]
+        place = bytes(data).index(b"\xff\xc0")
+        data[place + 5 : place + 9] = 255  # 65,535 x 65,535 pixels
+        attributes = dict(file["thumbnail"].attrs)
+        replaced(file, "thumbnail", data)
+        file["thumbnail"].attrs.update(attributes)
+    with SlideStore(path) as store, pytest.raises(DataError, match="damaged thumbnail"):
+        _ = store.thumbnail
+
+
 def test_verify_passes_a_whole_store_and_warns_of_an_empty_label(tmp_path: Path):
     write(tmp_path / "S1.h5")
     findings = verify_store(tmp_path / "S1.h5")
