@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -36,7 +38,8 @@ from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, remove_abandoned
+from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -260,25 +263,27 @@ def embed_folder(
     folded in by their co-expression there with known ones, and the account of all is printed.
 
     Raises:
-        ConfigError: no checkpoint, several, or no store.
+        ConfigError: no checkpoint, several, no store, values that are not finite, or a file in
+            ``out`` that `embed` did not make.
     """
+    open_folder(out)
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
     checked(checkpoint, entries)
     weights = checkpoint.sha256
     if fold_in is not None:
         checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for entry in tqdm(entries, desc="embed", disable=None):
         target = out / f"{entry.slide_id}.h5ad"
         with SlideStore(entry.path) as store:
             wanted = {"checkpoint_sha256": weights, "store_sha256": store.sha256}
-        if _hashes(target) != wanted:
+        if hashes_of(target) != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
             adata.uns[keys.UNS]["checkpoint_sha256"] = weights
+            require_finite(entry.slide_id, dict(adata.obsm))
             with atomic_path(target) as temporary:
-                adata.write_h5ad(temporary)
+                write_h5ad(temporary, adata)
         written.append(target)
     summary = {"checkpoint": str(checkpoint.path), "slides": [path.name for path in written]}
     with atomic_path(out / "embed.json") as temporary:
@@ -301,12 +306,44 @@ def _folded_in(
     return dataclasses.replace(checkpoint, model=model), digest.hexdigest()
 
 
-def _hashes(path: Path) -> dict[str, str] | None:
-    """The hashes an earlier embedding was made from, or None."""
-    if not path.is_file():
+def open_folder(out: Path) -> None:
+    """Make the folder of the results, before any work, and clear it of files of killed runs.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(out)
+
+
+def require_finite(slide_id: str, values: Mapping[str, np.ndarray]) -> None:
+    """Refuse results that are no numbers; nothing of them is written.
+
+    Raises:
+        ConfigError: names the slide and the array, and counts the spots.
+    """
+    for name, array in values.items():
+        wrong = int((~np.isfinite(array)).any(axis=1).sum())
+        if wrong:
+            raise ConfigError(
+                f"slide {slide_id!r}: {name} of {wrong} of {len(array)} spots are not finite; look "
+                "at the store and the checkpoint with `hibio check`"
+            )
+
+
+def hashes_of(path: Path) -> dict[str, str] | None:
+    """The hashes that a file of ours was made from; None where there is no file.
+
+    Raises:
+        ConfigError: there is a file that HiBio did not make.
+    """
+    if not path.exists():
         return None
-    try:
-        uns = anndata.read_h5ad(path, backed="r").uns.get(keys.UNS, {})
-    except OSError:
-        return None
-    return {name: uns.get(name, "") for name in ("checkpoint_sha256", "store_sha256")}
+    uns: Any = None
+    with suppress(OSError, KeyError, ValueError, TypeError):
+        uns = anndata.read_h5ad(path, backed="r").uns.get(keys.UNS)
+    if not isinstance(uns, Mapping) or "checkpoint_sha256" not in uns:
+        raise ConfigError(
+            f"{path} is there and was not made by this command; move it, or give another --out"
+        )
+    return {name: str(uns.get(name, "")) for name in ("checkpoint_sha256", "store_sha256")}

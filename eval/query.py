@@ -12,7 +12,15 @@ import pandas as pd
 from scipy import sparse
 from tqdm import tqdm
 
-from eval.embed import Checkpoint, checked, load_checkpoint, one_checkpoint
+from eval.embed import (
+    Checkpoint,
+    checked,
+    hashes_of,
+    load_checkpoint,
+    one_checkpoint,
+    open_folder,
+    require_finite,
+)
 from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import Targets, centre, knn_mean, ridge_fit_predict, zscore, zscore_mean
@@ -23,9 +31,10 @@ from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
-from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL
+from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL, UNS
 from pathways import load_pathways, raw_score, score_set, set_vector
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, spreadsheet_text
+from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -122,7 +131,7 @@ def image_scores(
 def query_folder(
     checkpoint_path: Path, data: Path, source: str, out: Path, readout: str = "default"
 ) -> list[Path]:
-    """Score every slide with an image; writes CSV, h5ad and a picture for each.
+    """Score every slide with an image; writes ``<slide_id>.query.csv``, .h5ad and .png of each.
 
     ``source`` is anything that `pathways.load_pathways` takes, ``readout`` is default, ridge,
     retrieval or anchor.
@@ -133,6 +142,7 @@ def query_folder(
     Raises:
         ConfigError: no slide has an image, or the checkpoint has no vision tower or bank.
     """
+    open_folder(out)
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
     checked(checkpoint, entries)
@@ -140,7 +150,6 @@ def query_folder(
     sets = gene_sets(checkpoint, source, bank)
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
-    out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for entry in tqdm(entries, desc="query", disable=None):
         written += _query_slide(checkpoint, entry, sets, bank, out, readout)
@@ -151,14 +160,18 @@ def _query_slide(
     checkpoint: Checkpoint, entry: SlideEntry, sets: GeneSets, bank: Bank, out: Path, readout: str
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
+    targets = [out / f"{entry.slide_id}.query.{form}" for form in ("csv", "h5ad", "png")]
+    if hashes_of(targets[1]) is None:
+        _refuse_others(targets)
     slide = prepare_slide(entry.path, artifacts, checkpoint.image_input)
     image = checkpoint.model.encode_slide(slide).image
     assert image is not None
     score = image_scores(checkpoint, sets, bank, image, readout)
     with SlideStore(entry.path) as store:
-        frame = pd.DataFrame(
-            score, index=pd.Index(store.barcodes, name="barcode"), columns=sets.names
-        )
+        index = pd.Index([spreadsheet_text(str(one)) for one in store.barcodes], name="barcode")
+        names = [spreadsheet_text(name) for name in sets.names]
+        frame = pd.DataFrame(score, index=index, columns=names)
+        made_of = {"checkpoint_sha256": checkpoint.sha256, "store_sha256": store.sha256}
         adata = anndata.AnnData(X=score.astype(np.float32))
         adata.obs_names, adata.var_names = list(store.barcodes), list(sets.names)
         adata.obsm[OBSM_SPATIAL], adata.obsm[OBSM_PIXEL] = store.xy_um, store.xy_px0
@@ -167,11 +180,12 @@ def _query_slide(
         measured = _measured(store, sets, artifacts) if slide.has_counts else None
     if measured is not None:
         adata.layers["measured"] = measured.astype(np.float32)
-    targets = [out / f"{entry.slide_id}{suffix}" for suffix in (".csv", ".h5ad", ".png")]
+    adata.uns[UNS] = made_of
+    require_finite(entry.slide_id, {"scores": score, **dict(adata.layers)})
     with atomic_path(targets[0]) as temporary:
         frame.to_csv(temporary)
     with atomic_path(targets[1]) as temporary:
-        adata.write_h5ad(temporary)
+        write_h5ad(temporary, adata)
     maps = [
         (sets.names[m], score[:, m], None if measured is None else measured[:, m], None)
         for m in shown_sets(score)
@@ -180,6 +194,14 @@ def _query_slide(
     with atomic_path(targets[2]) as temporary:
         temporary.write_bytes(figure.png)
     return targets
+
+
+def _refuse_others(targets: Sequence[Path]) -> None:
+    found = next((path for path in targets if path.exists()), None)
+    if found is not None:
+        raise ConfigError(
+            f"{found} is there and was not made by this command; move it, or give another --out"
+        )
 
 
 def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:

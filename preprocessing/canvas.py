@@ -16,14 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Page
 
 DPI = 110
+_OWN_FORMULA = "$\\mathdefault{"  # how matplotlib begins the powers of ten at its axes
 
 
 def new_page(width: float, height: float, *, arranged: bool = True, dpi: int = DPI) -> Page:
     """Make an empty page; where it is not ``arranged``, the places of the axes are the caller's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-    page = Figure(
+    class PlainPage(Figure):
+        """Names of genes, sets and slides are text, never formulas, whatever they hold."""
+
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):
+                text.set_parse_math(text.get_text().startswith(_OWN_FORMULA))
+            super().draw(renderer)
+
+    page = PlainPage(
         figsize=(width, height),
         dpi=dpi,
         facecolor="white",

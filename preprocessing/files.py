@@ -85,6 +85,14 @@ def _folder_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
+def spreadsheet_text(text: str) -> str:
+    """A cell of a CSV file that a spreadsheet shows and does not run.
+
+    One that begins with ``=``, ``+``, ``-``, ``@``, a tab or a return gets a quote before it.
+    """
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path that takes the final name only when the block succeeds.

@@ -14,13 +14,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 DEFLATE_MOST = 1100  # bytes that deflate makes of one, at most 1032
 HARMLESS_BYTES = 1 << 28  # a dataset that was never written holds none; so much of it is read
@@ -284,6 +287,19 @@ def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File
             raise
         if sink.error is not None:
             raise _told(sink.error, path.parent)
+
+
+def write_h5ad(path: Path, adata: "AnnData") -> None:
+    """Write an AnnData file through `hdf5_writer`, so that a full disk is an error.
+
+    Raises:
+        OSError: see `hdf5_writer`.
+    """
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    with hdf5_writer(path) as (file, _):
+        write_elem(file, "/", adata)
 
 
 def _told(error: BaseException, folder: Path) -> BaseException:

@@ -131,8 +131,8 @@ def test_embed_and_query_write_what_they_promise(
     assert (tmp_path / "embed" / "sim005.h5ad").stat().st_mtime_ns == before  # kept, same hashes
     query = ["query", *arguments, "--gene-set", "default", "--out", str(tmp_path / "query")]
     assert main(query) == 0
-    assert (tmp_path / "query" / "sim005.png").stat().st_size > 5000
-    scores = anndata.read_h5ad(tmp_path / "query" / "sim005.h5ad")
+    assert (tmp_path / "query" / "sim005.query.png").stat().st_size > 5000
+    scores = anndata.read_h5ad(tmp_path / "query" / "sim005.query.h5ad")
     assert scores.layers["measured"].shape == scores.shape
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
@@ -59,13 +60,13 @@ def exact(value: object) -> str:
 def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
     """Write the short tables of the content of a results.json."""
     data = results["data"]
-    parts = ["\n".join(f"- {name}: {data[name]}" for name in FACTS if name in data)]
+    parts = ["\n".join(f"- {name}: {plain_text(data[name])}" for name in FACTS if name in data)]
     for task, result in results["tasks"].items():
         metrics = [m for m in result.get("short") or () if _models_with(result, m)]
         if metrics:
             parts += [f"## {task}", _summary(result, metrics), _intervals(result, metrics[0])]
             parts += [_values(result, metric) for metric in metrics[:2]]
-            parts += [f"- {note}" for note in result["notes"]]
+            parts += [f"- {plain_text(note)}" for note in result["notes"]]
     if data.get("models"):
         parts += ["## Models", _costs(data["models"])]
     if data.get("curriculum"):
@@ -76,9 +77,19 @@ def write_markdown(path: Path, results: Mapping[str, Any]) -> Path:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts, all columns to the left."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """A table of texts, all columns to the left; a text is never markup, see `plain_text`."""
+    first, *lines = ("| " + " | ".join(map(_cell_text, row)) + " |" for row in (head, *rows))
+    return "\n".join([first, "|---" * len(head) + "|", *lines])
+
+
+def plain_text(value: object) -> str:
+    """A text of a user as one line of Markdown: no tag, no link and no new line comes from it."""
+    text = html.escape(" ".join(str(value).split()), quote=False)
+    return text.replace("[", "\\[")
+
+
+def _cell_text(value: str) -> str:
+    return plain_text(value).replace("|", "\\|")
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> str:

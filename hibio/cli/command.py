@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+STOPPED = 3  # exit code of a command that a signal stopped; a chain of commands ends there
+LONGEST = 300  # characters of an unexpected error that are shown
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,14 @@ def run_line(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -
     """Parse and run one command line.
 
     Returns:
-        0 done, 1 failed (message on stderr), 2 usage.
+        0 done, 1 failed (message on stderr), 2 usage, 3 stopped by a signal with all saved.
     """
     options = build_parser(commands).parse_args(arguments)
     return guarded(lambda: options.run(options))
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit code of ``work``; what stops it is told in one line, except for a bug."""
+    """The exit code of ``work``; what stops it is told in one line, a bug with its log."""
     from hibio.config.files import ConfigError
     from pathways.errors import PathwayError
     from preprocessing.errors import DataError
@@ -88,13 +93,30 @@ def guarded(work: Callable[[], int]) -> int:
             return work()
     except InterruptedError as stopped:
         _tell(stopped)
-        return 0
+        return STOPPED
     except KeyboardInterrupt:
         _tell("stopped; whatever was finished is on disk")
         return 1
     except (ConfigError, PathwayError, DataError, MemoryError, OSError) as error:
         _tell(error)
         return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: told in one line, kept in a log
+        _tell(
+            f"unexpected {type(error).__name__}: {str(error)[:LONGEST]}; an input is not what it "
+            f"should be, or this is a bug. What was done is in {_write_log()}; `hibio check` looks "
+            "at stores and checkpoints"
+        )
+        return 1
+
+
+def _write_log() -> str:
+    """Write the error that is being handled to a new file of its own; its path."""
+    command = " ".join(sys.argv)
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="hibio-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(f"{command}\n\n{traceback.format_exc()}")
+    return file.name
 
 
 def _tell(message: object) -> None:

@@ -247,7 +247,7 @@ def require_schema(file: h5py.File) -> None:
     sides = [getattr(file[name], "shape", None) or () for name in (BARCODE, GENE_ID)]
     if any(len(side) != 1 for side in sides):
         raise DataError(f"{BARCODE} and {GENE_ID} have shapes {sides}, expected (n,) each")
-    (spots,), (genes,) = sides
+    spots, genes = (int(side[0]) for side in sides)
     expected: dict[str, tuple[str, Shape]] = {BARCODE: ("text", (spots,))}
     expected |= dict.fromkeys((GENE_ID, GENE_NAME), ("text", (genes,)))
     expected |= dict.fromkeys((XY_UM, XY_PX0), ("number", (spots, 2)))

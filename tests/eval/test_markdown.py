@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.report.markdown import write_markdown
+from eval.report.markdown import markdown_table, write_markdown
 
 METRIC = "omics_ari/kmeans"
 
@@ -25,3 +25,12 @@ def test_means_values_chance_and_notes_are_written(tmp_path: Path) -> None:
     assert "| *chance* | 0.000 |" in text
     assert "- a note" in text
     assert "- command: hibio eval" in text
+
+
+def test_texts_of_users_are_no_markup():
+    table = markdown_table(["a|b", "<script>"], [["x\ny", "[link](u)"]])
+    assert table.splitlines() == [
+        "| a\\|b | &lt;script&gt; |",
+        "|---|---|",
+        "| x y | \\[link](u) |",
+    ]

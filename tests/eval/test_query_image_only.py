@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from eval.embed import embed_folder, embed_slide, load_checkpoint
+from eval.embed import embed_folder, embed_slide, load_checkpoint, require_finite
 from eval.query import query_folder
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.run import evaluate
@@ -128,27 +128,55 @@ def test_a_slide_without_its_counts_scores_the_same(cohort: Cohort, tmp_path: Pa
     paired = held_out(cohort)
     query_folder(cohort.checkpoint, cohort.stores, "default", tmp_path / "paired")
     query_folder(cohort.checkpoint, cohort.images, "default", tmp_path / "images")
-    with_them = pd.read_csv(tmp_path / "paired" / f"{paired}.csv", index_col=0)
-    without = pd.read_csv(tmp_path / "images" / "bare.csv", index_col=0)
+    with_them = pd.read_csv(tmp_path / "paired" / f"{paired}.query.csv", index_col=0)
+    without = pd.read_csv(tmp_path / "images" / "bare.query.csv", index_col=0)
     assert without.to_numpy().std() > 0.1
     pd.testing.assert_frame_equal(with_them, without, rtol=1e-4, atol=1e-5)
-    assert "measured" in anndata.read_h5ad(tmp_path / "paired" / f"{paired}.h5ad").layers
-    assert "measured" not in anndata.read_h5ad(tmp_path / "images" / "bare.h5ad").layers
+    assert "measured" in anndata.read_h5ad(tmp_path / "paired" / f"{paired}.query.h5ad").layers
+    assert "measured" not in anndata.read_h5ad(tmp_path / "images" / "bare.query.h5ad").layers
 
 
 @pytest.mark.parametrize("readout", ["default", "ridge", "retrieval", "anchor"])
 def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
     written = query_folder(cohort.checkpoint, cohort.images, "default", tmp_path, readout)
-    assert {path.name for path in written} >= {"grid.csv", "grid.h5ad", "grid.png"}
-    scores = pd.read_csv(tmp_path / "grid.csv", index_col=0)
-    adata = anndata.read_h5ad(tmp_path / "grid.h5ad")
+    assert {path.name for path in written} >= {
+        "grid.query.csv",
+        "grid.query.h5ad",
+        "grid.query.png",
+    }
+    scores = pd.read_csv(tmp_path / "grid.query.csv", index_col=0)
+    adata = anndata.read_h5ad(tmp_path / "grid.query.h5ad")
     with SlideStore(cohort.images / "grid.h5") as store:
         assert scores.index.tolist() == list(store.barcodes) == adata.obs_names.tolist()
         np.testing.assert_array_equal(adata.obsm["spatial"], store.xy_um)
     assert np.isfinite(scores.to_numpy()).all()
     assert (scores.std() > 0).all()
     np.testing.assert_allclose(adata.X, scores.to_numpy(), rtol=1e-5, atol=1e-6)
-    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "grid.query.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_file_of_another_is_written_over(cohort: Cohort, tmp_path: Path):
+    first = embed_folder(cohort.checkpoint, cohort.images, tmp_path)
+    before = [path.read_bytes() for path in first]
+    query_folder(cohort.checkpoint, cohort.images, "default", tmp_path)
+    query_folder(cohort.checkpoint, cohort.images, "default", tmp_path)  # over its own
+    assert [path.read_bytes() for path in first] == before
+    for name, command in (("grid.h5ad", embed_folder), ("grid.query.csv", query_folder)):
+        out = tmp_path / command.__name__
+        out.mkdir()
+        (out / name).write_text("somebody's")
+        more = ("default",) if command is query_folder else ()
+        with pytest.raises(ConfigError, match=rf"{name} is there and was not made by"):
+            command(cohort.checkpoint, cohort.images, *more, out)
+        assert (out / name).read_text() == "somebody's"
+
+
+def test_results_that_are_not_finite_are_counted_by_spot():
+    values = np.ones((60, 3))
+    require_finite("s", {"X": values})
+    values[7] = np.nan
+    with pytest.raises(ConfigError, match="slide 's': X of 1 of 60 spots are not finite"):
+        require_finite("s", {"X": values})
 
 
 def test_the_grid_is_embedded(cohort: Cohort, tmp_path: Path):

@@ -133,8 +133,8 @@ def test_written_query_scores_rise_with_the_measured_ones(checkpoint, toy_stores
     query_folder(checkpoint, toy_stores, "default", tmp_path)
     trained_on = HiBio.from_checkpoint(checkpoint).artifacts.train_slides
     for slide in trained_on:  # the bank holds their spots
-        found = pd.read_csv(tmp_path / f"{slide}.csv", index_col=0).to_numpy()
-        adata = anndata.read_h5ad(tmp_path / f"{slide}.h5ad")
+        found = pd.read_csv(tmp_path / f"{slide}.query.csv", index_col=0).to_numpy()
+        adata = anndata.read_h5ad(tmp_path / f"{slide}.query.h5ad")
         np.testing.assert_allclose(adata.X, found, rtol=1e-4, atol=1e-5)
         assert np.nanmean(pearson_per_gene(found, adata.layers["measured"])) > 0.2
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hibio import cli
-from hibio.cli.command import build_parser
+from hibio.cli.command import STOPPED, build_parser
 from hibio.config.files import ConfigError, dump_config
 from tests.hibio.toy import assert_refused, replace_command
 
@@ -83,6 +83,32 @@ def test_stopping_by_hand_is_no_traceback(run, monkeypatch):
 
     replace_command(monkeypatch, "doctor", stopped)
     assert_refused(run("doctor"), "stopped")
+
+
+def test_a_signal_has_an_exit_code_of_its_own_and_ends_a_chain(run, monkeypatch):
+    def stopped(options):
+        raise InterruptedError("stopped at step 3; saved")
+
+    begun = []
+    replace_command(monkeypatch, "simulate", lambda options: begun.append("simulate") or 0)
+    replace_command(monkeypatch, "prepare", stopped)
+    replace_command(monkeypatch, "train", lambda options: begun.append("train") or 0)
+    code, _, told = run("demo")
+    assert (code, begun) == (STOPPED, ["simulate"])
+    assert "hibio: stopped at step 3; saved" in told
+
+
+def test_an_unexpected_error_is_one_line_and_a_log(run, monkeypatch, tmp_path):
+    def fails(options):
+        raise IndexError("list index\nout of range")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    replace_command(monkeypatch, "doctor", fails)
+    result = run("doctor")
+    assert_refused(result, "unexpected IndexError: list index out of range", "hibio check")
+    (log,) = tmp_path.glob("hibio-*.log")
+    assert str(log) in result[2]
+    assert "Traceback" in log.read_text()
 
 
 def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):

@@ -120,5 +120,5 @@ def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, cap
     adata = anndata.read_h5ad(out / "embeddings" / "sim003.h5ad")
     assert {keys.OBSM_IMAGE, keys.OBSM_OMICS, keys.OBSM_REGION, "spatial"} <= set(adata.obsm)
     assert {keys.OBS_REGION + name for name in config.regions.levels} <= set(adata.obs)
-    assert (out / "query" / "sim003.csv").is_file()
+    assert (out / "query" / "sim003.query.csv").is_file()
     assert cli.main(["check", str(out / "run")]) == 0

@@ -24,6 +24,7 @@ from hibio.checkpoint import (
     read_log,
     verify_files,
 )
+from hibio.cli.command import STOPPED
 from hibio.config.files import dump_config
 from hibio.config.training import StageConfig
 from hibio.run import Job, build, expand, train_all
@@ -119,7 +120,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_zero(toy_stores, tmp_path
     wait_until(process, lambda: log.is_file() and len(read_log(log)) >= 3)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+    assert process.returncode == STOPPED, told
     assert "Traceback" not in told
     assert f"--config {tmp_path}/run/config.yaml --resume {tmp_path}/run" in told
     verify_files(tmp_path / "run" / JOB / NAME)
@@ -129,13 +130,13 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_zero(toy_stores, tmp_path
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_before_the_first_step_exits_with_zero_too(toy_stores, tmp_path, number):
+def test_a_stop_before_the_first_step_exits_as_stopped_too(toy_stores, tmp_path, number):
     """While slides are read and artifacts fitted: no step to finish, nothing to save."""
     process = start(run_config(toy_stores, tmp_path / "run"), tmp_path)
     wait_until(process, lambda: (tmp_path / "run" / "provenance.json").is_file())
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+    assert process.returncode == STOPPED, told
     assert f"--resume {tmp_path}/run" in told
     assert "Traceback" not in told
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing.errors import DataError
-from preprocessing.files import LOCK, atomic_path, locked
+from preprocessing.files import LOCK, atomic_path, locked, spreadsheet_text
 
 
 def test_success_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -100,3 +100,13 @@ def test_a_lock_of_a_dead_process_is_taken_over_and_told(tmp_path: Path, capsys)
         with pytest.raises(DataError, match=r"in use: .*if it is gone, remove .*lock\.json"):
             enter(tmp_path)
         assert json.loads((tmp_path / LOCK).read_text()) == other
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\t=1", "\r=1"])
+def test_a_spreadsheet_runs_no_cell(text):
+    assert spreadsheet_text(text) == "'" + text
+
+
+@pytest.mark.parametrize("text", ["", "a=1", "ERBB2", "1-2"])
+def test_other_cells_stay_as_they_are(text):
+    assert spreadsheet_text(text) == text

@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+from preprocessing.canvas import new_page, picture_of
 from preprocessing.pages import (
     Beside,
     Box,
@@ -68,3 +69,15 @@ def test_a_page_is_replaced_whole(tmp_path: Path) -> None:
     write_page(path, "second", [])
     assert "<h1>second</h1>" in path.read_text()
     assert [one.name for one in path.parent.iterdir()] == ["page.html"]
+
+
+def test_names_are_drawn_as_text_and_never_as_formulas():
+    page = new_page(2, 2)
+    axes = page.subplots()
+    axes.set_title(r"TGF-$\bet{ $")
+    axes.plot([1, 1e9])
+    axes.set_yscale("log")
+    axes.set_xticks([0, 1], ["$x", r"$\frac{$"])
+    assert picture_of(page).size == (220, 220)
+    assert not axes.title.get_parse_math()
+    assert any(label.get_parse_math() for label in axes.get_yticklabels())  # powers of ten
