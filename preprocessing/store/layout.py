@@ -244,7 +244,9 @@ def require_schema(file: h5py.File) -> None:
     Raises:
         DataError: a part or attribute is missing, of another type or shape; names it.
     """
-    sides = [getattr(file[name], "shape", None) or () for name in (BARCODE, GENE_ID)]
+    sides: list[tuple[int, ...]] = [
+        getattr(file[name], "shape", None) or () for name in (BARCODE, GENE_ID)
+    ]
     if any(len(side) != 1 for side in sides):
         raise DataError(f"{BARCODE} and {GENE_ID} have shapes {sides}, expected (n,) each")
     spots, genes = (int(side[0]) for side in sides)
