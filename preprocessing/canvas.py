@@ -30,7 +30,8 @@ def new_page(width: float, height: float, *, arranged: bool = True, dpi: int = D
 
         def draw(self, renderer: Any) -> None:
             for text in self.findobj(Text):
-                text.set_parse_math(text.get_text().startswith(_OWN_FORMULA))
+                if text.get_text():  # ticks get their numbers later, while they are drawn
+                    text.set_parse_math(text.get_text().startswith(_OWN_FORMULA))
             super().draw(renderer)
 
     page = PlainPage(
