@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from eval.folds.baselines import (
 from eval.folds.fold import Fold, Representation, SlideData
 from eval.results import NO_FOLD, RAW, SEED_MEAN, SEEN, Role, Seen
 from hibio.artifacts import Artifacts
-from hibio.checkpoint import CONFIG
+from hibio.checkpoint import ARTIFACTS, CONFIG, read_checksums
 from hibio.config.files import ConfigError
-from hibio.config.model import PATCHES
+from hibio.config.model import PATCHES, ImageInput
 from hibio.data.counts import align_columns
-from hibio.data.slide import prepare_slide
+from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import (
     PATIENT,
     SlideEntry,
@@ -40,7 +40,8 @@ from hibio.data.splits import (
     said_for_test,
 )
 from hibio.keys import MAIN
-from hibio.regions import fit_region_tree
+from hibio.model import HiBio
+from hibio.regions import RegionTree, fit_region_tree
 from preprocessing.graphs import KNNGraph
 from preprocessing.slide_row import TEST, TRAIN
 from preprocessing.store import SlideStore
@@ -165,9 +166,7 @@ class Ruler:
         ``with_baselines`` adds the baselines that need no training, and matched random sets.
         """
         fold, artifacts = self.fold, self.artifacts
-        models: list[Representation] = []
-        for checkpoint in checkpoints:
-            models += representations(checkpoint, self.entries, artifacts)
+        models = representations(checkpoints, self.entries, artifacts)
         random = raw = None
         if with_baselines:
             fitted_on, held_out = fold.train or fold.test, fold.test if fold.train else ()
@@ -375,40 +374,65 @@ def stored_features(
 
 
 def representations(
-    checkpoint: Checkpoint, entries: Sequence[SlideEntry], sets: Artifacts
+    checkpoints: Sequence[Checkpoint], entries: Sequence[SlideEntry], sets: Artifacts
 ) -> list[Representation]:
-    """The shared-space embedding of a checkpoint, and the omics tower before the projection.
+    """The shared-space embedding of each checkpoint, and the omics tower before the projection.
 
-    The gene sets of ``sets``, the artifacts of the main model, are embedded as anchors.
+    A slide is prepared once for all checkpoints whose artifacts are the same file. The gene sets of
+    ``sets``, the artifacts of the main model, are embedded as anchors.
     """
-    image, omics, tower, trees = {}, {}, {}, {}
-    bar = tqdm(entries, desc=f"embed {checkpoint.variant}", disable=None, leave=False)
-    for entry in bar:
-        slide = prepare_slide(entry.path, checkpoint.model.artifacts, checkpoint.image_input)
-        embedding = checkpoint.model.encode_slide(slide)
+    fitted = [_artifacts_digest(checkpoint.path) for checkpoint in checkpoints]
+    found = [_Embedded() for _ in checkpoints]
+    for entry in tqdm(entries, desc="embed", disable=None, leave=False):
+        prepared: dict[tuple[str, ImageInput | None], PreparedSlide] = {}
+        for checkpoint, digest, rows in zip(checkpoints, fitted, found, strict=True):
+            key = digest, checkpoint.image_input
+            if key not in prepared:
+                artifacts = checkpoint.model.artifacts
+                prepared[key] = prepare_slide(entry.path, artifacts, checkpoint.image_input)
+            rows.add(entry.slide_id, prepared[key], checkpoint.model)
+    return [row for one in zip(checkpoints, found, strict=True) for row in _rows_of(*one, sets)]
+
+
+def _artifacts_digest(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's artifacts; its path where an older HiBio wrote none."""
+    known = read_checksums(checkpoint) or {}
+    return known[ARTIFACTS].sha256 if ARTIFACTS in known else str(checkpoint)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What one checkpoint makes of the slides, by slide id."""
+
+    image: dict[str, np.ndarray] = field(default_factory=dict)
+    omics: dict[str, np.ndarray] = field(default_factory=dict)
+    tower: dict[str, np.ndarray] = field(default_factory=dict)
+    trees: dict[str, RegionTree] = field(default_factory=dict)
+
+    def add(self, slide_id: str, slide: PreparedSlide, model: HiBio) -> None:
+        embedding = model.encode_slide(slide)
         feature_SF = slide.fused(embedding.omics, embedding.image)
-        trees[entry.slide_id] = fit_region_tree(feature_SF, slide.graph)
+        self.trees[slide_id] = fit_region_tree(feature_SF, slide.graph)
         if embedding.image is not None:
-            image[entry.slide_id] = embedding.image
-        if embedding.omics is not None:
-            omics[entry.slide_id] = embedding.omics
-            assert embedding.tower is not None
-            tower[entry.slide_id] = embedding.tower
-    asked = _sets(sets) if image else {}
-    anchor = checkpoint.model.encode_gene_sets(asked) if asked else None
-    own = [
-        Representation(
-            checkpoint.variant,
-            image=image or None,
-            omics=omics or None,
-            role=checkpoint.role,
-            words="" if checkpoint.role == "model" else "trained by the same code, other settings",
-            aligned=bool(image),
-            anchor=anchor,
-            trees=trees,
-        )
-    ]
-    return [*own, tower_row(tower)] if checkpoint.variant == MAIN and tower else own
+            self.image[slide_id] = embedding.image
+        if embedding.omics is not None and embedding.tower is not None:
+            self.omics[slide_id], self.tower[slide_id] = embedding.omics, embedding.tower
+
+
+def _rows_of(checkpoint: Checkpoint, found: _Embedded, sets: Artifacts) -> list[Representation]:
+    asked = _sets(sets) if found.image else {}
+    own = Representation(
+        checkpoint.variant,
+        image=found.image or None,
+        omics=found.omics or None,
+        role=checkpoint.role,
+        words="" if checkpoint.role == "model" else "trained by the same code, other settings",
+        aligned=bool(found.image),
+        anchor=checkpoint.model.encode_gene_sets(asked) if asked else None,
+        trees=found.trees,
+    )
+    with_tower = checkpoint.variant == MAIN and found.tower
+    return [own, tower_row(found.tower)] if with_tower else [own]
 
 
 def _sets(artifacts: Artifacts) -> dict[str, tuple[str, ...]]:
