@@ -266,10 +266,10 @@ def embed_folder(
         ConfigError: no checkpoint, several, no store, values that are not finite, or a file in
             ``out`` that `embed` did not make.
     """
-    open_folder(out)
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
     checked(checkpoint, entries)
+    open_folder(out)
     weights = checkpoint.sha256
     if fold_in is not None:
         checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)

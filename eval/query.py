@@ -142,7 +142,6 @@ def query_folder(
     Raises:
         ConfigError: no slide has an image, or the checkpoint has no vision tower or bank.
     """
-    open_folder(out)
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
     checked(checkpoint, entries)
@@ -150,6 +149,7 @@ def query_folder(
     sets = gene_sets(checkpoint, source, bank)
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
+    open_folder(out)
     written: list[Path] = []
     for entry in tqdm(entries, desc="query", disable=None):
         written += _query_slide(checkpoint, entry, sets, bank, out, readout)

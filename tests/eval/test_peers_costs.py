@@ -100,7 +100,7 @@ def test_the_report_and_the_markdown_show_them(tmp_path: Path) -> None:
         assert words in page
     text = write_markdown(tmp_path / "r.md", results).read_text()
     assert "| hibio | this run | 9 | 1 | – | – |" in text
-    assert "| a<b | X & Y | 12,345 | 3 | 1,500 | 61.0 |" in text
+    assert "| a&lt;b | X &amp; Y | 12,345 | 3 | 1,500 | 61.0 |" in text
     assert "Models" not in write_report(tmp_path / "s.html", {"data": {}, "tasks": {}}).read_text()
     assert "No cost of a model" in render("", [Section(models_section({"data": {}}))])
 

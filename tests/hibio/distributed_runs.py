@@ -47,8 +47,8 @@ def plant(trainer: Trainer, kind: str, rank: int, step: int) -> None:
     """Let something happen on one process, after that many steps."""
     original = trainer.engine.run
 
-    def disturbed(*arguments: Any) -> Any:
-        result = original(*arguments)
+    def disturbed(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
         if trainer.step == step and trainer.group.rank == rank:
             if kind == "signal":
                 os.kill(os.getpid(), signal.SIGTERM)

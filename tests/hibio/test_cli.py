@@ -119,15 +119,6 @@ def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
     assert_refused(run("doctor"), "hibio: first second third")
 
 
-def test_a_bug_is_not_hidden(run, monkeypatch):
-    def broken(options):
-        raise ZeroDivisionError
-
-    replace_command(monkeypatch, "doctor", broken)
-    with pytest.raises(ZeroDivisionError):
-        run("doctor")
-
-
 # ------------------------------------------------------------------ gene sets
 def test_a_gmt_with_spaces_in_names_and_descriptions(run, tmp_path):
     path = tmp_path / "my.gmt"

@@ -151,8 +151,6 @@ def test_an_epoch_that_is_too_short_for_a_step(dataset, objective):
     plan = make_plan(dataset, objective, n=9)
     with pytest.raises(ConfigError, match=r"'omics': an epoch has 8 batches.*at most 8"):
         plan.n_steps()
-    with pytest.raises(ValueError, match="batches_per_step is 0"):
-        SamplerConfig(batches_per_step=0)
 
 
 def test_stages_with_and_without_images_are_told(dataset, objective):

@@ -268,7 +268,7 @@ def test_a_log_torn_in_the_middle_is_an_error(tmp_path):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_exits_with_zero(toy_stores, tmp_path, number):
+def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(toy_stores, tmp_path, number):
     stages = run_config(toy_stores, tmp_path).stages
     endless = (dataclasses.replace(stages[0], epochs=100_000),)
     config = run_config(toy_stores, tmp_path / "run", stages=endless, bank=False)
@@ -285,7 +285,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_zero(toy_stores, tmp_pa
             time.sleep(0.05)
         process.send_signal(number)
         _, told = process.communicate(timeout=30)
-    assert process.returncode == 0, told
+    assert process.returncode == 3, told
     assert "Traceback" not in told
     assert "--resume" in told
     (job,) = expand(load_config(RunConfig, tmp_path / "run" / "config.yaml"))

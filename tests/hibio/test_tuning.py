@@ -192,7 +192,6 @@ def test_what_a_backbone_does_not_have_is_refused(changes, words):
         ({"name": "features", "input_px": 64}, "input_px: of a backbone"),
         ({"tune": "none", "checkpoint": True}, "tune is none"),
         ({"tune": "none", "lr_scale": 0.1}, "tune is none"),
-        ({"input_px": 4}, "input_px is 4"),
     ],
 )
 def test_settings_that_cannot_be_together_are_refused(changes, words):

@@ -80,8 +80,8 @@ def shorten(file: h5py.File) -> None:
     ("edit", "words"),
     [
         (flip, "context/bytes: not what was written"),
-        (shorten, "6 context patches for 7 spots"),
-        (lambda file: file.__delitem__("context/size"), "damaged context"),
+        (shorten, "context/start has shape (6,), expected (7,)"),
+        (lambda file: file.__delitem__("context/size"), "context/size is missing"),
     ],
 )
 def test_damage_is_found(tmp_path: Path, edit, words: str):
