@@ -331,6 +331,13 @@ def require_finite(slide_id: str, values: Mapping[str, np.ndarray]) -> None:
             )
 
 
+def not_ours(path: Path) -> ConfigError:
+    """What is said of a file in the place of a result that this command did not make."""
+    return ConfigError(
+        f"{path} is there and was not made by this command; move it, or give another --out"
+    )
+
+
 def hashes_of(path: Path) -> dict[str, str] | None:
     """The hashes that a file of ours was made from; None where there is no file.
 
@@ -343,7 +350,5 @@ def hashes_of(path: Path) -> dict[str, str] | None:
     with suppress(OSError, KeyError, ValueError, TypeError):
         uns = anndata.read_h5ad(path, backed="r").uns.get(keys.UNS)
     if not isinstance(uns, Mapping) or "checkpoint_sha256" not in uns:
-        raise ConfigError(
-            f"{path} is there and was not made by this command; move it, or give another --out"
-        )
+        raise not_ours(path)
     return {name: str(uns.get(name, "")) for name in ("checkpoint_sha256", "store_sha256")}

@@ -17,6 +17,7 @@ from eval.embed import (
     checked,
     hashes_of,
     load_checkpoint,
+    not_ours,
     one_checkpoint,
     open_folder,
     require_finite,
@@ -199,9 +200,7 @@ def _query_slide(
 def _refuse_others(targets: Sequence[Path]) -> None:
     found = next((path for path in targets if path.exists()), None)
     if found is not None:
-        raise ConfigError(
-            f"{found} is there and was not made by this command; move it, or give another --out"
-        )
+        raise not_ours(found)
 
 
 def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:
