@@ -233,15 +233,17 @@ def graph_of_samples(
     Raises:
         DataError: fewer than 3 spots, or a negative or non-finite value.
     """
-    scores = _pooled_scores(samples, n_genes, rule)
-    n_edges = min(rule.n_neighbours, n_genes - 1)
+    scores, genes = _pooled_scores(samples, n_genes, rule)
+    n_edges = min(rule.n_neighbours, len(genes) - 1)
     neighbour = np.full((n_genes, rule.n_neighbours), n_genes, np.int32)
     weight = np.zeros((n_genes, rule.n_neighbours), np.float32)
-    for start in range(0, n_genes if n_edges else 0, rule.block):
-        rows = slice(start, start + rule.block)
-        neighbour[rows, :n_edges], weight[rows, :n_edges] = _strongest(
+    name = np.append(genes, n_genes).astype(np.int32)
+    for start in range(0, len(genes) if n_edges > 0 else 0, rule.block):
+        rows = genes[start : start + rule.block]
+        partner, weight[rows, :n_edges] = _strongest(
             scores, start, rule.block, n_edges, rule.min_information
         )
+        neighbour[rows, :n_edges] = name[partner]
     return GeneGraph(neighbour, weight)
 
 
@@ -269,8 +271,9 @@ def _strongest(
 
 def _pooled_scores(
     samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
-) -> NDArray[np.float32]:
-    """(sampled S, G) float32 scores of all slides, columns of unit length (0: no edges)."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(sampled S, U) float32 scores of all slides, columns of unit length, of the U genes (U,) that
+    may have edges."""
     n_spots = sum(sample.shape[0] for sample in samples)
     if n_spots < 3:
         raise DataError(
@@ -284,5 +287,5 @@ def _pooled_scores(
     length = np.sqrt(np.einsum("sg,sg->g", scores, scores, dtype=np.float64))
     varies = (length > 1e-4 * np.sqrt(len(scores))) & (detected >= rule.min_detected)
     varies &= True if rule.among is None else rule.among
-    scores *= np.where(varies, 1 / np.where(varies, length, 1), 0).astype(np.float32)
-    return scores
+    genes = np.flatnonzero(varies)
+    return scores[:, genes] * (1 / length[genes]).astype(np.float32), genes
