@@ -272,8 +272,7 @@ def _strongest(
 def _pooled_scores(
     samples: Sequence[sparse.csr_matrix], n_genes: int, rule: EdgeRule
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(sampled S, U) float32 scores of all slides, columns of unit length, of the U genes (U,) that
-    may have edges."""
+    """Scores (sampled S, U) of all slides, columns of unit length, and the U genes with edges."""
     n_spots = sum(sample.shape[0] for sample in samples)
     if n_spots < 3:
         raise DataError(
