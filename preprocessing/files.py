@@ -85,6 +85,16 @@ def _folder_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
+def files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files of a folder that fit a pattern, by name, hidden ones left out.
+
+    Hidden are those that begin with "."; macOS puts ``._NAME`` beside every NAME in archives and on
+    disks of others.
+    """
+    found = (p for p in folder.glob(pattern) if not p.name.startswith(".") and p.is_file())
+    return sorted(found)
+
+
 def spreadsheet_text(text: str) -> str:
     """A cell of a CSV file that a spreadsheet shows and does not run.
 

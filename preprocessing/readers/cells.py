@@ -20,20 +20,21 @@ from preprocessing.readers.coordinates import (
     require_pair,
 )
 from preprocessing.readers.format import NO_BINS, Format
+from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.labels import CODED, read_labels
 from preprocessing.readers.tables import (
     MISSING,
     Header,
-    first_names,
-    match_rows,
     read_header,
     read_typed,
     read_wide_table,
+    truth_column,
 )
 from preprocessing.readers.tenx import TenxMatrix
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import RNA, SpotTable, checked_counts, unique_gene_names
 
+IN_TISSUE = "in_tissue"
 MEASURED = "activity:"  # number columns with this beginning are measurements of a cell
 OWN_PLACES = {"spots": "brings its own coordinates"}
 _ID_FROM = 20  # a text column whose values all differ is an id, in a table larger than this
@@ -95,6 +96,21 @@ class Cells:
         counts, barcodes = matrix.counts[rows], matrix.barcodes[rows]
         return cls(counts, barcodes, matrix.gene_ids, matrix.gene_names, xy, columns, notes)
 
+    def in_tissue(self, where: str) -> "Cells":
+        """The cells whose column in_tissue is 1, without that column; all where there is none.
+
+        Raises:
+            DataError: the column holds something else than truth values.
+        """
+        if IN_TISSUE not in self.columns.columns:
+            return self
+        inside = truth_column(self.columns, IN_TISSUE, where)
+        notes = list(self.notes)
+        if not inside.all():
+            notes.append(f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out")
+        told = replace(self, columns=self.columns.drop(columns=[IN_TISSUE]), notes=notes)
+        return told if inside.all() else told.take(np.flatnonzero(inside))
+
     def take(self, rows: np.ndarray) -> "Cells":
         """Return the cells ``rows`` (numbers or a mask)."""
         return replace(
@@ -128,7 +144,9 @@ def cell_table(
     Raises:
         DataError: fewer than two cells, no genes, bad values, or bad coordinates.
     """
-    where, notes = str(row.counts), list(cells.notes)
+    where = str(row.counts)
+    cells = cells.in_tissue(where)
+    notes = list(cells.notes)
     spots, genes = cells.counts.shape
     if spots == 0 or genes == 0:
         raise DataError(

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from preprocessing.errors import DataError
+from preprocessing.files import files_in
 from preprocessing.image_transform import image_matrix
 from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
@@ -192,7 +193,6 @@ def is_text(counts: Path) -> bool:
 def first_file(folder: Path, *patterns: str) -> Path | None:
     """Return the first file by name of the first pattern that fits any."""
     for pattern in patterns:
-        found = sorted(p for p in folder.glob(pattern) if p.is_file())
-        if found:
+        if found := files_in(folder, pattern):
             return found[0]
     return None

@@ -21,7 +21,8 @@ from preprocessing.errors import DataError
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geometry import multipolygon_centroid, polygon_centroid
-from preprocessing.readers.tables import first_names, match_rows, open_text
+from preprocessing.readers.joins import first_names, match_rows
+from preprocessing.readers.tables import open_text
 from preprocessing.readers.tenx import matrix_files, read_tenx
 from preprocessing.readers.visium import (
     CELL_MATRIX,
@@ -265,9 +266,10 @@ def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     """
     files = find_cell_files(row.counts_path)
     matrix = read_tenx(files.matrix, row.modality)
-    factors = {} if files.scale_factors is None else read_scale_factors(files.scale_factors)
-    numbers, centres, empty = read_centroids(files.outlines, _KEY)
     notes = list(matrix.notes)
+    told = files.scale_factors
+    factors = {} if told is None else read_scale_factors(told, notes)
+    numbers, centres, empty = read_centroids(files.outlines, _KEY)
     if empty:
         notes.append(f"{empty} outlines without points left out")
     index = pd.Index(np.array(numbers, dtype=object))

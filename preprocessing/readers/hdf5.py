@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from preprocessing.errors import DataError
+from preprocessing.files import files_in
 from preprocessing.hdf5 import open_guarded
 from preprocessing.slide_row import SlideRow, drafted_row
 
@@ -62,7 +63,7 @@ def files_with_cells(folder: Path, form: str, has_cells: Callable[[Path], bool])
     A damaged file is drafted, so that `prepare` says what is wrong with it.
     """
     rows = []
-    for path in sorted(p for p in folder.glob(f"*.{form}") if p.is_file()):
+    for path in files_in(folder, f"*.{form}"):
         with suppress(DataError):
             if not has_cells(path):
                 continue

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import folder_part, plain_name
+from preprocessing.files import files_in, folder_part, plain_name
 from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.h5ad import h5ad_cells, scale_factor
@@ -47,7 +47,7 @@ def st_file(counts: Path, slide_id: str) -> Path:
     found = counts / ST / f"{slide_id}.h5ad"
     if found.is_file():
         return found
-    there = [path.stem for path in sorted((counts / ST).glob("*.h5ad"))]
+    there = [path.stem for path in files_in(counts / ST, "*.h5ad")]
     found_ids = f"found {', '.join(there[:6]) or 'none'}"
     hint = did_you_mean(slide_id, there, "did you mean", otherwise=found_ids)
     raise DataError(
@@ -130,7 +130,8 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     st = files["counts"]
     known = read_metadata(files.get("metadata"))
     cells, scale = h5ad_cells(st, row.modality)
-    cells, notes = _in_tissue(cells)
+    notes: list[str] = []
+    cells = cells.in_tissue(str(st))
     sizes = pixel_sizes(known, files.get("metadata", st))
     if sizes and row.mpp is None:
         row = replace(row, mpp=sizes[0])
@@ -153,18 +154,6 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         diameter_um=None if diameter is None else diameter * per_pixel * table.mpp,
         notes=(*table.notes, *notes),
     )
-
-
-def _in_tissue(cells: Cells) -> tuple[Cells, list[str]]:
-    if "in_tissue" not in cells.columns.columns:
-        return cells, []
-    values = cells.columns["in_tissue"]
-    inside = values.astype(str).str.lower().isin(("1", "1.0", "true")).to_numpy()
-    cells = replace(cells, columns=cells.columns.drop(columns=["in_tissue"]))
-    if inside.all() or not inside.any():
-        return cells, []
-    note = f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out"
-    return cells.take(np.flatnonzero(inside)), [note]
 
 
 def _own_labels(known: dict[str, Any], cells: Cells, st: Path) -> pd.DataFrame | None:
@@ -213,7 +202,7 @@ def _detect(counts: Path, spots: Path | None) -> bool:
 
 def _discover(folder: Path) -> list[SlideRow]:
     """The samples of a root of HEST-1k: st/*.h5ad beside wsis/, patches/ or metadata/."""
-    files = sorted((folder / ST).glob("*.h5ad")) if _is_root(folder) else []
+    files = files_in(folder / ST, "*.h5ad") if _is_root(folder) else []
     return [_drafted(st) for st in files]
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.tables import MISSING, first_names, number_column, read_table
+from preprocessing.readers.joins import alike, first_names
+from preprocessing.readers.tables import MISSING, number_column, read_table
 from preprocessing.slide_row import SlideRow
 
 _PLACES = re.compile(r"(new_|pixel_|warped_)?[xy]|selected|row[._]names?|unnamed: 0|", re.I)
 CODED = re.compile(r"(label|cluster|domain|region|layer|annotation|class|type|group)s?$", re.I)
-_SUFFIX = re.compile(r"-\d+$")
 
 
 def read_labels(
@@ -110,23 +110,14 @@ def _join_keys(
     column = by_name.get("barcode", frame.columns[0])
     keys = frame[column].str.strip().to_numpy(dtype=object)
     wanted = np.asarray(barcodes, dtype=object)
-    notes: list[str] = []
-    if not set(keys) & set(wanted):
-        short_keys, short = _without_suffix(keys), _without_suffix(wanted)
-        if len(set(short)) == len(short) and set(short_keys) & set(short):
-            keys, wanted = short_keys, short
-            notes.append("labels: joined without the '-1' ending of the barcodes")
-    return keys, wanted, frame.drop(columns=[column]), notes
+    keys, wanted, how = alike(keys, wanted)
+    return keys, wanted, frame.drop(columns=[column]), [f"labels: {note}" for note in how]
 
 
 def position_names(xy: np.ndarray) -> np.ndarray:
     """Return "XxY" of array positions rounded to whole numbers, (S, 2) -> (S,) object."""
     whole = np.rint(xy).astype(np.int64)
     return np.array([f"{x}x{y}" for x, y in whole.tolist()], dtype=object)
-
-
-def _without_suffix(names: np.ndarray) -> np.ndarray:
-    return np.array([_SUFFIX.sub("", str(name)) for name in names], dtype=object)
 
 
 def _typed(table: pd.DataFrame, column: str, path: Path) -> pd.Series:

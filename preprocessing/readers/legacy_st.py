@@ -11,17 +11,18 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.files import folder_part
+from preprocessing.files import files_in, folder_part
 from preprocessing.readers.coordinates import known_mpp, row_step, step_px
 from preprocessing.readers.format import Format, first_file, is_text
+from preprocessing.readers.joins import first_names
 from preprocessing.readers.labels import labels_of, position_names
 from preprocessing.readers.tables import (
-    first_names,
     number_column,
     open_text,
     read_table,
     require_columns,
     text_head,
+    truth_column,
 )
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, integer_counts, unique_gene_names
@@ -189,7 +190,7 @@ def _read_spots(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise DataError(f"{path}: x and y must be whole array positions (measured: new_x, new_y)")
     selected = np.ones(len(frame), dtype=bool)
     if "selected" in frame.columns:
-        selected = number_column(frame, "selected", path) == 1
+        selected = truth_column(frame, "selected", path)
     array = array.astype(np.int64)
     if len(np.unique(array, axis=0)) != len(array):
         raise DataError(f"{path}: an array position occurs twice; keep one row a spot")
@@ -231,7 +232,7 @@ def _slides(
     """Slides with counts <id>.tsv(.gz) in one folder and spots ``spot_name`` in another."""
     if not folder.is_dir():
         return
-    for counts in sorted(path for path in folder.iterdir() if path.is_file()):
+    for counts in files_in(folder):
         match = _COUNTS.fullmatch(counts.name)
         slide = match["id"] if match else ""
         spots = first_file(spot_folder, f"{spot_name.format(slide)}.tsv*") if slide else None

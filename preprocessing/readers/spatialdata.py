@@ -21,7 +21,8 @@ from preprocessing.errors import DataError
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geometry import ragged_centroids, transform_matrix, wkb_centroids
-from preprocessing.readers.tables import first_names, match_rows, read_parquet
+from preprocessing.readers.joins import first_names, match_rows
+from preprocessing.readers.tables import read_parquet
 from preprocessing.readers.tenx import wanted_features
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, allowed_values

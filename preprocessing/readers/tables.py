@@ -24,6 +24,8 @@ from scipy.sparse import csr_matrix, vstack
 from preprocessing.errors import DataError
 
 MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
+_TRUE = ("1", "1.0", "true", "t", "yes", "y")
+_FALSE = ("0", "0.0", "false", "f", "no", "n")
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_RATIO = 200  # unpacked over packed bytes (tables of counts: 10 to 100, deflate: 1,032) ...
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
@@ -233,6 +235,26 @@ def number_column(
     return values
 
 
+def truth_column(frame: pd.DataFrame, column: str, where: Path | str) -> np.ndarray:
+    """Return a column of truth values as bool (rows,): 1 and 0, TRUE and FALSE, T, F, yes, no.
+
+    Raises:
+        DataError: a cell is none of them; names the file, the row (1 = first data row).
+    """
+    values = frame[column]
+    if values.dtype.kind in "iufb" and values.isin((0, 1)).all():  # fast: bins are millions
+        return np.asarray(values == 1)
+    text = values.astype(str).str.strip().str.lower()
+    inside = text.isin(_TRUE).to_numpy()
+    bad = np.flatnonzero(~(inside | text.isin(_FALSE).to_numpy()))
+    if len(bad):
+        raise DataError(
+            f"{where}: {len(bad)} cells of column {column!r} are neither 1 nor 0, TRUE nor FALSE "
+            f"(first: data row {bad[0] + 1}, {str(values.iloc[bad[0]])!r}); correct them"
+        )
+    return np.asarray(inside)
+
+
 def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
     """Raise DataError when a column is missing, listing the columns found."""
     missing = [c for c in columns if c not in frame.columns]
@@ -427,37 +449,3 @@ def read_parquet(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a complete parquet file ({error})") from error
-
-
-def match_rows(
-    keys: Any, known: Any, nothing: str, notes: list[str], left_out: str, unused: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
-    """Join two tables by their keys; what is in one only is left out and noted.
-
-    Args:
-        keys: (R,) of the first table.
-        known: (n,) of the second, unique.
-        nothing: the error where no key is in both.
-        notes: gets the number of rows left out.
-        left_out: what the rows of the first table are that the second lacks.
-        unused: the same of the second table; "": not noted.
-
-    Returns:
-        (S,) row numbers of the first and of the second table.
-
-    Raises:
-        DataError: no key is in both.
-    """
-    found = pd.Index(known).get_indexer(pd.Index(keys))
-    rows = np.flatnonzero(found >= 0)
-    if len(rows) == 0:
-        raise DataError(nothing)
-    for count, what in ((len(keys), left_out), (len(known), unused)):
-        if what and count > len(rows):
-            notes.append(f"{count - len(rows)} {what}")
-    return rows, found[rows]
-
-
-def first_names(names: Any) -> str:
-    """The first two names, for a message."""
-    return ", ".join(map(str, names[:2]))

@@ -1,6 +1,7 @@
 """10x Genomics matrices: filtered_feature_bc_matrix as .h5 or as a Matrix Market folder."""
 
 import math
+import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _COLUMNS = 3  # of a table of features that are used: id, name, type
 _HEADER_LINES = 10_000  # comments in front of the size of a Matrix Market file
 _ENTRY_BYTES = 6  # "1 1 1" and the end of the line
 _VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
+_MARKED = re.compile(r"(.*?)matrix\.mtx(\.gz)?")
+_H5 = re.compile(r"(.*?)(filtered|raw)_feature_bc_matrix\.h5")
 _WHAT = "filtered_feature_bc_matrix.h5 with the group 'matrix', as written by Space Ranger"
 
 
@@ -71,14 +74,14 @@ def read_tenx(path: Path, modality: str = RNA) -> TenxMatrix:
     """Read a 10x matrix; keep the features of type "Gene Expression", or the proteins.
 
     Args:
-        path: an .h5 file or a folder with matrix.mtx, barcodes.tsv and features.tsv
-            (or genes.tsv), gzipped or not.
+        path: an .h5 file, a folder with matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv),
+            gzipped or not, or MARKmatrix.mtx beside MARKbarcodes.tsv and MARKfeatures.tsv.
         modality: "rna" or "protein" (features of type Antibody Capture or Protein Expression).
 
     Raises:
         DataError: damaged, of another layout, or not raw counts.
     """
-    if not path.is_dir():
+    if not is_mex(path):
         with open_hdf5(path, _WHAT, "not a complete 10x matrix") as file:
             return _h5_matrix(path, file["matrix"], modality)
     matrix, barcodes, ids, names, types = _read_mex(path)
@@ -143,6 +146,19 @@ def _h5_block(path: Path, group: h5py.Group, starts: np.ndarray, genes: int) -> 
     return block
 
 
+def is_mex(path: Path) -> bool:
+    """Whether this is a folder, or the matrix itself, of the Matrix Market form."""
+    return path.is_dir() or _MARKED.fullmatch(path.name) is not None
+
+
+def sample_mark(matrix: Path) -> str:
+    """What the name of a matrix file begins with, such as "GSM111_A1_"; "" of a folder."""
+    found = (
+        None if matrix.is_dir() else _MARKED.fullmatch(matrix.name) or _H5.fullmatch(matrix.name)
+    )
+    return "" if found is None else found[1]
+
+
 def _read_mex(folder: Path) -> tuple[csc_matrix, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     files = mex_files(folder)
     matrix_path = files["matrix"]
@@ -194,23 +210,31 @@ def mex_file(folder: Path, *names: str) -> Path:
     )
 
 
-def mex_files(folder: Path) -> dict[str, Path]:
-    """Return the three files of a Matrix Market folder by role."""
+def mex_files(place: Path) -> dict[str, Path]:
+    """Return the three files of the Matrix Market form by role; ``place`` as `is_mex` takes it."""
+    mark = sample_mark(place)
+    folder = place if place.is_dir() else place.parent
     return {
-        "matrix": mex_file(folder, "matrix.mtx"),
-        "barcodes": mex_file(folder, "barcodes.tsv"),
-        "features": mex_file(folder, "features.tsv", "genes.tsv"),
+        "matrix": place if mark else mex_file(folder, "matrix.mtx"),
+        "barcodes": mex_file(folder, f"{mark}barcodes.tsv"),
+        "features": mex_file(folder, f"{mark}features.tsv", f"{mark}genes.tsv"),
     }
 
 
 def matrix_files(matrix: Path) -> dict[str, Path]:
-    """Return the files of a matrix by role: one .h5 file, or the three of a folder."""
-    if not matrix.is_dir():
+    """Return the files of a matrix by role: one .h5 file, or the three of `is_mex`."""
+    if not is_mex(matrix):
         return {"counts": matrix}
     return {f"counts/{role}": path for role, path in mex_files(matrix).items()}
 
 
 def _columns(path: Path) -> list[list[str]]:
     with open_text(path) as text:
-        lines = (line.rstrip("\r\n") for line in text if line.strip())
-        return [line.split("\t", _COLUMNS)[:_COLUMNS] for line in lines]
+        lines = (line.rstrip("\r\n").split("\t", _COLUMNS) for line in text if line.strip())
+        return [[_unquoted(cell) for cell in line[:_COLUMNS]] for line in lines]
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without the quotes that R's write.table puts around it."""
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1] if quoted else cell

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.files import files_in
 from preprocessing.readers.coordinates import known_mpp, note_other_mpp
 from preprocessing.readers.format import Format
 from preprocessing.readers.labels import labels_of
@@ -114,8 +115,8 @@ def _discover(folder: Path) -> list[SlideRow]:
     """Whole-slide images."""
     return [
         drafted_row(path.stem, None, IMAGE_ONLY, image=path)
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file()
+        for path in files_in(folder)
+        if path.suffix.lower() in SLIDE_SUFFIXES
     ]
 
 

@@ -1,12 +1,14 @@
 """Space Ranger output (versions 1 to 4): matrix, tissue positions, scale factors."""
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.files import files_in
 from preprocessing.readers.coordinates import (
     VISIUM_PITCH_UM,
     hex_pitch_px,
@@ -15,10 +17,9 @@ from preprocessing.readers.coordinates import (
     step_px,
 )
 from preprocessing.readers.format import Format, file_name, first_file
+from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.labels import labels_of
 from preprocessing.readers.tables import (
-    first_names,
-    match_rows,
     number_column,
     open_text,
     read_json_object,
@@ -26,8 +27,9 @@ from preprocessing.readers.tables import (
     read_table,
     require_columns,
     text_head,
+    truth_column,
 )
-from preprocessing.readers.tenx import TenxMatrix, matrix_files, read_tenx
+from preprocessing.readers.tenx import TenxMatrix, is_mex, matrix_files, read_tenx, sample_mark
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, unique_gene_names
 
@@ -42,12 +44,20 @@ COLUMNS = [
     "pxl_col_in_fullres",
 ]
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+MARKED_MEX = "*_matrix.mtx*"  # in a flat folder, with the mark of its sample
 SCALE_FACTORS = "scalefactors_json.json"
 BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
 _SCALED_IMAGES = {
     "tissue_hires_image": "tissue_hires_scalef",
     "tissue_lowres_image": "tissue_lowres_scalef",
 }
+_SEURAT = (
+    ("imagerow", "pxl_row_in_fullres"),
+    ("imagecol", "pxl_col_in_fullres"),
+    ("tissue", "in_tissue"),
+    ("row", "array_row"),
+    ("col", "array_col"),
+)
 BINNED, SEGMENTED = "binned_outputs", "segmented_outputs"
 
 
@@ -59,10 +69,9 @@ class VisiumFiles:
     positions: Path
     scale_factors: Path | None
 
-    @property
-    def factors(self) -> dict[str, float]:
-        """The scale factors; empty without their file. DataError where it is damaged."""
-        return {} if self.scale_factors is None else read_scale_factors(self.scale_factors)
+    def factors(self, notes: list[str]) -> dict[str, float]:
+        """The scale factors, as `read_scale_factors` says; empty without their file."""
+        return {} if self.scale_factors is None else read_scale_factors(self.scale_factors, notes)
 
     def by_role(self) -> dict[str, Path]:
         """Return the files that are there; a matrix of three files has three roles."""
@@ -75,46 +84,72 @@ class VisiumFiles:
 def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
     """Find the files of a Space Ranger folder.
 
+    In a flat folder, as GEO gives them, the files of a sample begin with the same mark
+    (``GSM111_A1_matrix.mtx.gz``, ``GSM111_A1_tissue_positions_list.csv``).
+
     Args:
-        counts: the sample folder, its ``outs``, the matrix folder or the .h5 file.
+        counts: the sample folder, its ``outs``, the matrix folder, the .h5 or the .mtx file.
         spots: positions file to use instead of spatial/tissue_positions*.
 
     Raises:
         DataError: matrix or positions are not there; names what was looked for.
     """
+    if counts.is_file() and not sample_mark(counts) and is_mex(counts):
+        counts = counts.parent
     if counts.is_file() or any(counts.glob("matrix.mtx*")):
         bases, matrices = [counts.parent], [counts]
     else:
         bases = [counts, counts / "outs"]
         matrices = [base / name for base in bases for name in (f"{MATRIX}.h5", MATRIX)]
-    matrix = next((m for m in matrices if m.exists()), None) or _only(bases, f"*{MATRIX}.h5")
+    matrix = next((m for m in matrices if m.exists()), None)
+    matrix = matrix or _only(bases, f"*{MATRIX}.h5") or _only(bases, MARKED_MEX)
     if matrix is None:
         raise DataError(
             f"{counts} holds no {MATRIX}.h5 and no folder {MATRIX} (nor does its "
             f"folder 'outs'); give the folder that Space Ranger wrote{_hint(bases)}"
         )
     spatial = [base / "spatial" for base in bases]
-    found = [folder / name for folder in spatial for name in POSITION_FILES]
-    positions = spots or next((p for p in found if p.is_file()), None)
-    positions = positions or _only([*spatial, *bases], "*tissue_positions*")
+    beside = _Beside(sample_mark(matrix), spatial, bases)
+    positions = spots or beside.find(POSITION_FILES, "tissue_positions*")
     if positions is None:
         raise DataError(
             f"{spatial[0]} holds none of {', '.join(POSITION_FILES)}; copy the folder "
             "'spatial' beside the matrix, or name the file in the column 'spots'"
         )
-    scale = (p for folder in spatial if (p := folder / SCALE_FACTORS).is_file())
-    factors = next(scale, None) or _only([*spatial, *bases], f"*{SCALE_FACTORS}*")
+    factors = beside.find((SCALE_FACTORS,), f"{SCALE_FACTORS}*")
     return VisiumFiles(matrix, positions, factors)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Where the files beside a matrix may lie: ``mark`` is what its own name begins with."""
+
+    mark: str
+    spatial: list[Path]
+    bases: list[Path]
+
+    def find(self, names: tuple[str, ...], pattern: str) -> Path | None:
+        """The file with the matrix's mark; of the only sample, in spatial/ or the only one."""
+        marked = [base / f"{self.mark}spatial" for base in self.bases]
+        folders = [*self.spatial, *marked, *self.bases]
+        if self.mark and (own := _only(folders, f"{escape(self.mark)}*{pattern}")):
+            return own
+        if self.mark and any(len(_flat(base)) > 1 for base in self.bases):
+            return None  # what is there belongs to the other samples
+        places = (folder / name for folder in folders[: -len(self.bases)] for name in names)
+        return next((p for p in places if p.is_file()), None) or _only(folders, f"*{pattern}")
 
 
 def _only(folders: list[Path], pattern: str) -> Path | None:
     """The one file of that name with something in front or behind, as archives rename them."""
     for folder in folders:
-        found = [p for p in sorted(folder.glob(pattern)) if p.is_file()]
+        found = files_in(folder, pattern)
         if len(found) > 1:
             raise DataError(
-                f"{folder} holds {len(found)} files {pattern} ({found[0].name}, {found[1].name}); "
-                "put each sample into a folder of its own"
+                f"{folder} holds {len(found)} files {pattern} ({found[0].name}, {found[1].name}): "
+                "several samples, told by the prefixes of their names; write one row a sample, its "
+                "matrix file in the column counts and its positions in spots (`hibio manifest` "
+                "drafts these rows), or put each sample into a folder of its own"
             )
         if found:
             return found[0]
@@ -142,11 +177,11 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     files = find_visium_files(row.counts_path, row.spots)
     matrix = read_tenx(files.matrix, row.modality)
     positions = read_positions(files.positions)
-    factors = files.factors
+    notes = list(matrix.notes)
+    factors = files.factors(notes)
     scale = image_scale(row, factors)
     pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
-    notes = list(matrix.notes)
     stated = factors.get("microns_per_pixel")
     mpp = _mpp(row, array, pixel * scale, image_mpp, stated and stated / scale, notes)
     place, kept = match_rows(
@@ -209,7 +244,8 @@ def read_positions(path: Path) -> pd.DataFrame:
     """Read tissue positions of any Space Ranger version.
 
     Args:
-        path: .csv with header (version 2 and later) or without (version 1), or .parquet.
+        path: .csv with header (version 2 and later) or without (version 1), or .parquet; or the
+            coordinates of a Seurat object (tissue, row, col, imagerow, imagecol).
 
     Returns:
         (all spots, 6) with barcode str, in_tissue, array_row, array_col int64, and
@@ -222,13 +258,15 @@ def read_positions(path: Path) -> pd.DataFrame:
         frame = read_parquet(path)
     else:
         with open_text(path) as text:
-            has_header = text.readline().lstrip('"').startswith("barcode")
-        frame = read_table(path, None if has_header else list(COLUMNS))
+            first = text.readline()
+        has_header = any(name in first for name in ("barcode", COLUMNS[-1], _SEURAT[0][0]))
+        frame = _of_seurat(read_table(path, None if has_header else list(COLUMNS)))
     require_columns(frame, tuple(COLUMNS), path)
     if frame.empty:
         raise DataError(f"{path} lists no spots; expected {', '.join(COLUMNS)}")
     result = pd.DataFrame({"barcode": frame["barcode"].astype(str)})
-    for name in COLUMNS[1:]:
+    result["in_tissue"] = truth_column(frame, "in_tissue", path).astype(np.int64)
+    for name in COLUMNS[2:]:
         values = number_column(frame, name, path)
         result[name] = values if name.startswith("pxl") else values.astype(np.int64)
     if result["barcode"].duplicated().any():
@@ -237,18 +275,31 @@ def read_positions(path: Path) -> pd.DataFrame:
     return result
 
 
-def read_scale_factors(path: Path) -> dict[str, float]:
-    """Read scalefactors_json.json; keep the numbers.
+def _of_seurat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The coordinates that Seurat keeps of a Visium image, under Space Ranger's names."""
+    if not {old for old, _ in _SEURAT[:2]} <= set(frame.columns):
+        return frame
+    names = [name for name in ("barcode", "row_name", "cell") if name in frame.columns]
+    ids = names[0] if names else str(frame.columns[0])
+    return frame.rename(columns={ids: "barcode", **dict(_SEURAT)})
+
+
+def read_scale_factors(path: Path, notes: list[str]) -> dict[str, float]:
+    """Read scalefactors_json.json; keep the positive numbers.
+
+    A factor that is no positive number (CytAssist and edited files have such) is left out and
+    noted: most are never needed, and where one is, it is missing.
 
     Raises:
-        DataError: not a JSON object, or a factor is not positive.
+        DataError: not a JSON object.
     """
     content = read_json_object(path, "of scale factors", "copy it again from Space Ranger")
     factors = {k: float(v) for k, v in content.items() if isinstance(v, int | float)}
-    bad = [k for k, v in factors.items() if not (np.isfinite(v) and v > 0)]
+    good = {k: v for k, v in factors.items() if np.isfinite(v) and v > 0}
+    bad = [f"{k} {v:g}" for k, v in factors.items() if k not in good]
     if bad:
-        raise DataError(f"{path}: {bad[0]} is {factors[bad[0]]}; expected a positive number")
-    return factors
+        notes.append(f"scale factors that are no positive numbers not used: {', '.join(bad)}")
+    return good
 
 
 def image_scale(row: SlideRow, factors: dict[str, float]) -> float:
@@ -256,13 +307,14 @@ def image_scale(row: SlideRow, factors: dict[str, float]) -> float:
     if row.image_scale is not None:
         return row.image_scale
     name = "" if row.image is None else row.image.stem
-    if name not in _SCALED_IMAGES:
+    factor = next((factor for end, factor in _SCALED_IMAGES.items() if name.endswith(end)), None)
+    if factor is None:
         return 1.0
-    factor = _SCALED_IMAGES[name]
     if factor not in factors:
         raise DataError(
-            f"image {row.image} is a scaled one, but {factor} is not known; copy "
-            "scalefactors_json.json into 'spatial' or fill the manifest column image_scale"
+            f"image {row.image} is a scaled one, but {factor} is not known (no positive number in "
+            f"{SCALE_FACTORS}, or no such file); copy it into 'spatial' or fill the manifest "
+            "column image_scale"
         )
     return factors[factor]
 
@@ -301,9 +353,10 @@ def is_cell_matrix(counts: Path) -> bool:
 def is_visium(counts: Path) -> bool:
     """Whether this is a matrix of Space Ranger, or a folder with one; also of bins."""
     if not counts.is_dir():
-        return file_name(counts).endswith(".h5") and not is_cell_matrix(counts)
+        is_h5 = file_name(counts).endswith(".h5") and not is_cell_matrix(counts)
+        return is_h5 or is_mex(counts)
     names = (f"*{MATRIX}", f"*{MATRIX}.h5", f"outs/{MATRIX}", f"outs/{MATRIX}.h5")
-    return any(any(counts.glob(name)) for name in (*names, "matrix.mtx*"))
+    return any(any(counts.glob(name)) for name in (*names, "matrix.mtx*", MARKED_MEX))
 
 
 def is_binned(counts: Path) -> bool:
@@ -323,6 +376,10 @@ def scaled_image(spatial: Path) -> Path | None:
 def _discover(folder: Path) -> list[SlideRow]:
     """A folder with spatial/ and filtered_feature_bc_matrix(.h5); bins of Visium HD by scale."""
     spatial, matrix = folder / "spatial", folder / MATRIX
+    flat = _flat(folder)
+    if len(flat) > 1 or (flat and is_mex(flat[0])):
+        rows = [_flat_row(one) for one in flat]
+        return rows if any(row.spots is not None for row in rows) else []
     has_matrix = matrix.is_dir() or first_file(folder, f"*{MATRIX}.h5") is not None
     if not has_matrix or first_file(spatial, "*tissue_positions*") is None:
         return []
@@ -337,6 +394,27 @@ def _discover(folder: Path) -> list[SlideRow]:
         bin_um=binned,
     )
     return [row]
+
+
+def _flat(folder: Path) -> list[Path]:
+    """The matrices whose names have the mark of a sample."""
+    found = [m for name in (f"*{MATRIX}.h5", MARKED_MEX) for m in files_in(folder, name)]
+    return [matrix for matrix in found if sample_mark(matrix)]
+
+
+def _flat_row(matrix: Path) -> SlideRow:
+    """The row of one sample of a flat folder, with the files that have its mark."""
+    mark = sample_mark(matrix)
+    folders = [matrix.parent, matrix.parent / "spatial", matrix.parent / f"{mark}spatial"]
+    spots, image = (
+        next((p for f in folders if (p := first_file(f, *patterns))), None)
+        for patterns in (
+            [f"{escape(mark)}*tissue_positions*"],
+            [f"{escape(mark)}*{name}.png" for name in _SCALED_IMAGES],
+        )
+    )
+    known = {"spots": spots, "image": image, "technology": "Visium"}
+    return drafted_row(mark.rstrip("_.-"), matrix, "visium", **known)
 
 
 def _bin_um(path: Path) -> float | None:
@@ -354,5 +432,5 @@ FORMAT = Format(
     sources=lambda row: find_visium_files(row.counts_path, row.spots).by_role(),
     detect=lambda counts, spots: is_visium(counts) and not is_binned(counts),
     discover=_discover,
-    layout="spatial/ + filtered_feature_bc_matrix",
+    layout="spatial/ + filtered_feature_bc_matrix, GEO's GSM..._matrix.mtx.gz",
 )

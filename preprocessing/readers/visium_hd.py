@@ -14,12 +14,8 @@ import pandas as pd
 from preprocessing.errors import DataError
 from preprocessing.readers.coordinates import known_mpp, note_other_mpp, step_px
 from preprocessing.readers.format import Format
-from preprocessing.readers.tables import (
-    first_names,
-    number_column,
-    require_columns,
-    require_pyarrow,
-)
+from preprocessing.readers.joins import first_names
+from preprocessing.readers.tables import require_columns, require_pyarrow, truth_column
 from preprocessing.readers.tenx import read_tenx
 from preprocessing.readers.visium import (
     BINNED,
@@ -73,7 +69,7 @@ def read_bins(path: Path) -> BinPositions:
     arrays, pixels, names = [], [], []
     outside, told = 0, True
     for frame in _batches(path):
-        inside = number_column(frame, "in_tissue", path) == 1
+        inside = truth_column(frame, "in_tissue", path)
         outside += int((~inside).sum())
         frame = frame[inside]
         array = frame[["array_row", "array_col"]].to_numpy().astype(np.int32)
@@ -90,7 +86,7 @@ def read_bins(path: Path) -> BinPositions:
     if told:
         return BinPositions(array, pixel, None, outside)
     for frame in _batches(path):  # a second time, since most files do not need their barcodes
-        inside = number_column(frame, "in_tissue", path) == 1
+        inside = truth_column(frame, "in_tissue", path)
         names.append(frame["barcode"][inside].astype(str).to_numpy(dtype=object))
     return BinPositions(array, pixel, np.concatenate(names), outside)
 
@@ -235,11 +231,12 @@ def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     the scale factors; the size of a bin over its pixels.
     """
     found = find_bin_files(row)
-    factors = found.files.factors
+    notes: list[str] = []
+    factors = found.files.factors(notes)
     bin_um = _bin_um(row, found, factors)
     bins = read_bins(found.files.positions)
     matrix = read_tenx(found.files.matrix, row.modality)
-    notes = [*matrix.notes, f"bins of {bin_um:g} um"]
+    notes += [*matrix.notes, f"bins of {bin_um:g} um"]
     scale = image_scale(row, factors)
     stated = factors.get("microns_per_pixel")
     mpp = _mpp((row.mpp, image_mpp, stated and stated / scale), bins, scale, bin_um, notes)

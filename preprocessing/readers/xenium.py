@@ -6,17 +6,12 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
+from preprocessing.files import files_in
 from preprocessing.image_transform import read_matrix
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
-from preprocessing.readers.tables import (
-    first_names,
-    match_rows,
-    read_json_object,
-    read_parquet,
-    read_typed,
-    require_columns,
-)
+from preprocessing.readers.joins import first_names, match_rows
+from preprocessing.readers.tables import read_json_object, read_parquet, read_typed, require_columns
 from preprocessing.readers.tenx import matrix_files, read_tenx
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
@@ -81,7 +76,7 @@ def find_alignment(row: SlideRow) -> Path | None:
         return None
     named = f"{row.image.name.partition('.')[0]}alignment.csv"
     folders = dict.fromkeys(path.resolve() for path in (row.image.parent, row.counts_path))
-    found = [p for folder in folders for p in sorted(folder.glob(f"*{_ALIGNMENT}"))]
+    found = [p for folder in folders for p in files_in(folder, f"*{_ALIGNMENT}")]
     one = next((path for path in found if path.name == named), None)
     if one is None and len(found) > 1:
         raise DataError(

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import file_sha256, require_plain_name
+from preprocessing.files import file_sha256, files_in, require_plain_name
 from preprocessing.hdf5 import open_guarded
 from preprocessing.spot_table import RNA
 from preprocessing.store import layout
@@ -422,7 +422,7 @@ def stores_in(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that `hibio prepare` wrote")
-    found = sorted(p for p in folder.glob("*.h5") if not p.name.startswith("."))
+    found = files_in(folder, "*.h5")
     if not found:
         raise DataError(f"{folder} holds no store (*.h5); run `hibio prepare` first")
     return found

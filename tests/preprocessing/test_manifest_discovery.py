@@ -1,6 +1,7 @@
 """draft_manifest finds the known layouts, also an unchanged clone of almaan/her2st."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,13 @@ def test_files_that_an_archive_renamed(tmp_path: Path):
         tmp_path / "S2" / "filtered_feature_bc_matrix.h5",
         folder / "GSM2_filtered_feature_bc_matrix.h5",
     )
+    first, second = draft_manifest(folder)
+    assert (first.slide_id, second.slide_id) == ("GSM1", "GSM2")
+    assert read_spots(first).n_spots == 46
+    with pytest.raises(DataError, match=r"spatial holds none of tissue_positions"):
+        read_spots(second)  # those of GSM1 have the same barcodes, and are not its own
     with pytest.raises(DataError, match=r"holds 2 files \*filtered_feature_bc_matrix.h5 \(GSM1_"):
-        read_spots(draft_manifest(folder)[0])
+        read_spots(replace(first, counts=folder, spots=None))
 
 
 def test_nothing_found_names_the_layouts(tmp_path: Path):

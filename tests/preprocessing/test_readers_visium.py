@@ -176,8 +176,10 @@ def test_missing_parts_of_the_folder_are_named(tmp_path: Path):
         read_spots(row_of(tmp_path))
     visium_folder(tmp_path)
     (tmp_path / "spatial" / "scalefactors_json.json").write_text('{"tissue_hires_scalef": -1}')
-    with pytest.raises(DataError, match="tissue_hires_scalef is -1"):
-        read_spots(row_of(tmp_path))
+    said = "scale factors that are no positive numbers not used: tissue_hires_scalef -1"
+    assert said in read_spots(row_of(tmp_path)).notes
+    with pytest.raises(DataError, match="tissue_hires_scalef is not known"):
+        read_spots(row_of(tmp_path, image=tmp_path / "tissue_hires_image.png"))
     (tmp_path / "spatial" / "scalefactors_json.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
         read_spots(row_of(tmp_path))
