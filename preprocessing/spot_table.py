@@ -12,7 +12,9 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.findings import SlideWarning
 from preprocessing.image_transform import moved
+from preprocessing.scale import Statement
 
 Modality = Literal["rna", "protein"]
 RNA: Modality = "rna"
@@ -38,6 +40,8 @@ class SpotTable:
         labels: (S, columns); string columns are categories (missing: ""), float columns are
             measurements (missing: NaN). Index 0..S-1.
         notes: what the reader left out or renamed, with counts.
+        warnings: what may be wrong.
+        scale: what was said of mpp, the one taken first; () where places are micrometres.
         image_transform: (3, 3) that took the places to the picture, as the module of that name
             says; None: they were the picture's.
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
@@ -55,6 +59,8 @@ class SpotTable:
     pitch_um: float | None = None
     labels: pd.DataFrame = field(default_factory=pd.DataFrame)
     notes: tuple[str, ...] = ()
+    warnings: tuple[SlideWarning, ...] = ()
+    scale: tuple[Statement, ...] = ()
     image_only: bool = False
     modality: str = RNA
     image_transform: np.ndarray | None = None
@@ -121,14 +127,24 @@ class SpotTable:
     def transformed(self, matrix: np.ndarray, said: str) -> "SpotTable":
         """The spots elsewhere on the picture: ``matrix`` (3, 3) after what was done before.
 
+        Where it enlarges, a scale that was said of the coordinates is another one on the picture.
         ``said`` says where the matrix comes from, for the notes.
         """
         known = np.eye(3) if self.image_transform is None else self.image_transform
         xy_px0 = moved(self.xy_px0, matrix)
+        factor = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        scale = tuple(
+            one if one.of_image else replace(one, mpp=one.mpp / factor) for one in self.scale
+        )
+        mpp = scale[0].mpp if scale else self.mpp
+        diameter = self.diameter_um
         return replace(
             self,
             xy_px0=xy_px0,
-            xy_um=xy_px0 * self.mpp,
+            xy_um=xy_px0 * mpp,
+            mpp=mpp,
+            diameter_um=None if diameter is None else diameter * factor * mpp / self.mpp,
+            scale=scale,
             image_transform=matrix @ known,
             notes=(*self.notes, f"places taken to the image by {said}"),
         )

@@ -157,9 +157,7 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     if few is not None and not table.image_only:
         findings.append(Finding("WARN", row.slide_id, f"only {genes} {word}", few))
     findings += [
-        Finding("WARN", row.slide_id, note, "look whether this is meant")
-        for note in table.notes
-        if note.startswith("mpp ")
+        Finding("WARN", row.slide_id, warning.message, warning.fix) for warning in table.warnings
     ]
     size = f"{table.n_spots} spots x {genes} {word}"
     if table.image_only:

@@ -59,6 +59,7 @@ from preprocessing.qc.slide import (
     shown,
     slide_quality,
 )
+from preprocessing.registration import UNKNOWN, Registration
 from preprocessing.spot_table import PROTEIN
 from preprocessing.stain import stain_colour
 from preprocessing.store import SlideStore
@@ -169,13 +170,12 @@ def _facts(store: SlideStore) -> str:
 def _findings(store: SlideStore, quality: SlideQuality) -> list[str]:
     """Sentences on the flagged spots, then on those that prepare left out."""
     total = len(quality.spots)
-    lines = [
+    flagged = [
         f"{reason}: {flag.count:,} of {total:,} spots ({flag.count / total:.1%}), {_limit(flag)}"
         for reason, flag in quality.flags.items()
         if flag.count
     ]
-    if not lines:
-        lines = ["No spot is flagged."]
+    lines = [*map(str, store.warnings), *(flagged or ["No spot is flagged."])]
     dropped = store.attrs.get("dropped", {})
     lines += [f"left out by prepare: {count:,} spots, {why}" for why, count in dropped.items()]
     lines.append("Flagged spots are only counted and shown; all of them stay in the store.")
@@ -298,7 +298,8 @@ class CohortRow:
         numbers: measure -> value.
         picture: small JPEG, or b"".
         outliers: measure -> whether the value is above (True) or below (False) the usual range.
-        warning: why the image may not be the picture of the spots; "".
+        registration: verdict on whether the image is the picture of the spots.
+        warnings: what may be wrong with the slide.
     """
 
     slide_id: str
@@ -308,7 +309,8 @@ class CohortRow:
     numbers: dict[str, float]
     picture: bytes = b""
     outliers: dict[str, bool] = field(default_factory=dict)
-    warning: str = ""
+    registration: str = UNKNOWN
+    warnings: tuple[str, ...] = ()
 
 
 def qc_folder(stores: str | Path, out: str | Path, config: QcConfig | None = None) -> Path:
@@ -368,14 +370,16 @@ def write_table(rows: Sequence[CohortRow], path: Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         keys = [measure.key for measure in MEASURES]
-        writer.writerow(["slide_id", "patient_id", "modality", *keys, "outliers"])
+        head = ["slide_id", "patient_id", "modality", "registration"]
+        writer.writerow([*head, *keys, "outliers", "warnings"])
         for row in rows:
             numbers = [row.numbers.get(key, math.nan) for key in keys]
             texts = [f"{value:.6g}" if math.isfinite(value) else "" for value in numbers]
             outliers = "; ".join(
                 f"{key} {'high' if high else 'low'}" for key, high in row.outliers.items()
             )
-            writer.writerow([row.slide_id, row.patient_id, row.modality, *texts, outliers])
+            ids = [row.slide_id, row.patient_id, row.modality, row.registration]
+            writer.writerow([*ids, *texts, outliers, "; ".join(row.warnings)])
 
 
 def cohort_page(rows: Sequence[CohortRow], failed: Sequence[tuple[str, str]] = ()) -> str:
@@ -415,8 +419,15 @@ def _write_slide(path: Path, out: Path, config: QcConfig | None) -> CohortRow:
             page.name,
             quality.numbers,
             b"" if small is None else small_picture(small),
-            warning=quality.registration.message if quality.registration.warns else "",
+            registration=quality.registration.verdict,
+            warnings=_warnings(store, quality.registration),
         )
+
+
+def _warnings(store: SlideStore, found: Registration) -> tuple[str, ...]:
+    """All that may be wrong with a slide: what prepare found, and its registration."""
+    told = [warning.message for warning in store.warnings]
+    return (*told, found.message) if found.warns else tuple(told)
 
 
 def _write(path: Path, content: str) -> None:
@@ -436,7 +447,7 @@ def _values(rows: Sequence[CohortRow], measure: Measure) -> tuple[np.ndarray, Li
 def _told(rows: Sequence[CohortRow]) -> Part:
     """Sentences on the slides with outliers."""
     label = {measure.key: measure.label for measure in MEASURES}
-    lines = [f"{row.slide_id}: WARN: {row.warning}" for row in rows if row.warning]
+    lines = [f"{row.slide_id}: WARN: {told}" for row in rows for told in row.warnings]
     lines += [
         f"{row.slide_id}: "
         + "; ".join(f"{label[k]} {'high' if high else 'low'}" for k, high in row.outliers.items())

@@ -175,6 +175,7 @@ def cell_table(
         xy_px0=places.xy_px0,
         xy_um=places.xy_um,
         mpp=places.mpp,
+        scale=places.scale,
         labels=labels,
         notes=tuple(notes),
         modality=row.modality,

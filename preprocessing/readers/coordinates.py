@@ -4,13 +4,14 @@ Shapes: S spots; ``array`` is (S, 2) integer array positions, ``xy_px`` (S, 2) p
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.image_transform import moved
+from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
 from preprocessing.slide_row import SlideRow
 
 _PAIRS = (
@@ -30,8 +31,8 @@ _WAYS = (
     "coordinates that are in micrometres by name (columns x_um and y_um; obsm['spatial_um'])"
 )
 _SAME = 0.01
-_MPP_DIFFERENCE = 0.1
 VISIUM_PITCH_UM = 100.0
+VISIUM_LATTICE = "100 um between neighbours of the Visium lattice of spots"
 _HEX_STEPS = ((0, 2), (1, 1), (1, -1))
 _MIN_PAIRS = 3
 _HEX_TOLERANCE = 1.05
@@ -43,7 +44,8 @@ class Scale:
 
     Attributes:
         in_um: they are micrometres by the definition of the format or by their name.
-        um_per_unit: um per coordinate unit that the file states; None: it does not say.
+        said: what the file says of um per coordinate unit, the best first.
+        before_image: this goes before what the image file says.
         hint: more ways to know the scale of this format, for the error.
         to_image: (3, 3) from coordinate units to level-0 pixels of the image, where a file beside
             it says so; the manifest column image_transform takes its place.
@@ -51,7 +53,8 @@ class Scale:
     """
 
     in_um: bool = False
-    um_per_unit: float | None = None
+    said: tuple[Statement, ...] = ()
+    before_image: bool = False
     hint: str = ""
     to_image: np.ndarray | None = None
     to_image_from: str = ""
@@ -59,11 +62,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Places:
-    """Coordinates (S, 2) in level-0 pixels and in um, um per level-0 pixel, and what moved them."""
+    """Coordinates (S, 2) in level-0 pixels and in um, what is said of mpp, and what moved them."""
 
     xy_px0: np.ndarray
     xy_um: np.ndarray
     mpp: float
+    scale: tuple[Statement, ...]
     image_transform: np.ndarray | None = None
 
 
@@ -95,22 +99,9 @@ def number_pair(frame: pd.DataFrame, x: str, y: str) -> np.ndarray:
     return np.asarray(frame[[x, y]].apply(pd.to_numeric, errors="coerce"), dtype=np.float64)
 
 
-def known_mpp(values: Iterable[float | None], unknown: str) -> float:
-    """Return the first um per pixel that is known.
-
-    Raises:
-        DataError: none is; says ``unknown``.
-    """
-    mpp = next((value for value in values if value is not None), None)
-    if mpp is None:
-        raise DataError(f"mpp is unknown: {unknown}")
-    return mpp
-
-
-def note_other_mpp(mpp: float, other: float | None, source: str, notes: list[str]) -> None:
-    """Note where another source of the scale differs by more than a tenth."""
-    if other is not None and abs(mpp / other - 1) > _MPP_DIFFERENCE:
-        notes.append(f"mpp {mpp:.4g} differs from {other:.4g}, which {source}")
+def row_mpp(row: SlideRow) -> tuple[Statement, ...]:
+    """What the manifest column mpp says."""
+    return stated(row.mpp, "the manifest column mpp", of_image=True, decides=True)
 
 
 def check_coordinates(xy: np.ndarray, barcodes: np.ndarray, where: str) -> None:
@@ -158,24 +149,21 @@ def place(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None) 
                 f"the coordinates are in micrometres, but the manifest says mpp {row.mpp:g} "
                 "(um per coordinate unit); leave mpp empty"
             )
-        return Places(xy, xy, 1.0)
+        return Places(xy, xy, 1.0, row_mpp(row))
     unknown = f"the coordinates have no scale; give {_WAYS}{scale.hint}"
-    mpp = known_mpp((row.mpp, scale.um_per_unit), unknown)
-    return Places(xy, xy * mpp, mpp)
+    said = require_scale((*row_mpp(row), *scale.said), unknown)
+    return Places(xy, xy * said[0].mpp, said[0].mpp, said)
 
 
 def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: float | None) -> Places:
-    stated = None
-    if scale.um_per_unit is not None:
-        stated = scale.um_per_unit / (row.image_scale or 1.0)
     if scale.to_image is not None and not row.image_transform:
         return _place_by_matrix(row, xy, scale, image_mpp)
-    mpp = known_mpp(
-        (row.mpp, image_mpp, stated),
-        f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
-        "per pixel of the image)",
+    own = [replace(one, mpp=one.mpp / (row.image_scale or 1.0)) for one in scale.said]
+    image = stated(image_mpp, IMAGE_FILE, of_image=True)
+    said = require_scale(
+        (*row_mpp(row), *((*own, *image) if scale.before_image else (*image, *own))), _unknown(row)
     )
-    per_unit = row.image_scale
+    mpp, per_unit = said[0].mpp, row.image_scale
     if scale.in_um:
         per_unit = 1 / mpp if per_unit is None else per_unit
         if abs(per_unit * mpp - 1) > _SAME:
@@ -184,7 +172,14 @@ def _place_on_image(row: SlideRow, xy: np.ndarray, scale: Scale, image_mpp: floa
                 "must be 1; leave image_scale empty"
             )
     xy_px0 = xy if per_unit is None else xy * per_unit
-    return Places(xy_px0, xy_px0 * mpp, mpp)
+    return Places(xy_px0, xy_px0 * mpp, mpp, said)
+
+
+def _unknown(row: SlideRow) -> str:
+    return (
+        f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
+        "per pixel of the image)"
+    )
 
 
 def _place_by_matrix(
@@ -198,17 +193,17 @@ def _place_by_matrix(
             f"{row.image_scale:g}; leave image_scale empty, or fill image_transform, which takes "
             f"the place of {source}"
         )
-    um = 1.0 if scale.in_um else scale.um_per_unit
+    units = (Statement(1.0, "coordinates in micrometres"),) if scale.in_um else scale.said
     per_unit = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    implied = None if um is None else um / per_unit
-    mpp = known_mpp(
-        (row.mpp, image_mpp, implied),
-        f"neither the image {row.image} nor the cells state it; give the manifest column mpp (um "
-        "per pixel of the image)",
-    )
-    before = np.diag([mpp / um, mpp / um, 1.0]) if scale.in_um and um else np.eye(3)
+    implied = [
+        replace(one, mpp=one.mpp / per_unit, source=f"{one.source} and {source}") for one in units
+    ]
+    image = stated(image_mpp, IMAGE_FILE, of_image=True)
+    said = require_scale((*row_mpp(row), *image, *implied), _unknown(row))
+    mpp = said[0].mpp
+    before = np.diag([mpp, mpp, 1.0]) if scale.in_um else np.eye(3)
     xy_px0 = moved(xy, matrix)
-    return Places(xy_px0, xy_px0 * mpp, mpp, matrix @ before)
+    return Places(xy_px0, xy_px0 * mpp, mpp, said, matrix @ before)
 
 
 def step_lengths(array: np.ndarray, xy_px: np.ndarray, step: tuple[int, int]) -> np.ndarray:

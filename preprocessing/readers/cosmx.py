@@ -11,6 +11,7 @@ from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joi
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.format import first_file
 from preprocessing.readers.tables import read_header, read_typed
+from preprocessing.scale import stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
@@ -55,8 +56,9 @@ def read_cosmx(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     files = _sources(row)
     cells, in_um, keys = read_joined(files["counts"], files["spots"], KEYS)
     cells = _real_cells(_real_genes(cells))
-    stated = stated_mpp(files["fields"]) if "fields" in files else None
-    return cell_table(row, cells, Scale(in_um, stated, _HINT), image_mpp, keys)
+    um = stated_mpp(files["fields"]) if "fields" in files else None
+    said = stated(um, "the fields of view in pixels and mm")
+    return cell_table(row, cells, Scale(in_um, said, hint=_HINT), image_mpp, keys)
 
 
 def stated_mpp(fields: Path) -> float | None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
+from preprocessing.findings import SlideWarning
 from preprocessing.image_transform import image_matrix
 from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
+from preprocessing.scale import IMAGE_FILE, check_patch, check_ranges, compare_scale, stated
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
 from preprocessing.slides.pixels import Slide
 from preprocessing.spot_table import PROTEIN, SpotTable
@@ -132,7 +134,8 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         DataError: names the slide and what is wrong with its files.
     """
     with _slide_named(row):
-        return format_of(row.format).read(row, image_mpp)
+        table = format_of(row.format).read(row, image_mpp)
+        return table if table.image_only else _with_scale(table, None)
 
 
 def read_slide_spots(
@@ -149,13 +152,36 @@ def read_slide_spots(
         form = format_of(row.format)
         if form.lay is not None:
             patch = patch.on_array(row.pitch_um)
-            return form.lay(row, slide, patch.um), patch
+            table = _with_scale(form.lay(row, slide, patch.um), slide)
+            return _warned(table, check_patch(patch.um, table.mpp)), patch
         table = form.read(row, slide.mpp)
         if row.image_transform:
             matrix = image_matrix(row.image_transform, slide.level_dimensions[0])
             name = getattr(row.image_transform, "name", row.image_transform)
             table = table.transformed(matrix, f"image_transform {name}")
-        return _sized(table, patch)
+        table, patch = _sized(_with_scale(table, slide), patch)
+        return _warned(table, check_patch(patch.um, table.mpp)), patch
+
+
+def _warned(table: SpotTable, warnings: list[SlideWarning]) -> SpotTable:
+    return replace(table, warnings=(*table.warnings, *warnings)) if warnings else table
+
+
+def _with_scale(table: SpotTable, slide: Slide | None) -> SpotTable:
+    """The spots, once everything that is said of their scale was compared.
+
+    A reader knows one number of the image file; the open slide knows where it is said, and what
+    else the file says.
+    """
+    said = list(table.scale) or list(stated(table.mpp, "the reader") if slide else ())
+    of_image = () if slide is None else slide.scale
+    at = next((i for i, one in enumerate(said) if one.source == IMAGE_FILE), len(said))
+    said[at : at + 1] = of_image or said[at : at + 1]
+    warnings = compare_scale(said)
+    places = table.xy_um[:0] if table.image_only else table.xy_um
+    return _warned(
+        table, warnings + check_ranges(None if slide is None else table.mpp, places, said)
+    )
 
 
 def _sized(table: SpotTable, patch: PatchConfig) -> tuple[SpotTable, PatchConfig]:

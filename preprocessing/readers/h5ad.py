@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import (
+    VISIUM_LATTICE,
     VISIUM_PITCH_UM,
     Scale,
     find_pair,
@@ -31,6 +32,7 @@ from preprocessing.readers.hdf5 import (
     read_texts,
 )
 from preprocessing.readers.tenx import wanted_features
+from preprocessing.scale import Statement, hexagonal_spacing, stated
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable, allowed_values, checked_counts
 
@@ -76,7 +78,7 @@ def h5ad_cells(path: Path, modality: str) -> tuple[Cells, Scale]:
                 f"{path}: the matrix has {counts.shape[0]} rows, obs {len(barcodes)}, the "
                 f"coordinates {len(xy)}; expected one a cell"
             )
-        scale = Scale(in_um, None if in_um else _stated_mpp(file, columns, xy))
+        scale = Scale(in_um, () if in_um else _said(file, columns, xy))
         if "feature_types" in column_names(var):
             kinds = read_texts(var["feature_types"])
             kept, left_out = wanted_features(kinds, modality, str(path))
@@ -186,17 +188,20 @@ def _obsm_values(node: Node) -> np.ndarray | None:
     return values if values.ndim == 2 and values.shape[1] >= 2 else None
 
 
-def _stated_mpp(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> float | None:
-    """Um per coordinate unit from Space Ranger's scale factors, else from a hexagonal lattice."""
+def _said(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> tuple[Statement, ...]:
+    """Um per coordinate unit by Space Ranger's scale factors, then by a hexagonal lattice."""
     factor = scale_factor(file, "microns_per_pixel")
-    if factor is not None:
-        return factor
+    lattice = None
     if {"array_row", "array_col"} <= set(columns.columns):
         array = columns[["array_row", "array_col"]].to_numpy()
         if array.dtype.kind in "iu" and len(np.unique(array, axis=0)) == len(array):
-            pitch = hex_pitch_px(array, xy)
-            return None if pitch is None else VISIUM_PITCH_UM / pitch
-    return None
+            lattice = hex_pitch_px(array, xy)
+    elif scale_factor(file, "spot_diameter_fullres") is not None:  # as Space Ranger has it
+        lattice = hexagonal_spacing(xy)
+    return (
+        *stated(factor, "microns_per_pixel in uns['spatial']"),
+        *stated(lattice and VISIUM_PITCH_UM / lattice, VISIUM_LATTICE),
+    )
 
 
 def scale_factor(file: h5py.File, name: str) -> float | None:

@@ -28,6 +28,7 @@ from preprocessing.readers.visium import (
     CELL_MATRIX,
     SCALE_FACTORS,
     SEGMENTED,
+    factor_scale,
     image_scale,
     is_cell_matrix,
     read_scale_factors,
@@ -289,7 +290,7 @@ def read_hd_cells(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     )
     columns = pd.DataFrame(index=pd.RangeIndex(len(rows)))
     cells = Cells.of_matrix(matrix, rows, centres[places], columns, notes)
-    scale = Scale(um_per_unit=factors.get("microns_per_pixel"), hint=_HINT)
+    scale = Scale(said=factor_scale(factors, 1.0), hint=_HINT)
     if row.image is not None:
         row = replace(row, image_scale=image_scale(row, factors))
     return cell_table(row, cells, scale, image_mpp)

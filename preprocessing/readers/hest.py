@@ -16,10 +16,12 @@ import pandas as pd
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import files_in, folder_part, plain_name
 from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
+from preprocessing.readers.coordinates import VISIUM_LATTICE, VISIUM_PITCH_UM
 from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.h5ad import h5ad_cells, scale_factor
 from preprocessing.readers.hdf5 import open_hdf5
 from preprocessing.readers.tables import read_json_object
+from preprocessing.scale import Statement, hexagonal_spacing, stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.slides.hest import hest_coordinates
 from preprocessing.spot_table import SpotTable
@@ -27,7 +29,6 @@ from preprocessing.spot_table import SpotTable
 ST, WSIS, PATCHES, METADATA = "st", "wsis", "patches", "metadata"
 OWN = "hibio"  # key of the metadata with what HEST-1k has no field for
 _IMAGES = (".tif", ".tiff", ".svs")
-_SAME = 0.1  # part by which the two scales may differ without a note
 _OFF_PX = 2.0  # HEST-1k cuts patches at whole pixels
 _MPP = ("pixel_size_um_estimated", "pixel_size_um_embedded")
 
@@ -83,13 +84,13 @@ def read_metadata(path: Path | None) -> dict[str, Any]:
     return {key: value for key, value in content.items() if not _is_missing(value)}
 
 
-def pixel_sizes(known: Mapping[str, Any], path: Path) -> list[float]:
-    """Um per pixel: the estimated one, then the one embedded in the image, where they are given.
+def pixel_sizes(known: Mapping[str, Any], path: Path) -> tuple[Statement, ...]:
+    """Um per pixel: estimated by HEST-1k, then embedded in the picture it got, where given.
 
     Raises:
         DataError: not a positive number.
     """
-    found = []
+    found: list[Statement] = []
     for name in _MPP:
         value = known.get(name)
         if value is None:
@@ -97,8 +98,17 @@ def pixel_sizes(known: Mapping[str, Any], path: Path) -> list[float]:
         usable = isinstance(value, int | float) and not isinstance(value, bool)
         if not usable or not (math.isfinite(value) and value > 0):
             raise DataError(f"{path}: {name} is {value!r}; expected um per pixel, a number above 0")
-        found.append(float(value))
-    return found
+        found += stated(float(value), f"{name} of the metadata", replaced=bool(found))
+    return tuple(found)
+
+
+def _lattice(known: Mapping[str, Any], xy: np.ndarray) -> tuple[Statement, ...]:
+    """Um per pixel by the lattice of a Visium slide; xy (S, 2) in pixels."""
+    technology = str(known.get("st_technology", "")).lower()
+    if "visium" not in technology or "hd" in technology:
+        return ()
+    spacing = hexagonal_spacing(xy)
+    return stated(spacing and VISIUM_PITCH_UM / spacing, VISIUM_LATTICE)
 
 
 def patient_of(known: Mapping[str, Any], slide_id: str) -> str:
@@ -133,10 +143,9 @@ def read_hest(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     notes: list[str] = []
     cells = cells.in_tissue(str(st))
     sizes = pixel_sizes(known, files.get("metadata", st))
-    if sizes and row.mpp is None:
-        row = replace(row, mpp=sizes[0])
-        if abs(sizes[-1] / sizes[0] - 1) > _SAME:
-            notes.append(f"mpp {sizes[0]:.4g} is the estimated one; the image says {sizes[-1]:.4g}")
+    known_lattice = any(one.source == VISIUM_LATTICE for one in scale.said)
+    lattice = () if known_lattice else _lattice(known, cells.xy)
+    scale = replace(scale, said=(*sizes, *scale.said, *lattice), before_image=bool(sizes))
     if row.image is not None and row.image.suffix == ".h5":
         _check_patches(row.image, cells)
     own = _own_labels(known, cells, st)

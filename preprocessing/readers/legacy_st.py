@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in, folder_part
-from preprocessing.readers.coordinates import known_mpp, row_step, step_px
+from preprocessing.readers.coordinates import row_mpp, row_step, step_px
 from preprocessing.readers.format import Format, first_file, is_text
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.labels import labels_of, position_names
@@ -24,6 +24,7 @@ from preprocessing.readers.tables import (
     text_head,
     truth_column,
 )
+from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, integer_counts, unique_gene_names
 
@@ -47,7 +48,8 @@ def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     counts, names, genes, notes = read_count_table(row.counts_path)
     array, pixel, selected = _read_spots(row.spots)
     scale = 1.0 if row.image_scale is None else row.image_scale
-    mpp = _mpp(row, array, pixel * scale, image_mpp)
+    said = _scale(row, array, pixel * scale, image_mpp)
+    mpp = said[0].mpp
     keys = position_names(array)
     if not selected.all():
         notes.append(f"{int((~selected).sum())} spots not selected in {row.spots.name} left out")
@@ -74,6 +76,7 @@ def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         xy_px0=xy_px0,
         xy_um=xy_px0 * mpp,
         mpp=mpp,
+        scale=said,
         pitch_um=row.pitch_um and row.pitch_um * row_step(array),
         labels=labels,
         notes=tuple(notes),
@@ -197,19 +200,23 @@ def _read_spots(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return array, np.column_stack([pixel_x, pixel_y]), selected
 
 
-def _mpp(row: SlideRow, array: np.ndarray, pixel: np.ndarray, image_mpp: float | None) -> float:
-    """Return um per pixel of the image; ``pixel`` are image pixels (S, 2)."""
-    pitch = None
-    if row.mpp is None and row.pitch_um is not None:
-        step = step_px(array, pixel)
-        if step is None or step <= 0:
-            raise DataError(
-                f"{row.spots}: too few neighbouring spots to turn pitch_um into mpp; give the "
-                "column mpp (um per image pixel)"
-            )
-        pitch = row.pitch_um / step
-    return known_mpp(
-        (row.mpp, pitch, image_mpp),
+def _scale(
+    row: SlideRow, array: np.ndarray, pixel: np.ndarray, image_mpp: float | None
+) -> tuple[Statement, ...]:
+    """Um per pixel of the image; ``pixel`` are image pixels (S, 2)."""
+    step = None if row.pitch_um is None else step_px(array, pixel)
+    if row.pitch_um is not None and not step and row.mpp is None:
+        raise DataError(
+            f"{row.spots}: too few neighbouring spots to turn pitch_um into mpp; give the "
+            "column mpp (um per image pixel)"
+        )
+    pitch = row.pitch_um / step if row.pitch_um and step else None
+    return require_scale(
+        (
+            *row_mpp(row),
+            *stated(pitch, "the manifest column pitch_um over the array's step", decides=True),
+            *stated(image_mpp, IMAGE_FILE, of_image=True),
+        ),
         "give one of these manifest columns: pitch_um (um per array unit: 200 for 1,000-spot ST "
         "arrays, 100 for checkerboard arrays) or mpp (um per image pixel)",
     )

@@ -11,9 +11,10 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
-from preprocessing.readers.coordinates import known_mpp, note_other_mpp
+from preprocessing.readers.coordinates import row_mpp
 from preprocessing.readers.format import Format
 from preprocessing.readers.labels import labels_of
+from preprocessing.scale import IMAGE_FILE, require_scale, stated
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
 from preprocessing.slides import Slide
 from preprocessing.spot_table import SpotTable
@@ -43,12 +44,12 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         DataError: mpp is unknown, the grid is absurdly large, or nothing is tissue.
     """
     notes: list[str] = []
-    mpp = known_mpp(
-        (row.mpp, slide.mpp),
+    said = require_scale(
+        (*row_mpp(row), *stated(slide.mpp, IMAGE_FILE, of_image=True)),
         f"{slide.path} does not state it; give the manifest column mpp (um per image pixel: about "
         "0.25 for a scan at 40x, 0.5 at 20x), or an image file that states its resolution",
     )
-    note_other_mpp(mpp, slide.mpp, "the image states", notes)
+    mpp = said[0].mpp
     pitch_um = patch_um if row.pitch_um is None else row.pitch_um
     place, xy_px0 = window_grid(slide, patch_um / mpp, pitch_um / mpp)
     fraction = tissue_fraction(tissue_mask(slide), xy_px0, patch_um, mpp)
@@ -71,6 +72,7 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         xy_px0=xy_px0,
         xy_um=xy_px0 * mpp,
         mpp=mpp,
+        scale=said,
         pitch_um=pitch_um,
         labels=labels,
         notes=tuple(notes),

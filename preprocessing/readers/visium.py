@@ -10,10 +10,10 @@ import pandas as pd
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
 from preprocessing.readers.coordinates import (
+    VISIUM_LATTICE,
     VISIUM_PITCH_UM,
     hex_pitch_px,
-    known_mpp,
-    note_other_mpp,
+    row_mpp,
     step_px,
 )
 from preprocessing.readers.format import Format, file_name, first_file
@@ -30,6 +30,7 @@ from preprocessing.readers.tables import (
     truth_column,
 )
 from preprocessing.readers.tenx import TenxMatrix, is_mex, matrix_files, read_tenx, sample_mark
+from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, unique_gene_names
 
@@ -182,8 +183,8 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     scale = image_scale(row, factors)
     pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
-    stated = factors.get("microns_per_pixel")
-    mpp = _mpp(row, array, pixel * scale, image_mpp, stated and stated / scale, notes)
+    said = _scale(row, array, pixel * scale, image_mpp, factor_scale(factors, scale))
+    mpp = said[0].mpp
     place, kept = match_rows(
         matrix.barcodes,
         positions["barcode"],
@@ -199,7 +200,7 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     xy_px0 = pixel[kept[inside]] * scale
     diameter = factors.get("spot_diameter_fullres")
     diameter_um = None if diameter is None else diameter * scale * mpp
-    return matrix_spots(row, matrix, place[inside], xy_px0, mpp, diameter_um, notes)
+    return matrix_spots(row, matrix, place[inside], xy_px0, said, diameter_um, notes)
 
 
 def matrix_spots(
@@ -207,7 +208,7 @@ def matrix_spots(
     matrix: TenxMatrix,
     place: np.ndarray | None,
     xy_px0: np.ndarray,
-    mpp: float,
+    scale: tuple[Statement, ...],
     diameter_um: float | None,
     notes: list[str],
 ) -> SpotTable:
@@ -218,7 +219,7 @@ def matrix_spots(
         matrix: all barcodes.
         place: (S,) those that stay; None: all.
         xy_px0: (S, 2) their centres in pixels of the image.
-        mpp: um per pixel of the image.
+        scale: what is said of um per pixel of the image, the one taken first.
         diameter_um: of a spot.
         notes: what was left out.
     """
@@ -231,8 +232,9 @@ def matrix_spots(
         gene_names=names,
         barcodes=barcodes,
         xy_px0=xy_px0,
-        xy_um=xy_px0 * mpp,
-        mpp=mpp,
+        xy_um=xy_px0 * scale[0].mpp,
+        mpp=scale[0].mpp,
+        scale=scale,
         diameter_um=diameter_um,
         labels=labels,
         notes=tuple(notes),
@@ -319,30 +321,36 @@ def image_scale(row: SlideRow, factors: dict[str, float]) -> float:
     return factors[factor]
 
 
-def _mpp(
+def factor_scale(factors: dict[str, float], scale: float) -> tuple[Statement, ...]:
+    """What the scale factors say of um per image pixel, ``scale`` of which are one full one."""
+    um = factors.get("microns_per_pixel")
+    return stated(um and um / scale, f"microns_per_pixel of {SCALE_FACTORS}")
+
+
+def _scale(
     row: SlideRow,
     array: np.ndarray,
     pixel: np.ndarray,
     image_mpp: float | None,
-    stated: float | None,
-    notes: list[str],
-) -> float:
-    """Return um per image pixel; ``pixel`` (S, 2) are image pixels of all spots of the array."""
+    factors: tuple[Statement, ...],
+) -> tuple[Statement, ...]:
+    """Um per image pixel; ``pixel`` (S, 2) are image pixels of all spots of the array."""
     hexagonal = hex_pitch_px(array, pixel)
-    lattice = None if hexagonal is None else VISIUM_PITCH_UM / hexagonal
-    pitch = None
-    if row.pitch_um is not None:
-        step = hexagonal or step_px(array, pixel)
-        pitch = row.pitch_um / step if step else None
-    mpp = known_mpp(
-        (row.mpp, pitch, image_mpp, stated, lattice),
+    step = None if row.pitch_um is None else hexagonal or step_px(array, pixel)
+    pitch = row.pitch_um / step if row.pitch_um and step else None
+    known = [
+        *row_mpp(row),
+        *stated(pitch, "the manifest column pitch_um over the array's step", decides=True),
+        *stated(image_mpp, IMAGE_FILE, of_image=True),
+        *factors,
+        *stated(hexagonal and VISIUM_PITCH_UM / hexagonal, VISIUM_LATTICE),
+    ]
+    return require_scale(
+        known,
         "neither the image nor the scale factors state it and the spots are no hexagonal Visium "
         "lattice; give one of these manifest columns: mpp (um per image pixel) or pitch_um "
         "(centre-to-centre um of neighbouring array rows or columns)",
     )
-    source = "100 um between neighbours of the Visium lattice would give"
-    note_other_mpp(mpp, lattice, source, notes)
-    return mpp
 
 
 def is_cell_matrix(counts: Path) -> bool:

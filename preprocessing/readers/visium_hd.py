@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.coordinates import known_mpp, note_other_mpp, step_px
+from preprocessing.readers.coordinates import row_mpp, step_px
 from preprocessing.readers.format import Format
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.tables import require_columns, require_pyarrow, truth_column
@@ -22,6 +22,7 @@ from preprocessing.readers.visium import (
     BINS_UM,
     COLUMNS,
     VisiumFiles,
+    factor_scale,
     find_visium_files,
     image_scale,
     is_binned,
@@ -29,6 +30,7 @@ from preprocessing.readers.visium import (
     read_positions,
     scaled_image,
 )
+from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
@@ -238,12 +240,12 @@ def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     matrix = read_tenx(found.files.matrix, row.modality)
     notes += [*matrix.notes, f"bins of {bin_um:g} um"]
     scale = image_scale(row, factors)
-    stated = factors.get("microns_per_pixel")
-    mpp = _mpp((row.mpp, image_mpp, stated and stated / scale), bins, scale, bin_um, notes)
+    image = stated(image_mpp, IMAGE_FILE, of_image=True)
+    said = _scale((*row_mpp(row), *image, *factor_scale(factors, scale)), bins, scale, bin_um)
     place, kept = _join(matrix.barcodes, bins, found.files, notes)
     whole = len(place) == len(matrix.barcodes)
     xy_px0 = bins.pixel[kept] * scale
-    return matrix_spots(row, matrix, None if whole else place, xy_px0, mpp, bin_um, notes)
+    return matrix_spots(row, matrix, None if whole else place, xy_px0, said, bin_um, notes)
 
 
 def _bin_um(row: SlideRow, found: BinFiles, factors: dict[str, float]) -> float:
@@ -265,23 +267,17 @@ def _bin_um(row: SlideRow, found: BinFiles, factors: dict[str, float]) -> float:
     return next(iter(known.values()))
 
 
-def _mpp(
-    stated: tuple[float | None, ...],
-    bins: BinPositions,
-    scale: float,
-    bin_um: float,
-    notes: list[str],
-) -> float:
-    """Um per pixel of the image: the first that is stated, else by the distance of the bins."""
+def _scale(
+    said: tuple[Statement, ...], bins: BinPositions, scale: float, bin_um: float
+) -> tuple[Statement, ...]:
+    """Um per pixel of the image: what is stated, then by the distance of the bins."""
     step = step_px(bins.array[:_SAMPLE].astype(np.int64), bins.pixel[:_SAMPLE] * scale)
-    grid = bin_um / step if step else None
-    mpp = known_mpp(
-        (*stated, grid),
+    grid = stated(bin_um / step if step else None, f"the distance of bins of {bin_um:g} um")
+    return require_scale(
+        (*said, *grid),
         "neither the image nor the scale factors state it and there are too few neighbouring "
         "bins; give the manifest column mpp (um per pixel of the image)",
     )
-    note_other_mpp(mpp, grid, f"bins of {bin_um:g} um give", notes)
-    return mpp
 
 
 def _join(

@@ -271,11 +271,13 @@ def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResul
     with SlideStore(task.store) as store:
         changed = [name for name in SAID if said[name] != getattr(store, name)]
         um = float(store.attrs["patch_um"]) if store.has_image else 0.0
+        warned = "".join(f"; {warning}" for warning in store.warnings)
     if not changed:
-        return SlideResult(task.row.slide_id, "skipped", "same sources and settings", n_spots, um)
+        reason = f"same sources and settings{warned}"
+        return SlideResult(task.row.slide_id, "skipped", reason, n_spots, um)
     say_anew(task.store, said, settings)
     told = ", ".join(f"{name} is now {said[name]!r}" for name in changed)
-    return SlideResult(task.row.slide_id, "done", f"same content; {told}", n_spots, um)
+    return SlideResult(task.row.slide_id, "done", f"same content; {told}{warned}", n_spots, um)
 
 
 def _without_said(settings: dict[str, Any]) -> dict[str, Any]:
@@ -343,9 +345,10 @@ def _write(
         **of_image,
     )
     told = [f"{n} spots left out: {reason}" for reason, n in dropped.items()]
+    told += map(str, table.warnings)
     told += [f"places corrected by {picture.correction}"] if picture and picture.correction else []
     um = 0.0 if slide is None else task.patch.um
-    return SlideResult(task.row.slide_id, "done", ", ".join(told), table.n_spots, um)
+    return SlideResult(task.row.slide_id, "done", "; ".join(told), table.n_spots, um)
 
 
 def _registered(

@@ -3,7 +3,7 @@
 `preprocessing.slides.pixels` says what an open slide is and which pixels it gives.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,20 @@ from preprocessing.slides.pixels import (
     Pixels,
     Slide,
     damage_named,
-    mean_mpp,
+    image_scale,
     to_rgb,
     unpainted,
 )
-from preprocessing.slides.tiff import JPEG, OmeTiff, PlainPicture, PlainTiff, eight_bit_page, is_ome
+from preprocessing.slides.tiff import (
+    JPEG,
+    RESOLUTION,
+    UNITS_UM,
+    OmeTiff,
+    PlainPicture,
+    PlainTiff,
+    eight_bit_page,
+    is_ome,
+)
 
 __all__ = [
     "BACKENDS",
@@ -75,10 +84,14 @@ class OpenSlideSlide(Slide):
         self.level_dimensions = tuple(self._slide.level_dimensions)
         self.level_downsamples = tuple(self._slide.level_downsamples)
         known = self._slide.properties
-        found: Sequence[Any] = [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        said: dict[str, Sequence[Any]] = {
+            "MPP": [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
+        }
         if known.get("openslide.vendor") == "generic-tiff":
-            found = eight_bit_page(path)[1]
-        self.mpp = mean_mpp(path, found)
+            said = {RESOLUTION: eight_bit_page(path)[1]}
+        else:
+            said[RESOLUTION] = _resolution(known)
+        self.mpp, self.scale = image_scale(path, said)
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
         """See `Slide.read_region`."""
@@ -89,6 +102,13 @@ class OpenSlideSlide(Slide):
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
+
+
+def _resolution(known: Mapping[str, str]) -> list[float | None]:
+    """Um per pixel along x and y by the TIFF tags that OpenSlide shows."""
+    unit = UNITS_UM.get(known.get("tiff.ResolutionUnit", ""), 0.0)
+    values = [float(known.get(f"tiff.{axis}Resolution", 0)) for axis in "XY"]
+    return [unit / value if value > 0 else None for value in values]
 
 
 def _automatic(path: Path, black_is_background: bool) -> Slide:

@@ -35,7 +35,7 @@ class TiledSlide(PlainSlide):
         """Take over an open slide, which is closed together with this one."""
         self._slide, self._levels = slide, levels
         self.path, self.black_is_background = slide.path, black_is_background
-        self.mpp = slide.mpp
+        self.mpp, self.scale = slide.mpp, slide.scale
         self.level_dimensions = slide.level_dimensions
         self.level_downsamples = slide.level_downsamples
 
@@ -167,9 +167,11 @@ class _Decoded(PlainSlide):
             DataError: the library is not installed, or does not read all levels of this file.
         """
         with base:
-            self._sizes, downsamples, mpp = base.level_dimensions, base.level_downsamples, base.mpp
+            self._sizes, downsamples = base.level_dimensions, base.level_downsamples
+            mpp, scale = base.mpp, base.scale
         super().__init__(base.path, black_is_background)
-        self.level_dimensions, self.level_downsamples, self.mpp = self._sizes, downsamples, mpp
+        self.level_dimensions, self.level_downsamples = self._sizes, downsamples
+        self.mpp, self.scale = mpp, scale
 
 
 class VipsSlide(_Decoded):

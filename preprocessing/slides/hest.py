@@ -11,7 +11,7 @@ from PIL import Image
 
 from preprocessing.errors import DataError
 from preprocessing.hdf5 import open_guarded
-from preprocessing.slides.pixels import Pixels, Slide, damage_named, mean_mpp, unpainted
+from preprocessing.slides.pixels import Pixels, Slide, damage_named, image_scale, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 _COARSE = 8  # the third level, for thumbnails: all patches are reduced once
@@ -74,7 +74,7 @@ class HestPatches(Slide):
             (max(1, round(width / d)), max(1, round(height / d))) for d in self.level_downsamples
         )
         mpp = known.get("pixel_size")
-        self.mpp = mean_mpp(self.path, [mpp, mpp])
+        self.mpp, self.scale = image_scale(self.path, {"pixel_size": [mpp, mpp]})
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
         """See `Slide.read_region`."""

@@ -6,7 +6,7 @@ Coordinates are (x, y) in level-0 pixels of the file, x to the right and y down;
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing.errors import DataError
+from preprocessing.scale import Statement, stated
 
 Pixels = NDArray[np.uint8]
 MAX_DECODED_PIXELS = 2_000_000_000  # a picture that must be decoded as a whole: 6 GB of RGB
@@ -29,6 +30,7 @@ class Slide(Protocol):
     level_dimensions: tuple[tuple[int, int], ...]  # (width, height), finest first
     level_downsamples: tuple[float, ...]
     mpp: float | None  # micrometres per level-0 pixel; None when the file does not say
+    scale: tuple[Statement, ...] = ()  # all that the file says of mpp, the one taken first
     by_window: bool = False  # a patch is stored as such: read alone, it comes back bit for bit
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
@@ -58,6 +60,7 @@ class PlainSlide(Slide):
     def __init__(self, path: Path, black_is_background: bool = False) -> None:
         self.path, self.black_is_background = path, black_is_background
         self.mpp: float | None = None
+        self.scale: tuple[Statement, ...] = ()
         self.level_downsamples: tuple[float, ...] = (1.0,)
         self.level_dimensions: tuple[tuple[int, int], ...] = ()
         with damage_named(path):
@@ -113,6 +116,26 @@ def mean_mpp(path: Path, found: Sequence[Any]) -> float | None:
             f"{path}: {values[0]:g} and {values[1]:g} um per pixel along x and y; resample to equal"
         )
     return (values[0] + values[1]) / 2
+
+
+def image_scale(
+    path: Path, said: Mapping[str, Sequence[Any]]
+) -> tuple[float | None, tuple[Statement, ...]]:
+    """Um per pixel that a file states, and all statements of it.
+
+    Args:
+        path: the file.
+        said: where it is said -> um per pixel along x and y as `mean_mpp` takes them, best first.
+
+    Raises:
+        DataError: x and y differ.
+    """
+    found = [
+        one
+        for source, pair in said.items()
+        for one in stated(mean_mpp(path, pair), f"{source} of the image file", of_image=True)
+    ]
+    return found[0].mpp if found else None, tuple(found)
 
 
 def check_size(path: Path, size: tuple[int, int]) -> None:

@@ -22,13 +22,15 @@ from preprocessing.slides.pixels import (
     PlainSlide,
     check_size,
     damage_named,
-    mean_mpp,
+    image_scale,
     to_rgb,
 )
 
 JPEG = b"\xff\xd8\xff"
 PLANAR = 2  # PlanarConfiguration: samples in planes
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
+RESOLUTION = "the TIFF resolution"
+UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 _DESCRIPTION = 270  # the tag ImageDescription
 _UM = {
     "m": 1e6,
@@ -170,11 +172,13 @@ class OmeTiff(PlainSlide):
                 levels.append(TiffSegments(self.path, pages, share))
                 levels[-1].touch()
                 sizes.append(levels[-1].size)
+            tag = _resolution(series.levels[0].keyframe)
         self._levels = levels
         self.level_dimensions = tuple(sizes)
         width, height = sizes[0]
         self.level_downsamples = tuple((width / w + height / h) / 2 for w, h in sizes)
-        self.mpp = mean_mpp(self.path, _scale(root, width, height))
+        said = {"PhysicalSize (OME)": _scale(root, width, height), RESOLUTION: tag}
+        self.mpp, self.scale = image_scale(self.path, said)
         return width, height
 
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
@@ -325,7 +329,7 @@ class PlainTiff(PlainSlide):
 
     def _open(self) -> tuple[int, int]:
         self._page, found = eight_bit_page(self.path)
-        self.mpp = mean_mpp(self.path, found)
+        self.mpp, self.scale = image_scale(self.path, {RESOLUTION: found})
         self._map: Pixels | None = None
         width, height = self._page.imagewidth, self._page.imagelength
         self._segments: TiffSegments | None = None
@@ -356,8 +360,7 @@ def eight_bit_page(path: Path) -> tuple[Any, list[float | None]]:
     with damage_named(path), tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages.first
         axes, colours = tiff.series[0].axes, page.photometric.name
-        unit = {2: 25_400.0, 3: 10_000.0}.get(page.tags.valueof("ResolutionUnit", 2), 0.0)
-        ratios = [page.tags.valueof(name, (0, 1)) for name in ("XResolution", "YResolution")]
+        found_um = _resolution(page)
         _ = page.dataoffsets, page.databytecounts, page.jpegtables  # read while the file is open
     known = axes in ("YX", "YXS", "SYX") and colours in ("RGB", "YCBCR", "MINISBLACK")
     if not known or page.dtype != np.uint8:
@@ -365,4 +368,12 @@ def eight_bit_page(path: Path) -> tuple[Any, list[float | None]]:
         raise DataError(
             f"{path}: {found}; expected 8-bit RGB or grey, axes YX, YXS or SYX; {REMEDY}"
         )
-    return page, [unit * below / above if above else None for above, below in ratios]
+    return page, found_um
+
+
+def _resolution(page: Any) -> list[float | None]:
+    """Um per pixel along x and y by the tags of a page."""
+    unit = {2: UNITS_UM["inch"], 3: UNITS_UM["centimeter"]}
+    um = unit.get(page.tags.valueof("ResolutionUnit", 2), 0.0)
+    ratios = [page.tags.valueof(name, (0, 1)) for name in ("XResolution", "YResolution")]
+    return [um * below / above if above else None for above, below in ratios]

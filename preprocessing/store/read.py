@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import file_sha256, files_in, require_plain_name
+from preprocessing.findings import SlideWarning
 from preprocessing.hdf5 import open_guarded
 from preprocessing.spot_table import RNA
 from preprocessing.store import layout
@@ -259,6 +260,11 @@ class SlideStore:
     def correction(self) -> str:
         """What ``--fix-registration`` did, in the words of the column image_transform; ""."""
         return str(self.attrs.get(layout.CORRECTION, ""))
+
+    @property
+    def warnings(self) -> tuple[SlideWarning, ...]:
+        """What may be wrong with the slide, as `hibio prepare` found; () in older stores."""
+        return tuple(SlideWarning(*map(str, one)) for one in self.attrs.get("warnings", ()))
 
     @property
     def tissue_fraction(self) -> np.ndarray:

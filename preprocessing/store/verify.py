@@ -95,6 +95,10 @@ def _check_ids(store: SlideStore) -> list[Problem]:
     return problems
 
 
+def _check_warnings(store: SlideStore) -> list[Problem]:
+    return [("WARN", warning.message, warning.fix) for warning in store.warnings]
+
+
 def _check_content(store: SlideStore) -> list[Problem]:
     with h5py.File(store.path, "r") as file:
         differing, unsealed = broken(file), unsealed_features(file)
@@ -201,6 +205,7 @@ _CHECKS: tuple[Callable[[SlideStore], list[Problem]], ...] = (
     _check_sizes,
     _check_ids,
     _check_content,
+    _check_warnings,
     _check_names,
     _check_counts,
     _check_places,

@@ -97,6 +97,7 @@ def write_store(
         "settings": dict(settings or {}),
         "dropped": dict(dropped or {}),
         "notes": list(table.notes),
+        "warnings": list(table.warnings),
     }
     _without_nul(row, table)
     _check_context(patch, patches is not None, context is not None)

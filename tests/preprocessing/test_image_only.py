@@ -136,7 +136,7 @@ def test_mpp_comes_from_the_manifest_else_from_the_file(row: SlideRow, tmp_path:
     assert read(own).mpp == pytest.approx(2.0)
     other = read(replace(own, mpp=1.0), 20.0)
     assert other.mpp == 1.0
-    assert any(note.startswith("mpp 1 differs from 2,") for note in other.notes)
+    assert "1 by the manifest column mpp; 2 by the TIFF res" in other.warnings[0].message
 
 
 def test_a_slide_of_glass_is_refused(row: SlideRow, tmp_path: Path):

@@ -96,9 +96,8 @@ def test_the_table_holds_every_number(index):
     with (index.parent / "qc.csv").open(newline="") as file:
         rows = {row["slide_id"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["counts", "full", "lone", "picture", "proteins"]
-    assert set(rows["full"]) == {"slide_id", "patient_id", "modality", "outliers"} | {
-        measure.key for measure in MEASURES
-    }
+    words = {"slide_id", "patient_id", "modality", "registration", "outliers", "warnings"}
+    assert set(rows["full"]) == words | {measure.key for measure in MEASURES}
     counts = draw_counts(30)
     assert float(rows["counts"]["depth_median"]) == np.median(counts.sum(axis=1))
     share = np.median(counts[:, :2].sum(axis=1) / counts.sum(axis=1))

@@ -109,17 +109,23 @@ def test_a_sample_is_read_where_it_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "mpp", "note"),
+    ("metadata", "mpp", "warned"),
     [
-        ({"pixel_size_um_embedded": 0.5}, 0.25, "mpp 0.25 is the estimated one; the image says"),
-        ({"pixel_size_um_estimated": None, "pixel_size_um_embedded": 0.3}, 0.3, ""),
+        ({"pixel_size_um_embedded": 0.26}, 0.25, True),
+        ({"pixel_size_um_embedded": 0.5}, None, True),
+        ({"pixel_size_um_estimated": None, "pixel_size_um_embedded": 0.3}, 0.3, False),
     ],
 )
-def test_pixel_sizes(metadata: dict[str, object], mpp: float, note: str, tmp_path: Path) -> None:
+def test_pixel_sizes(
+    metadata: dict[str, object], mpp: float | None, warned: bool, tmp_path: Path
+) -> None:
     hest_root(tmp_path, **metadata)
-    table = read_spots(row_of(tmp_path))
-    assert table.mpp == mpp
-    assert note in " / ".join(table.notes)
+    if mpp is None:
+        with pytest.raises(DataError, match=r"0\.25 by pixel_size_um_est.*0\.5 by pixel"):
+            read_spots(row_of(tmp_path))
+    else:
+        table = read_spots(row_of(tmp_path))
+        assert (table.mpp, bool(table.warnings)) == (mpp, warned)
     assert read_spots(row_of(tmp_path, mpp=0.7)).mpp == 0.7
 
 

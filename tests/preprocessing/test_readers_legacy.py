@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from preprocessing import DataError
 from preprocessing.readers.coordinates import row_step, step_px
 from preprocessing.readers.format import read_spots, source_files
-from preprocessing.readers.legacy_st import read_count_table
+from preprocessing.readers.legacy_st import read_count_table, read_legacy_st
 from tests.preprocessing.sources import STEP_PX, legacy_slide, write_legacy_counts
 
 
@@ -43,7 +43,9 @@ def test_a_scaled_image_changes_pixels_but_not_micrometres(tmp_path: Path):
 
 def test_mpp_of_the_manifest_goes_before_pitch_and_image(tmp_path: Path):
     row, _ = legacy_slide(tmp_path)
-    assert read_spots(replace(row, mpp=1.5), 0.3).mpp == 1.5
+    assert read_legacy_st(replace(row, mpp=1.5), 0.3).mpp == 1.5
+    with pytest.raises(DataError, match=r"1\.5 by the manifest column mpp; 5 by the man.*pitch_um"):
+        read_spots(replace(row, mpp=1.5))
     assert read_spots(row, 0.3).mpp == pytest.approx(5.0)
     assert read_spots(replace(row, pitch_um=None), 0.3).mpp == 0.3
     with pytest.raises(DataError, match=r"slide A1.*mpp is unknown.*pitch_um"):

@@ -12,6 +12,7 @@ from preprocessing import DataError
 from preprocessing.readers import tables as parquet
 from preprocessing.readers.coordinates import hex_pitch_px
 from preprocessing.readers.format import read_spots, source_files
+from preprocessing.readers.visium import read_visium
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from tests.preprocessing.sources import Truth, hex_positions, visium_folder
@@ -70,13 +71,15 @@ def test_order_of_the_ways_to_know_mpp(tmp_path: Path):
     factors = tmp_path / "spatial" / "scalefactors_json.json"
     factors.write_text(json.dumps({"microns_per_pixel": 0.5, "tissue_hires_scalef": 0.5}))
     row = row_of(tmp_path)
-    assert read_spots(replace(row, mpp=0.3, pitch_um=60.0), 0.7).mpp == 0.3
-    assert read_spots(replace(row, pitch_um=60.0), 0.7).mpp == pytest.approx(1.2)
-    assert read_spots(row, 0.7).mpp == 0.7
-    assert read_spots(row).mpp == 0.5
-    hires = read_spots(replace(row, image=tmp_path / "tissue_hires_image.png"))
+    assert read_visium(replace(row, mpp=0.3, pitch_um=60.0), 0.7).mpp == 0.3
+    assert read_visium(replace(row, pitch_um=60.0), 0.7).mpp == pytest.approx(1.2)
+    assert read_visium(row, 0.7).mpp == 0.7
+    assert read_visium(row).mpp == 0.5
+    hires = read_visium(replace(row, image=tmp_path / "tissue_hires_image.png"))
     assert hires.mpp == pytest.approx(1.0)
-    assert any(note.startswith("mpp 0.5 differs from 2") for note in read_spots(row).notes)
+    with pytest.raises(DataError, match=r"0\.5 by microns_per_pixel.*2 by 100 um between"):
+        read_spots(row)
+    assert read_spots(replace(row, pitch_um=60.0)).warnings[0].message.startswith("mpp: its sou")
 
 
 def test_a_square_grid_needs_a_stated_scale(tmp_path: Path):

@@ -148,7 +148,8 @@ def test_scale_without_scale_factors(tmp_path: Path) -> None:
     source_files(row)["scale_factors"].unlink()
     assert read_spots(row).mpp == pytest.approx(1 / PX)  # 8 um over 32 pixels
     assert read_spots(replace(row, mpp=0.5)).mpp == 0.5
-    assert any("mpp 0.5 differs from 0.25" in n for n in read_spots(replace(row, mpp=0.5)).notes)
+    told = read_spots(replace(row, mpp=0.5)).warnings[0].message
+    assert "0.5 by the manifest column mpp; 0.25 by the distance of bins of 8 um" in told
     picture = tmp_path / "outs" / "tissue_hires_image.png"
     with pytest.raises(DataError, match="tissue_hires_scalef is not known"):
         read_spots(replace(row, image=picture))
