@@ -87,8 +87,7 @@ def write_store(
         dropped: reason -> number of spots left out.
 
     Raises:
-        DataError: patches are missing or of another size, features of another length, or a context
-            where there should be none, or none where there should be one.
+        DataError: patches or features do not fit the spots, or the context is not what patch says.
     """
     if encoding not in layout.ENCODERS:
         raise DataError(f"encoding {encoding!r} is unknown; choose {' or '.join(layout.ENCODERS)}")
