@@ -77,7 +77,7 @@ LIKE: dict[str, dict[str, Any]] = {
         "n_patients": 2,
         "n_spots": 390,
         "n_genes": 1000,
-        "n_programmes": 5,
+        "n_programmes": 6,
         "pitch_um": 141.0,
         "mpp": 2.0,
         "depth": 2000.0,
@@ -86,10 +86,10 @@ LIKE: dict[str, dict[str, Any]] = {
         "level_spread": 0.8,
         "filler_level": 0.4,
         "dispersion": 0.25,
-        "effect": 1.0,
+        "effect": 0.9,
         "patient_effect": 0.05,
         "stain_shift": 0.05,
-        "signal": 0.65,
+        "signal": 0.7,
     },
 }
 
