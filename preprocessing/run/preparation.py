@@ -230,10 +230,10 @@ def open_row_slide(row: SlideRow, backend: str = "auto") -> Iterator[tuple[Slide
         raise DataError(f"slide {row.slide_id} has no image; fill the manifest column image")
     with _opened(row.image, False, backend) as slide:
         if not has_black_background(slide):
-            yield slide, ()
+            yield slide, slide.notes
             return
     with _opened(row.image, True, backend) as slide:
-        yield slide, ("black background read as white",)
+        yield slide, (*slide.notes, "black background read as white")
 
 
 def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:

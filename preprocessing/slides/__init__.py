@@ -13,6 +13,7 @@ import openslide
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.slides.decoders import CucimSlide, VipsSlide
 from preprocessing.slides.hest import HDF5, HestPatches
+from preprocessing.slides.pictures import PlainPicture, is_picture
 from preprocessing.slides.pixels import (
     BLACK,
     Pixels,
@@ -23,14 +24,13 @@ from preprocessing.slides.pixels import (
     unpainted,
 )
 from preprocessing.slides.tiff import (
-    JPEG,
     RESOLUTION,
     UNITS_UM,
     OmeTiff,
-    PlainPicture,
     PlainTiff,
-    eight_bit_page,
     is_ome,
+    openslide_misreads,
+    tiff_pages,
 )
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "require_backend",
 ]
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def open_slide(path: Path | str, black_is_background: bool = False, backend: str = "auto") -> Slide:
@@ -88,7 +87,7 @@ class OpenSlideSlide(Slide):
             "MPP": [known.get(f"openslide.mpp-{axis}") for axis in "xy"]
         }
         if known.get("openslide.vendor") == "generic-tiff":
-            said = {RESOLUTION: eight_bit_page(path)[1]}
+            said = {RESOLUTION: tiff_pages(path)[1]}
         else:
             said[RESOLUTION] = _resolution(known)
         self.mpp, self.scale = image_scale(path, said)
@@ -113,27 +112,30 @@ def _resolution(known: Mapping[str, str]) -> list[float | None]:
 
 def _automatic(path: Path, black_is_background: bool) -> Slide:
     with path.open("rb") as file:
-        magic = file.read(8)
+        magic = file.read(12)
     tiff = magic[:4] in _TIFF
     vendor = openslide.OpenSlide.detect_format(path)
     if tiff and vendor in (None, "generic-tiff") and is_ome(path):
         return OmeTiff(path, black_is_background)
-    if vendor is not None:
+    if vendor is not None and not openslide_misreads(path, vendor):
         return OpenSlideSlide(path, black_is_background)
     if tiff:
         return PlainTiff(path, black_is_background)
-    if magic[:3] == JPEG or magic == _PNG:
+    if is_picture(magic):
         return PlainPicture(path, black_is_background)
-    if magic == HDF5:
+    if magic[:8] == HDF5:
         return HestPatches(path, black_is_background)
     raise DataError(
-        f"{path}: no known image (starts with {magic!r}); expected a slide, TIFF, JPEG or PNG"
+        f"{path}: no known image (starts with {magic!r}); expected a slide, TIFF, JPEG, PNG, WebP "
+        "or JPEG 2000"
     )
 
 
 def _openslide(path: Path, black_is_background: bool) -> Slide:
-    if openslide.OpenSlide.detect_format(path) is None:
-        raise DataError(f"{path}: OpenSlide does not read it; use the slide back end 'auto'")
+    vendor = openslide.OpenSlide.detect_format(path)
+    why = "OpenSlide does not read it" if vendor is None else openslide_misreads(path, vendor)
+    if why:
+        raise DataError(f"{path}: {why}; use the slide back end 'auto'")
     return OpenSlideSlide(path, black_is_background)
 
 

@@ -167,6 +167,8 @@ class _Decoded(PlainSlide):
             DataError: the library is not installed, or does not read all levels of this file.
         """
         with base:
+            if base.notes:
+                raise DataError(f"{base.path}: {'; '.join(base.notes)}; {_OTHER}")
             self._sizes, downsamples = base.level_dimensions, base.level_downsamples
             mpp, scale = base.mpp, base.scale
         super().__init__(base.path, black_is_background)

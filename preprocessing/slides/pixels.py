@@ -31,6 +31,7 @@ class Slide(Protocol):
     level_downsamples: tuple[float, ...]
     mpp: float | None  # micrometres per level-0 pixel; None when the file does not say
     scale: tuple[Statement, ...] = ()  # all that the file says of mpp, the one taken first
+    notes: tuple[str, ...] = ()  # what was read otherwise than an ordinary picture
     by_window: bool = False  # a patch is stored as such: read alone, it comes back bit for bit
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:

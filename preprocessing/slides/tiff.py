@@ -5,6 +5,7 @@ import os
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 
 from preprocessing.errors import DataError
+from preprocessing.slides.channels import (
+    Channels,
+    deep_note,
+    full_light,
+    one_of_many,
+    page_channels,
+    run_python,
+)
 from preprocessing.slides.pixels import (
     REMEDY,
     Pixels,
@@ -26,12 +33,15 @@ from preprocessing.slides.pixels import (
     to_rgb,
 )
 
-JPEG = b"\xff\xd8\xff"
 PLANAR = 2  # PlanarConfiguration: samples in planes
 CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
 RESOLUTION = "the TIFF resolution"
+_MASK = 4  # NewSubfileType: a transparency mask of another page
+_YCC_DECODED = (6, 7, 33003, 34712, 50001, 50002)  # codecs that give RGB: JPEG, JPEG 2000, WebP, XL
+_OPENSLIDE_CODECS = (1, 5, 7, 8, 32946, 33003, 33005)  # see `decoders`
 UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 _DESCRIPTION = 270  # the tag ImageDescription
+_PEEKED = 64  # tiles or strips that are looked at for the range of the values
 _UM = {
     "m": 1e6,
     "cm": 1e4,
@@ -65,19 +75,23 @@ class TiffSegments:
         step: (rows, columns) of a tile or strip.
     """
 
-    def __init__(self, path: Path, pages: Sequence[Any], cache_bytes: int) -> None:
+    def __init__(
+        self, path: Path, pages: Sequence[Any], cache_bytes: int, channels: Channels | None = None
+    ) -> None:
         """Take over what is needed of the pages; their file may be closed afterwards.
 
         Args:
             path: the file.
-            pages: tifffile pages of the same size, 8 bits a sample.
+            pages: tifffile pages of the same size.
             cache_bytes: how much of the decoded segments is kept.
+            channels: what their samples are; grey or RGB in 8 bits where nothing is said.
 
         Raises:
             DataError: a tile or strip is too large to decode.
         """
         page = pages[0].keyframe
         self._page, self._parts = page, []
+        self.channels = channels
         self.size: tuple[int, int] = (page.imagewidth, page.imagelength)
         if page.is_tiled:
             self.step: tuple[int, int] = (page.tilelength, page.tilewidth)
@@ -111,7 +125,14 @@ class TiffSegments:
         counts = self._parts[0][2]
         filled = [index for index, count in enumerate(counts) if count]
         for index in {max(filled, key=counts.__getitem__), filled[-1]} if filled else ():
-            self.segment(index)
+            self._samples(index)
+
+    def peak(self) -> int:
+        """The largest sample of some tiles or strips, spread over the picture."""
+        filled = [index for index, count in enumerate(self._parts[0][2]) if count]
+        some = filled[:: max(1, len(filled) // _PEEKED)]
+        colours = None if self.channels is None else self.channels.colours
+        return max((int(self._samples(i)[..., :colours].max()) for i in some), default=0)
 
     def paint(self, target: Pixels, x: int, y: int) -> None:
         """Fill ``target`` (h, w, 3), which lies inside the picture, from its pixel (x, y) on."""
@@ -130,10 +151,15 @@ class TiffSegments:
         self._file.close()
 
     def _decode(self, index: int) -> Pixels:
-        planes = [self._plane(part, index) for part in self._parts]
-        if any(plane is None for plane in planes):  # a tile that was never written
+        if not all(counts[index] for _, _, counts, _ in self._parts):  # it was never written
             return np.full((*self.step, 3), 255, dtype=np.uint8)
-        return to_rgb(np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0])
+        samples = self._samples(index)
+        return to_rgb(samples) if self.channels is None else self.channels.rgb(samples)
+
+    def _samples(self, index: int) -> Any:
+        """Samples of a tile or strip, (h, w, n)."""
+        planes = [self._plane(part, index) for part in self._parts]
+        return np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
 
     def _plane(self, part: tuple[int, Any, Any, Any], index: int) -> Any:
         first, offsets, counts, tables = part
@@ -142,8 +168,7 @@ class TiffSegments:
         data = self._file.read(count)
         if len(data) < count:
             raise EOFError(f"tile or strip {index} has {len(data)} of {count} bytes")
-        decoded = self._page.decode(data or None, first + index, jpegtables=tables)[0]
-        return None if decoded is None else decoded[0]
+        return self._page.decode(data, first + index, jpegtables=tables)[0][0]
 
 
 def is_ome(path: Path) -> bool:
@@ -158,27 +183,27 @@ def is_ome(path: Path) -> bool:
         return _xml(tiff) is not None
 
 
-class OmeTiff(PlainSlide):
-    """An OME-TIFF with an 8-bit RGB picture; of several pictures the largest is read."""
+class _Levels(PlainSlide):
+    """A TIFF whose levels are decoded tile by tile, or strip by strip."""
 
-    def _open(self) -> tuple[int, int]:
-        with tifffile.TiffFile(self.path, _multifile=False) as tiff:
-            root = _root(self.path, _xml(tiff) or "")
-            series = max(tiff.series, key=_area)
-            sizes, levels = [], []
-            for level in series.levels:
-                pages = _pages(self.path, root, level)
-                share = CACHE_BYTES // len(series.levels)
-                levels.append(TiffSegments(self.path, pages, share))
-                levels[-1].touch()
-                sizes.append(levels[-1].size)
-            tag = _resolution(series.levels[0].keyframe)
-        self._levels = levels
-        self.level_dimensions = tuple(sizes)
-        width, height = sizes[0]
-        self.level_downsamples = tuple((width / w + height / h) / 2 for w, h in sizes)
-        said = {"PhysicalSize (OME)": _scale(root, width, height), RESOLUTION: tag}
-        self.mpp, self.scale = image_scale(self.path, said)
+    def _take(self, levels: Sequence[Sequence[Any]], channels: Channels) -> tuple[int, int]:
+        """Take over the pages of each level -> (width, height)."""
+        share = CACHE_BYTES // len(levels)
+        self._levels = [TiffSegments(self.path, pages, share, channels) for pages in levels]
+        for level in self._levels:
+            level.touch()
+        if levels[0][0].keyframe.dtype != np.uint8:
+            white = full_light(self._levels[-1].peak())
+            channels = replace(channels, white=white, notes=(*channels.notes, deep_note(white)))
+            for level in self._levels:
+                level.channels = channels
+                level.segment.cache_clear()
+        self.notes = channels.notes
+        self.level_dimensions = tuple(level.size for level in self._levels)
+        width, height = self.level_dimensions[0]
+        self.level_downsamples = tuple(
+            (width / w + height / h) / 2 for w, h in self.level_dimensions
+        )
         return width, height
 
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
@@ -188,6 +213,24 @@ class OmeTiff(PlainSlide):
         """Release the file and the decoded parts."""
         for level in self._levels:
             level.close()
+
+
+class OmeTiff(_Levels):
+    """An OME-TIFF of a coloured or grey picture; of several pictures the largest is read."""
+
+    def _open(self) -> tuple[int, int]:
+        with tifffile.TiffFile(self.path, _multifile=False) as tiff:
+            root = _root(self.path, _xml(tiff) or "")
+            series = max(tiff.series, key=_area)
+            levels = [_pages(self.path, root, level) for level in series.levels]
+            channels = page_channels(self.path, levels[0][0].keyframe)
+            if len(levels[0]) == 3:  # three grey pages, put side by side, are RGB
+                channels = Channels(self.path)
+            width, height = self._take(levels, channels)
+            tag = _resolution(series.levels[0].keyframe)
+        said = {"PhysicalSize (OME)": _scale(root, width, height), RESOLUTION: tag}
+        self.mpp, self.scale = image_scale(self.path, said)
+        return width, height
 
 
 def _codes(tiff: Any) -> list[int]:
@@ -223,14 +266,13 @@ def _pages(path: Path, root: ElementTree.Element, level: Any) -> list[Any]:
     """Pages that make up one level: one page of RGB or grey, or three grey pages."""
     axes, shape = _without_single(level.axes, level.shape)
     page = level.keyframe
-    known = page.photometric.name in ("RGB", "YCBCR", "MINISBLACK")
     one_page = axes in ("YX", "YXS", "SYX") and len(level.pages) == 1
     three = axes == "CYX" and shape[0] == len(level.pages) == 3
-    if page.dtype != np.uint8 or not known or not (one_page or three):
+    if not (one_page or three):
         raise DataError(
             f"{path}: {page.dtype} {page.photometric.name} picture with axes {axes}, shape "
-            f"{shape}; expected 8-bit RGB or grey (axes YX, YXS, SYX, or CYX of 3 channels); "
-            f"{REMEDY}"
+            f"{shape}; expected one picture (axes YX, YXS, SYX, or CYX of 3 channels); "
+            + one_of_many(path, len(level.pages), axes.endswith("YX"))
         )
     names = [c.get("Name") or "" for c in root.iter() if _local(c.tag) == "Channel"][:3]
     if three and not all(_COLOURS.fullmatch(name) for name in names):
@@ -251,7 +293,7 @@ def _located(path: Path, page: Any) -> Any:
     """The page, with the places of its data read while the file is open."""
     if page is None:
         raise DataError(f"{path}: a part of it lies in another file; {REMEDY}")
-    _ = page.dataoffsets, page.databytecounts, page.jpegtables
+    _ = page.dataoffsets, page.databytecounts, page.jpegtables, page.keyframe.colormap
     return page
 
 
@@ -276,99 +318,73 @@ def _local(tag: str) -> str:
     return tag.rpartition("}")[2]
 
 
-class PlainPicture(PlainSlide):
-    """A JPEG or PNG; a level is decoded as a whole when it is first read.
-
-    The coarsest is decoded when the file is opened, which needs all of its bytes: a picture that
-    is cut off is refused then. A JPEG has levels 2, 4 and 8 for free, since its decoder scales
-    down. The dpi of these formats says nothing about the specimen, so mpp is None.
-    """
+class PlainTiff(_Levels):
+    """A TIFF that OpenSlide does not read, or not rightly: mapped into memory, or by its tiles."""
 
     def _open(self) -> tuple[int, int]:
-        self._levels: dict[int, Pixels] = {}
-        # The classes themselves, because Image.open would apply Pillow's process-wide size limit.
-        with self.path.open("rb") as file:
-            is_jpeg = file.read(3) == JPEG
-        self._plugin: Any = JpegImageFile if is_jpeg else PngImageFile
-        with self._plugin(self.path) as image:
-            mode, orientation = image.mode, image.getexif().get(0x0112, 1)
-            size: tuple[int, int] = image.size
-        check_size(self.path, size)
-        if mode.startswith("I") or mode == "F":
-            raise DataError(f"{self.path}: {mode} pixels, over 8 bits; save it as 8-bit RGB")
-        if orientation != 1:
+        pages, found = tiff_pages(self.path)
+        page = pages[0]
+        channels = page_channels(self.path, page)
+        if page.photometric.name == "YCBCR" and page.compression not in _YCC_DECODED:
+            code = "(255 * skimage.color.ycbcr2rgb(16 + a * [219, 224, 224] / 255)).round()"
+            code = f"{code}.clip(0, 255).astype('uint8')"
             raise DataError(
-                f"{self.path}: EXIF orientation {orientation}, so x and y are ambiguous; save the "
-                "picture upright, in the frame of the spots, without EXIF"
+                f"{self.path}: YCbCr without JPEG; make RGB of it: "
+                + run_python(self.path, code, ", skimage.color")
             )
-        if is_jpeg and min(size) >= 64:
-            self.level_downsamples = (1.0, 2.0, 4.0, 8.0)
-        self._decoded(len(self.level_downsamples) - 1)
-        return size
-
-    def _decoded(self, level: int) -> Pixels:
-        """All pixels of a level, (h, w, 3)."""
-        if level not in self._levels:
-            with self._plugin(self.path) as image:
-                if level:  # it takes the strongest reduction that is not smaller than asked for
-                    image.draft(None, tuple(n >> level for n in image.size))
-                clear = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-                self._levels[level] = to_rgb(np.asarray(image.convert("RGBA" if clear else "RGB")))
-        return self._levels[level]
-
-    def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
-        target[:] = self._decoded(level)[y : y + target.shape[0], x : x + target.shape[1]]
-
-    def close(self) -> None:
-        """Release the decoded pixels."""
-        self._levels.clear()
-
-
-class PlainTiff(PlainSlide):
-    """A TIFF that OpenSlide does not read: mapped into memory, or decoded tile by tile."""
-
-    def _open(self) -> tuple[int, int]:
-        self._page, found = eight_bit_page(self.path)
         self.mpp, self.scale = image_scale(self.path, {RESOLUTION: found})
-        self._map: Pixels | None = None
-        width, height = self._page.imagewidth, self._page.imagelength
-        self._segments: TiffSegments | None = None
-        planes = self._page.planarconfig == PLANAR and self._page.samplesperpixel > 1
-        if self._page.is_final and self._page.is_contiguous and not planes:
-            self._map = tifffile.memmap(self.path, page=0, mode="r").reshape(height, width, -1)
-        else:
-            self._segments = TiffSegments(self.path, [self._page], CACHE_BYTES)
-            self._segments.touch()
-        return width, height
+        self._map: Any = None
+        planes = page.planarconfig == PLANAR and page.samplesperpixel > 1
+        mapped = page.is_final and page.is_contiguous and not planes and page.dtype == np.uint8
+        if mapped and len(pages) == 1:
+            width, height = page.imagewidth, page.imagelength
+            where = {"offset": page.dataoffsets[0], "shape": (height, width, page.samplesperpixel)}
+            self._map = np.memmap(self.path, page.dtype, "r", **where)
+            self._levels, self._channels, self.notes = [], channels, channels.notes
+            return width, height
+        return self._take([[page] for page in pages], channels)
 
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
-        if self._segments is not None:
-            self._segments.paint(target, x, y)
+        if self._map is None:
+            super()._paint(target, level, x, y)
             return
-        assert self._map is not None
-        target[:] = to_rgb(self._map[y : y + target.shape[0], x : x + target.shape[1]])
+        target[:] = self._channels.rgb(self._map[y : y + target.shape[0], x : x + target.shape[1]])
 
     def close(self) -> None:
         """Release the file and the decoded parts."""
         self._map = None
-        if self._segments is not None:
-            self._segments.close()
+        super().close()
 
 
-def eight_bit_page(path: Path) -> tuple[Any, list[float | None]]:
-    """Return a TIFF's first page, if it is an 8-bit picture, and its um per pixel along x and y."""
-    with damage_named(path), tifffile.TiffFile(path) as tiff:
-        page: Any = tiff.pages.first
-        axes, colours = tiff.series[0].axes, page.photometric.name
-        found_um = _resolution(page)
-        _ = page.dataoffsets, page.databytecounts, page.jpegtables  # read while the file is open
-    known = axes in ("YX", "YXS", "SYX") and colours in ("RGB", "YCBCR", "MINISBLACK")
-    if not known or page.dtype != np.uint8:
-        found = f"{page.dtype} {colours} picture with axes {axes}"
+def tiff_pages(path: Path) -> tuple[list[Any], list[float | None]]:
+    """The largest picture of a TIFF with its reductions, finest first, and um per pixel x, y.
+
+    Comments in the file (ImageDescription) say nothing about its pixels, and are not believed.
+
+    Raises:
+        DataError: damaged, or several pictures of one size: which is the section is not said.
+    """
+    with damage_named(path), tifffile.TiffFile(path, _multifile=False) as tiff:
+        pages = [page.aspage() for page in tiff.pages]
+        pages = [page for page in pages if not page.subfiletype & _MASK]
+        main = max(pages, key=lambda page: page.imagewidth * page.imagelength)
+        smaller = [page.aspage() for page in main.pages or ()] if main.subifds else []
+        smaller += [page for page in pages if page is not main]
+        size = (main.imagewidth, main.imagelength)
+        twins = sum((page.imagewidth, page.imagelength) == size for page in smaller)
+        unlisted = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
+        unlisted = max(unlisted, _hidden(tiff)) if len(tiff.pages) == 1 else 1
+        resolution = _resolution(main)
+        levels = [main, *sorted((p for p in smaller if _reduces(p, main)), key=_narrower)]
+        for page in levels:  # read while the file is open
+            _ = page.dataoffsets, page.databytecounts, page.jpegtables, page.decode, page.colormap
+    if twins or unlisted > 1:
+        number = max(twins + 1, int(unlisted))
         raise DataError(
-            f"{path}: {found}; expected 8-bit RGB or grey, axes YX, YXS or SYX; {REMEDY}"
+            f"{path}: {number} pictures of {size[0]} x {size[1]} pixels, and nothing says which is "
+            "the section; expected one; " + one_of_many(path, number, main.samplesperpixel == 1)
         )
-    return page, found_um
+    return levels, resolution
 
 
 def _resolution(page: Any) -> list[float | None]:
@@ -377,3 +393,40 @@ def _resolution(page: Any) -> list[float | None]:
     um = unit.get(page.tags.valueof("ResolutionUnit", 2), 0.0)
     ratios = [page.tags.valueof(name, (0, 1)) for name in ("XResolution", "YResolution")]
     return [um * below / above if above else None for above, below in ratios]
+
+
+def _hidden(tiff: Any) -> int:
+    """Pictures that follow the only page of a TIFF without pages of their own, and it."""
+    stated: dict[str, Any] = (tiff.shaped_metadata or ({},))[0] if tiff.is_shaped else {}
+    if not stated.get("truncated"):
+        return 1
+    page = tiff.pages.first
+    return int(math.prod(stated["shape"]) // math.prod(page.shape))
+
+
+def _narrower(page: Any) -> int:
+    return -int(page.imagewidth)
+
+
+def _reduces(page: Any, main: Any) -> bool:
+    """Whether a page is a smaller version of the main one that may serve as a level."""
+    down = main.imagewidth / page.imagewidth
+    alike = all(
+        getattr(page, name) == getattr(main, name)
+        for name in ("photometric", "dtype", "samplesperpixel", "planarconfig", "extrasamples")
+    )
+    fits = down > 1.5 and abs(main.imagelength / down - page.imagelength) <= 1
+    return bool(alike and fits and page.is_reduced)
+
+
+def openslide_misreads(path: Path, vendor: str) -> str:
+    """Why OpenSlide does not give the pixels of a tiled TIFF without a vendor; "": it does."""
+    if vendor != "generic-tiff":
+        return ""
+    page = tiff_pages(path)[0][0]
+    notes = page_channels(path, page).notes
+    if page.dtype != np.uint8:
+        return f"OpenSlide does not scale {page.dtype} pixels"
+    if page.compression not in _OPENSLIDE_CODECS:
+        return f"OpenSlide does not decode {page.compression.name}"
+    return f"OpenSlide does not read it rightly ({notes[0]})" if notes else ""

@@ -102,8 +102,6 @@ def test_the_largest_picture_is_read(tmp_path: Path) -> None:
 
 
 def test_refused(tmp_path: Path) -> None:
-    deep = {"metadata": {"axes": "YXS"}}
-    write_ome(tmp_path / "deep.tif", noise(80, 90, 3).astype(np.uint16), **deep)
     stack = {"metadata": {"axes": "ZYX"}, "photometric": "minisblack"}
     write_ome(tmp_path / "stack.tif", noise(5, 80, 90), **stack)
     uneven = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
@@ -111,7 +109,6 @@ def test_refused(tmp_path: Path) -> None:
     bomb = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bb">]><OME>&b;</OME>'
     tifffile.imwrite(tmp_path / "bomb.tif", noise(80, 90, 3), description=bomb, metadata=None)
     for name, words in {
-        "deep.tif": "uint16 RGB picture",
         "stack.tif": r"axes ZYX, shape \(5, 80, 90\)",
         "uneven.tif": "0.5 and 0.25 um per pixel",
         "bomb.tif": "declares entities",
