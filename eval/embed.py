@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -39,9 +38,12 @@ from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
 from preprocessing.files import atomic_path, remove_abandoned
-from preprocessing.hdf5 import write_h5ad
+from preprocessing.hdf5 import open_guarded, write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
+
+SUMMARY = "embed.json"
+_HASHES = ("checkpoint_sha256", "store_sha256")  # what an .h5ad of ours was made from
 
 
 @dataclass(frozen=True)
@@ -270,15 +272,18 @@ def embed_folder(
     entries = read_entries(stores_in(data))
     checked(checkpoint, entries)
     open_folder(out)
+    targets = {entry.slide_id: out / f"{entry.slide_id}.h5ad" for entry in entries}
+    known = {slide: hashes_of(target) for slide, target in targets.items()}
+    _refuse_other_summary(out / SUMMARY)
     weights = checkpoint.sha256
     if fold_in is not None:
         checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)
     written = []
     for entry in tqdm(entries, desc="embed", disable=None):
-        target = out / f"{entry.slide_id}.h5ad"
+        target = targets[entry.slide_id]
         with SlideStore(entry.path) as store:
-            wanted = {"checkpoint_sha256": weights, "store_sha256": store.sha256}
-        if hashes_of(target) != wanted:
+            wanted = dict(zip(_HASHES, (weights, store.sha256), strict=True))
+        if known[entry.slide_id] != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
             adata.uns[keys.UNS]["checkpoint_sha256"] = weights
             require_finite(entry.slide_id, dict(adata.obsm))
@@ -286,7 +291,7 @@ def embed_folder(
                 write_h5ad(temporary, adata)
         written.append(target)
     summary = {"checkpoint": str(checkpoint.path), "slides": [path.name for path in written]}
-    with atomic_path(out / "embed.json") as temporary:
+    with atomic_path(out / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")
     return written
 
@@ -323,7 +328,7 @@ def require_finite(slide_id: str, values: Mapping[str, np.ndarray]) -> None:
         ConfigError: names the slide and the array, and counts the spots.
     """
     for name, array in values.items():
-        wrong = int((~np.isfinite(array)).any(axis=1).sum())
+        wrong = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
         if wrong:
             raise ConfigError(
                 f"slide {slide_id!r}: {name} of {wrong} of {len(array)} spots are not finite; look "
@@ -331,10 +336,20 @@ def require_finite(slide_id: str, values: Mapping[str, np.ndarray]) -> None:
             )
 
 
+def _refuse_other_summary(path: Path) -> None:
+    if not path.exists():
+        return
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        if {"checkpoint", "slides"} <= set(json.loads(path.read_text(encoding="utf-8"))):
+            return
+    raise not_ours(path)
+
+
 def not_ours(path: Path) -> ConfigError:
     """What is said of a file in the place of a result that this command did not make."""
     return ConfigError(
-        f"{path} is there and was not made by this command; move it, or give another --out"
+        f"{path} is there and was not made by this command, or does not say from what; move it, or "
+        "give another --out"
     )
 
 
@@ -346,9 +361,9 @@ def hashes_of(path: Path) -> dict[str, str] | None:
     """
     if not path.exists():
         return None
-    uns: Any = None
-    with suppress(OSError, KeyError, ValueError, TypeError):
-        uns = anndata.read_h5ad(path, backed="r").uns.get(keys.UNS)
-    if not isinstance(uns, Mapping) or "checkpoint_sha256" not in uns:
-        raise not_ours(path)
-    return {name: str(uns.get(name, "")) for name in ("checkpoint_sha256", "store_sha256")}
+    try:
+        with open_guarded(path) as file:
+            uns = file[f"uns/{keys.UNS}"]
+            return {name: str(uns[name].asstr()[()]) for name in _HASHES}
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise not_ours(path) from error

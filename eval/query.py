@@ -151,6 +151,8 @@ def query_folder(
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
     open_folder(out)
+    for entry in entries:
+        _refuse_others(_targets(out, entry.slide_id))
     written: list[Path] = []
     for entry in tqdm(entries, desc="query", disable=None):
         written += _query_slide(checkpoint, entry, sets, bank, out, readout)
@@ -161,9 +163,7 @@ def _query_slide(
     checkpoint: Checkpoint, entry: SlideEntry, sets: GeneSets, bank: Bank, out: Path, readout: str
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
-    targets = [out / f"{entry.slide_id}.query.{form}" for form in ("csv", "h5ad", "png")]
-    if hashes_of(targets[1]) is None:
-        _refuse_others(targets)
+    targets = _targets(out, entry.slide_id)
     slide = prepare_slide(entry.path, artifacts, checkpoint.image_input)
     image = checkpoint.model.encode_slide(slide).image
     assert image is not None
@@ -183,10 +183,10 @@ def _query_slide(
         adata.layers["measured"] = measured.astype(np.float32)
     adata.uns[UNS] = made_of
     require_finite(entry.slide_id, {"scores": score, **dict(adata.layers)})
-    with atomic_path(targets[0]) as temporary:
-        frame.to_csv(temporary)
-    with atomic_path(targets[1]) as temporary:
+    with atomic_path(targets[0]) as temporary:  # first: it says who made the others
         write_h5ad(temporary, adata)
+    with atomic_path(targets[1]) as temporary:
+        frame.to_csv(temporary)
     maps = [
         (sets.names[m], score[:, m], None if measured is None else measured[:, m], None)
         for m in shown_sets(score)
@@ -197,10 +197,16 @@ def _query_slide(
     return targets
 
 
+def _targets(out: Path, slide_id: str) -> list[Path]:
+    return [out / f"{slide_id}.query.{form}" for form in ("h5ad", "csv", "png")]
+
+
 def _refuse_others(targets: Sequence[Path]) -> None:
-    found = next((path for path in targets if path.exists()), None)
-    if found is not None:
-        raise not_ours(found)
+    """Refuse files in the place of a slide's results of which the first does not say our name."""
+    if hashes_of(targets[0]) is None:
+        for path in targets:
+            if path.exists():
+                raise not_ours(path)
 
 
 def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from eval.compare.fingerprint import fingerprint
-from eval.embed import Checkpoint, find_checkpoints
+from eval.compare.paired import listed
+from eval.embed import Checkpoint, find_checkpoints, not_ours, open_folder
 from eval.folds.assemble import (
     JobGroup,
     assemble,
@@ -27,14 +32,33 @@ from eval.peers import PEERS
 from eval.peers.peer import Budget, Peer, find_peers, with_peers
 from eval.report import pictures, write_report
 from eval.report.markdown import write_markdown
-from eval.results import SEEN, Seen, Task, TaskResult, marked, merge, write_results
+from eval.results import (
+    SEEN,
+    Measure,
+    Metric,
+    Question,
+    Row,
+    Seen,
+    Task,
+    TaskRecord,
+    TaskResult,
+    marked,
+    merge,
+    task_record,
+    write_results,
+)
 from eval.settings import configured_peers, find_task, task_configs
 from eval.tasks import TASKS
 from eval.tasks.probes import FULL
 from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
-from hibio.config.files import to_dict
+from hibio.config.files import ConfigError, to_dict
 from hibio.data.splits import SlideEntry, Split, read_entries, with_counts
+from preprocessing.files import atomic_path, locked
 from preprocessing.store.read import stores_in
+
+RESULTS, TABLES, PAGE = "results.json", "results.md", "report.html"
+FINISHED, MADE_OF = "finished", "made_of.json"  # of an evaluation: its tasks that are done
+CODE, SETTINGS = "code", "settings of tasks"  # of what they are made of
 
 
 def cost_table(checkpoints: Sequence[Checkpoint], folds: Iterable[Fold]) -> list[dict[str, Any]]:
@@ -112,7 +136,8 @@ def evaluate(
     Args:
         checkpoint: a checkpoint, or a run folder with all folds, seeds and trained baselines.
         data: folder of stores, training slides included (read-outs are fitted on them).
-        out: ``results.json``, ``results.md`` and ``report.html`` go there.
+        out: ``results.json``, ``results.md`` and ``report.html`` go there, and each task as soon
+            as it is done (``finished/``): the same call goes on where one was killed.
         tasks: names of :data:`eval.tasks.TASKS`; all when None.
         peers: names of :data:`eval.peers.PEERS`, ``all`` or ``none``; fitted on each fold.
         settings: task -> its settings in place of the defaults, and ``peers`` -> peer -> its own;
@@ -124,34 +149,181 @@ def evaluate(
         The report.
 
     Raises:
-        ConfigError: see `group_checkpoints` and `assemble`, before anything is measured.
+        ConfigError: see `group_checkpoints` and `assemble`; ``out`` holds results of other
+            settings, stores or checkpoints, or such a file that HiBio did not make. All before
+            anything is measured or written.
+        DataError: another process is measuring into ``out``.
+        OSError: ``out`` cannot be made.
     """
-    started = time.perf_counter()
-    names = list(tasks) if tasks else list(TASKS)
-    chosen = [(name, find_task(name)) for name in names]
+    for name in tasks or ():
+        find_task(name)
     given = settings or {}
-    configs = task_configs(given, names)
+    configs = task_configs(given, tasks or TASKS)
     beside = configured_peers(given, find_peers(peers, PEERS))
-    entries = with_counts(read_entries(stores_in(data)), "evaluation")
-    groups = group_checkpoints(find_checkpoints(checkpoint))
-    splits = [split_entries(group, entries, test) for group in groups]
-    results, folds = _fold_results(groups, splits, configs, beside)
-    for name, task in chosen:
-        if task.pooled:
-            results += _pooled_results(name, task, configs[name], folds)
-    results += _seed_mean_results(configs, folds)
-    merged = _with_models(merge(apart(results)))
-    out.mkdir(parents=True, exist_ok=True)
-    facts = _facts(groups, entries, time.perf_counter() - started) | _marks(groups, folds)
-    measured = [checkpoint for group in groups for checkpoint in group.checkpoints]
-    facts["models"] = cost_table(measured, folds)
-    facts["curriculum"] = verdict_rows(measured)
-    if given:
-        facts["settings"] = dict(given)
-    body = write_results(out / "results.json", to_dict(groups[0].main.run), facts, merged)
-    write_markdown(out / "results.md", body)
-    figures = pictures(groups, folds[0].by_seen()[0], entries, body, configs)
-    return write_report(out / "report.html", body, figures)
+    with locked(out):
+        started = time.perf_counter()
+        entries = with_counts(read_entries(stores_in(data)), "evaluation")
+        groups = group_checkpoints(find_checkpoints(checkpoint))
+        splits = [split_entries(group, entries, test) for group in groups]
+        finished = Finished.opened(out, made_of(groups, entries, configs, beside, test))
+        results, folds = _fold_results(groups, splits, configs, beside, finished)
+        for name in configs:
+            if TASKS[name].pooled:
+                results += _pooled_results(name, TASKS[name], configs[name], folds, finished)
+        results += _seed_mean_results(configs, folds, finished)
+        merged = _with_models(merge(apart(results)))
+        facts = _facts(groups, entries, time.perf_counter() - started) | _marks(groups, folds)
+        measured = [checkpoint for group in groups for checkpoint in group.checkpoints]
+        facts["models"] = cost_table(measured, folds)
+        facts["curriculum"] = verdict_rows(measured)
+        if given:
+            facts["settings"] = dict(given)
+        body = write_results(out / RESULTS, to_dict(groups[0].main.run), facts, merged)
+        write_markdown(out / TABLES, body)
+        figures = pictures(groups, folds[0].by_seen()[0], entries, body, configs)
+        return write_report(out / PAGE, body, figures)
+
+
+def made_of(
+    groups: Sequence[JobGroup],
+    entries: Sequence[SlideEntry],
+    configs: Mapping[str, Any],
+    peers: Sequence[Any],
+    test: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """What decides the numbers of an evaluation, as JSON has it: kind -> name -> value."""
+    code = provenance()
+    found = {
+        CODE: {"version": code["packages"]["hibio"], "commit": code["commit"]},
+        "checkpoints": {
+            f"{one.variant}/{one.fold}/{one.seed}": one.sha256
+            for group in groups
+            for one in group.checkpoints
+        },
+        "stores": {entry.slide_id: entry.seal for entry in entries},
+        "--test": dict.fromkeys(test, True),
+        "--peers": {peer.name: dataclasses.asdict(peer) for peer in peers},
+        SETTINGS: {name: dataclasses.asdict(one) for name, one in configs.items()},
+    }
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Tasks of an evaluation that are done, a file of the form of results.json for each.
+
+    Attributes:
+        folder: where they lie, beside ``made_of.json``.
+    """
+
+    folder: Path
+
+    @classmethod
+    def opened(cls, out: Path, now: Mapping[str, dict[str, Any]]) -> Finished:
+        """Those of the folder ``out``, after what they were ``made_of`` was compared with ``now``.
+
+        Those of another version of the code are removed.
+
+        Raises:
+            ConfigError: they are of other settings, stores or checkpoints, or in the place of a
+                result lies something else; nothing was changed.
+        """
+        folder, tasks = out / FINISHED, now[SETTINGS]
+        known = _known(out)
+        other = [] if known is None else _differing(known, now)
+        if other:
+            raise ConfigError(
+                f"{out} holds results of other {' and '.join(other)}; give another --out, or "
+                "remove that folder. Nothing was changed"
+            )
+        open_folder(out)
+        open_folder(folder)
+        if known is not None and known.get(CODE) == now[CODE]:
+            tasks = known.get(SETTINGS, {}) | tasks
+        else:
+            for path in folder.glob("*.json"):
+                print(f"{path}: of another version of HiBio; measured again")
+                path.unlink()
+        with atomic_path(folder / MADE_OF) as temporary:
+            temporary.write_text(json.dumps({**now, SETTINGS: tasks}, indent=1) + "\n")
+        return cls(folder)
+
+    def run(
+        self, name: str, task: Task, config: Any, folds: Sequence[Fold], unit: str
+    ) -> TaskResult:
+        """The result of a task on folds of one mark, measured unless it is there.
+
+        ``unit`` says which folds and seeds; a task that is not pooled gets the only fold.
+
+        Raises:
+            ConfigError: what was kept cannot be read.
+        """
+        key = hashlib.sha256(json.dumps([unit, folds[0].mark]).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}-{key}.json"
+        if path.is_file():
+            return _kept(path, name)
+        with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
+            result = task.run(folds if task.pooled else folds[0], config)
+        result = with_seen(result, folds[0].mark)
+        write_results(path, config, {"of": unit, "seen": folds[0].mark}, [result])
+        return result
+
+
+def _known(out: Path) -> dict[str, Any] | None:
+    """What the results in a folder were made of; None where there are none."""
+    path = out / FINISHED / MADE_OF
+    if path.is_file():
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error}); remove {out}") from error
+    for name in (RESULTS, TABLES, PAGE):
+        if (out / name).exists():
+            raise not_ours(out / name)
+    return None
+
+
+def _differing(known: Mapping[str, Any], now: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Kinds and names of what decides the numbers and is another; of tasks those that both have."""
+    told = []
+    for kind, given in now.items():
+        before = known.get(kind, {})
+        names = set(given) & set(before) if kind == SETTINGS else set(given) | set(before)
+        other = sorted(name for name in names if before.get(name) != given.get(name))
+        if other and kind != CODE:
+            told.append(f"{kind} ({listed(other)})")
+    return told
+
+
+def _kept(path: Path, name: str) -> TaskResult:
+    """A result as `Finished.run` wrote it."""
+    try:
+        record = task_record(json.loads(path.read_text(encoding="utf-8")), name)
+        return _read_result(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it") from error
+
+
+def _read_result(record: TaskRecord) -> TaskResult:
+    models = {
+        model: {name: _read_metric(entry) for name, entry in metrics.items()}
+        for model, metrics in record.models.items()
+    }
+    units = {name: metric.unit for row in models.values() for name, metric in row.items()}
+    measures = {
+        name: Measure(name, units[name], **{**one, "words": tuple(one["words"])})
+        for name, one in record.body["metrics"].items()
+    }
+    body = record.body
+    question = Question(record.task, body["words"], tuple(body["short"]))
+    rows = {name: Row(**row) for name, row in body["rows"].items()}
+    return TaskResult(record.task, models, list(body["notes"]), question, measures, rows)
+
+
+def _read_metric(entry: Mapping[str, Any]) -> Metric:
+    values = [math.nan if value is None else float(value) for value in entry["values"]]
+    return Metric(values, entry["unit"], entry.get("chance"), list(entry["keys"]))
 
 
 def _fold_results(
@@ -159,6 +331,7 @@ def _fold_results(
     splits: Sequence[Split],
     configs: Mapping[str, Any],
     peers: Sequence[Peer],
+    finished: Finished,
 ) -> tuple[list[TaskResult], list[Fold]]:
     """Results of the tasks of a single fold, and the fold of each group."""
     single = [name for name in configs if not TASKS[name].pooled]
@@ -174,11 +347,10 @@ def _fold_results(
             fold = with_peers(fold, peers, features, seedless=first, budget=budget)
         for name in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
-            with threadpool_limits(1):  # many small fits: a second thread only waits (10x slower)
-                results += [
-                    with_seen(TASKS[name].run(part, configs[name]), part.mark)
-                    for part in fold.by_seen()
-                ]
+            results += [
+                finished.run(name, TASKS[name], configs[name], [part], fold.key("every slide"))
+                for part in fold.by_seen()
+            ]
             bar.update()
         # what is hidden stays with the first
         folds.append(dataclasses.replace(fold, hidden=None, raw_features=None))
@@ -220,11 +392,15 @@ def _alike(folds: Iterable[Fold], key: Callable[[Fold], Any]) -> list[list[Fold]
     return list(found.values())
 
 
-def _pooled_results(name: str, task: Task, config: Any, folds: Sequence[Fold]) -> list[TaskResult]:
+def _pooled_results(
+    name: str, task: Task, config: Any, folds: Sequence[Fold], finished: Finished
+) -> list[TaskResult]:
     """One result a seed of a task that scores all folds together."""
     bar = tqdm(_alike(folds, lambda fold: fold.seed), desc=f"evaluate {name}", disable=None)
-    with threadpool_limits(1):
-        return [with_seen(task.run(members, config), members[0].mark) for members in bar]
+    return [
+        finished.run(name, task, config, members, f"every fold of seed {members[0].seed}")
+        for members in bar
+    ]
 
 
 def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
@@ -235,7 +411,9 @@ def _with_models(results: Mapping[str, TaskResult]) -> dict[str, TaskResult]:
     return {name: result for name, result in results.items() if result.models}
 
 
-def _seed_mean_results(configs: Mapping[str, Any], folds: Sequence[Fold]) -> list[TaskResult]:
+def _seed_mean_results(
+    configs: Mapping[str, Any], folds: Sequence[Fold], finished: Finished
+) -> list[TaskResult]:
     """All seeds of a fold as one model, a row of its own: always of retrieval, else in full."""
     seeds_of = _alike(folds, lambda fold: fold.name)
     means = [mean for seeds in seeds_of if (mean := seed_means(seeds)) is not None]
@@ -244,12 +422,11 @@ def _seed_mean_results(configs: Mapping[str, Any], folds: Sequence[Fold]) -> lis
         run["retrieval"] = dataclasses.replace(configs["retrieval"], identity_spots=0)
     if "expression" in configs and configs["expression"].readout == FULL:
         run["expression"] = configs["expression"]
-    with threadpool_limits(1):
-        return [
-            with_seen(TASKS[name].run(mean, config), mean.mark)
-            for name, config in run.items()
-            for mean in means
-        ]
+    return [
+        finished.run(name, TASKS[name], config, [mean], f"every seed of {mean.name}")
+        for name, config in run.items()
+        for mean in means
+    ]
 
 
 def _marks(groups: Sequence[JobGroup], folds: Sequence[Fold]) -> dict[str, Any]:

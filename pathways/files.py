@@ -14,7 +14,7 @@ from pathways.errors import PathwayError
 
 MAX_BYTES = 512 * 1024**2  # of a file after decompression
 GZIP_MAGIC = b"\x1f\x8b"
-FORBIDDEN = "\t\n\r"
+FORBIDDEN = "\t\n\r\0"
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
@@ -101,7 +101,7 @@ class GeneSet:
     """One gene set, as a line of a GMT file can hold it.
 
     Attributes:
-        name: Non-empty, no tab, line end or surrounding space.
+        name: Non-empty, no tab, line end, NUL or surrounding space.
         description: Free text, spaces included; may be empty.
         genes: At least one identifier, each once, in file order.
     """
@@ -133,8 +133,8 @@ class GeneSet:
         for field in (self.name, self.description, *self.genes):
             if any(c in field for c in FORBIDDEN) or field.startswith("\ufeff"):
                 raise PathwayError(
-                    f"gene set {self.name!r}: {field!r} holds a tab, a line end or a byte-order "
-                    "mark, which GMT cannot store. Remove it."
+                    f"gene set {self.name!r}: {field!r} holds a tab, a line end, a NUL or a "
+                    "byte-order mark, which GMT or other files cannot store. Remove it."
                 )
 
 

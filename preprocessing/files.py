@@ -203,7 +203,12 @@ def _locks(path: Path) -> bool:
     }
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(owner) + "\n")
+            try:
+                file.write(json.dumps(owner) + "\n")
+                file.flush()
+            except OSError:  # a full disk: no lock without a name stays behind
+                path.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         return False
     return True

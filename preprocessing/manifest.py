@@ -9,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import atomic_path, plain_name, require_folder_part, require_plain_name
+from preprocessing.files import (
+    atomic_path,
+    plain_name,
+    require_folder_part,
+    require_plain_name,
+    spreadsheet_text,
+)
 from preprocessing.image_transform import FILES, check_transform
 from preprocessing.readers import READERS
 from preprocessing.readers.format import Format, detect_format, format_of
@@ -240,7 +246,8 @@ def _cell_text(value: object, base: Path) -> str:
         return ""
     if isinstance(value, Path):
         full = value.resolve()
-        return full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
+        text = full.relative_to(base).as_posix() if full.is_relative_to(base) else str(full)
+        return text if spreadsheet_text(text) == text else f"./{text}"
     return repr(value) if isinstance(value, float) else str(value)
 
 

@@ -37,7 +37,7 @@ from eval.results import Measure, Metric, Role, Row, TaskResult, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import to_dict
 from preprocessing.canvas import panel_grid
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, spreadsheet_text
 from preprocessing.pages import Box, Line, Part, Section, Table, Text, Verbatim, write_page
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
         frames["gains"] = gains
     for name, frame in frames.items():
         with atomic_path(out / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
+            plain = frame.map(lambda one: spreadsheet_text(one) if isinstance(one, str) else one)
+            plain.to_csv(temporary, index=False)
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text(as_markdown(grid, tables, gains), encoding="utf-8")
     facts = _facts(grid, jobs, tables)

@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from eval.errors import FoldError
 from eval.folds.fold import SlideData
 from eval.results import ResultTable
+from hibio.config.schema import Folds, Micrometres
 
 REACH_HOPS = 5  # spatial graph hops that an embedding of the default encoder depends on
 SEED = 0
@@ -28,8 +29,8 @@ class BlocksConfig:
             as an embedding sees, `reach_um` of the slide.
     """
 
-    n_blocks: int = 5
-    buffer_um: float | None = None
+    n_blocks: Folds = 5
+    buffer_um: Micrometres | None = None
 
 
 @dataclass(frozen=True)

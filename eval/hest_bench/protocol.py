@@ -26,7 +26,7 @@ from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, ridge_fit_predict
 from hibio.config.files import ConfigError, apply_overrides
-from hibio.config.schema import SchemaError, build_section
+from hibio.config.schema import Count, Positive, SchemaError, Seed, build_section
 from preprocessing.errors import DataError
 
 
@@ -41,10 +41,10 @@ class HestProtocol:
         seed: of PCA and ridge.
     """
 
-    n_components: int = 256
-    penalty: float = 100.0
-    max_iter: int = 1000
-    seed: int = 1
+    n_components: Count = 256
+    penalty: Positive = 100.0
+    max_iter: Count = 1000
+    seed: Seed = 1
 
     def alpha(self, n_components: int, n_genes: int) -> float:
         """The published penalty."""

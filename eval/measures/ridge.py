@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 from eval.errors import FoldError
 from eval.measures.inner_folds import SHARES, group_folds, within_one_error
 from eval.measures.metrics import unit_rows
+from hibio.config.schema import Count, Folds, Positive, Seed
 
 TINY = 1e-12
 
@@ -40,11 +41,11 @@ class RidgeConfig:
         seed: of the randomised PCA.
     """
 
-    n_components: int = 256
-    alpha: float | str = "cv"
-    grid: tuple[float, ...] = tuple(float(10.0**p) for p in np.arange(-4.0, 5.01, 0.5))
-    n_folds: int = 5
-    seed: int = 0
+    n_components: Count = 256
+    alpha: Positive | str = "cv"
+    grid: tuple[Positive, ...] = tuple(float(10.0**p) for p in np.arange(-4.0, 5.01, 0.5))
+    n_folds: Folds = 5
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

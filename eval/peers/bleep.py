@@ -26,6 +26,7 @@ from eval.folds.fold import Prediction, Representation, SlideData, stack
 from eval.measures.ridge import knn_mean
 from eval.peers.peer import Features, TrainingData, known_expression, target_genes
 from eval.peers.towers import FittedTowers, FlatClip, Inputs, Towers
+from hibio.config.schema import Count, Temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,10 @@ class Bleep(FlatClip):
         input_temperature: divides the cosines of the inputs when ``before_projection``.
     """
 
-    k: int = 50
+    k: Count = 50
     before_projection: bool = False
-    temperature: float = 1.0
-    input_temperature: float = 0.1
+    temperature: Temperature = 1.0
+    input_temperature: Temperature = 0.1
     name: str = "bleep"
     source: str = "BLEEP, Xie et al. 2023"
 

@@ -16,6 +16,7 @@ from eval.errors import FoldError
 from eval.folds.fold import SlideData
 from eval.peers.peer import TrainingData
 from eval.peers.towers import ContrastivePeer, OmicsInput, ProjectionHead, Towers
+from hibio.config.schema import Count
 
 LEFT_OUT = re.compile(r"[.-]|^RP[LS]\d", re.IGNORECASE)
 DEPTH = 1e4
@@ -39,7 +40,7 @@ class OmiClip(ContrastivePeer):
         n_words: genes in a sentence.
     """
 
-    n_words: int = 50
+    n_words: Count = 50
     name: str = "omiclip"
     source: str = "OmiCLIP, Chen et al. 2025"
 
@@ -77,7 +78,7 @@ class Nicheformer(ContrastivePeer):
         n_tokens: length of the ranking that is read.
     """
 
-    n_tokens: int = 256
+    n_tokens: Count = 256
     name: str = "nicheformer"
     source: str = "Nicheformer, Schaar et al. 2024"
 

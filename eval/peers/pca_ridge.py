@@ -37,6 +37,7 @@ from eval.peers.peer import (
     pictured,
     target_genes,
 )
+from hibio.config.schema import Count
 
 HEST_GENES = 50  # the fixed penalty is that of the benchmark's 50 genes
 
@@ -53,7 +54,7 @@ class PcaRidge:
 
     alpha: str = "cv"
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    n_genes: int = N_TARGETS
+    n_genes: Count = N_TARGETS
     name: str = "pca256_ridge"
     source: str = "HEST-Bench head, Jaume et al. 2024"
     needs_image: bool = True

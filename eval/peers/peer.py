@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from eval.errors import FoldError
 from eval.folds.fold import Fold, Representation, SlideData, dense_expression, variable_genes
 from eval.measures.ridge import zscore
+from hibio.config.schema import Count, Positive, Range, Weight
 from preprocessing.errors import did_you_mean
 
 NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"
@@ -137,11 +138,11 @@ class TrainingConfig:
         clip: largest norm of the gradient.
     """
 
-    steps: int | None = None
-    batch: int | None = None
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    clip: float = 5.0
+    steps: Count | None = None
+    batch: Annotated[int, Range(2)] | None = None
+    lr: Positive = 1e-3
+    weight_decay: Weight = 1e-2
+    clip: Positive = 5.0
 
     def __post_init__(self) -> None:
         steps, batch = 1 if self.steps is None else self.steps, self.batch or 2

@@ -26,6 +26,7 @@ from eval.peers.peer import (
     pictured,
     target_genes,
 )
+from hibio.config.schema import Dropout, Size
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ class Mlp(RegressionPeer):
         dropout: after each.
     """
 
-    width: int = 256
-    dropout: float = 0.2
+    width: Size = 256
+    dropout: Dropout = 0.2
     name: str = "mlp_regression"
     source: str = "MLP on frozen features"
 

@@ -28,6 +28,7 @@ from eval.peers.towers import (
     Towers,
     scaled_expression,
 )
+from hibio.config.schema import Temperature, Weight
 from hibio.losses import info_nce
 from preprocessing.graphs import smooth
 
@@ -41,8 +42,8 @@ class StAlign(FlatClip):
         temperature: fixed.
     """
 
-    weights: tuple[float, float, float] = (0.3, 0.3, 0.4)
-    temperature: float = 0.1
+    weights: tuple[Weight, Weight, Weight] = (0.3, 0.3, 0.4)
+    temperature: Temperature = 0.1
     name: str = "st_align"
     source: str = "ST-Align, Lin et al. 2024"
 

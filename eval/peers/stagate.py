@@ -38,6 +38,7 @@ from eval.peers.peer import (
     known_expression,
     target_genes,
 )
+from hibio.config.schema import Count, Positive, Size, Weight
 
 ROWS = ("expression", "tfidf")
 
@@ -57,13 +58,13 @@ class Stagate:
         rows: what is reconstructed: log expression, or TF-IDF rows.
     """
 
-    n_genes: int = 1000
-    hidden: int = 128
-    latent: int = 30
-    neighbours: int = 6
-    steps: int = 200
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
+    n_genes: Count = 1000
+    hidden: Size = 128
+    latent: Size = 30
+    neighbours: Count = 6
+    steps: Count = 200
+    lr: Positive = 1e-3
+    weight_decay: Weight = 1e-4
     rows: Literal["expression", "tfidf"] = "expression"
     name: str = "stagate"
     source: str = "STAGATE, Dong and Zhang 2022"

@@ -25,6 +25,7 @@ from eval.peers.peer import (
     pictured,
     target_genes,
 )
+from hibio.config.schema import Count, Dropout, Size, Temperature
 from hibio.losses import info_nce
 
 Arrays: TypeAlias = tuple[np.ndarray, ...]
@@ -45,10 +46,10 @@ class TowerConfig:
         temperature: where the learned temperature starts.
     """
 
-    dim: int = 64
-    input_dropout: float = 0.5
-    dropout: float = 0.3
-    temperature: float = 0.07
+    dim: Size = 64
+    input_dropout: Dropout = 0.5
+    dropout: Dropout = 0.3
+    temperature: Temperature = 0.07
 
 
 class ProjectionHead(nn.Module):
@@ -224,7 +225,7 @@ class FlatClip(ContrastivePeer):
         n_genes: variable genes that the omics tower reads.
     """
 
-    n_genes: int = 1000
+    n_genes: Count = 1000
     name: str = "clip"
     source: str = "CLIP, Radford et al. 2021, on spots"
 

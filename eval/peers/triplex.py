@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from eval.peers.regression import Output, RegressionPeer, SlideStack
+from hibio.config.schema import Dropout, Share, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,9 @@ class Triplex(RegressionPeer):
         distillation: share of the fused prediction in the target of a branch.
     """
 
-    width: int = 128
-    dropout: float = 0.2
-    distillation: float = 0.3
+    width: Size = 128
+    dropout: Dropout = 0.2
+    distillation: Share = 0.3
     name: str = "triplex"
     source: str = "TRIPLEX, Chung et al. 2024"
 

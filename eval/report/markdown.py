@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -85,7 +86,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def plain_text(value: object) -> str:
     """A text of a user as one line of Markdown: no tag, no link and no new line comes from it."""
     text = html.escape(" ".join(str(value).split()), quote=False)
-    return text.replace("[", "\\[")
+    return re.sub(r"([\\\[])", r"\\\1", text)
 
 
 def _cell_text(value: str) -> str:

@@ -28,6 +28,7 @@ from eval.measures.inner_folds import group_folds
 from eval.measures.metrics import WORDS, balanced_accuracy, macro_auroc, macro_f1
 from eval.measures.ridge import zscore
 from eval.results import Measure, Question, ResultTable, TaskResult
+from hibio.config.schema import Count, Folds, Positive
 
 QUESTION = Question(
     "annotation",
@@ -62,10 +63,10 @@ class FewShotConfig:
         max_iter: of its solver.
     """
 
-    k: tuple[int, ...] = (1, 2, 5, 10, 20)
-    draws: int = 5
-    c: float = 0.1
-    max_iter: int = 300
+    k: tuple[Count, ...] = (1, 2, 5, 10, 20)
+    draws: Count = 5
+    c: Positive = 0.1
+    max_iter: Count = 300
 
     def __post_init__(self) -> None:
         if any(k < 1 for k in self.k) or self.draws < 1:
@@ -144,12 +145,12 @@ class AnnotationConfig:
     """
 
     columns: tuple[str, ...] = ()
-    grid: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
-    default_c: float = 0.01
-    n_folds: int = 3
-    max_train_spots: int = 20_000
-    max_iter: int = 300
-    tolerance: float = 1e-3
+    grid: tuple[Positive, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0)
+    default_c: Positive = 0.01
+    n_folds: Folds = 3
+    max_train_spots: Count = 20_000
+    max_iter: Count = 300
+    tolerance: Positive = 1e-3
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
 

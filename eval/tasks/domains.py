@@ -21,6 +21,7 @@ from eval.errors import FoldError
 from eval.folds.fold import MODALITIES, Fold, SlideData
 from eval.measures.metrics import WORDS, ami, ari, nmi
 from eval.results import Measure, Question, ResultTable, TaskResult
+from hibio.config.schema import Count, Rounds
 from preprocessing.graphs import neighbour_weights, smooth
 
 QUESTION = Question(
@@ -132,14 +133,14 @@ class DomainsConfig:
         min_spots: a class with fewer labelled spots on the slide is left out.
     """
 
-    n_components: int = 30
-    rounds: int = 4
-    label_rounds: int = 1
-    graph_components: int = 15
-    n_neighbours: int = 6
-    n_seeds: int = 3
-    n_init: int = 5
-    min_spots: int = 10
+    n_components: Count = 30
+    rounds: Rounds = 4
+    label_rounds: Rounds = 1
+    graph_components: Count = 15
+    n_neighbours: Count = 6
+    n_seeds: Count = 3
+    n_init: Count = 5
+    min_spots: Count = 10
 
 
 def run(fold: Fold, config: DomainsConfig) -> TaskResult:

@@ -29,6 +29,7 @@ from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import ReadOut, RidgeConfig, centre, choose_weights, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
 from eval.tasks.probes import PLAIN, ImageProbe, check_readout
+from hibio.config.schema import Count, Share
 from preprocessing.graphs import neighbour_mean
 
 QUESTION = Question(
@@ -78,10 +79,10 @@ class ExpressionConfig:
             side.
     """
 
-    n_genes: tuple[int, ...] = (50, 200)
-    min_detected: float = 0.1
+    n_genes: tuple[Count, ...] = (50, 200)
+    min_detected: Share = 0.1
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    bleep_k: int = 50
+    bleep_k: Count = 50
     raw: str = RAW
     readout: str = PLAIN
 

@@ -19,6 +19,7 @@ from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import RidgeConfig, knn_mean, ridge_fit_predict, zscore
 from eval.results import DECODER_SUFFIX, Measure, Question, ResultTable, TaskResult
+from hibio.config.schema import Count
 
 QUESTION = Question(
     "imputation",
@@ -56,9 +57,9 @@ class ImputationConfig:
     """
 
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    k: int = 50
+    k: Count = 50
     blocks: BlocksConfig = field(default_factory=BlocksConfig)
-    max_train_spots: int = 20_000
+    max_train_spots: Count = 20_000
 
 
 @dataclass(frozen=True)

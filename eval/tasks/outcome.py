@@ -42,6 +42,7 @@ from eval.tasks.patients import (
     probe_probabilities,
     pseudobulk,
 )
+from hibio.config.schema import Count, Folds, Level, Positive
 
 QUESTION = Question(
     "outcome",
@@ -97,11 +98,11 @@ class SurvivalConfig:
         draws: of the bootstrap.
     """
 
-    min_events: int = 3
-    grid: tuple[float, ...] = (0.01, 0.1, 1.0)
-    n_folds: int = 4
-    level: float = 0.95
-    draws: int = 1000
+    min_events: Count = 3
+    grid: tuple[Positive, ...] = (0.01, 0.1, 1.0)
+    n_folds: Folds = 4
+    level: Level = 0.95
+    draws: Count = 1000
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ class OutcomeConfig:
         survival: of outcomes that are survival times.
     """
 
-    min_train: int = 2
+    min_train: Count = 2
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     attention: AttentionPoolConfig = field(default_factory=AttentionPoolConfig)
-    level: float = 0.95
-    draws: int = 2000
+    level: Level = 0.95
+    draws: Count = 2000
     survival: SurvivalConfig = field(default_factory=SurvivalConfig)
 
 

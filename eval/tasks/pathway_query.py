@@ -17,6 +17,7 @@ from eval.measures.metrics import WORDS, pearson_per_gene, spearman_per_gene, su
 from eval.measures.ridge import RidgeConfig, zscore_mean
 from eval.results import Measure, Question, ResultTable, TaskResult
 from eval.tasks.probes import ImageProbe
+from hibio.config.schema import Count
 
 QUESTION = Question(
     "pathway_query",
@@ -47,7 +48,7 @@ class PathwayQueryConfig:
     """
 
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    k: int = 50
+    k: Count = 50
     random_of: str = ""
 
 

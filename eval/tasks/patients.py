@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from eval.errors import FoldError
 from eval.folds.fold import Representation, SlideData, expression
+from hibio.config.schema import Count, Folds, Positive, Weight
 
 FLAT = 1e-6  # of the spread within a patient: a feature that varies less is constant
 LEAST = 1e-12  # probability in a log loss
@@ -153,10 +154,10 @@ class ProbeConfig:
         max_iter: of the solver.
     """
 
-    grid: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
-    n_folds: int = 4
-    subsets: int = 8
-    max_iter: int = 500
+    grid: tuple[Positive, ...] = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0)
+    n_folds: Folds = 4
+    subsets: Count = 8
+    max_iter: Count = 500
 
 
 def probe_probabilities(
@@ -278,13 +279,13 @@ class AttentionPoolConfig:
         weight_decay: decoupled, on every weight.
     """
 
-    max_spots: int = 512
-    components: int = 16
-    hidden: int = 8
-    starts: int = 4
-    steps: int = 40
-    learning_rate: float = 0.03
-    weight_decay: float = 0.3
+    max_spots: Count = 512
+    components: Count = 16
+    hidden: Count = 8
+    starts: Count = 4
+    steps: Count = 40
+    learning_rate: Positive = 0.03
+    weight_decay: Weight = 0.3
 
 
 @dataclass(frozen=True)

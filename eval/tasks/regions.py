@@ -10,6 +10,7 @@ Shapes: S spots, D dimensions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from scipy import sparse
@@ -18,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from eval.folds.fold import Fold, Representation, SlideData
 from eval.measures.metrics import WORDS, ari
 from eval.results import Measure, Question, ResultTable, TaskResult
+from hibio.config.schema import Count, Range
 from hibio.keys import level_name
 from hibio.regions import DIAMETERS_UM, RegionTree, fit_region_tree, region_levels
 from preprocessing.graphs import KNNGraph, SpotGraph, smooth
@@ -41,9 +43,9 @@ class RegionsTaskConfig:
         diameters_um: sizes of the levels.
     """
 
-    neighbours: int = 6
-    min_piece: int = 5
-    diameters_um: tuple[float, ...] = DIAMETERS_UM
+    neighbours: Count = 6
+    min_piece: Count = 5
+    diameters_um: tuple[Annotated[float, Range(0, 1e6, "low")], ...] = DIAMETERS_UM
 
 
 def run(fold: Fold, config: RegionsTaskConfig) -> TaskResult:

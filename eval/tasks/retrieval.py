@@ -20,6 +20,7 @@ D dimensions, V variable genes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from scipy.special import logsumexp
@@ -58,6 +59,7 @@ from eval.tasks.probes import (
     raw_bridge,
     side_by_side,
 )
+from hibio.config.schema import Count, Fraction, Range, Temperature
 
 QUESTION = Question(
     "retrieval",
@@ -267,17 +269,17 @@ class RetrievalConfig:
     """
 
     item: str = "spot"
-    k: tuple[int, ...] = (1, 5, 10)
-    fractions: tuple[float, ...] = (0.01, 0.05, 0.1)
-    soft_share: float = 0.05
-    soft_genes: int = 500
-    csls_k: int = 10
-    temperature: float = 0.1
-    steps: int = 30
-    max_transductive: int = 6000
+    k: tuple[Count, ...] = (1, 5, 10)
+    fractions: tuple[Fraction, ...] = (0.01, 0.05, 0.1)
+    soft_share: Fraction = 0.05
+    soft_genes: Count = 500
+    csls_k: Count = 10
+    temperature: Temperature = 0.1
+    steps: Count = 30
+    max_transductive: Annotated[int, Range(0)] = 6000
     target: str = RAW
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    identity_spots: int = 100
+    identity_spots: Annotated[int, Range(0)] = 100
     readout: str = PLAIN
 
     def __post_init__(self) -> None:

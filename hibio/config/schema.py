@@ -58,11 +58,19 @@ class Range:
         return "a number " + " and ".join(part for part in parts if part)
 
 
-#: Ranges that several sections have.
+#: Ranges that several sections, tasks or peers have.
 Size = Annotated[int, Range(1, 16_384)]
 Dropout = Annotated[float, Range(0, 1, "high")]
 Temperature = Annotated[float, Range(0, 100, "low")]
 Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1, "low")]
+Level = Annotated[float, Range(0.5, 1, "high")]
+Count = Annotated[int, Range(1, 1e9)]
+Rounds = Annotated[int, Range(0, 1000)]
+Folds = Annotated[int, Range(2, 1000)]
+Positive = Annotated[float, Range(0, 1e12, "low")]
+Weight = Annotated[float, Range(0, 1e6)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 Correlation = Annotated[float, Range(-1, 1)]
 Micrometres = Annotated[float, Range(0, 1e6)]
 

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from preprocessing.errors import DataError
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, spreadsheet_text
 from preprocessing.image_transform import moved
 from preprocessing.pages import (
     Beside,
@@ -378,8 +378,9 @@ def write_table(rows: Sequence[CohortRow], path: Path) -> None:
             outliers = "; ".join(
                 f"{key} {'high' if high else 'low'}" for key, high in row.outliers.items()
             )
-            ids = [row.slide_id, row.patient_id, row.modality, row.registration]
-            writer.writerow([*ids, *texts, outliers, "; ".join(row.warnings)])
+            ids = map(spreadsheet_text, (row.slide_id, row.patient_id, row.modality))
+            warnings = spreadsheet_text("; ".join(row.warnings))
+            writer.writerow([*ids, row.registration, *texts, outliers, warnings])
 
 
 def cohort_page(rows: Sequence[CohortRow], failed: Sequence[tuple[str, str]] = ()) -> str:

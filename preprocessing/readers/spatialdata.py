@@ -6,6 +6,7 @@ name the codec pickle are refused. Shapes: n shapes or points.
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.hdf5 import DEFLATE_MOST, HARMLESS_BYTES
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.geometry import ragged_centroids, transform_matrix, wkb_centroids
@@ -60,13 +62,18 @@ class Element:
     system: str
 
 
-def check_codecs(folder: Path) -> None:
-    """Check that no array below a zarr folder would be unpickled.
+def check_arrays(folder: Path) -> None:
+    """Check that no array below a zarr folder would be unpickled or fill the memory.
 
     Raises:
-        DataError: one would, or its metadata are no JSON.
+        DataError: one would, its metadata are no JSON, or a link leads out of the folder.
     """
-    for place, _, names in os.walk(folder):
+    root = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            link = Path(place) / name
+            if link.is_symlink() and not link.resolve().is_relative_to(root):
+                raise DataError(f"{link} is a link to another place; copy what it leads to")
         for name in set(names) & set(_METADATA):
             path = Path(place) / name
             try:
@@ -78,6 +85,41 @@ def check_codecs(folder: Path) -> None:
                     f"{path} holds pickled objects, which are not read; write numbers and texts "
                     "(current versions of anndata do)"
                 )
+            for place_of, one in _arrays(path, content):
+                _require_sound_size(path, place_of, one)
+
+
+def _arrays(path: Path, content: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Folder and metadata of every array that a file of metadata describes, itself or others."""
+    known: list[tuple[str, Any]] = [("", content)]
+    for key in ("metadata", "consolidated_metadata"):
+        inner = content.get(key) if isinstance(content, Mapping) else None
+        inner = inner.get("metadata") if key != "metadata" and isinstance(inner, Mapping) else inner
+        known += inner.items() if isinstance(inner, Mapping) else ()
+    for name, one in known:
+        if isinstance(one, Mapping) and "shape" in one:
+            yield path.parent / str(name).removesuffix(".zarray"), one
+
+
+def _require_sound_size(path: Path, folder: Path, array: Mapping[str, Any]) -> None:
+    """Refuse an array whose chunks, the files of its folder, cannot hold what it claims."""
+    try:
+        width = np.dtype(array.get("dtype") or array.get("data_type")).itemsize or 8
+    except TypeError:  # texts, and what only zarr knows
+        width = 8
+    try:
+        grid = array.get("chunk_grid") or {"configuration": {}}
+        chunk = array.get("chunks") or grid["configuration"].get("chunk_shape") or ()
+        claimed = width * max(math.prod(map(int, array["shape"])), math.prod(map(int, chunk)))
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise DataError(f"{path} has no shape of numbers ({error}); copy it again") from error
+    files = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
+    stored = sum(file.stat().st_size for file in files)
+    if claimed > DEFLATE_MOST * stored + HARMLESS_BYTES:
+        raise DataError(
+            f"{path}: an array claims {claimed / 2**30:,.1f} GiB in {stored:,} bytes, more than "
+            "these can hold; copy the folder again"
+        )
 
 
 def _codecs(content: object) -> Iterator[str]:
@@ -102,7 +144,7 @@ def read_element(root: Path, name: str) -> Element | None:
     folder = element_folder(root, name)
     if folder is None:
         return None
-    check_codecs(folder)
+    check_arrays(folder)
     read = _shapes if folder.parent.name == "shapes" else _points
     with damage_named(folder):
         return _placed(folder, *read(folder))
@@ -230,7 +272,7 @@ def _sources(row: SlideRow) -> dict[str, Path]:
     import anndata
     import zarr
 
-    check_codecs(table)
+    check_arrays(table)
     with damage_named(table):
         stored = zarr.open_group(str(table), mode="r").get("uns/spatialdata_attrs")
         attrs = {} if stored is None else anndata.io.read_elem(stored)
@@ -262,7 +304,7 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     import anndata
 
     root, table = _find(row.counts_path)
-    check_codecs(table)
+    check_arrays(table)
     with damage_named(table):
         data: Any = anndata.io.read_zarr(table)
     notes: list[str] = []

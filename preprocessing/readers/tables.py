@@ -439,13 +439,41 @@ def require_pyarrow(path: Path) -> None:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a parquet table.
+    """Read a parquet table, a file or a folder of files.
 
     Raises:
-        DataError: pyarrow is missing, or the file is damaged.
+        DataError: pyarrow is missing, or the file is damaged, or claims more than it can hold.
     """
     require_pyarrow(path)
     try:
+        require_sound_parquet(path)
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a complete parquet file ({error})") from error
+
+
+def require_sound_parquet(path: Path) -> None:
+    """Refuse a parquet file, or a folder of them, whose values would fill the memory.
+
+    A few bytes can stand for millions of equal values. Only what the file says of itself is read.
+
+    Raises:
+        DataError: its values, 8 bytes each, are more than `MOST_RATIO` times its size.
+        OSError: damaged (so is ValueError).
+    """
+    from pyarrow.parquet import read_metadata
+
+    parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    for part in parts:
+        if part != path and part.name.startswith(("_", ".")):
+            continue
+        known, size = read_metadata(part), part.stat().st_size
+        groups = [known.row_group(i) for i in range(known.num_row_groups)]
+        values = sum(g.column(c).num_values for g in groups for c in range(g.num_columns))
+        claimed = max(8 * values, sum(group.total_byte_size for group in groups))
+        if claimed > max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES)):
+            raise DataError(
+                f"{part}: {values:,} values in {size / 2**20:,.2f} MiB of parquet; expected at "
+                f"most {MOST_RATIO} times its size once read: it is damaged, or made to fill the "
+                "memory; if it is right, write it as .csv and give that file"
+            )

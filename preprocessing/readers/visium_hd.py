@@ -15,7 +15,12 @@ from preprocessing.errors import DataError
 from preprocessing.readers.coordinates import row_mpp, step_px
 from preprocessing.readers.format import Format
 from preprocessing.readers.joins import first_names
-from preprocessing.readers.tables import require_columns, require_pyarrow, truth_column
+from preprocessing.readers.tables import (
+    require_columns,
+    require_pyarrow,
+    require_sound_parquet,
+    truth_column,
+)
 from preprocessing.readers.tenx import read_tenx
 from preprocessing.readers.visium import (
     BINNED,
@@ -175,6 +180,7 @@ def _batches(path: Path) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet
 
     try:
+        require_sound_parquet(path)
         with pyarrow.parquet.ParquetFile(path) as file:
             require_columns(pd.DataFrame(columns=file.schema_arrow.names), tuple(COLUMNS), path)
             for batch in file.iter_batches(batch_size=_BATCH, columns=COLUMNS):

@@ -28,9 +28,10 @@ def test_means_values_chance_and_notes_are_written(tmp_path: Path) -> None:
 
 
 def test_texts_of_users_are_no_markup():
-    table = markdown_table(["a|b", "<script>"], [["x\ny", "[link](u)"]])
+    table = markdown_table(["a|b", "<script>"], [["x\ny", "[link](u)"], ["a\\|b", "\\[link](u)"]])
     assert table.splitlines() == [
         "| a\\|b | &lt;script&gt; |",
         "|---|---|",
         "| x y | \\[link](u) |",
+        r"| a\\\|b | \\\[link](u) |",  # a backslash of a text escapes nothing
     ]

@@ -7,14 +7,14 @@ import pytest
 
 from eval.folds.fold import Fold
 from eval.results import Metric, Task, TaskResult
-from eval.run import _pooled_results, _with_models
+from eval.run import Finished, _pooled_results, _with_models
 
 
 def fold(name: str, seed: int) -> Fold:
     return Fold(name, seed, np.array(["G"]), (), ())
 
 
-def test_a_pooled_task_runs_once_a_seed_on_its_folds() -> None:
+def test_a_pooled_task_runs_once_a_seed_on_its_folds(tmp_path) -> None:
     seen: list[list[tuple[str, int]]] = []
 
     def run(folds: list[Fold], config: int) -> TaskResult:
@@ -23,9 +23,11 @@ def test_a_pooled_task_runs_once_a_seed_on_its_folds() -> None:
         return TaskResult("t", {})
 
     folds = [fold(name, seed) for name in ("A", "B") for seed in (0, 1)]
-    results = _pooled_results("t", Task(int, run, pooled=True), 0, folds)
-    assert seen == [[("A", 0), ("B", 0)], [("A", 1), ("B", 1)]]
-    assert len(results) == 2
+    task = Task(int, run, pooled=True)
+    for _ in range(2):  # the second time it is there
+        results = _pooled_results("t", task, 0, folds, Finished(tmp_path))
+        assert seen == [[("A", 0), ("B", 0)], [("A", 1), ("B", 1)]]
+        assert len(results) == 2
 
 
 def test_notes_of_a_task_without_models_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

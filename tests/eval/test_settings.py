@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -12,6 +14,7 @@ from eval.peers import PEERS
 from eval.settings import configured_peers, task_configs
 from eval.tasks import TASKS, retrieval
 from hibio.config.files import ConfigError, apply_overrides
+from tests.hibio.test_ranges import number_in
 
 EVERY = list(PEERS.values())
 
@@ -45,6 +48,40 @@ def test_a_setting_reaches_the_protocol_of_hest_bench() -> None:
     assert protocol_of(["n_components=64"]) == HestProtocol(n_components=64)
     with pytest.raises(ConfigError, match="did you mean 'n_components'"):
         protocol_of(["n_component=64"])
+
+
+def numbers_of(section: Any, above: str) -> Iterator[tuple[str, bool]]:
+    """Key of every number of a settings object, and whether it has a range."""
+    hints = get_type_hints(type(section), include_extras=True)
+    for field in fields(section):
+        key, value = f"{above}.{field.name}", getattr(section, field.name)
+        if is_dataclass(value):
+            yield from numbers_of(value, key)
+        elif number_in(hints[field.name]) is not None:
+            yield key, "Range" in str(hints[field.name])
+
+
+def read_all(setting: str) -> None:
+    if setting.startswith("hest."):
+        protocol_of([setting.removeprefix("hest.")])
+    else:
+        given = apply_overrides({}, [setting])
+        configured_peers(given, EVERY)
+        task_configs(given, TASKS)
+
+
+def test_every_number_has_a_range_and_what_means_nothing_is_refused_by_its_key() -> None:
+    sections = {f"peers.{peer.name}": peer for peer in EVERY}
+    sections |= {name: task.config() for name, task in TASKS.items()}
+    found = {key: bound for name, one in sections.items() for key, bound in numbers_of(one, name)}
+    found |= dict(numbers_of(HestProtocol(), "hest"))
+    assert len(found) > 100
+    assert [key for key, bound in found.items() if not bound] == []
+    for key in found:
+        for value in ("-1", ".nan"):
+            listed = f"[{value}]" if key.endswith((".k", ".grid", "diameters_um")) else value
+            with pytest.raises(ConfigError, match=re.escape(key.removeprefix("hest."))):
+                read_all(f"{key}={listed}")
 
 
 def read_both(given: dict[str, Any]) -> None:

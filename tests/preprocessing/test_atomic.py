@@ -11,6 +11,7 @@ import pytest
 
 from preprocessing.errors import DataError
 from preprocessing.files import LOCK, atomic_path, locked, spreadsheet_text
+from tests.preprocessing.full_disk import on_a_full_disk
 
 
 def test_success_writes_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -110,3 +111,9 @@ def test_a_spreadsheet_runs_no_cell(text):
 @pytest.mark.parametrize("text", ["", "a=1", "ERBB2", "1-2"])
 def test_other_cells_stay_as_they_are(text):
     assert spreadsheet_text(text) == text
+
+
+def test_a_lock_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    code = "from preprocessing.files import locked\nattempt(locked(sys.argv[1]).__enter__)"
+    assert "File too large" in on_a_full_disk(code, tmp_path, limit=0)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from preprocessing import DataError
@@ -127,6 +128,23 @@ def test_a_matrix_that_claims_more_entries_than_it_holds(
 
 def huge(file: h5py.File, name: str, values: int = 10**12) -> None:
     file.create_dataset(name, (values,), "f8", chunks=(min(values, 1 << 16),), compression="gzip")
+
+
+@pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
+def test_a_parquet_file_that_stands_for_more_than_it_holds(tmp_path: Path, as_folder: bool) -> None:
+    pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    path = tmp_path / "a.parquet"
+    if as_folder:
+        path.mkdir()
+    part = path / "part.0.parquet" if as_folder else path
+    for values in (np.zeros(400_000), np.random.default_rng(0).random(20_000)):
+        frame = pd.DataFrame({"x": values})
+        frame.to_parquet(part)
+        if values.any():
+            pd.testing.assert_frame_equal(unpacked.read_parquet(path), frame)
+        else:
+            with pytest.raises(DataError, match=rf"{part.name}: 400,000 values in 0\.00 MiB"):
+                unpacked.read_parquet(path)
 
 
 def test_an_hdf5_file_that_claims_more_than_it_holds(tmp_path: Path) -> None:

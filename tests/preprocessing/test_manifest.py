@@ -167,3 +167,12 @@ def test_arbitrary_text_gives_rows_or_a_data_error(
         return
     assert rows
     assert all(isinstance(row, SlideRow) and row.slide_id for row in rows)
+
+
+def test_a_path_that_a_spreadsheet_would_run_is_written_from_its_folder(tmp_path: Path):
+    (tmp_path / "=1+1.h5").touch()
+    row = SlideRow("s", "P", tmp_path / "=1+1.h5", "visium")
+    write_manifest([row], tmp_path / "m.csv")
+    assert ",./=1+1.h5," in (tmp_path / "m.csv").read_text()
+    (found,) = read_manifest(tmp_path / "m.csv")
+    assert found.counts.resolve() == row.counts

@@ -197,6 +197,33 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         read_spots(cell_row(root, "spatialdata"))
 
 
+def test_arrays_that_claim_more_than_their_chunks_hold(tmp_path: Path) -> None:
+    root = sdata(tmp_path / "a.zarr")
+    table = root / "tables/table"
+    path = table / "X/data/.zarray"
+    old = path.read_text()
+    for changes in ({"shape": [5 * 10**12]}, {"chunks": [5 * 10**12]}):
+        path.write_text(json.dumps(json.loads(old) | changes))
+        with pytest.raises(DataError, match=r"claims [\d,]+\.\d GiB in [\d,]+ bytes"):
+            read_spots(cell_row(root, "spatialdata"))
+    path.write_text(json.dumps(json.loads(old) | {"shape": "many"}))
+    with pytest.raises(DataError, match="no shape of numbers"):
+        read_spots(cell_row(root, "spatialdata"))
+    path.write_text(old)
+    huge = {"metadata": {"X/data/.zarray": json.loads(old) | {"shape": [5 * 10**12]}}}
+    newer = {"consolidated_metadata": {"metadata": {"X/data": {"shape": [5 * 10**12]}}}}
+    for name, content in ((".zmetadata", huge), ("zarr.json", newer)):
+        (table / name).write_text(json.dumps(content))
+        with pytest.raises(DataError, match=rf"{name}: an array claims"):
+            read_spots(cell_row(root, "spatialdata"))
+        (table / name).unlink()
+    chunk = table / "X/data/0"
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="is a link to another place"):
+        read_spots(cell_row(root, "spatialdata"))
+
+
 @pytest.mark.parametrize("part", ["tables/table/X/data", "tables/table/obs/kind", "tables/table/X"])
 def test_damaged_folders(part: str, tmp_path: Path) -> None:
     root = sdata(tmp_path / "a.zarr")
