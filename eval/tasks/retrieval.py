@@ -20,7 +20,6 @@ D dimensions, V variable genes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
 from scipy.special import logsumexp
@@ -59,7 +58,7 @@ from eval.tasks.probes import (
     raw_bridge,
     side_by_side,
 )
-from hibio.config.schema import Count, Fraction, Range, Temperature
+from hibio.config.schema import Count, Fraction, Temperature, Whole
 
 QUESTION = Question(
     "retrieval",
@@ -276,10 +275,10 @@ class RetrievalConfig:
     csls_k: Count = 10
     temperature: Temperature = 0.1
     steps: Count = 30
-    max_transductive: Annotated[int, Range(0)] = 6000
+    max_transductive: Whole = 6000
     target: str = RAW
     ridge: RidgeConfig = field(default_factory=RidgeConfig)
-    identity_spots: Annotated[int, Range(0)] = 100
+    identity_spots: Whole = 100
     readout: str = PLAIN
 
     def __post_init__(self) -> None:
