@@ -57,6 +57,8 @@ class SlideRow:
         outcome: a class such as "1", or a survival time "34.5;1" (time;event); "" unknown; the
             same on all slides of a patient.
         bin_um: edge of the bins to read in um (visium_hd: 2, 8 or 16; None: 8).
+        layer: the matrix of an AnnData, loom or SpatialData table that holds the counts: a name of
+            its layers, "X" or "raw.X"; "": the first that holds counts.
         role: "test": never trained on, and measured by every checkpoint, also one that was trained
             on other slides of the patient (marked "seen patient" there); "train": never held out;
             "": as the folds say.
@@ -79,6 +81,7 @@ class SlideRow:
     modality: str = RNA
     outcome: str = ""
     bin_um: float | None = None
+    layer: str = ""
     role: str = ""
 
     @property

@@ -206,6 +206,13 @@ def integer_counts(
     return _canonical(matrix, data.astype(np.int32))
 
 
+def native_numbers(values: np.ndarray) -> np.ndarray:
+    """Numbers as scipy takes them: in the byte order of this machine, float16 as float32."""
+    if values.dtype.kind == "f" and values.dtype.itemsize == 2:
+        return values.astype(np.float32)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
 def whole_counts(data: np.ndarray) -> np.ndarray:
     """Tell which values are whole numbers from 0 to the int32 range, (n,) bool."""
     with np.errstate(invalid="ignore"):

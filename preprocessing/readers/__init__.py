@@ -14,6 +14,7 @@ READERS: dict[str, str] = {
     "loom": "preprocessing.readers.loom",
     "csv": "preprocessing.readers.cell_csv",
     "xenium": "preprocessing.readers.xenium",
+    "merscope": "preprocessing.readers.merscope",
     "cosmx": "preprocessing.readers.cosmx",
     "spatialdata": "preprocessing.readers.spatialdata",
     "visium_hd_cells": "preprocessing.readers.hd_cells",

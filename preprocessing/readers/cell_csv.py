@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined
+from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined, without_index
 from preprocessing.readers.coordinates import Scale, number_pair, require_pair
-from preprocessing.readers.format import NO_BINS, is_text
+from preprocessing.readers.format import NO_BINS, NO_LAYERS, is_text
 from preprocessing.readers.tables import read_header, read_wide_table
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
@@ -39,7 +39,8 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
         )
     table = read_wide_table(header, max(ends))
     frame = table.ids
-    others = frame.drop(columns=[x, y])
+    notes: list[str] = []
+    others = without_index(frame.drop(columns=[x, y]), notes)
     names = others.iloc[:, 0] if others.shape[1] else frame.index.astype(str).to_series()
     cells = Cells(
         table.values,
@@ -48,6 +49,7 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
         table.names,
         number_pair(frame, x, y),
         _typed(others.iloc[:, 1:]),
+        notes,
     )
     return cells, in_um
 
@@ -60,5 +62,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 FORMAT = cell_format(
-    "csv", read_csv_cells, detect=lambda counts, spots: is_text(counts), forbids=NO_BINS
+    "csv",
+    read_csv_cells,
+    detect=lambda counts, spots: is_text(counts),
+    forbids={**NO_BINS, **NO_LAYERS},
 )

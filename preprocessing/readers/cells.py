@@ -19,7 +19,7 @@ from preprocessing.readers.coordinates import (
     place,
     require_pair,
 )
-from preprocessing.readers.format import NO_BINS, Format
+from preprocessing.readers.format import NO_BINS, NO_LAYERS, Format
 from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.labels import CODED, read_labels
 from preprocessing.readers.tables import (
@@ -40,6 +40,7 @@ OWN_PLACES = {"spots": "brings its own coordinates"}
 _ID_FROM = 20  # a text column whose values all differ is an id, in a table larger than this
 _LISTED = 6
 _FIRST = 8  # ids stand among the first columns of a counts table
+_INDEX = ("", "Unnamed: 0", "column_1", "row_name", "index")  # of the numbers of the rows
 _ID_NAMES = ("barcode", "cell_id", "cell_ID", "CellID", "cell", "Cell", "row_name", "")
 
 
@@ -48,7 +49,7 @@ def cell_format(
 ) -> Format:
     """A `Format` of cells that bring their own coordinates; ``known`` as for `Format`."""
     defaults: dict[str, Any] = {
-        "forbids": {**OWN_PLACES, **NO_BINS},
+        "forbids": {**OWN_PLACES, **NO_BINS, **NO_LAYERS},
         "complain": _complain,
         "cells": True,
     }
@@ -326,7 +327,8 @@ def read_joined(
 
 def _shared(header: Header, known: Header, pair: tuple[str, str]) -> tuple[tuple[str, ...], int]:
     """The shared id columns, and how many columns of the counts stand before the genes."""
-    candidates = [n for n in header.names[:_FIRST] if n and n in known.names and n not in pair]
+    own = set(known.names) - {*_INDEX, *pair}
+    candidates = [n for n in header.names[:_FIRST] if n in own]
     if not candidates:
         return (), 1
     end = header.names.index(candidates[-1]) + 1
@@ -334,6 +336,18 @@ def _shared(header: Header, known: Header, pair: tuple[str, str]) -> tuple[tuple
     if inside is not None:
         end = max(end, *(header.names.index(name) + 1 for name in inside[:2]))
     return tuple(candidates), end
+
+
+def without_index(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """A table of ids (R, k) without the row numbers that pandas and R write in front of them."""
+    if frame.shape[1] < 2 or str(frame.columns[0]) not in _INDEX:
+        return frame
+    numbers = pd.to_numeric(frame.iloc[:, 0], errors="coerce").to_numpy()
+    counted = any((numbers == np.arange(first, first + len(frame))).all() for first in (0, 1))
+    if not counted or not frame.iloc[:, 1].is_unique:
+        return frame
+    notes.append(f"first column left out: row numbers, the ids are {frame.columns[1]!r}")
+    return frame.iloc[:, 1:]
 
 
 def _named(header: Header, known: Header, keys: Sequence[str]) -> tuple[tuple[str, ...], int]:

@@ -1,7 +1,5 @@
 """CosMx flat files: a counts table and a table of cells, joined by fov and cell_ID."""
 
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ from preprocessing.errors import DataError
 from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.format import first_file
-from preprocessing.readers.tables import read_header, read_typed
+from preprocessing.readers.tables import read_header, read_typed, text_head
 from preprocessing.scale import stated
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
@@ -19,7 +17,6 @@ KEYS = ("fov", "cell_ID")
 _COUNTS = ("*_exprMat_file.csv*", "*exprMat*.csv*", "cell_by_gene.csv*")
 _CELLS = ("*_metadata_file.csv*", "*metadata*.csv*", "cells.csv*")
 _FIELDS = "*fov_positions_file.csv*"
-_CONTROL = re.compile(r"(NegPrb|Negative|NegControl|SystemControl|FalseCode|Blank)", re.I)
 _FRAMES = {5472: 0.18, 4256: 0.12028}  # width of a field of view, pixels: um per pixel
 _HINT = (
     "; CosMx coordinates are pixels: 0.12028 um on commercial instruments (ImPixel_nm in the "
@@ -50,12 +47,12 @@ def find_cosmx_files(folder: Path) -> dict[str, Path] | None:
 def read_cosmx(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     """Read one CosMx slide; the barcode "2_35" is cell 35 of field of view 2.
 
-    cell_ID 0 (transcripts outside cells) and negative controls are left out and noted. mpp: the
+    cell_ID 0 (transcripts outside cells) is left out and noted. mpp: the
     manifest, else the positions of the fields of view where they are given in pixels and mm.
     """
     files = _sources(row)
     cells, in_um, keys = read_joined(files["counts"], files["spots"], KEYS)
-    cells = _real_cells(_real_genes(cells))
+    cells = _real_cells(cells)
     um = stated_mpp(files["fields"]) if "fields" in files else None
     said = stated(um, "the fields of view in pixels and mm")
     return cell_table(row, cells, Scale(in_um, said, hint=_HINT), image_mpp, keys)
@@ -89,20 +86,6 @@ def mpp_of_frame(fields: Path) -> float | None:
     return near.pop() if len(near) == 1 else None
 
 
-def _real_genes(cells: Cells) -> Cells:
-    control = np.array([_CONTROL.match(str(name)) is not None for name in cells.gene_names])
-    if not control.any():
-        return cells
-    cells.notes.append(f"{int(control.sum())} negative controls left out")
-    kept = np.flatnonzero(~control)
-    return replace(
-        cells,
-        counts=cells.counts[:, kept],
-        gene_ids=cells.gene_ids[kept],
-        gene_names=cells.gene_names[kept],
-    )
-
-
 def _real_cells(cells: Cells) -> Cells:
     outside = np.array([str(name).rpartition("_")[2] == "0" for name in cells.barcodes])
     if not outside.any():
@@ -112,7 +95,9 @@ def _real_cells(cells: Cells) -> Cells:
 
 
 def _detect(counts: Path, spots: Path | None) -> bool:
-    return first_file(counts, "*_exprMat_file.csv*", "cell_by_gene.csv*") is not None
+    by_gene = first_file(counts, "cell_by_gene.csv*")
+    keyed = by_gene is not None and all(key in text_head(by_gene) for key in KEYS)
+    return keyed or first_file(counts, "*_exprMat_file.csv*") is not None
 
 
 def _discover(folder: Path) -> list[SlideRow]:

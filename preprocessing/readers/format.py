@@ -1,10 +1,14 @@
 """A format of source files: what it asks of a manifest row, how its slides are found and read."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+
+import numpy as np
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
@@ -15,9 +19,25 @@ from preprocessing.readers import READERS
 from preprocessing.scale import IMAGE_FILE, check_patch, check_ranges, compare_scale, stated
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
 from preprocessing.slides.pixels import Slide
-from preprocessing.spot_table import PROTEIN, SpotTable
+from preprocessing.spot_table import PROTEIN, SpotTable, unique_gene_names
 
 NO_BINS = {"bin_um": "has no bins of Visium HD"}
+NO_LAYERS = {"layer": "has no layers"}
+_CONTROL = re.compile(
+    r"(Neg(Prb|Control|ative)|SystemControl|FalseCode|Blank|UnassignedCodeword|DeprecatedCodeword"
+    r"|GenomicControl|(deprecated|antisense|intergenic)_)",
+    re.IGNORECASE,
+)
+_GENOMES = {  # names of genomes, without version -> the organism, as the manifest may call it
+    r"GRCh\d+|hg\d+|T2T-CHM13": ("human", "homo sapiens"),
+    r"GRCm\d+|mm\d+": ("mouse", "mus musculus"),
+    r"mRatBN[\d.]+|Rnor_[\d.]+|rn\d+": ("rat", "rattus norvegicus"),
+    r"GRCz\d+|danRer\d+": ("zebrafish", "danio rerio"),
+    r"Sscrofa[\d.]+|susScr\d+": ("pig", "sus scrofa"),
+    r"Mmul_[\d.]+|rheMac\d+": ("macaque", "macaca mulatta"),
+}
+_PREFIX = re.compile(rf"({'|'.join(_GENOMES)})(-[A-Za-z0-9.-]+)?_+(?=.)")
+_SHOWN = 4
 
 
 def counts_file(row: SlideRow) -> dict[str, Path]:
@@ -58,7 +78,7 @@ class Format:
     whole: bool = False
     cells: bool = False
     needs: Mapping[str, str] = field(default_factory=dict)
-    forbids: Mapping[str, str] = field(default_factory=lambda: NO_BINS)
+    forbids: Mapping[str, str] = field(default_factory=lambda: {**NO_BINS, **NO_LAYERS})
     no_protein: str = ""
     complain: Callable[[Mapping[str, object]], list[str]] = lambda columns: []
     lay: Callable[[SlideRow, Slide, float], SpotTable] | None = None
@@ -134,7 +154,7 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         DataError: names the slide and what is wrong with its files.
     """
     with _slide_named(row):
-        table = format_of(row.format).read(row, image_mpp)
+        table = measured_genes(format_of(row.format).read(row, image_mpp), row.organism)
         return table if table.image_only else _with_scale(table, None)
 
 
@@ -154,13 +174,86 @@ def read_slide_spots(
             patch = patch.on_array(row.pitch_um)
             table = _with_scale(form.lay(row, slide, patch.um), slide)
             return _warned(table, check_patch(patch.um, table.mpp)), patch
-        table = form.read(row, slide.mpp)
+        table = measured_genes(form.read(row, slide.mpp), row.organism)
         if row.image_transform:
             matrix = image_matrix(row.image_transform, slide.level_dimensions[0])
             name = getattr(row.image_transform, "name", row.image_transform)
             table = table.transformed(matrix, f"image_transform {name}")
         table, patch = _sized(_with_scale(table, slide), patch)
         return _warned(table, check_patch(patch.um, table.mpp)), patch
+
+
+def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:
+    """Leave out control probes and genes of another organism; both are noted with their numbers.
+
+    Names that begin with a genome (``GRCh38_``, ``mm10___``: Space Ranger's references of several
+    species) lose that prefix; of several genomes the one of ``organism`` stays.
+
+    Raises:
+        DataError: only controls, or genes of several genomes and no organism that tells them apart.
+    """
+    names, notes = list(map(str, table.gene_names)), list(table.notes)
+    control = np.array([_CONTROL.match(name) is not None for name in names], dtype=bool)
+    if control.any():
+        shown = [name for name, one in zip(names, control, strict=True) if one]
+        more = ", ..." if len(shown) > _SHOWN else ""
+        notes.append(
+            f"{len(shown)} control probes left out ({', '.join(shown[:_SHOWN])}{more}; negative "
+            "controls, blanks and deprecated probes measure no gene)"
+        )
+    kept, prefixed = _one_genome(table, ~control, organism, notes)
+    if kept.all() and not prefixed:
+        return table
+    if not kept.any():
+        raise DataError(f"{len(names)} genes and all are control probes; give the genes")
+    ids, names = (
+        [_PREFIX.sub("", str(text), count=1) if prefixed else str(text) for text in texts[kept]]
+        for texts in (table.gene_ids, table.gene_names)
+    )
+    unique = unique_gene_names(np.array(names, dtype=object), notes)
+    return replace(
+        table,
+        counts=table.counts[:, np.flatnonzero(kept)],
+        gene_ids=np.array(ids, dtype=object),
+        gene_names=unique,
+        notes=tuple(notes),
+    )
+
+
+def _one_genome(
+    table: SpotTable, kept: np.ndarray, organism: str, notes: list[str]
+) -> tuple[np.ndarray, bool]:
+    """Which of the genes ``kept`` (G,) belong to one genome, and whether names begin with it."""
+    found = [_PREFIX.match(str(name)) for name in table.gene_names]
+    genomes = Counter(match[1] for match, one in zip(found, kept, strict=True) if match and one)
+    if 2 * sum(genomes.values()) < kept.sum() or not genomes:
+        return kept, False
+    listed = ", ".join(f"{name}: {count}" for name, count in genomes.items())
+    if len(genomes) == 1:
+        notes.append(f"names of genes begin with their genome ({listed} genes): prefix removed")
+        return kept, True
+    wanted = [name for name in genomes if organism.strip().casefold() in _called(name)]
+    if len(wanted) != 1:
+        choices = " or ".join(_called(name)[1] for name in genomes)
+        raise DataError(
+            f"genes of {len(genomes)} genomes, by the prefixes of their names ({listed}): write "
+            f"the organism whose genes are meant ({choices}) into the manifest column organism; "
+            f"found {organism!r} there"
+        )
+    own = np.array([match is None or match[1] == wanted[0] for match in found], dtype=bool)
+    other = kept & ~own
+    share = table.counts[:, np.flatnonzero(other)].sum() / max(1, table.counts.sum())
+    notes.append(
+        f"of the genomes {listed} the genes of {wanted[0]} ({organism}) stay, prefix removed; "
+        f"{int(other.sum())} others with {share:.1%} of the counts left out"
+    )
+    return kept & own, True
+
+
+def _called(genome: str) -> tuple[str, ...]:
+    """What a genome may be called in the column organism: its own name first."""
+    known = (names for form, names in _GENOMES.items() if re.fullmatch(form, genome))
+    return (genome.casefold(), *next(known))
 
 
 def _warned(table: SpotTable, warnings: list[SlideWarning]) -> SpotTable:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from preprocessing.errors import DataError
-from preprocessing.readers.cells import Cells, cell_format, cell_table
+from preprocessing.errors import DataError, did_you_mean
+from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import (
     VISIUM_LATTICE,
     VISIUM_PITCH_UM,
@@ -18,7 +18,7 @@ from preprocessing.readers.coordinates import (
     number_pair,
     require_pair,
 )
-from preprocessing.readers.format import file_name
+from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.hdf5 import (
     Node,
     column_names,
@@ -36,6 +36,7 @@ from preprocessing.scale import Statement, hexagonal_spacing, stated
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable, allowed_values, checked_counts
 
+_COUNTS = ("counts", "raw_counts", "raw", "umi", "umis", "count", "raw_count")  # likely layers
 _WHAT = "an AnnData file (.h5ad)"
 _OBSM = ("spatial_um", "X_spatial_um", "spatial", "X_spatial")
 _SYMBOLS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol")
@@ -45,16 +46,17 @@ _IDS = ("gene_ids", "gene_id", "ensembl_id", "feature_id", "Accession")
 def read_h5ad(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     """Read one AnnData file.
 
-    The counts are X where it holds whole numbers, else layers['counts'], else raw.X (proteins: the
-    first of them without negative values); the notes say which. The coordinates are
+    The counts are what the column layer names, else X where it holds whole numbers, else
+    layers['counts'], else raw.X (proteins: the first of them without negative values); the notes
+    say which. The coordinates are
     obsm['spatial_um'], obsm['spatial'] or obsm['X_spatial'], else a pair of obs columns. mpp: the
     manifest, else microns_per_pixel in uns['spatial'], else the lattice of a Visium slide.
     """
-    cells, scale = h5ad_cells(row.counts_path, row.modality)
+    cells, scale = h5ad_cells(row.counts_path, row.modality, row.layer)
     return cell_table(row, cells, scale, image_mpp)
 
 
-def h5ad_cells(path: Path, modality: str) -> tuple[Cells, Scale]:
+def h5ad_cells(path: Path, modality: str, layer: str = "") -> tuple[Cells, Scale]:
     """Read what an AnnData file says of its cells, and of the scale of their coordinates.
 
     Raises:
@@ -68,7 +70,7 @@ def h5ad_cells(path: Path, modality: str) -> tuple[Cells, Scale]:
         if odd:
             notes.append(f"obs columns that are no numbers or texts left out: {', '.join(odd)}")
         barcodes = index_values(file["obs"])
-        counts, var = _counts(file, modality, notes, path)
+        counts, var = _counts(file, (modality, layer), notes, path)
         if barcodes is None:
             barcodes = np.array([str(i) for i in range(counts.shape[0])], dtype=object)
         ids, names = _genes(var, counts.shape[1], path)
@@ -92,7 +94,7 @@ def has_cells(path: Path) -> bool:
     if not h5py.is_hdf5(path):
         return False
     with open_hdf5(path, _WHAT) as file:
-        if any(name not in file for name in ("X", "obs", "var")):
+        if any(name not in file for name in ("obs", "var")) or not {"X", "layers"} & set(file):
             return False
         placed = any(key in file.get("obsm", ()) for key in _OBSM)
         return placed or find_pair(column_names(file["obs"])) is not None
@@ -113,13 +115,46 @@ def _sources(file: h5py.File) -> dict[str, tuple[Node, Node]]:
     }
 
 
-def _counts(
-    file: h5py.File, modality: str, notes: list[str], path: Path
-) -> tuple[csr_matrix, Node]:
-    """Return the first matrix that holds what the modality asks for, and its genes."""
+def _named(file: h5py.File, layer: str, path: Path) -> dict[str, tuple[Node, Node]]:
+    """The matrix that the manifest's column layer names."""
     sources = _sources(file)
+    if layer in sources:
+        return {layer: sources[layer]}
+    if layer in file.get("layers", ()):
+        return {f"layers['{layer}']": (file["layers"][layer], file["var"])}
+    choices = [*file.get("layers", ()), *(name for name in sources if "[" not in name)]
+    listed = f"found {', '.join(choices) or 'none'}"
+    hint = did_you_mean(layer, choices, "did you mean", listed)
+    raise DataError(f"{path} has no layer {layer!r} ({hint}); correct the manifest column layer")
+
+
+def _layers_told(file: h5py.File, modality: str) -> str:
+    """The layers, and which of them may hold what the modality asks for, for an error."""
+    layers = file.get("layers", {})
+    if not len(layers):
+        return ""
+    usable = [n for n, node in layers.items() if _may_hold(node, modality)]
+    likely = [name for name in usable if name.lower() in _COUNTS] or usable
+    write = f"; write {likely[0]} into the manifest column layer" if likely else ""
+    return f" Its layers are {', '.join(layers)}{write}"
+
+
+def _may_hold(node: Node, modality: str) -> bool:
+    values = first_values(node)
+    return len(values) > 0 and allowed_values(values, modality)
+
+
+def _counts(
+    file: h5py.File, asked: tuple[str, str], notes: list[str], path: Path
+) -> tuple[csr_matrix, Node]:
+    """Return the first matrix that holds what modality and layer ask for, and its genes."""
+    modality, layer = asked
+    sources = _named(file, layer, path) if layer else _sources(file)
+    told = "" if layer else _layers_told(file, modality)
     if not sources:
-        raise DataError(f"{path} has neither X, layers['counts'] nor raw.X; expected raw counts")
+        raise DataError(
+            f"{path} has neither X, layers['counts'] nor raw.X; expected raw counts.{told}"
+        )
     for name, (node, var) in sources.items():
         if not allowed_values(first_values(node), modality):
             continue
@@ -134,9 +169,9 @@ def _counts(
         checked_counts(matrix, modality, index_values(file["obs"]), genes)
     except DataError as error:
         raise DataError(
-            f"{path}: none of {', '.join(sources)} is usable; {name}: {error}"
+            f"{path}: none of {', '.join(sources)} is usable; {name}: {error}.{told}"
         ) from error
-    raise DataError(f"{path}: {name} holds no numbers")
+    raise DataError(f"{path}: {name} holds no numbers.{told}")
 
 
 def _genes(var: Node, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -221,5 +256,6 @@ FORMAT = cell_format(
     read_h5ad,
     detect=lambda counts, spots: file_name(counts).endswith(".h5ad"),
     discover=lambda folder: files_with_cells(folder, "h5ad", has_cells),
+    forbids={**OWN_PLACES, **NO_BINS},
     layout=".h5ad files with coordinates",
 )

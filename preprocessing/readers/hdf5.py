@@ -3,6 +3,7 @@
 Values that are neither numbers, truth values nor texts are refused or left out by name.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,10 +18,13 @@ from preprocessing.errors import DataError
 from preprocessing.files import files_in
 from preprocessing.hdf5 import open_guarded
 from preprocessing.slide_row import SlideRow, drafted_row
+from preprocessing.spot_table import native_numbers
 
 _BLOCK = 4_000_000  # values of a dense matrix that are in memory at once
 _PEEK = 20_000
 _DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+_PLUGIN = "hdf5plugin"
+_NO_FILTER = ("plugin", "required filter", "filter returned failure")
 _MASKED = ("nullable-integer", "nullable-boolean", "nullable-string-array")
 Node = Any  # h5py.Group or h5py.Dataset
 
@@ -39,6 +43,8 @@ def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> It
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; expected {what}")
+    if importlib.util.find_spec(_PLUGIN):
+        importlib.import_module(_PLUGIN)  # registers the filters of Blosc, Zstandard, LZ4, ...
     if not h5py.is_hdf5(path):
         raise DataError(f"{path} is not an HDF5 file; expected {what}")
     try:
@@ -52,6 +58,11 @@ def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> It
             "the file again if it is damaged"
         ) from error
     except _DAMAGE as error:
+        if any(word in str(error) for word in _NO_FILTER):
+            raise DataError(
+                f"{path} is compressed by a filter that this HDF5 lacks ({_PLUGIN} has most of "
+                f"them): pip install {_PLUGIN} and run again, or write the file with gzip"
+            ) from error
         raise DataError(
             f"{path} is {damage} ({error}); expected {what}; download or write it again"
         ) from error
@@ -194,7 +205,7 @@ def first_values(node: Node) -> np.ndarray:
     if data is None or data.dtype.kind not in "iufb" or not data.size:
         return np.empty(0)
     rows = _PEEK if data.ndim == 1 else max(1, _PEEK // max(1, data.shape[1]))
-    return np.ravel(data[:rows])
+    return native_numbers(np.ravel(data[:rows]))
 
 
 def read_matrix(node: Node, *, turned: bool = False) -> csr_matrix:
@@ -221,7 +232,9 @@ def read_matrix(node: Node, *, turned: bool = False) -> csr_matrix:
     rows, columns = node.shape[::-1] if turned else node.shape
     step = max(1, _BLOCK // max(1, columns))
     pieces = [slice(first, first + step) for first in range(0, rows, step)]
-    blocks = [csr_matrix(node[:, piece].T if turned else node[piece]) for piece in pieces]
+    blocks = [
+        csr_matrix(native_numbers(node[:, piece].T if turned else node[piece])) for piece in pieces
+    ]
     return vstack(blocks, format="csr") if blocks else csr_matrix((rows, columns), dtype=node.dtype)
 
 
@@ -236,7 +249,8 @@ def _read_sparse(group: h5py.Group) -> csr_matrix | csc_matrix:
     if group["data"].dtype.kind not in "iufb":
         raise DataError(f"{group.name}/data holds {_kind(group['data'])}; expected numbers")
     try:
-        parts = (group["data"][:], group["indices"][:], group["indptr"][:])
+        names = ("data", "indices", "indptr")
+        parts = tuple(native_numbers(group[name][:]) for name in names)
         matrix = layout(parts, tuple(int(n) for n in size))
         matrix.check_format(full_check=True)
     except ValueError as error:

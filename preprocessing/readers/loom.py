@@ -6,11 +6,12 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from preprocessing.errors import DataError
-from preprocessing.readers.cells import Cells, cell_format, cell_table
+from preprocessing.errors import DataError, did_you_mean
+from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale, find_pair, number_pair, require_pair
-from preprocessing.readers.format import file_name
+from preprocessing.readers.format import NO_BINS, file_name
 from preprocessing.readers.hdf5 import (
+    Node,
     column_names,
     files_with_cells,
     open_hdf5,
@@ -58,7 +59,7 @@ def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
                 f"{path}: matrix {genes} x {spots}, but {len(names)} gene names and "
                 f"{len(columns)} cells; write it again"
             )
-        counts = read_matrix(file["matrix"], turned=True)
+        counts = read_matrix(_matrix(file, row.layer, path), turned=True)
     name = next((n for n in _CELLS if n in columns.columns), None)
     used = [n for n in (x, y, name, _VALID) if n in columns.columns]
     cells = Cells(
@@ -71,6 +72,18 @@ def read_loom(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         notes,
     )
     return cell_table(row, _valid(cells, columns), Scale(in_um), image_mpp)
+
+
+def _matrix(file: h5py.File, layer: str, path: Path) -> Node:
+    """The layer that the manifest names, else the matrix."""
+    if not layer:
+        return file["matrix"]
+    layers = file.get("layers", {})
+    if layer not in layers:
+        listed = f"found {', '.join(layers) or 'none'}"
+        hint = did_you_mean(layer, list(layers), "did you mean", listed)
+        raise DataError(f"{path} has no layer {layer!r} ({hint}); correct the column layer")
+    return layers[layer]
 
 
 def has_cells(path: Path) -> bool:
@@ -109,5 +122,6 @@ FORMAT = cell_format(
     read_loom,
     detect=lambda counts, spots: file_name(counts).endswith(".loom"),
     discover=lambda folder: files_with_cells(folder, "loom", has_cells),
+    forbids={**OWN_PLACES, **NO_BINS},
     layout=".loom files with coordinates",
 )

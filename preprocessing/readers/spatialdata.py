@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from preprocessing.errors import DataError
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.hdf5 import DEFLATE_MOST, HARMLESS_BYTES
-from preprocessing.readers.cells import Cells, cell_format, cell_table
+from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
+from preprocessing.readers.format import NO_BINS
 from preprocessing.readers.geometry import ragged_centroids, transform_matrix, wkb_centroids
 from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.tables import read_parquet
@@ -308,7 +309,7 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     with damage_named(table):
         data: Any = anndata.io.read_zarr(table)
     notes: list[str] = []
-    counts, source = _counts(data, row.modality, table)
+    counts, source = _counts(data, row, table)
     notes.append(f"counts are {source}")
     ids = data.var.get("gene_ids", data.var_names)
     names, ids = _texts(data.var_names), _texts(ids)
@@ -334,19 +335,26 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     return replace(result, diameter_um=float(2 * np.median(element.radius) * unit_um))
 
 
-def _counts(data: Any, modality: str, table: Path) -> tuple[csr_matrix, str]:
-    """The first matrix that holds what the modality asks for; else X, to be refused by value."""
+def _counts(data: Any, row: SlideRow, table: Path) -> tuple[csr_matrix, str]:
+    """The layer of the row, else the first matrix of its modality; else X, refused by value."""
+    if row.layer and row.layer not in ("X", "raw.X"):
+        if row.layer not in data.layers:
+            listed = f"found {', '.join(data.layers) or 'none'}"
+            hint = did_you_mean(row.layer, list(data.layers), "did you mean", listed)
+            raise DataError(f"{table} has no layer {row.layer!r} ({hint}); correct it")
+        return csr_matrix(data.layers[row.layer]), f"layers['{row.layer}']"
     raw = data.raw
     sources = {
         "X": data.X,
         "layers['counts']": data.layers.get("counts"),
         "raw.X": raw.X if raw is not None and raw.shape == data.shape else None,
     }
-    found = {name: csr_matrix(m) for name, m in sources.items() if m is not None}
+    asked = {row.layer} if row.layer else set(sources)
+    found = {k: csr_matrix(m) for k, m in sources.items() if m is not None and k in asked}
     if not found:
         raise DataError(f"{table} has neither X nor layers['counts']; expected raw counts")
     for name, matrix in found.items():
-        if allowed_values(matrix.data, modality):
+        if allowed_values(matrix.data, row.modality):
             return matrix, name
     return next(iter(found.items()))[::-1]
 
@@ -411,6 +419,7 @@ FORMAT = cell_format(
     sources=_sources,
     detect=_detect,
     discover=_discover,
+    forbids={**OWN_PLACES, **NO_BINS},
     layout="SpatialData zarr",
     whole=True,
 )

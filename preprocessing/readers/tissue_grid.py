@@ -129,7 +129,9 @@ FORMAT = Format(
     discover=_discover,
     layout="whole-slide images",
     needs={"image": "slide image"},
-    forbids=dict.fromkeys(("counts", "spots", "image_scale", "bin_um"), "lays its own grid"),
+    forbids=dict.fromkeys(
+        ("counts", "spots", "image_scale", "bin_um", "layer"), "lays its own grid"
+    ),
     no_protein="measures nothing; leave the column 'modality' empty",
     lay=read_tissue_grid,
 )

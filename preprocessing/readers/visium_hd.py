@@ -13,7 +13,7 @@ import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.readers.coordinates import row_mpp, step_px
-from preprocessing.readers.format import Format
+from preprocessing.readers.format import NO_LAYERS, Format
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.tables import (
     require_columns,
@@ -331,6 +331,6 @@ FORMAT = Format(
     discover=_discover,
     layout="binned_outputs/",
     whole=True,
-    forbids={},
+    forbids=NO_LAYERS,
     complain=_complain,
 )

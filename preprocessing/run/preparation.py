@@ -246,6 +246,8 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(task.row).items() if k not in PATH_COLUMNS}
     if not fields["image_transform"] or isinstance(fields["image_transform"], Path):
         del fields["image_transform"]  # the file is among the sources
+    if not fields["layer"]:
+        del fields["layer"]  # as in the stores of an older HiBio
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     backend = {} if task.backend == "auto" else {"backend": task.backend}

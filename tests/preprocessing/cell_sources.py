@@ -160,3 +160,17 @@ def cosmx_folder(folder: Path) -> np.ndarray:
         [[*key, 100, 1, x, y] for key, (x, y) in zip(keys, xy.tolist(), strict=True)],
     )
     return counts[:, :3]
+
+
+def merscope_folder(folder: Path) -> np.ndarray:
+    """A region of MERSCOPE: 12 cells with ids of 19 digits, two of the genes are blanks."""
+    folder.mkdir(parents=True)
+    cells = [str(1017155956100330000 + 7 * i) for i in range(CELLS)]
+    counts = draw_counts(CELLS, GENES + 2)
+    names = [*NAMES, "Blank-1", "Blank-12"]
+    table = pd.DataFrame(counts, pd.Index(cells, name="cell"), names)
+    table.to_csv(folder / "cell_by_gene.csv")
+    xy = draw_xy()
+    places = {"fov": 0, "volume": 300.5, "center_x": xy[:, 0], "center_y": xy[:, 1]}
+    pd.DataFrame(places, pd.Index(cells, name="EntityID")).to_csv(folder / "cell_metadata.csv")
+    return counts[:, :GENES]

@@ -13,6 +13,7 @@ from preprocessing.readers.visium import CELL_MATRIX as MATRIX
 from tests.preprocessing.cell_sources import (
     cosmx_folder,
     csv_pair,
+    merscope_folder,
     toy_anndata,
     write_h5ad,
     write_loom,
@@ -31,6 +32,7 @@ def zarr_folder(folder: Path) -> Path:
 def test_every_format(tmp_path: Path) -> None:
     xenium_folder(tmp_path / "xenium")
     cosmx_folder(tmp_path / "cosmx")
+    merscope_folder(tmp_path / "merscope")
     visium_folder(tmp_path / "v" / "outs")
     visium_folder(tmp_path / "mex", h5=False)
     hd_sample(tmp_path / "hd", (8,))
@@ -45,6 +47,7 @@ def test_every_format(tmp_path: Path) -> None:
     found = {
         tmp_path / "xenium": "xenium",
         tmp_path / "cosmx": "cosmx",
+        tmp_path / "merscope": "merscope",
         tmp_path / "v": "visium",
         tmp_path / "v" / "outs" / "filtered_feature_bc_matrix.h5": "visium",
         tmp_path / "mex": "visium",

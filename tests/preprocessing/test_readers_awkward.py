@@ -9,18 +9,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.io import mmread, mmwrite
 
 from preprocessing import DataError
-from preprocessing.manifest import draft_manifest
+from preprocessing.manifest import draft_manifest, read_manifest
 from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.joins import match_rows
 from preprocessing.slide_row import SlideRow
 from preprocessing.store.read import stores_in
-from tests.preprocessing.cell_sources import cell_row, toy_anndata, write_h5ad
+from tests.preprocessing.cell_sources import (
+    NAMES,
+    cell_row,
+    draw_xy,
+    merscope_folder,
+    toy_anndata,
+    write_h5ad,
+    write_loom,
+)
 from tests.preprocessing.sources import Truth, visium_folder
 from tests.preprocessing.test_readers_visium import assert_is
 
@@ -206,3 +215,136 @@ def test_hidden_files_are_no_stores(tmp_path: Path):
     for name in ("a.h5", "._a.h5"):
         (tmp_path / name).write_bytes(APPLE)
     assert [path.name for path in stores_in(tmp_path)] == ["a.h5"]
+
+
+def in_layer(folder: Path, name: str) -> tuple[Path, np.ndarray]:
+    """An AnnData file whose X is log-normalised, with the counts in a layer."""
+    data = toy_anndata()
+    counts = data.X.toarray()
+    data.layers[name] = data.X.copy()
+    data.layers["scaled"] = np.log1p(counts)
+    data.X = np.log1p(counts)
+    return write_h5ad(folder, data), counts
+
+
+@pytest.mark.parametrize("name", ["raw_counts", "UMI", "spliced"])
+def test_counts_in_a_layer(tmp_path: Path, name: str):
+    path, counts = in_layer(tmp_path, name)
+    told = rf"Its layers are {name}, scaled; write {name} into the manifest column layer"
+    with pytest.raises(DataError, match=told if name < "scaled" else "Its layers are scaled"):
+        read_spots(cell_row(path, "h5ad"))
+    table = read_spots(cell_row(path, "h5ad", layer=name))
+    np.testing.assert_array_equal(table.counts.toarray(), counts)
+    assert f"counts are layers['{name}']" in table.notes
+    for other, said in (("X", "not non-negative integers"), ("coumts", "no layer 'coumts'")):
+        with pytest.raises(DataError, match=said):
+            read_spots(cell_row(path, "h5ad", layer=other))
+
+
+def test_a_layer_of_loom_and_a_format_without_layers(tmp_path: Path):
+    path = write_loom(tmp_path / "a.loom")
+    with h5py.File(path, "r+") as file:
+        file["layers/raw"] = file["matrix"][:] * 3
+    plain = read_spots(cell_row(path, "loom"))
+    layer = read_spots(cell_row(path, "loom", layer="raw"))
+    assert (layer.counts != plain.counts * 3).nnz == 0
+    with pytest.raises(DataError, match="no layer 'rawr'"):
+        read_spots(cell_row(path, "loom", layer="rawr"))
+    text = tmp_path / "m.csv"
+    text.write_text("slide_id,patient_id,counts,format,layer\na,a,x.csv,csv,raw\n")
+    with pytest.raises(DataError, match="format csv has no layers; leave the column 'layer' empty"):
+        read_manifest(text, check_files=False)
+
+
+@pytest.mark.parametrize("form", ["<f2", ">f2", ">f4", ">i4"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_numbers_of_other_machines(tmp_path: Path, form: str, dense: bool):
+    data = toy_anndata()
+    counts = data.X.toarray()
+    data.X = counts if dense else data.X
+    path = write_h5ad(tmp_path, data)
+    with h5py.File(path, "r+") as file:
+        for key in ("X",) if dense else ("X/data", "X/indices", "X/indptr"):
+            old, attrs = file[key][:], dict(file[key].attrs)
+            del file[key]
+            file[key] = old.astype(form if key in ("X", "X/data") else ">i8")
+            file[key].attrs.update(attrs)
+    np.testing.assert_array_equal(read_spots(cell_row(path, "h5ad")).counts.toarray(), counts)
+
+
+def test_a_filter_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def lacks(node: object) -> None:
+        raise OSError("Can't synchronously read data (can't open directory (/usr/lib/plugin))")
+
+    monkeypatch.setattr("preprocessing.readers.h5ad.read_matrix", lacks)
+    with pytest.raises(DataError, match=r"filter that this HDF5 lacks.*pip install hdf5plugin"):
+        read_spots(cell_row(write_h5ad(tmp_path, toy_anndata()), "h5ad"))
+
+
+def with_names(folder: Path, names: list[str]) -> Path:
+    data = toy_anndata()
+    data.var_names = names
+    return write_h5ad(folder, data)
+
+
+def test_names_of_genomes(tmp_path: Path):
+    path = with_names(tmp_path / "a", [f"GRCh38_{name}" for name in NAMES[:4]] + ["EGFP"])
+    table = read_spots(cell_row(path, "h5ad"))
+    assert table.gene_names.tolist() == [*NAMES[:4], "EGFP"]
+    told = "names of genes begin with their genome (GRCh38: 4 genes): prefix removed"
+    assert told in table.notes
+    mixed = ["GRCh38_G0", "mm10___G1", "GRCh38_G2", "mm10___G3", "EGFP"]
+    path = with_names(tmp_path / "b", mixed)
+    with pytest.raises(DataError, match=r"2 genomes.*GRCh38: 2, mm10: 2.*human or mouse.*organism"):
+        read_spots(cell_row(path, "h5ad"))
+    all_counts = toy_anndata().X.toarray()
+    for organism, columns in (("Mouse", [1, 3, 4]), ("Homo sapiens", [0, 2, 4])):
+        table = read_spots(cell_row(path, "h5ad", organism=organism))
+        np.testing.assert_array_equal(table.counts.toarray(), all_counts[:, columns])
+        assert [name.removeprefix("G") for name in table.gene_names[:2]] == list(
+            map(str, columns[:2])
+        )
+    few = ["GRCh38_G0", *NAMES[1:]]  # a name like another, and no reference of several species
+    assert read_spots(cell_row(with_names(tmp_path / "c", few), "h5ad")).gene_names[0] == few[0]
+
+
+def test_control_probes_are_no_genes(tmp_path: Path):
+    names = ["NegControlProbe_00042", "BLANK_0001", "deprecated_ENSG1", "BLNK", "NEGR1"]
+    table = read_spots(cell_row(with_names(tmp_path / "a", names), "h5ad"))
+    assert table.gene_names.tolist() == ["BLNK", "NEGR1"]
+    np.testing.assert_array_equal(table.counts.toarray(), toy_anndata().X.toarray()[:, 3:])
+    assert any("3 control probes left out (NegControlProbe_00042, BLA" in n for n in table.notes)
+    path = with_names(tmp_path / "b", [f"Blank-{i}" for i in range(5)])
+    with pytest.raises(DataError, match="5 genes and all are control probes"):
+        read_spots(cell_row(path, "h5ad"))
+
+
+def test_merscope(tmp_path: Path):
+    counts = merscope_folder(tmp_path / "run" / "region_0")
+    (row,) = draft_manifest(tmp_path)
+    assert (row.format, row.slide_id) == ("merscope", "run_region_0")
+    table = read_spots(row)
+    np.testing.assert_array_equal(table.counts.toarray(), counts)
+    np.testing.assert_allclose(table.xy_um, draw_xy())
+    assert table.gene_names.tolist() == NAMES
+    assert len(table.barcodes[0]) == 19
+    with pytest.raises(DataError, match=r"no cell_by_gene\.csv beside a cell_metadata\.csv"):
+        read_spots(replace(row, counts=tmp_path))
+
+
+@pytest.mark.parametrize("label", [None, "Unnamed: 0"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_row_numbers_in_front_of_a_table_are_no_ids(tmp_path: Path, label: str | None, first: int):
+    xy = draw_xy()
+    table = pd.DataFrame({"cell": [f"c{i}" for i in range(len(xy))], "x_um": xy[:, 0]})
+    table["y_um"], table["A"], table["B"] = xy[:, 1], range(1, len(xy) + 1), 2
+    table.index += first
+    table.to_csv(tmp_path / "a.csv", index_label=label)
+    found = read_spots(cell_row(tmp_path / "a.csv", "csv", mpp=None))
+    assert found.barcodes.tolist() == table["cell"].tolist()
+    assert found.gene_names.tolist() == ["A", "B"]
+    assert any("row numbers, the ids are 'cell'" in note for note in found.notes)
+    table["cell"] = "same"  # then nothing else tells the cells apart
+    table.to_csv(tmp_path / "a.csv", index_label=label)
+    ids = read_spots(cell_row(tmp_path / "a.csv", "csv", mpp=None)).barcodes.tolist()
+    assert ids == [str(first + i) for i in range(len(xy))]
