@@ -282,15 +282,20 @@ class HiBio(nn.Module):
             embedding = F.normalize(self.project_omics(batch), dim=1)
         return _numpy(embedding)
 
-    def encode_omics(self, adata: Any, spatial: str = "spatial") -> np.ndarray:
-        """Unit omics embeddings (S, D) of one slide given as AnnData.
+    def encode_omics(self, adata: Any, spatial: str = "spatial", layer: str = "") -> np.ndarray:
+        """Unit omics embeddings (S, D) of one slide given as AnnData, in memory or backed.
 
         Args:
-            adata: raw counts in ``X``, gene names in ``var_names``, centres in micrometres in
-                ``obsm[spatial]``.
+            adata: raw counts in ``X`` (else in ``layers['counts']``), gene names in ``var_names``,
+                centres in micrometres in ``obsm[spatial]``.
             spatial: the key in ``obsm``.
+            layer: the layer with the counts; "": as said above.
+
+        Raises:
+            ConfigError: no raw counts, no centres, or centres in pixels or millimetres.
         """
-        embedding = self.encode_slide(slide_of_anndata(adata, self.artifacts, spatial)).omics
+        slide = slide_of_anndata(adata, self.artifacts, spatial, layer)
+        embedding = self.encode_slide(slide).omics
         assert embedding is not None
         return embedding
 

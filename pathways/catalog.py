@@ -15,13 +15,22 @@ import pandas as pd
 
 from pathways.database import TABLE_SUFFIXES, PathwayDatabase, read_table
 from pathways.errors import PathwayError, did_you_mean
-from pathways.files import GeneSet, read_gmt, write_bytes
+from pathways.files import (
+    GeneSet,
+    read_gmt,
+    read_gmt_leniently,
+    read_gmx,
+    read_grp,
+    read_set_json,
+    write_bytes,
+)
 
 CACHE_VARIABLE = "HIBIO_PATHWAYS"
 MAX_DOWNLOAD = 64 * 1024**2
 TIMEOUT_S = 60
 DEFAULT_NAME, DEFAULT_VERSION, DEFAULT_LICENCE = "default", "1", "Apache-2.0"
 GMT_SUFFIXES = (".gmt", ".gmt.gz")
+SET_READERS = {".gmx": read_gmx, ".grp": read_grp, ".txt": read_grp, ".json": read_set_json}
 CONTROL_PREFIX = "matched_random:"
 
 
@@ -186,7 +195,8 @@ def load_pathways(spec: str, root: str | Path | None = None) -> PathwayDatabase:
         spec: One of
 
             - a name of ``list_databases``: "default", "hallmark", "reactome";
-            - a file: .gmt, .gmt.gz, or a long table .tsv/.csv (.gz) with source, target[, weight];
+            - a file: .gmt, .gmx, .grp or .txt (a list of genes), .json (MSigDB), or a long table
+              .tsv/.csv with source, target[, weight]; each also with .gz;
             - "package.module:function": **imports the module and calls the function without
               arguments, so this runs code**; it returns a PathwayDatabase, a list of GeneSet, a
               mapping name -> genes, or a table source, target, weight;
@@ -268,7 +278,11 @@ def _load_part(spec: str, root: str | Path | None) -> PathwayDatabase:
 
 
 def _looks_like_path(spec: str) -> bool:
-    return "/" in spec or "\\" in spec or spec.lower().endswith((*GMT_SUFFIXES, *TABLE_SUFFIXES))
+    return (
+        "/" in spec
+        or "\\" in spec
+        or spec.lower().removesuffix(".gz").endswith((*GMT_SUFFIXES, *SET_READERS, *TABLE_SUFFIXES))
+    )
 
 
 def _path(spec: str, root: str | Path | None) -> Path:
@@ -276,13 +290,17 @@ def _path(spec: str, root: str | Path | None) -> Path:
 
 
 def _load_file(path: Path) -> PathwayDatabase:
-    """A GMT file or a long table, told by the name's ending."""
+    """A file of gene sets or a long table, told by the name's ending."""
     lower = path.name.lower()
     if lower.endswith(GMT_SUFFIXES):
-        return PathwayDatabase.from_sets(read_gmt(path), name=path.name)
+        sets, weights = read_gmt_leniently(path)
+        return PathwayDatabase.from_sets(sets, name=path.name, weights=weights)
+    for ending, read in SET_READERS.items():
+        if lower.removesuffix(".gz").endswith(ending):
+            return PathwayDatabase.from_sets(read(path), name=path.name)
     if lower.endswith(TABLE_SUFFIXES):
         return read_table(path)
-    endings = ", ".join((*GMT_SUFFIXES, *TABLE_SUFFIXES))
+    endings = ", ".join((*GMT_SUFFIXES, *SET_READERS, *TABLE_SUFFIXES))
     raise PathwayError(f"{path}: unknown ending; expected one of {endings}. Rename the file.")
 
 

@@ -6,6 +6,7 @@ Shapes: G genes of a panel, M pathways.
 import csv
 import hashlib
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -18,9 +19,17 @@ from scipy.sparse import csr_matrix
 
 from pathways.coverage import CoverageReport, check_coverage, count_coverage, detect_id_type
 from pathways.errors import PathwayError
-from pathways.files import GeneSet, read_text, repeated
+from pathways.files import GeneSet, read_text, repeated, warn_of_dates
 
 COLUMNS = ["source", "target", "weight"]
+ALIKE = (  # what other programs call the first two
+    ("gs_name", "gene_symbol"),
+    ("term", "gene"),
+    ("ont", "gene"),
+    ("pathway", "gene"),
+    ("gene_set", "gene"),
+    ("geneset", "genesymbol"),
+)
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 TABLE_SUFFIXES = tuple(s + z for s in SEPARATORS for z in ("", ".gz"))
 
@@ -88,8 +97,9 @@ class PathwayDatabase:
         id_type: str = "",
         licence: str = "",
         version: str = "",
+        weights: Mapping[tuple[str, str], float] | None = None,
     ) -> "PathwayDatabase":
-        """Build from gene sets, every weight 1; names must be unique."""
+        """Build from gene sets; ``weights`` by (set, gene), else every weight 1; unique names."""
         sets = list(sets)
         names = [s.name for s in sets]
         if twice := repeated(names):
@@ -99,7 +109,7 @@ class PathwayDatabase:
             {
                 "source": np.repeat(np.array(names, dtype=object), sizes),
                 "target": np.array([g for s in sets for g in s.genes], dtype=object),
-                "weight": 1.0,
+                "weight": [(weights or {}).get((s.name, g), 1.0) for s in sets for g in s.genes],
             }
         )
         descriptions = {s.name: s.description for s in sets}
@@ -255,20 +265,23 @@ def read_table(path: str | Path) -> PathwayDatabase:
     """Read a long table: .tsv, .csv, .tsv.gz or .csv.gz; the database is named after the file.
 
     Columns ``source`` (pathway) and ``target`` (gene) are required, ``weight`` is optional (1);
-    other columns are not read. Nothing is taken for a missing value, so a gene called NA stays one.
+    ``gs_name, gene_symbol`` (msigdbr) and ``term, gene`` (clusterProfiler) stand for the first two,
+    and a pair that they repeat counts once, with a warning. Other columns are not read. Nothing is
+    taken for a missing value, so a gene called NA stays one.
 
     Raises:
         PathwayError: A column is missing, or a row is wrong (file and line are named).
     """
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    rows = _read_rows(path, SEPARATORS[suffix])
+    rows, named_alike = _renamed(_read_rows(path, SEPARATORS[suffix]))
     header, body = rows[0][1], rows[1:]
     missing = [c for c in COLUMNS[:2] if c not in header]
     if missing:
         raise PathwayError(
             f"{path}, line 1: column(s) {', '.join(missing)} missing, found {', '.join(header)}; "
-            "expected source, target and optionally weight. Rename the header."
+            "expected source, target and optionally weight (or gs_name, gene_symbol; term, gene). "
+            "Rename the header."
         )
     if not body:
         raise PathwayError(f"{path}: a header and no rows; expected one row a pathway and gene.")
@@ -280,8 +293,26 @@ def read_table(path: str | Path) -> PathwayDatabase:
             "weight": _weights(path, body, column.get("weight")),
         }
     )
-    _check_rows(path, table, [number for number, _ in body])
+    numbers = [number for number, _ in body]
+    twice = table.duplicated(COLUMNS)
+    if named_alike and twice.any():
+        told = f"{path}: {int(twice.sum())} pairs of set and gene written twice; counted once."
+        warnings.warn(told, stacklevel=2)
+        numbers = [n for n, again in zip(numbers, twice, strict=True) if not again]
+        table = table[~twice].reset_index(drop=True)
+    _check_rows(path, table, numbers)
+    warn_of_dates(path, table["target"])
     return PathwayDatabase(name=path.name, table=table)
+
+
+def _renamed(rows: list[tuple[int, list[str]]]) -> tuple[list[tuple[int, list[str]]], bool]:
+    """The rows with our names in the header, and whether it had those of other programs."""
+    number, header = rows[0][0], [name.strip() for name in rows[0][1]]
+    pair = next((pair for pair in ALIKE if set(pair) <= set(header)), None)
+    if pair is None or {"source", "target"} & set(header):
+        return [(number, header), *rows[1:]], False
+    ours = dict(zip(pair, COLUMNS, strict=False))
+    return [(number, [ours.get(name, name) for name in header]), *rows[1:]], True
 
 
 def _read_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:

@@ -1,13 +1,17 @@
-"""Files of gene sets: GMT, read within bounds and written whole."""
+"""Files of gene sets: GMT, GMX, lists and JSON, read within bounds; GMT is written whole."""
 
+import codecs
 import gzip
+import json
 import os
+import re
 import secrets
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from pathways.errors import PathwayError
@@ -15,10 +19,26 @@ from pathways.errors import PathwayError
 MAX_BYTES = 512 * 1024**2  # of a file after decompression
 GZIP_MAGIC = b"\x1f\x8b"
 FORBIDDEN = "\t\n\r\0"
+_HALF = 16  # bytes that tell whether every other one is 0
+_WEIGHTED = re.compile(r"(.+),([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")  # as Enrichr writes
+_SYMBOL = re.compile(r"[A-Za-z]+[A-Z0-9][A-Za-z0-9]*([-.][A-Za-z0-9]+)*")
+_MOUSE = re.compile(r"[A-Z][a-z0-9]+([-.][A-Za-z0-9]+)*")
+_NO_GENE = re.compile(
+    r"N/?A|NaN|NONE|NULL|KEGG|REACTOME|GO([A-Z]{2})?|BP|CC|MF|PID|BIOCARTA|HALLMARK|MSIGDB|C[1-8]|H"
+    r"|R-[A-Z]{3}-\d+|[a-z]{3}\d{5}|WP\d+|M\d{3,}|TEST|CUSTOM|DESCRIPTION",
+    re.IGNORECASE,
+)
+_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec"
+_DATE = re.compile(
+    rf"\d{{1,2}}-({_MONTH})(-\d{{2,4}})?|({_MONTH})-\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?",
+    re.IGNORECASE,
+)
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
-    r"""Read a UTF-8 text file, plain or gzip (told by its first bytes), with ``\n`` line ends.
+    r"""Read a text file, plain or gzip (told by its first bytes), with ``\n`` line ends.
+
+    It is UTF-8, or UTF-16 where it begins with the mark of that.
 
     A byte-order mark is dropped; CRLF and CR become LF. ``max_bytes`` of text are accepted after
     decompression, which protects against gzip bombs.
@@ -36,11 +56,18 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
             f"{path}: more than {max_bytes:,} bytes of text (after decompression); no gene-set "
             "file is that large. Check that it is the right file, or split it."
         )
+    wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    halves = [data[first:64:2] for first in (0, 1)]
+    if not wide and len(data) > _HALF and any(not any(half) for half in halves):
+        raise PathwayError(
+            f"{path}: it looks like UTF-16 without its mark ('Unicode text' of Windows programs); "
+            "save it as UTF-8 (for example: iconv -f utf-16le -t utf-8)."
+        )
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise PathwayError(
-            f"{path}: byte {error.start} is not UTF-8; expected a text file. "
+            f"{path}: byte {error.start} is not UTF-{16 if wide else 8}; expected a text file. "
             "Save it as UTF-8 (for example: iconv -f latin1 -t utf-8)."
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
@@ -204,6 +231,148 @@ def _parse_line(line: str, where: str) -> tuple[GeneSet, int]:
     except PathwayError as error:
         raise PathwayError(f"{where}: {error}") from error
     return gene_set, len(genes) - len(gene_set.genes)
+
+
+def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str, str], float]]:
+    """Read a GMT file as it was meant, as `read_gmt` does not; every guess is a warning.
+
+    Quotes around fields are removed. A second field that looks like the genes of its line (or is a
+    gene of another) is a gene: the file has no descriptions. ``GENE,1.0`` (Enrichr) is a gene and
+    its weight. Genes that Excel made dates of are named.
+
+    Returns:
+        The sets, and weights by (set, gene): empty where the file has none.
+    """
+    sets = _genes_in_front(path, [_unquoted(one) for one in read_gmt(path)])
+    parts = {gene: _WEIGHTED.fullmatch(gene) for one in sets for gene in one.genes}
+    weighted = all(parts.values())
+    weights: dict[tuple[str, str], float] = {}
+    if weighted:
+        pairs = [(one, [m for gene in one.genes if (m := parts[gene])]) for one in sets]
+        weights = {(one.name, m[1]): float(m[2]) for one, found in pairs for m in found}
+        sets = [
+            GeneSet(one.name, one.description, tuple(dict.fromkeys(m[1] for m in found)))
+            for one, found in pairs
+        ]
+    warn_of_dates(path, [gene for one in sets for gene in one.genes])
+    return sets, weights
+
+
+def _unquoted(one: GeneSet) -> GeneSet:
+    def bare(text: str) -> str:
+        quoted = len(text) > 2 and text[0] == text[-1] == '"'
+        return text[1:-1].strip() if quoted else text
+
+    genes = tuple(dict.fromkeys(map(bare, one.genes)))
+    return GeneSet(bare(one.name), bare(one.description), genes)
+
+
+def _genes_in_front(path: str | Path, sets: list[GeneSet]) -> list[GeneSet]:
+    """Put second fields that are genes in front of the genes of their sets.
+
+    A field is one if it is a gene of another set, or if it is written as symbols are and is no
+    word or number of a kind (KEGG, WP254) that stands on most lines.
+    """
+    known = {gene for one in sets for gene in one.genes}
+    told = [one.description.strip() for one in sets]
+    shaped = [text for text in told if _SYMBOL.fullmatch(text) or _MOUSE.fullmatch(text)]
+    kinds = Counter(re.sub(r"\d+", "0", text) for text in shaped)
+    common, count = kinds.most_common(1)[0] if kinds else ("", 0)
+    column_of_ids = count > 2 and 2 * count > len(sets)
+    found: list[GeneSet] = []
+    moved = []
+    for one, text in zip(sets, told, strict=True):
+        mouse = 2 * sum(map(bool, map(_MOUSE.fullmatch, one.genes))) > len(one.genes)
+        form = _MOUSE if mouse else _SYMBOL
+        looks = form.fullmatch(text) and not _NO_GENE.fullmatch(text) and text != one.name
+        usual = column_of_ids and re.sub(r"\d+", "0", text) == common
+        if text in known or (looks and not usual):
+            moved.append(text)
+            genes = tuple(dict.fromkeys([text, *one.genes]))
+            found.append(GeneSet(one.name, "", genes))
+        else:
+            found.append(one)
+    if moved:
+        warnings.warn(
+            f"{path}: the description of {len(moved)} sets looks like a gene and was read as one "
+            f"({', '.join(moved[:5])}). GMT has a description in the second column: put an empty "
+            "one there, or longer words where these are descriptions.",
+            stacklevel=4,
+        )
+    return found
+
+
+def excel_dates(genes: Iterable[str]) -> list[str]:
+    """Names that Excel made of genes such as MARCH1, SEPT2 and DEC1, sorted."""
+    return sorted({gene for gene in genes if _DATE.fullmatch(gene)})
+
+
+def warn_of_dates(path: str | Path, genes: Iterable[str]) -> None:
+    """Warn where genes are dates, naming them."""
+    if dates := excel_dates(genes):
+        warnings.warn(
+            f"{path}: {len(dates)} genes are dates ({', '.join(dates[:5])}): Excel made them of "
+            "MARCH1, SEPT2, DEC1, ... (now MARCHF1, SEPTIN2, DELEC1); restore their names.",
+            stacklevel=4,
+        )
+
+
+def read_gmx(path: str | Path) -> list[GeneSet]:
+    """Read a GMX file: a column a set, with its name, its description and its genes below."""
+    rows = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
+    if len(rows) < 3:
+        raise PathwayError(f"{path}: {len(rows)} lines; expected names, descriptions and genes.")
+    columns = zip_longest(*rows, fillvalue="")
+    return _named_once(path, ((c[0], c[1], c[2:]) for c in columns if any(map(str.strip, c))))
+
+
+def read_grp(path: str | Path) -> list[GeneSet]:
+    """Read a list of genes, one a line (.grp, .txt; lines with # are comments), as one set.
+
+    The set has the name of the file.
+    """
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    genes = [line.strip('"') for line in lines if line and not line.startswith("#")]
+    odd = next((line for line in genes if re.search(r"[\t,;]", line)), None)
+    if odd is not None:
+        raise PathwayError(f"{path}: {odd!r} is no gene; expected a list of genes, one a line.")
+    name = Path(path).name.removesuffix(".gz")
+    return _named_once(path, [(name.rpartition(".")[0] or name, "", genes)])
+
+
+def read_set_json(path: str | Path) -> list[GeneSet]:
+    """Read MSigDB's JSON: name -> an object with geneSymbols, or a list of genes."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise PathwayError(f"{path} is not JSON ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise PathwayError(f"{path}: expected an object: name of a set -> its genes.")
+    found = []
+    for name, value in content.items():
+        told = value if isinstance(value, dict) else {"geneSymbols": value}
+        genes = told.get("geneSymbols")
+        if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+            raise PathwayError(f"{path}: set {name!r} has no list of texts named geneSymbols.")
+        found.append((name, str(told.get("systematicName", "")), genes))
+    return _named_once(path, found)
+
+
+def _named_once(path: str | Path, found: Iterable[tuple[str, str, Iterable[str]]]) -> list[GeneSet]:
+    """Sets of names, descriptions and genes; a gene written twice in a set counts once."""
+    sets = []
+    for name, description, listed in found:
+        genes = dict.fromkeys(gene.strip() for gene in listed if gene.strip())
+        try:
+            sets.append(GeneSet(name.strip(), description.strip(), tuple(genes)))
+        except PathwayError as error:
+            raise PathwayError(f"{path}: {error}") from error
+    if twice := repeated(one.name for one in sets):
+        raise PathwayError(f"{path}: gene set names used twice: {', '.join(twice[:5])}.")
+    if not sets:
+        raise PathwayError(f"{path}: no gene set in it; expected at least one.")
+    warn_of_dates(path, [gene for one in sets for gene in one.genes])
+    return sets
 
 
 def write_gmt(path: str | Path, sets: Iterable[GeneSet]) -> None:

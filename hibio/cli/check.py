@@ -25,6 +25,7 @@ from hibio.checkpoint import (
     read_checksums,
 )
 from hibio.config.files import ConfigError
+from pathways.files import excel_dates
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding, failed
 from preprocessing.manifest import missing_files, scan_manifest
@@ -66,9 +67,21 @@ def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding
 def _with_fit(path: Path, findings: list[Finding]) -> list[Finding]:
     """The findings on a valid store, and whether its image is the picture of its spots."""
     with SlideStore(path) as store:
+        dates = _dates(str(path), store.gene_names)
+        findings = [*findings, *dates] if dates else findings
         if not (store.has_image and store.has_counts):
             return findings
         return _joined(findings, store_registration(store).finding(str(path), store.correction))
+
+
+def _dates(where: str, genes: Iterable[str]) -> list[Finding]:
+    """A warning where Excel made dates of genes."""
+    dates = excel_dates(map(str, genes))
+    if not dates:
+        return []
+    told = f"{len(dates)} genes are dates ({', '.join(dates[:5])}): Excel made them of MARCH1, ..."
+    fix = "restore their names in the source (MARCHF1, SEPTIN2, DELEC1, ...) and prepare again"
+    return [Finding("WARN", where, told, fix)]
 
 
 def _joined(findings: list[Finding], fit: Finding) -> list[Finding]:
@@ -159,6 +172,7 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     findings += [
         Finding("WARN", row.slide_id, warning.message, warning.fix) for warning in table.warnings
     ]
+    findings += _dates(row.slide_id, table.gene_names)
     size = f"{table.n_spots} spots x {genes} {word}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch, lone_spots
@@ -25,7 +27,13 @@ from hibio.data.slide import (
     standardise_columns,
 )
 from hibio.data.splits import SlideEntry
+from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
+from preprocessing.spot_table import native_numbers
 from preprocessing.stain import StainMethod, stain_normaliser
+
+_COUNTS = "counts"  # the layer that is taken where X holds none
+_UNIT_TOLERANCE = 0.1
+_NEAR_UM = (0.4, 2000.0)  # where the median nearest neighbour of spots and cells lies
 
 
 class SlideDataset:
@@ -108,8 +116,13 @@ def shuffled_pairs(slide: PreparedSlide, seed: int) -> PreparedSlide:
     return dataclasses.replace(slide, features_SF=slide.features_SF[order])
 
 
-def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial") -> PreparedSlide:
-    """One slide from AnnData: raw counts in X, gene names in var_names, micrometres in obsm.
+def slide_of_anndata(
+    adata: Any, artifacts: Artifacts, spatial: str = "spatial", layer: str = ""
+) -> PreparedSlide:
+    """One slide from AnnData: raw counts, gene names in var_names, micrometres in obsm.
+
+    The counts are the layer named, else X, else layers['counts'] (said by a warning). A backed
+    object is read; float16 and other byte orders are taken as they are.
 
     Where the model was trained on intensities (proteins), X holds intensities of at least 0.
 
@@ -119,10 +132,9 @@ def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial")
     if spatial not in adata.obsm:
         raise ConfigError(
             f"adata.obsm has no {spatial!r} (it has: {', '.join(adata.obsm) or 'nothing'}); put "
-            "the spot centres in micrometres there"
+            "the spot centres in micrometres there, or name their key (spatial=...)"
         )
-    counts = sparse.csr_matrix(adata.X)
-    _check_values(counts.data, artifacts.modality)
+    counts = _counts_of(adata, layer, artifacts.modality)
     names = np.asarray(adata.var_names, dtype=str)
     if len({*names}) < len(names):
         raise ConfigError("adata.var_names holds a gene twice; call adata.var_names_make_unique()")
@@ -135,6 +147,7 @@ def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial")
             f"adata.obsm[{spatial!r}]: all {len(xy_um)} spots lie at one place; put the spot "
             "centres in micrometres there"
         )
+    _check_unit(adata, xy_um, spatial)
     panel = PanelMap.between(names, artifacts.genes, n_folded_in=artifacts.n_folded_in)
     return expression_slide(
         ArrayCounts(panel.align(counts)),
@@ -147,11 +160,79 @@ def slide_of_anndata(adata: Any, artifacts: Artifacts, spatial: str = "spatial")
     )
 
 
-def _check_values(values: np.ndarray, modality: str) -> None:
+def _counts_of(adata: Any, layer: str, modality: str) -> sparse.csr_matrix:
+    """Raw values (S, G): of the layer, or X, or layers['counts'] where X has none."""
+    if layer and layer not in adata.layers:
+        raise ConfigError(
+            f"adata.layers has no {layer!r} (it has: {', '.join(adata.layers) or 'nothing'})"
+        )
+    if layer:
+        matrix, where = adata.layers[layer], f"adata.layers[{layer!r}]"
+    else:
+        matrix, where = adata.X, "adata.X"
+    counts = None if matrix is None else _native_csr(matrix)
+    wrong = "is empty" if counts is None else _wrong_values(counts.data, modality)
+    if not wrong:
+        assert counts is not None
+        return counts
+    if not layer and _COUNTS in adata.layers:
+        warnings.warn(
+            f"{where} {wrong}: adata.layers[{_COUNTS!r}] taken; layer=... says which",
+            stacklevel=4,
+        )
+        return _counts_of(adata, _COUNTS, modality)
+    raise ConfigError(
+        f"{where} {wrong}; give the raw counts there, or name the layer that holds them "
+        f"(layer=...; adata.layers has: {', '.join(adata.layers) or 'nothing'})"
+    )
+
+
+def _native_csr(matrix: Any) -> sparse.csr_matrix:
+    """A matrix of AnnData, also one that lies in a file, as scipy takes it."""
+    if not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
+        matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else np.asarray(matrix[:])
+    if sparse.issparse(matrix):
+        matrix = matrix.copy()
+        matrix.data = native_numbers(matrix.data)
+        return sparse.csr_matrix(matrix)
+    return sparse.csr_matrix(native_numbers(np.asarray(matrix)))
+
+
+def _wrong_values(values: np.ndarray, modality: str) -> str:
     if not np.isfinite(values).all() or (len(values) and values.min() < 0):
-        raise ConfigError("adata.X holds negative or non-finite values; give the raw ones")
+        return "holds negative or non-finite values"
     if modality == "rna" and np.any(values != np.rint(values)):
-        raise ConfigError("adata.X holds values that are not raw counts; give the raw counts")
+        return "holds values that are not raw counts"
+    return ""
+
+
+def _check_unit(adata: Any, xy_um: np.ndarray, spatial: str) -> None:
+    """Refuse places that are pixels or millimetres, as the lattice or near neighbours tell it.
+
+    Neighbours of a hexagonal Visium array are 100 um apart; without an array the nearest neighbours
+    of spots and cells lie between 0.4 um (one DNB of Stereo-seq) and 2 mm apart.
+    """
+    key = f"adata.obsm[{spatial!r}]"
+    if {"array_row", "array_col"} <= set(adata.obs.columns):
+        array = np.asarray(adata.obs[["array_row", "array_col"]], dtype=np.float64)
+        whole = np.isfinite(array).all() and (array == np.rint(array)).all()
+        if whole and len(np.unique(array, axis=0)) == len(array):
+            pitch = hex_pitch_px(array.astype(np.int64), xy_um)
+            if pitch is not None and abs(pitch / VISIUM_PITCH_UM - 1) > _UNIT_TOLERANCE:
+                raise ConfigError(
+                    f"{key} are not micrometres: neighbours of the Visium array are {pitch:.4g} "
+                    f"apart, not 100 um; multiply by {VISIUM_PITCH_UM / pitch:.6g}"
+                )
+            return
+    if len(xy_um) < 2:
+        return
+    near = float(np.median(cKDTree(xy_um).query(xy_um, k=2)[0][:, 1]))
+    if 0 < near < _NEAR_UM[0] or near > _NEAR_UM[1]:
+        unit = "millimetres (multiply by 1000)" if near < 1 else "pixels (multiply by um per pixel)"
+        raise ConfigError(
+            f"{key} are not micrometres: the nearest neighbour of a spot is {near:.3g} away "
+            f"(median); they look like {unit}"
+        )
 
 
 def image_batch(

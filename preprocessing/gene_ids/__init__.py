@@ -318,11 +318,15 @@ def _rows(table: GeneTable, target: str, organism: str) -> tuple[Gene, ...]:
 def _merged_ids(
     keys: list[str], before: list[str], column: np.ndarray, order: list[str], finder: _Finder
 ) -> np.ndarray:
-    """Smallest own id of the genes of each column; the target where none has an id of its own."""
+    """Smallest own id of the genes of each column; the target where none has an id of its own.
+
+    A name that the table knows as an id is one: a source that has ids only keeps them.
+    """
     result: dict[int, str] = {}
     for key, name, place in zip(keys, before, column.tolist(), strict=True):
         fits = (Found(order[place]), Found(reason=UNKNOWN))
-        if place >= 0 and key != name and finder(key, key) in fits:
+        own = key != name or without_version(key) in finder.levels[0]
+        if place >= 0 and own and finder(key, key) in fits:
             result[place] = min(result.get(place, key), key)
     return np.array([result.get(place, name) for place, name in enumerate(order)], dtype=object)
 

@@ -1,6 +1,7 @@
 """A prepared slide against the definitions of docs/method.md 1-3; the dataset; AnnData as input."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import anndata
 import numpy as np
@@ -19,6 +20,7 @@ from preprocessing.graphs import DelaunayGraph
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from tests.hibio.toy import all_rows, dense, edit_store, make_model, make_slide, rename_genes
+from tests.preprocessing.sources import hex_positions
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +275,49 @@ def test_anndata_without_coordinates_or_raw_counts(toy_stores, toy_artifacts):
     adata.X = adata.X * 0.5
     with pytest.raises(ConfigError, match="not raw counts"):
         slide_of_anndata(adata, toy_artifacts)
+
+
+@pytest.mark.parametrize(
+    "form", ["backed", "backed dense", "layer", "X empty", "log1p", "<f2", ">f4", ">i4", "csc"]
+)
+def test_anndata_in_any_form_gives_the_same_slide(tmp_path, toy_stores, toy_artifacts, form: str):
+    adata = adata_of(toy_stores / "sim001.h5")
+    plain, layer, said = slide_of_anndata(adata.copy(), toy_artifacts), "", nullcontext()
+    counts = adata.X.copy()
+    if form.startswith("backed"):
+        adata.X = counts.toarray() if "dense" in form else counts
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        adata = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    elif form == "layer":
+        adata.layers["raw"], adata.X, layer = counts, np.log1p(counts), "raw"
+    elif form in ("X empty", "log1p"):
+        adata.layers["counts"], adata.X = counts, None if form == "X empty" else np.log1p(counts)
+        said = pytest.warns(UserWarning, match=r"adata.layers\['counts'\] taken")
+    else:
+        adata.X = counts.tocsc() if form == "csc" else counts.toarray().astype(form)
+    with said:
+        found = slide_of_anndata(adata, toy_artifacts, layer=layer)
+    np.testing.assert_array_equal(found.vector_SV, plain.vector_SV)
+    np.testing.assert_array_equal(found.neighbour_SN, plain.neighbour_SN)
+
+
+def test_other_layers_and_units_are_named(toy_stores, toy_artifacts):
+    adata = adata_of(toy_stores / "sim001.h5")
+    with pytest.raises(ConfigError, match=r"no 'raw' \(it has: nothing\)"):
+        slide_of_anndata(adata, toy_artifacts, layer="raw")
+    um = adata.obsm["spatial"]
+    for factor, unit in ((1e-3, "millimetres"), (40.0, "pixels")):
+        adata.obsm["spatial"] = um * factor
+        with pytest.raises(ConfigError, match=f"not micrometres.*they look like {unit}"):
+            slide_of_anndata(adata, toy_artifacts)
+    array, xy = hex_positions()
+    visium = adata[: len(array)].copy()
+    visium.obs["array_row"], visium.obs["array_col"] = array.T
+    visium.obsm["spatial"] = xy  # neighbours are 50 px apart
+    with pytest.raises(ConfigError, match="50 apart, not 100 um; multiply by 2"):
+        slide_of_anndata(visium, toy_artifacts)
+    visium.obsm["spatial"] = xy * 2
+    assert slide_of_anndata(visium, toy_artifacts).n_spots == len(array)
 
 
 def test_image_batch_standardises_patches_by_their_own_stain(toy_artifacts):

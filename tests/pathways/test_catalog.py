@@ -51,7 +51,7 @@ def test_files_start_from_root(tmp_path: Path) -> None:
     with pytest.raises(PathwayError, match="does not exist"):
         load_pathways("mine.gmt", root=tmp_path)
     with pytest.raises(PathwayError, match="unknown ending"):
-        load_pathways("sub/mine.txt", root=tmp_path)
+        load_pathways("sub/mine.xyz", root=tmp_path)
 
 
 @pytest.mark.parametrize("function", ["as_sets", "as_mapping", "as_table", "as_database"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pathways import GeneSet, PathwayError, read_gmt, write_gmt
 
-LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r\ufeff")
+LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\t\n\r\0\ufeff")
 FIELD = st.text(LETTERS, min_size=1, max_size=12).map(str.strip).filter(bool)
 DESCRIPTION = st.text(LETTERS, max_size=30)
 GENES = st.lists(FIELD, min_size=1, max_size=8, unique=True).map(tuple)

@@ -33,6 +33,16 @@ def test_a_store_and_a_folder(tmp_path: Path):
     assert "only 12 genes" in messages(folder, "WARN")
 
 
+def test_genes_that_excel_made_dates_of(tmp_path: Path):
+    row, truth = legacy_slide(tmp_path / "in")
+    genes = ["1-Mar", "2-Sep", *(f"G{i}" for i in range(398))]
+    write_legacy_counts(row.counts, draw_counts(30, 400), truth.barcodes, genes)
+    prepare([row], tmp_path / "out", patch=PATCH)
+    write_manifest([row], tmp_path / "m.csv")
+    for path in (tmp_path / "out", tmp_path / "m.csv"):
+        assert "2 genes are dates (1-Mar, 2-Sep): Excel" in messages(check_path(path), "WARN")
+
+
 def test_a_whole_slide_passes(tmp_path: Path):
     row, truth = legacy_slide(tmp_path / "in")
     genes = [f"G{i}" for i in range(400)]

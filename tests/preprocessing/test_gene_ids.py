@@ -345,3 +345,14 @@ def test_the_olfactory_bulb_with_real_tables(tmp_path):
     lost = {reason: len(names) for reason, names in report.lost}
     assert report.n_out > 800
     assert lost["no such identifier"] > lost["several orthologs"] > 0
+
+
+def test_a_source_of_ids_only_keeps_them_beside_the_symbols():
+    """As the olfactory bulb's mouse counts: names and ids are both Ensembl's."""
+    table = GeneTable((Gene("ENSMUSG00000000001", "Gnai3"), Gene("ENSMUSG00000000028", "Cdc45")))
+    keys = ["ENSMUSG00000000028.5", "ENSMUSG00000000001"]
+    counts = csr_matrix(np.array([[1, 2], [3, 4]], dtype=np.int32))
+    names, ids, _, _ = map_genes(keys, keys, counts, table)
+    assert (names.tolist(), ids.tolist()) == (["Cdc45", "Gnai3"], keys)
+    again = map_genes(names, ids, counts, table)
+    assert (again[0].tolist(), again[1].tolist()) == (names.tolist(), keys)
