@@ -56,7 +56,7 @@ class SlideRow:
         modality: "rna" (counts, integers) or "protein" (intensities from 0 on).
         outcome: a class such as "1", or a survival time "34.5;1" (time;event); "" unknown; the
             same on all slides of a patient.
-        bin_um: edge of the bins to read in um (visium_hd: 2, 8 or 16; None: 8).
+        bin_um: edge of the bins to read in um (visium_hd: 2, 8 or 16, None: 8; stereoseq: 50).
         layer: the matrix of an AnnData, loom or SpatialData table that holds the counts: a name of
             its layers, "X" or "raw.X"; "": the first that holds counts.
         role: "test": never trained on, and measured by every checkpoint, also one that was trained

@@ -15,6 +15,8 @@ READERS: dict[str, str] = {
     "csv": "preprocessing.readers.cell_csv",
     "xenium": "preprocessing.readers.xenium",
     "merscope": "preprocessing.readers.merscope",
+    "slideseq": "preprocessing.readers.slideseq",
+    "stereoseq": "preprocessing.readers.stereoseq",
     "cosmx": "preprocessing.readers.cosmx",
     "spatialdata": "preprocessing.readers.spatialdata",
     "visium_hd_cells": "preprocessing.readers.hd_cells",

@@ -23,6 +23,8 @@ _PAIRS = (
     ("center_x", "center_y"),
     ("spatial_x", "spatial_y"),
     ("x_location", "y_location"),
+    ("xcoord", "ycoord"),
+    ("imagecol", "imagerow"),
     ("x", "y"),
     ("X", "Y"),
 )

@@ -33,6 +33,10 @@ def test_every_format(tmp_path: Path) -> None:
     xenium_folder(tmp_path / "xenium")
     cosmx_folder(tmp_path / "cosmx")
     merscope_folder(tmp_path / "merscope")
+    (tmp_path / "a.gem.gz").touch()
+    (tmp_path / "puck").mkdir()
+    for name in ("MappedDGEForR.csv", "BeadLocationsForR.csv"):
+        (tmp_path / "puck" / name).touch()
     visium_folder(tmp_path / "v" / "outs")
     visium_folder(tmp_path / "mex", h5=False)
     hd_sample(tmp_path / "hd", (8,))
@@ -48,6 +52,8 @@ def test_every_format(tmp_path: Path) -> None:
         tmp_path / "xenium": "xenium",
         tmp_path / "cosmx": "cosmx",
         tmp_path / "merscope": "merscope",
+        tmp_path / "puck": "slideseq",
+        tmp_path / "a.gem.gz": "stereoseq",
         tmp_path / "v": "visium",
         tmp_path / "v" / "outs" / "filtered_feature_bc_matrix.h5": "visium",
         tmp_path / "mex": "visium",

@@ -30,7 +30,7 @@ from tests.preprocessing.cell_sources import (
     write_h5ad,
     write_loom,
 )
-from tests.preprocessing.sources import Truth, visium_folder
+from tests.preprocessing.sources import Truth, draw_counts, visium_folder
 from tests.preprocessing.test_readers_visium import assert_is
 
 APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(80)
@@ -348,3 +348,58 @@ def test_row_numbers_in_front_of_a_table_are_no_ids(tmp_path: Path, label: str |
     table.to_csv(tmp_path / "a.csv", index_label=label)
     ids = read_spots(cell_row(tmp_path / "a.csv", "csv", mpp=None)).barcodes.tolist()
     assert ids == [str(first + i) for i in range(len(xy))]
+
+
+def test_slideseq(tmp_path: Path):
+    counts, xy = draw_counts(6, 4), draw_xy(6)
+    beads = [f"BEAD{i}" for i in range(6)]
+    table = pd.DataFrame(counts.T, pd.Index(list("ABCD"), name="GENE"), beads)
+    table.to_csv(tmp_path / "P1.digital_expression.txt.gz", sep="\t")
+    places = pd.DataFrame({"barcodes": beads, "xcoord": xy[:, 0], "ycoord": xy[:, 1]})
+    places.to_csv(tmp_path / "P1_bead_locations.csv", index=False)
+    (row,) = draft_manifest(tmp_path)
+    assert row.format == "slideseq"
+    with pytest.raises(DataError, match="pixels of the microscope, whose size its files lack"):
+        read_spots(row)
+    found = read_spots(replace(row, mpp=0.5))
+    np.testing.assert_array_equal(found.counts.toarray(), counts)
+    np.testing.assert_allclose(found.xy_um, xy / 2)
+    assert found.gene_names.tolist() == list("ABCD")
+
+
+@pytest.mark.parametrize("bin_um", [None, 1.0, 2.5])
+@pytest.mark.parametrize("cells", [False, True])
+def test_stereoseq_is_summed_as_by_a_loop(tmp_path: Path, bin_um: float | None, cells: bool):
+    rng = np.random.default_rng(0)
+    lines = [
+        (f"G{g}", *map(int, rng.integers(0, 250, 2)), int(c))
+        for g, c in zip(rng.integers(0, 3, 60), rng.integers(1, 4, 60), strict=True)
+    ]
+    head = "#FileFormat=GEMv0.1\n#OffsetX=7\ngeneID\tx\ty\tMIDCount"
+    rows = ["\t".join(map(str, (*line, *([i % 5] * cells)))) for i, line in enumerate(lines)]
+    text = "\n".join([head + "\tCellID" * cells, *rows]) + "\n"
+    (tmp_path / "S.gem.gz").write_bytes(gzip.compress(text.encode()))
+    wanted: dict[tuple[str, str], int] = {}
+    step = int((bin_um or 50) / 0.5)
+    for i, (gene, x, y, count) in enumerate(lines):
+        spot = f"{x // step}_{y // step}" if bin_um or not cells else str(i % 5)
+        if spot != "0" or bin_um or not cells:
+            wanted[spot, gene] = wanted.get((spot, gene), 0) + count
+    (row,) = draft_manifest(tmp_path)
+    table = read_spots(replace(row, bin_um=bin_um))
+    dense = table.counts.toarray()
+    found = {
+        (str(b), str(g)): int(dense[i, j])
+        for i, b in enumerate(table.barcodes)
+        for j, g in enumerate(table.gene_names)
+        if dense[i, j]
+    }
+    assert found == wanted
+    if bin_um or not cells:
+        bins = np.array([list(map(int, b.split("_"))) for b in table.barcodes])
+        np.testing.assert_allclose(table.xy_um, (bins + 0.5) * step * 0.5 - 0.25)
+    else:
+        own = np.array([line[1:3] for i, line in enumerate(lines) if i % 5 == 1])
+        np.testing.assert_allclose(table.xy_um[list(table.barcodes).index("1")], own.mean(0) / 2)
+    with pytest.raises(DataError, match=r"no multiple of 0\.5 um"):
+        read_spots(replace(row, bin_um=0.7))
