@@ -12,7 +12,8 @@ keeps in memory what HDF5 still writes, lets it close in peace, and then the err
 import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFLATE_MOST = 1100  # bytes that deflate makes of one, at most 1032
 HARMLESS_BYTES = 1 << 28  # a dataset that was never written holds none; so much of it is read
+_FILTERS = {307: "bzip2", 32001: "blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "zstd"}
 Shape = tuple[int | None, ...]
 _KINDS = {"whole number": "iu", "number": "iuf"}
 _LARGE, _PAGE = 1 << 17, 4096  # what is larger begins on a page: memory copies are faster then
@@ -90,10 +92,43 @@ def open_guarded(path: Path, *, ours: bool = True) -> h5py.File:
                 remedy = "only what is in the file itself is read: copy the values into it"
             raise DataError(f"{path}: {found}; {remedy}")
         require_sound_sizes(path, file)
+        if not ours:
+            _require_filters(path, file)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _missing_filters(file: h5py.File) -> dict[int, str]:
+    """Filters of the datasets that the HDF5 library here has not: number -> name and dataset."""
+    found = {}
+    for name, data in datasets(file):
+        packed = data.id.get_create_plist()
+        for index in range(packed.get_nfilters()):
+            number, _, _, label = packed.get_filter(index)
+            if not h5py.h5z.filter_avail(number):
+                label = _FILTERS.get(number, label.decode("utf-8", "replace") or "unknown")
+                found.setdefault(number, f"{label} (HDF5 filter {number}, of {name})")
+    return found
+
+
+def _require_filters(path: Path, file: h5py.File) -> None:
+    """See that all datasets can be unpacked, with the filters of hdf5plugin where it is there.
+
+    Raises:
+        DataError: a filter is missing; names it, the dataset and the package that has it.
+    """
+    if not _missing_filters(file):
+        return
+    with suppress(ImportError):
+        import_module("hdf5plugin")  # which registers its filters
+    missing = _missing_filters(file)
+    if missing:
+        raise DataError(
+            f"{path} is packed with {', '.join(missing.values())}, which the HDF5 library here "
+            "cannot unpack: pip install hdf5plugin and run again, or write the file anew with gzip"
+        )
 
 
 def require_arrays(group: h5py.Group, expected: Mapping[str, tuple[str, Shape]]) -> None:

@@ -207,9 +207,9 @@ def integer_counts(
 
 
 def native_numbers(values: np.ndarray) -> np.ndarray:
-    """Numbers as scipy takes them: in the byte order of this machine, float16 as float32."""
-    if values.dtype.kind == "f" and values.dtype.itemsize == 2:
-        return values.astype(np.float32)
+    """Numbers as scipy takes them: bytes of this machine, float16 as float32, float128 as 64."""
+    if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return values.astype(np.float32 if values.dtype.itemsize < 4 else np.float64)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 

@@ -163,7 +163,7 @@ def _kind(node: Node) -> str:
 def _array(values: np.ndarray) -> np.ndarray | None:
     """Decode texts; None for values that are neither texts nor numbers."""
     if values.dtype.kind in "iufb":
-        return values
+        return native_numbers(values)
     if values.dtype.kind in "SU":
         return np.array([_text(v) for v in values.tolist()], dtype=object)
     if values.dtype.kind != "O":

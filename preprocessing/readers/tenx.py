@@ -16,7 +16,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.readers.hdf5 import open_hdf5, read_texts
 from preprocessing.readers.tables import most_bytes, open_text, open_unpacked
-from preprocessing.spot_table import PROTEIN, RNA, checked_counts
+from preprocessing.spot_table import PROTEIN, RNA, checked_counts, native_numbers
 
 _GENES = ("Gene Expression",)  # also what a features table without types holds
 _PROTEINS = ("Antibody Capture", "Protein Expression")
@@ -27,6 +27,7 @@ _ENTRY_BYTES = 6  # "1 1 1" and the end of the line
 _VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
 _MARKED = re.compile(r"(.*?)matrix\.mtx(\.gz)?")
 _H5 = re.compile(r"(.*?)(filtered|raw)_feature_bc_matrix\.h5")
+_EARLIER = {"genes", "gene_names", "barcodes", "data", "indices", "indptr"}  # Cell Ranger 2
 _WHAT = "filtered_feature_bc_matrix.h5 with the group 'matrix', as written by Space Ranger"
 
 
@@ -83,7 +84,7 @@ def read_tenx(path: Path, modality: str = RNA) -> TenxMatrix:
     """
     if not is_mex(path):
         with open_hdf5(path, _WHAT, "not a complete 10x matrix") as file:
-            return _h5_matrix(path, file["matrix"], modality)
+            return _h5_matrix(path, _h5_group(path, file), modality)
     matrix, barcodes, ids, names, types = _read_mex(path)
     _check_size(path, matrix.shape, (len(ids), len(barcodes)))
     genes, notes = wanted_features(types, modality, str(path))
@@ -99,11 +100,37 @@ def _check_size(path: Path, found: tuple[int, ...], expected: tuple[int, int]) -
         )
 
 
+def _h5_group(path: Path, file: h5py.File) -> h5py.Group:
+    """The matrix: the group 'matrix', or before Cell Ranger 3 the one that a genome names."""
+    if "matrix" in file:
+        return file["matrix"]
+    groups = [name for name in file if isinstance(file[name], h5py.Group)]
+    genomes = [name for name in groups if set(file[name]) >= _EARLIER]
+    if len(genomes) == 1:
+        return file[genomes[0]]
+    if genomes:
+        raise DataError(
+            f"{path} has a matrix for each of {len(genomes)} genomes ({', '.join(genomes)}), as "
+            "Cell Ranger 2 wrote them; give the folder of one genome in place of this file "
+            f"(filtered_gene_bc_matrices/{genomes[0]})"
+        )
+    raise DataError(f"{path} has the groups {', '.join(file) or 'none'}; expected {_WHAT}")
+
+
+def _h5_features(group: h5py.Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, names and types of the features, (F,) each."""
+    if "features" in group:
+        features = group["features"]
+        ids, names, types = (read_texts(features[key]) for key in ("id", "name", "feature_type"))
+        return ids, names, types
+    ids, names = read_texts(group["genes"]), read_texts(group["gene_names"])
+    return ids, names, np.full(len(ids), _GENES[0], dtype=object)
+
+
 def _h5_matrix(path: Path, group: h5py.Group, modality: str) -> TenxMatrix:
     """Read the barcodes in blocks, so that little more than the result is in memory."""
-    features = group["features"]
     shape = tuple(int(n) for n in group["shape"][:])
-    ids, names, types = (read_texts(features[key]) for key in ("id", "name", "feature_type"))
+    ids, names, types = _h5_features(group)
     if not len(ids) == len(names) == len(types):
         raise DataError(
             f"{path}: {len(ids)} ids, {len(names)} names and {len(types)} types of features; "
@@ -137,7 +164,8 @@ def _h5_matrix(path: Path, group: h5py.Group, modality: str) -> TenxMatrix:
 def _h5_block(path: Path, group: h5py.Group, starts: np.ndarray, genes: int) -> csr_matrix:
     """Read some barcodes, (n, F); ``starts`` (n + 1,) say where their counts lie."""
     place = slice(int(starts[0]), int(starts[-1]))
-    parts = (group["data"][place], group["indices"][place], starts - starts[0])
+    data, indices = (native_numbers(group[name][place]) for name in ("data", "indices"))
+    parts = (data, indices, starts - starts[0])
     try:
         block = csr_matrix(parts, (len(starts) - 1, genes))
         block.check_format(full_check=True)
