@@ -102,7 +102,7 @@ def open_guarded(path: Path, *, ours: bool = True) -> h5py.File:
 
 def _missing_filters(file: h5py.File) -> dict[int, str]:
     """Filters of the datasets that the HDF5 library here has not: number -> name and dataset."""
-    found = {}
+    found: dict[int, str] = {}
     for name, data in datasets(file):
         packed = data.id.get_create_plist()
         for index in range(packed.get_nfilters()):
