@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocessing.errors import DataError
+from preprocessing.findings import SlideWarning
 from preprocessing.gene_ids import GeneMapConfig, apply_gene_map
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import missing_files
@@ -27,6 +28,7 @@ from preprocessing.registration import register
 from preprocessing.slide_row import PATH_COLUMNS, SAID, SlideRow
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.decoders import direct_tiles
+from preprocessing.slides.kept import kept_picture
 from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
 from preprocessing.store import SlidePicture, SlideStore, file_sha256, say_anew, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
@@ -196,22 +198,54 @@ def prepare_slide(task: SlideTask) -> SlideResult:
     Raises:
         DataError: the sources cannot be used; names the file and the remedy.
     """
-    row = task.row
-    problems = missing_files(row)
+    problems = missing_files(task.row)
     if problems:
         raise DataError("; ".join(problems))
+    row = with_kept_picture(task.row)
+    if task.row.image is not None or row.image is None:
+        return _prepared(replace(task, row=row))
+    kept = kept_picture(row.image)
+    told = "" if kept is None else "{} ({} x {} pixels)".format(kept.name, *kept.size)
+    fix = "name the slide itself in the column image if there is one"
+    used = f"the column image is empty: read is the small picture {told} of uns['spatial']"
+    try:
+        return _prepared(replace(task, row=row), (SlideWarning(used, fix),))
+    except DataError as error:
+        unused = f"no image; the picture {told} of uns['spatial'] is not used: {error}"
+        return _prepared(task, (SlideWarning(unused, fix),))
+
+
+def with_kept_picture(row: SlideRow) -> SlideRow:
+    """The row with the picture that its AnnData file keeps, where no other image is named.
+
+    Also where the column image names an .h5ad: its scale factor becomes ``image_scale``. The mpp
+    of a row without image, um per coordinate unit, becomes that of the picture.
+    """
+    path = row.counts if row.image is None and row.format == "h5ad" else row.image
+    kept = kept_picture(path) if path is not None and path.suffix == ".h5ad" else None
+    if kept is None:
+        return row
+    scale = kept.scale if row.image_scale is None else row.image_scale
+    mpp = row.mpp / kept.scale if row.image is None and row.mpp is not None else row.mpp
+    return replace(row, image=path, image_scale=scale, mpp=mpp)
+
+
+def _prepared(task: SlideTask, warnings: tuple[SlideWarning, ...] = ()) -> SlideResult:
+    """The store of a slide whose image is settled; ``warnings`` go into it."""
+    row = task.row
     hashes = {role: _hash(role, path) for role, path in sorted(source_files(row).items())}
-    settings = _settings(task)
+    settings = _settings(task) | ({"kept_picture": row.image is not None} if warnings else {})
     known = _current_spots(task.store, hashes, settings)
     if known is not None:
         return _said(task, settings, known)
     if row.image is None:
         table = read_spots(row)
+        table = replace(table, warnings=(*table.warnings, *warnings))
         patch = task.patch.on_array(table.pitch_um)
         return _write(replace(task, patch=patch), None, table, hashes, settings)
     with open_row_slide(row, task.backend) as (slide, notes):
         table, patch = read_slide_spots(row, slide, task.patch)
-        table = replace(table, notes=table.notes + notes)
+        table = replace(table, notes=table.notes + notes, warnings=(*table.warnings, *warnings))
         return _write(replace(task, patch=patch), slide, table, hashes, settings)
 
 

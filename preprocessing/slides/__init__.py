@@ -13,6 +13,7 @@ import openslide
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.slides.decoders import CucimSlide, VipsSlide
 from preprocessing.slides.hest import HDF5, HestPatches
+from preprocessing.slides.kept import KeptSlide, kept_picture
 from preprocessing.slides.pictures import PlainPicture, is_picture
 from preprocessing.slides.pixels import (
     BLACK,
@@ -46,7 +47,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_slide(path: Path | str, black_is_background: bool = False, backend: str = "auto") -> Slide:
-    """Open a slide: OME-TIFF, what OpenSlide knows, JPEG, PNG, TIFF, or patches of HEST-1k.
+    """Open a slide: OME-TIFF, what OpenSlide knows, pictures, TIFF, patches of HEST-1k.
 
     Args:
         path: the image file.
@@ -123,6 +124,8 @@ def _automatic(path: Path, black_is_background: bool) -> Slide:
         return PlainTiff(path, black_is_background)
     if is_picture(magic):
         return PlainPicture(path, black_is_background)
+    if magic[:8] == HDF5 and kept_picture(path) is not None:
+        return KeptSlide(path, black_is_background)
     if magic[:8] == HDF5:
         return HestPatches(path, black_is_background)
     raise DataError(
