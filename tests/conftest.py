@@ -23,6 +23,11 @@ settings.register_profile("hibio", deadline=None)  # a busy machine is no defect
 settings.load_profile("hibio")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marks mean."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA device (benchmarks/gpu.sh)")
+
+
 #: Golden values of published code; the environment variable HIBIO_ORACLES names another folder.
 ORACLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "oracles"
 

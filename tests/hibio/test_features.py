@@ -217,6 +217,7 @@ def test_cuda_is_asked_for_and_not_there(stores, weights):
         features_report(stores, "test_vit", weights=weights, device="cuda")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_bf16_on_cuda_is_near_float32(stores, weights):
     path, network = stores_in(stores)[0], load_backbone(resolve_backbone("test_vit"), weights)
