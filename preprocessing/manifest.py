@@ -69,6 +69,13 @@ def _role(name: str, text: str, base: Path) -> str:
     return text
 
 
+def _section(name: str, text: str, base: Path) -> str:
+    column, equals, value = text.partition("=")
+    if text and not (column and equals and value):
+        raise ValueError(f"section {text!r} is not COLUMN=VALUE, such as library_id=A1 or suffix=2")
+    return text
+
+
 def _image_transform(name: str, text: str, base: Path) -> str | Path:
     text = text.strip("\"'")
     if not text:
@@ -95,6 +102,7 @@ _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
     "format": _format,
     "modality": _modality,
     "role": _role,
+    "section": _section,
     "image_transform": _image_transform,
     **dict.fromkeys(PATH_COLUMNS, _path),
     **dict.fromkeys(_NUMBERS, _number),

@@ -59,6 +59,8 @@ class SlideRow:
         bin_um: edge of the bins to read in um (visium_hd: 2, 8 or 16, None: 8; stereoseq: 50).
         layer: the matrix of an AnnData, loom or SpatialData table that holds the counts: a name of
             its layers, "X" or "raw.X"; "": the first that holds counts.
+        section: "COLUMN=VALUE": of several sections in the files the one to read ("suffix=2": the
+            barcodes that end in -2); "": they hold one.
         role: "test": never trained on, and measured by every checkpoint, also one that was trained
             on other slides of the patient (marked "seen patient" there); "train": never held out;
             "": as the folds say.
@@ -83,6 +85,7 @@ class SlideRow:
     bin_um: float | None = None
     layer: str = ""
     role: str = ""
+    section: str = ""
 
     @property
     def counts_path(self) -> Path:

@@ -77,7 +77,7 @@ LAYERS = (
         "preprocessing.hdf5",
         "preprocessing.spot_table",
     ),
-    ("preprocessing.image_transform", "preprocessing.scale"),
+    ("preprocessing.image_transform", "preprocessing.scale", "preprocessing.sections"),
     ("preprocessing.canvas", "preprocessing.errors", "preprocessing.findings"),
     ("pathways",),
     ("pathways.anchors", "pathways.catalog", "pathways.controls"),

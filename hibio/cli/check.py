@@ -32,7 +32,12 @@ from preprocessing.manifest import missing_files, scan_manifest
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.readers.format import read_slide_spots, read_spots
 from preprocessing.registration import Registration, register, store_registration
-from preprocessing.run.preparation import likely_place, open_row_slide, slide_picture
+from preprocessing.run.preparation import (
+    inside_picture,
+    likely_place,
+    open_row_slide,
+    slide_picture,
+)
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
@@ -187,9 +192,10 @@ def _read(row: SlideRow) -> tuple[SpotTable, Registration | None]:
         return read_spots(row), None
     with open_row_slide(row) as (slide, _):
         table, patch = read_slide_spots(row, slide, PatchConfig())
-        names = [str(name) for name in table.barcodes]
         picture = slide_picture(slide)
         with likely_place(picture, table):
+            table, _ = inside_picture(row, slide, table)
+            names = [str(name) for name in table.barcodes]
             iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
     if table.image_only:
         return table, None

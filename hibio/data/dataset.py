@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from hibio.data.slide import (
 )
 from hibio.data.splits import SlideEntry
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
+from preprocessing.sections import SUFFIX, several_sections
 from preprocessing.spot_table import native_numbers
 from preprocessing.stain import StainMethod, stain_normaliser
 
@@ -147,6 +148,7 @@ def slide_of_anndata(
             f"adata.obsm[{spatial!r}]: all {len(xy_um)} spots lie at one place; put the spot "
             "centres in micrometres there"
         )
+    _require_one_section(adata, xy_um)
     _check_unit(adata, xy_um, spatial)
     panel = PanelMap.between(names, artifacts.genes, n_folded_in=artifacts.n_folded_in)
     return expression_slide(
@@ -158,6 +160,22 @@ def slide_of_anndata(
         measured=panel.measured,
         folded_in=panel.folded_in,
     )
+
+
+def _require_one_section(adata: Any, xy_um: np.ndarray) -> None:
+    barcodes = np.asarray(adata.obs_names, dtype=object)
+    columns = adata.obs.reset_index(drop=True)
+    libraries = adata.uns.get("spatial", {})
+    libraries = tuple(libraries) if isinstance(libraries, Mapping) else ()
+    found = several_sections(xy_um, columns, barcodes, libraries)
+    if found is None:
+        return
+    first = next(iter(found.sizes), "")
+    which = f"adata.obs[{found.column!r}].astype(str) == {first!r}"
+    if found.column == SUFFIX:
+        which = f"adata.obs_names.str.endswith('-{first}')"
+    fix = f"encode one at a time: adata[{which}]" if found.column else "give one section"
+    raise ConfigError(f"adata: {found}; {fix}")
 
 
 def _counts_of(adata: Any, layer: str, modality: str) -> sparse.csr_matrix:

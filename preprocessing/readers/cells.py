@@ -31,6 +31,7 @@ from preprocessing.readers.tables import (
     truth_column,
 )
 from preprocessing.readers.tenx import TenxMatrix
+from preprocessing.sections import section_mask, several_sections
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import RNA, SpotTable, checked_counts, unique_gene_names
 
@@ -74,6 +75,7 @@ class Cells:
         xy: (S, 2) float64, coordinates of the file.
         columns: (S, ...) what else the file says of a cell.
         notes: what the reader left out.
+        libraries: names in uns['spatial'] of an AnnData file.
     """
 
     counts: csr_matrix
@@ -83,6 +85,7 @@ class Cells:
     xy: np.ndarray
     columns: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    libraries: tuple[str, ...] = ()
 
     @classmethod
     def of_matrix(
@@ -96,6 +99,20 @@ class Cells:
         """The barcodes ``rows`` (S,) of a 10x matrix, at ``xy`` (S, 2)."""
         counts, barcodes = matrix.counts[rows], matrix.barcodes[rows]
         return cls(counts, barcodes, matrix.gene_ids, matrix.gene_names, xy, columns, notes)
+
+    def of_section(self, section: str, where: str) -> "Cells":
+        """The cells of the section that a manifest row names; all where it names none.
+
+        Raises:
+            DataError: there is no such column or value, or what is left holds several sections.
+        """
+        mask = section_mask(section, self.columns, self.barcodes, where)
+        cells = self if mask.all() else self.take(np.flatnonzero(mask))
+        libraries = () if section else self.libraries
+        several = several_sections(cells.xy, cells.columns, cells.barcodes, libraries)
+        if several:
+            raise several.error(where)
+        return cells
 
     def in_tissue(self, where: str) -> "Cells":
         """The cells whose column in_tissue is 1, without that column; all where there is none.
@@ -146,7 +163,7 @@ def cell_table(
         DataError: fewer than two cells, no genes, bad values, or bad coordinates.
     """
     where = str(row.counts)
-    cells = cells.in_tissue(where)
+    cells = cells.of_section(row.section, where).in_tissue(where)
     notes = list(cells.notes)
     spots, genes = cells.counts.shape
     if spots == 0 or genes == 0:

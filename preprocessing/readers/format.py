@@ -173,14 +173,14 @@ def read_slide_spots(
         if form.lay is not None:
             patch = patch.on_array(row.pitch_um)
             table = _with_scale(form.lay(row, slide, patch.um), slide)
-            return _warned(table, check_patch(patch.um, table.mpp)), patch
+            return warned(table, check_patch(patch.um, table.mpp)), patch
         table = measured_genes(form.read(row, slide.mpp), row.organism)
         if row.image_transform:
             matrix = image_matrix(row.image_transform, slide.level_dimensions[0])
             name = getattr(row.image_transform, "name", row.image_transform)
             table = table.transformed(matrix, f"image_transform {name}")
         table, patch = _sized(_with_scale(table, slide), patch)
-        return _warned(table, check_patch(patch.um, table.mpp)), patch
+        return warned(table, check_patch(patch.um, table.mpp)), patch
 
 
 def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:
@@ -256,7 +256,8 @@ def _called(genome: str) -> tuple[str, ...]:
     return (genome.casefold(), *next(known))
 
 
-def _warned(table: SpotTable, warnings: list[SlideWarning]) -> SpotTable:
+def warned(table: SpotTable, warnings: list[SlideWarning]) -> SpotTable:
+    """The spots with more warnings."""
     return replace(table, warnings=(*table.warnings, *warnings)) if warnings else table
 
 
@@ -272,7 +273,7 @@ def _with_scale(table: SpotTable, slide: Slide | None) -> SpotTable:
     said[at : at + 1] = of_image or said[at : at + 1]
     warnings = compare_scale(said)
     places = table.xy_um[:0] if table.image_only else table.xy_um
-    return _warned(
+    return warned(
         table, warnings + check_ranges(None if slide is None else table.mpp, places, said)
     )
 

@@ -1,5 +1,7 @@
 """AnnData files (.h5ad) of any version, with raw counts or intensities and coordinates."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -33,7 +35,8 @@ from preprocessing.readers.hdf5 import (
 )
 from preprocessing.readers.tenx import wanted_features
 from preprocessing.scale import Statement, hexagonal_spacing, stated
-from preprocessing.slide_row import SlideRow
+from preprocessing.sections import LIBRARY, section_mask, several_sections
+from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, allowed_values, checked_counts
 
 _COUNTS = ("counts", "raw_counts", "raw", "umi", "umis", "count", "raw_count")  # likely layers
@@ -52,12 +55,16 @@ def read_h5ad(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     obsm['spatial_um'], obsm['spatial'] or obsm['X_spatial'], else a pair of obs columns. mpp: the
     manifest, else microns_per_pixel in uns['spatial'], else the lattice of a Visium slide.
     """
-    cells, scale = h5ad_cells(row.counts_path, row.modality, row.layer)
+    cells, scale = h5ad_cells(row.counts_path, row.modality, row.layer, row.section)
     return cell_table(row, cells, scale, image_mpp)
 
 
-def h5ad_cells(path: Path, modality: str, layer: str = "") -> tuple[Cells, Scale]:
+def h5ad_cells(
+    path: Path, modality: str, layer: str = "", section: str = ""
+) -> tuple[Cells, Scale]:
     """Read what an AnnData file says of its cells, and of the scale of their coordinates.
+
+    All cells come back; the scale is that of the ``section`` (as the manifest names it).
 
     Raises:
         DataError: no raw counts, no coordinates, or a damaged file.
@@ -80,13 +87,58 @@ def h5ad_cells(path: Path, modality: str, layer: str = "") -> tuple[Cells, Scale
                 f"{path}: the matrix has {counts.shape[0]} rows, obs {len(barcodes)}, the "
                 f"coordinates {len(xy)}; expected one a cell"
             )
-        scale = Scale(in_um, () if in_um else _said(file, columns, xy))
+        if columns.empty:
+            columns = pd.DataFrame(index=pd.RangeIndex(len(barcodes)))
+        libraries = tuple(file["uns/spatial"]) if "uns/spatial" in file else ()
+        own = section_mask(section, columns, barcodes, path)
+        library = _library(columns[own], libraries, section)
+        said = () if in_um else _said(file, columns[own], xy[own], library)
+        scale = Scale(in_um, said)
         if "feature_types" in column_names(var):
             kinds = read_texts(var["feature_types"])
             kept, left_out = wanted_features(kinds, modality, str(path))
             counts, ids, names = counts[:, kept], ids[kept], names[kept]
             notes += left_out
-        return Cells(counts, barcodes, ids, names, xy, columns.drop(columns=used), notes), scale
+        columns = columns.drop(columns=used)
+        return Cells(counts, barcodes, ids, names, xy, columns, notes, libraries), scale
+
+
+def _library(columns: pd.DataFrame, libraries: Sequence[str], section: str) -> str | None:
+    """The library in uns['spatial'] that the cells are of; None: none, or it is not said."""
+    if len(libraries) < 2:
+        return next(iter(libraries), None)
+    values = [columns[n].astype(str).unique() for n in columns if str(n).lower() in LIBRARY]
+    named = [one[0] for one in values if len(one) == 1] + [section.partition("=")[2]]
+    return next((name for name in named if name in libraries), None)
+
+
+def h5ad_sections(path: Path) -> list[str]:
+    """The sections of an AnnData file as the manifest column section names them; [] of one."""
+    with open_hdf5(path, _WHAT) as file:
+        columns, barcodes = read_frame(file["obs"])[0], index_values(file["obs"])
+        xy, _, _ = _coordinates(file, columns, path, [])
+        libraries = tuple(file["uns/spatial"]) if "uns/spatial" in file else ()
+        if barcodes is None or len(xy) != len(barcodes):
+            return []
+        several = several_sections(xy, columns, barcodes, libraries)
+    if several is None:
+        return []
+    return [f"{several.column}={value}" for value in several.sizes]
+
+
+def _discover(folder: Path) -> list[SlideRow]:
+    """AnnData files with coordinates; one row a section where a column tells several apart."""
+    rows = []
+    for row in files_with_cells(folder, "h5ad", has_cells):
+        sections: list[str] = []
+        with suppress(DataError):  # `prepare` says what is wrong
+            sections = h5ad_sections(row.counts_path)
+        names = [f"{row.slide_id}_{section.partition('=')[2]}" for section in sections]
+        rows += [
+            drafted_row(name, row.counts, "h5ad", section=section)
+            for name, section in zip(names, sections, strict=True)
+        ] or [row]
+    return rows
 
 
 def has_cells(path: Path) -> bool:
@@ -223,15 +275,17 @@ def _obsm_values(node: Node) -> np.ndarray | None:
     return values if values.ndim == 2 and values.shape[1] >= 2 else None
 
 
-def _said(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> tuple[Statement, ...]:
+def _said(
+    file: h5py.File, columns: pd.DataFrame, xy: np.ndarray, library: str | None
+) -> tuple[Statement, ...]:
     """Um per coordinate unit by Space Ranger's scale factors, then by a hexagonal lattice."""
-    factor = scale_factor(file, "microns_per_pixel")
+    factor = scale_factor(file, "microns_per_pixel", library)
     lattice = None
     if {"array_row", "array_col"} <= set(columns.columns):
         array = columns[["array_row", "array_col"]].to_numpy()
         if array.dtype.kind in "iu" and len(np.unique(array, axis=0)) == len(array):
             lattice = hex_pitch_px(array, xy)
-    elif scale_factor(file, "spot_diameter_fullres") is not None:  # as Space Ranger has it
+    elif scale_factor(file, "spot_diameter_fullres", library) is not None:  # as Space Ranger has it
         lattice = hexagonal_spacing(xy)
     return (
         *stated(factor, "microns_per_pixel in uns['spatial']"),
@@ -239,12 +293,16 @@ def _said(file: h5py.File, columns: pd.DataFrame, xy: np.ndarray) -> tuple[State
     )
 
 
-def scale_factor(file: h5py.File, name: str) -> float | None:
-    """A positive number among the scale factors of the one library in uns['spatial']."""
+def scale_factor(file: h5py.File, name: str, library: str | None = None) -> float | None:
+    """A positive number among the scale factors of a library (the only one) in uns['spatial']."""
     libraries = file.get("uns/spatial")
-    if not isinstance(libraries, h5py.Group) or len(libraries) != 1:
+    if not isinstance(libraries, h5py.Group):
         return None
-    stored = libraries[next(iter(libraries))].get(f"scalefactors/{name}")
+    if library is None and len(libraries) == 1:
+        library = next(iter(libraries))
+    if library is None or library not in libraries:
+        return None
+    stored = libraries[library].get(f"scalefactors/{name}")
     values = None if stored is None else read_column(np.ravel(stored[()]))
     if values is None or values.dtype.kind not in "iuf":
         return None
@@ -255,7 +313,7 @@ FORMAT = cell_format(
     "h5ad",
     read_h5ad,
     detect=lambda counts, spots: file_name(counts).endswith(".h5ad"),
-    discover=lambda folder: files_with_cells(folder, "h5ad", has_cells),
+    discover=_discover,
     forbids={**OWN_PLACES, **NO_BINS},
     layout=".h5ad files with coordinates",
 )

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.files import files_in, folder_part
 from preprocessing.readers.coordinates import row_mpp, row_step, step_px
-from preprocessing.readers.format import Format, first_file, is_text
+from preprocessing.readers.format import NO_BINS, Format, first_file, is_text
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.labels import labels_of, position_names
 from preprocessing.readers.tables import (
@@ -25,6 +25,7 @@ from preprocessing.readers.tables import (
     truth_column,
 )
 from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
+from preprocessing.sections import several_sections
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, integer_counts, unique_gene_names
 
@@ -195,9 +196,13 @@ def _read_spots(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if "selected" in frame.columns:
         selected = truth_column(frame, "selected", path)
     array = array.astype(np.int64)
-    if len(np.unique(array, axis=0)) != len(array):
-        raise DataError(f"{path}: an array position occurs twice; keep one row a spot")
-    return array, np.column_stack([pixel_x, pixel_y]), selected
+    pixel = np.column_stack([pixel_x, pixel_y])
+    found = several_sections(
+        pixel[selected], frame.iloc[:, :0], position_names(array), array=array, spots=True
+    )
+    if found:
+        raise found.error(path)
+    return array, pixel, selected
 
 
 def _scale(
@@ -319,5 +324,6 @@ FORMAT = Format(
     discover=_discover,
     layout="counts/ + spotfiles/, ST-cnts/ + ST-spotfiles/, alignment_table_*.tsv",
     needs={"spots": "spot table"},
+    forbids={**NO_BINS, "section": "holds one section"},
     no_protein="holds RNA; for a table of proteins use format csv",
 )

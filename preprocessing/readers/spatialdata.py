@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from preprocessing.readers.geometry import ragged_centroids, transform_matrix, w
 from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.tables import read_parquet
 from preprocessing.readers.tenx import wanted_features
+from preprocessing.sections import Several
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, allowed_values
 
@@ -270,15 +271,21 @@ def _find(counts: Path) -> tuple[Path, Path]:
 def _sources(row: SlideRow) -> dict[str, Path]:
     root, table = _find(row.counts_path)
     _require_zarr(row)
+    attrs = _attrs(table)
+    places = (element_folder(root, region) for region in _regions(attrs))
+    return {"counts": table} | {f"shapes/{p.name}": p for p in places if p is not None}
+
+
+def _attrs(table: Path) -> Mapping[str, Any]:
+    """What a table says of the elements that it annotates."""
     import anndata
     import zarr
 
     check_arrays(table)
     with damage_named(table):
         stored = zarr.open_group(str(table), mode="r").get("uns/spatialdata_attrs")
-        attrs = {} if stored is None else anndata.io.read_elem(stored)
-    places = (element_folder(root, region) for region in _regions(attrs))
-    return {"counts": table} | {f"shapes/{p.name}": p for p in places if p is not None}
+        found: Mapping[str, Any] = {} if stored is None else anndata.io.read_elem(stored)
+    return found
 
 
 def _regions(attrs: Mapping[str, Any]) -> list[str]:
@@ -308,6 +315,7 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
     check_arrays(table)
     with damage_named(table):
         data: Any = anndata.io.read_zarr(table)
+    data, region, row = _one_region(data, row, table)
     notes: list[str] = []
     counts, source = _counts(data, row, table)
     notes.append(f"counts are {source}")
@@ -319,7 +327,7 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
         counts, ids, names = counts[:, kept], ids[kept], names[kept]
         notes += left_out
     attrs = data.uns.get("spatialdata_attrs", {})
-    element = _element(root, table, attrs)
+    element = None if region is None else read_element(root, region)
     keys = [str(attrs[key]) for key in ("region_key", "instance_key") if key in attrs]
     columns = data.obs.drop(columns=[k for k in keys if k in data.obs]).reset_index(drop=True)
     barcodes = _texts(data.obs_names)
@@ -359,14 +367,23 @@ def _counts(data: Any, row: SlideRow, table: Path) -> tuple[csr_matrix, str]:
     return next(iter(found.items()))[::-1]
 
 
-def _element(root: Path, table: Path, attrs: Any) -> Element | None:
+def _one_region(data: Any, row: SlideRow, table: Path) -> tuple[Any, str | None, SlideRow]:
+    """The rows of a table that annotate one element, its name, and the row without a section.
+
+    Raises:
+        DataError: it annotates several, and the manifest's section names none of them.
+    """
+    attrs = data.uns.get("spatialdata_attrs", {})
     regions = _regions(attrs)
-    if len(regions) > 1:
-        raise DataError(
-            f"{table} annotates {len(regions)} sections ({', '.join(regions[:4])}); "
-            "write one folder a section"
-        )
-    return read_element(root, regions[0]) if regions else None
+    if len(regions) < 2:
+        return data, next(iter(regions), None), row
+    key = str(attrs.get("region_key", "region"))
+    values = _texts(data.obs[key]) if key in data.obs else np.full(len(data.obs), "")
+    name, _, value = row.section.partition("=")
+    if name == key and value in regions:
+        return data[values == value], value, replace(row, section="")
+    told = f"the table annotates {', '.join(regions[:6])}"
+    raise Several(told, key, {one: int((values == one).sum()) for one in regions}).error(table)
 
 
 def _places(
@@ -410,7 +427,16 @@ def _discover(folder: Path) -> list[SlideRow]:
     """A zarr group with tables."""
     if not any((folder / name).is_file() for name in _ROOT) or not _tables(folder):
         return []
-    return [drafted_row(folder.resolve().name.removesuffix(".zarr"), folder, "spatialdata")]
+    name, regions, key = folder.resolve().name.removesuffix(".zarr"), [], ""
+    with suppress(DataError, ImportError):  # `prepare` says what is wrong
+        attrs = _attrs(_find(folder)[1])
+        regions, key = _regions(attrs), str(attrs.get("region_key", "region"))
+    if len(regions) < 2:
+        return [drafted_row(name, folder, "spatialdata")]
+    return [
+        drafted_row(f"{name}_{one}", folder, "spatialdata", section=f"{key}={one}")
+        for one in regions
+    ]
 
 
 FORMAT = cell_format(

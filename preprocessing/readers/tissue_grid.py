@@ -130,7 +130,7 @@ FORMAT = Format(
     layout="whole-slide images",
     needs={"image": "slide image"},
     forbids=dict.fromkeys(
-        ("counts", "spots", "image_scale", "bin_um", "layer"), "lays its own grid"
+        ("counts", "spots", "image_scale", "bin_um", "layer", "section"), "lays its own grid"
     ),
     no_protein="measures nothing; leave the column 'modality' empty",
     lay=read_tissue_grid,

@@ -31,6 +31,7 @@ from preprocessing.readers.tables import (
 )
 from preprocessing.readers.tenx import TenxMatrix, is_mex, matrix_files, read_tenx, sample_mark
 from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
+from preprocessing.sections import SUFFIX, section_mask, several_gems, several_sections
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, unique_gene_names
 
@@ -59,6 +60,7 @@ _SEURAT = (
     ("row", "array_row"),
     ("col", "array_col"),
 )
+_AGGR = "aggr_tissue_positions"
 BINNED, SEGMENTED = "binned_outputs", "segmented_outputs"
 
 
@@ -82,7 +84,9 @@ class VisiumFiles:
         return files
 
 
-def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
+def find_visium_files(
+    counts: Path, spots: Path | None = None, image: Path | None = None
+) -> VisiumFiles:
     """Find the files of a Space Ranger folder.
 
     In a flat folder, as GEO gives them, the files of a sample begin with the same mark
@@ -91,6 +95,7 @@ def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
     Args:
         counts: the sample folder, its ``outs``, the matrix folder, the .h5 or the .mtx file.
         spots: positions file to use instead of spatial/tissue_positions*.
+        image: the picture named; `spaceranger aggr` keeps the scale factors of a library beside it.
 
     Raises:
         DataError: matrix or positions are not there; names what was looked for.
@@ -118,6 +123,8 @@ def find_visium_files(counts: Path, spots: Path | None = None) -> VisiumFiles:
             "'spatial' beside the matrix, or name the file in the column 'spots'"
         )
     factors = beside.find((SCALE_FACTORS,), f"{SCALE_FACTORS}*")
+    if factors is None and image is not None and (image.parent / SCALE_FACTORS).is_file():
+        factors = image.parent / SCALE_FACTORS
     return VisiumFiles(matrix, positions, factors)
 
 
@@ -175,16 +182,16 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     the image file's own; microns_per_pixel of the scale factors; 100 um between neighbours of a
     hexagonal Visium lattice.
     """
-    files = find_visium_files(row.counts_path, row.spots)
+    files = find_visium_files(row.counts_path, row.spots, row.image)
     matrix = read_tenx(files.matrix, row.modality)
     positions = read_positions(files.positions)
+    own = section_mask(
+        row.section, positions.iloc[:, :0], positions["barcode"].to_numpy(), files.positions
+    )
+    positions = positions[own].reset_index(drop=True)
     notes = list(matrix.notes)
     factors = files.factors(notes)
     scale = image_scale(row, factors)
-    pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
-    array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
-    said = _scale(row, array, pixel * scale, image_mpp, factor_scale(factors, scale))
-    mpp = said[0].mpp
     place, kept = match_rows(
         matrix.barcodes,
         positions["barcode"],
@@ -194,6 +201,15 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         notes,
         "barcodes without position left out",
     )
+    pixel = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
+    array = positions[["array_row", "array_col"]].to_numpy(dtype=np.int64)
+    several = several_gems(matrix.barcodes[place]) or several_sections(
+        pixel[kept], positions.iloc[:, :0], matrix.barcodes[place], array=array[kept], spots=True
+    )
+    if several:
+        raise several.error(files.positions)
+    said = _scale(row, array, pixel * scale, image_mpp, factor_scale(factors, scale))
+    mpp = said[0].mpp
     inside = positions["in_tissue"].to_numpy()[kept] == 1
     if not inside.all():
         notes.append(f"{int((~inside).sum())} spots outside the tissue (in_tissue 0) left out")
@@ -273,7 +289,10 @@ def read_positions(path: Path) -> pd.DataFrame:
         result[name] = values if name.startswith("pxl") else values.astype(np.int64)
     if result["barcode"].duplicated().any():
         twice = result["barcode"][result["barcode"].duplicated()].iloc[0]
-        raise DataError(f"{path}: barcode {twice!r} occurs twice; keep one row a spot")
+        raise DataError(
+            f"{path}: barcode {twice!r} occurs twice: several sections, or rows "
+            "written twice; keep one row a spot, and one section a file"
+        )
     return result
 
 
@@ -389,8 +408,11 @@ def _discover(folder: Path) -> list[SlideRow]:
         rows = [_flat_row(one) for one in flat]
         return rows if any(row.spots is not None for row in rows) else []
     has_matrix = matrix.is_dir() or first_file(folder, f"*{MATRIX}.h5") is not None
-    if not has_matrix or first_file(spatial, "*tissue_positions*") is None:
+    positions = first_file(spatial, "*tissue_positions*") or first_file(folder, f"{_AGGR}*")
+    if not has_matrix or positions is None:
         return []
+    if positions.suffix != ".parquet" and (rows := _aggregated(folder, positions)):
+        return rows
     binned = _bin_um(spatial / SCALE_FACTORS)
     row = drafted_row(
         folder.resolve().name,
@@ -425,6 +447,25 @@ def _flat_row(matrix: Path) -> SlideRow:
     return drafted_row(mark.rstrip("_.-"), matrix, "visium", **known)
 
 
+def _aggregated(folder: Path, positions: Path) -> list[SlideRow]:
+    """One row a library of `spaceranger aggr`, by the endings of the barcodes; [] of one."""
+    try:
+        several = several_gems(read_positions(positions)["barcode"].to_numpy())
+        table = folder / "aggregation.csv"
+        libraries = [str(one) for one in read_table(table)["library_id"]] if table.is_file() else []
+    except (DataError, KeyError):  # `prepare` says what is wrong
+        return []
+    rows, name = [], drafted_row(folder.resolve().name, folder, "visium").slide_id
+    for value in () if several is None else sorted(several.sizes, key=int):
+        known = 0 < int(value) <= len(libraries)
+        library = libraries[int(value) - 1] if known else f"{name}_{value}"
+        image = scaled_image(folder / "spatial" / library) if known else None
+        section = f"{SUFFIX}={value}"
+        more = {"image": image, "section": section, "technology": "Visium"}
+        rows.append(drafted_row(library, folder, "visium", **more))
+    return rows
+
+
 def _bin_um(path: Path) -> float | None:
     """Size of the bins by the scale factors; None: no bins, or no such file."""
     try:
@@ -437,7 +478,7 @@ def _bin_um(path: Path) -> float | None:
 FORMAT = Format(
     "visium",
     read_visium,
-    sources=lambda row: find_visium_files(row.counts_path, row.spots).by_role(),
+    sources=lambda row: find_visium_files(row.counts_path, row.spots, row.image).by_role(),
     detect=lambda counts, spots: is_visium(counts) and not is_binned(counts),
     discover=_discover,
     layout="spatial/ + filtered_feature_bc_matrix, GEO's GSM..._matrix.mtx.gz",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.readers.coordinates import row_mpp, step_px
+from preprocessing.readers.coordinates import row_mpp, row_step, step_px
 from preprocessing.readers.format import NO_LAYERS, Format
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.tables import (
@@ -36,6 +36,7 @@ from preprocessing.readers.visium import (
     scaled_image,
 )
 from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
+from preprocessing.sections import section_mask, several_gems
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable
 
@@ -115,7 +116,10 @@ def match_bins(barcodes: np.ndarray, bins: BinPositions) -> np.ndarray:
         index = pd.Index(bins.names)
         if not index.is_unique:
             twice = index[index.duplicated()][0]
-            raise DataError(f"barcode {twice!r} occurs twice in the positions; keep one row a bin")
+            raise DataError(
+                f"barcode {twice!r} occurs twice in the positions: several sections, or "
+                "rows written twice; keep one row a bin, and one section a file"
+            )
         return np.asarray(index.get_indexer(pd.Index(barcodes)), dtype=np.int64)
     places = bin_places(barcodes)
     if places is None:
@@ -126,7 +130,10 @@ def match_bins(barcodes: np.ndarray, bins: BinPositions) -> np.ndarray:
     keys = keys[order]
     if (keys[1:] == keys[:-1]).any():
         row, column = divmod(int(keys[:-1][keys[1:] == keys[:-1]][0]), width)
-        raise DataError(f"row {row}, column {column} occurs twice in the positions; keep one")
+        raise DataError(
+            f"row {row}, column {column} occurs twice in the positions: several sections, "
+            "or rows written twice; keep one row a bin, and one section a file"
+        )
     wanted = places[:, 0] * width + places[:, 1]
     found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[found] == wanted, order[found], -1)
@@ -248,7 +255,7 @@ def read_visium_hd(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     scale = image_scale(row, factors)
     image = stated(image_mpp, IMAGE_FILE, of_image=True)
     said = _scale((*row_mpp(row), *image, *factor_scale(factors, scale)), bins, scale, bin_um)
-    place, kept = _join(matrix.barcodes, bins, found.files, notes)
+    place, kept = _join(row, matrix.barcodes, bins, found.files, notes)
     whole = len(place) == len(matrix.barcodes)
     xy_px0 = bins.pixel[kept] * scale
     return matrix_spots(row, matrix, None if whole else place, xy_px0, said, bin_um, notes)
@@ -277,7 +284,8 @@ def _scale(
     said: tuple[Statement, ...], bins: BinPositions, scale: float, bin_um: float
 ) -> tuple[Statement, ...]:
     """Um per pixel of the image: what is stated, then by the distance of the bins."""
-    step = step_px(bins.array[:_SAMPLE].astype(np.int64), bins.pixel[:_SAMPLE] * scale)
+    array = bins.array[:_SAMPLE].astype(np.int64)
+    step = step_px(array, bins.pixel[:_SAMPLE] * scale) if row_step(array) == 1 else None
     grid = stated(bin_um / step if step else None, f"the distance of bins of {bin_um:g} um")
     return require_scale(
         (*said, *grid),
@@ -287,11 +295,18 @@ def _scale(
 
 
 def _join(
-    barcodes: np.ndarray, bins: BinPositions, files: VisiumFiles, notes: list[str]
+    row: SlideRow, barcodes: np.ndarray, bins: BinPositions, files: VisiumFiles, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the matrix and of ``bins`` that belong together, (S,) each."""
     found = match_bins(barcodes, bins)
+    if row.section:
+        nothing = pd.DataFrame(index=range(len(barcodes)))
+        own = section_mask(row.section, nothing, barcodes, files.matrix)
+        found = np.where(own, found, -1)
     place = np.flatnonzero(found >= 0)
+    several = None if bins.names is None else several_gems(barcodes[place])
+    if several:
+        raise several.error(files.positions)
     if len(place) == 0:
         raise DataError(
             f"no barcode of {files.matrix} is a bin in tissue of {files.positions} (matrix: "

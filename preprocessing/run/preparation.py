@@ -23,7 +23,13 @@ from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.pseudo_spots import beyond_picture
-from preprocessing.readers.format import format_of, read_slide_spots, read_spots, source_files
+from preprocessing.readers.format import (
+    format_of,
+    read_slide_spots,
+    read_spots,
+    source_files,
+    warned,
+)
 from preprocessing.registration import register
 from preprocessing.slide_row import PATH_COLUMNS, SAID, SlideRow
 from preprocessing.slides import Slide, open_slide
@@ -36,6 +42,7 @@ from preprocessing.tissue import has_black_background, thumbnail, tissue_fractio
 ZERO_COUNTS = "zero counts"
 NO_SIGNAL = "all intensities are zero"
 OFF_TISSUE = "off tissue"
+MUCH_OFF_TISSUE = 0.1  # part of the spots, from which a slide is warned of
 HANDCRAFTED = "handcrafted"
 _BEYOND = "centre beyond the edge of the picture"
 _RECIPE = 2  # raise it when the same sources would give another store
@@ -280,8 +287,8 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(task.row).items() if k not in PATH_COLUMNS}
     if not fields["image_transform"] or isinstance(fields["image_transform"], Path):
         del fields["image_transform"]  # the file is among the sources
-    if not fields["layer"]:
-        del fields["layer"]  # as in the stores of an older HiBio
+    for name in {"layer", "section"} - {name for name in fields if fields[name]}:
+        del fields[name]  # as in the stores of an older HiBio
     genes = task.genes
     named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
     backend = {} if task.backend == "auto" else {"backend": task.backend}
@@ -349,12 +356,14 @@ def _write(
         picture = slide_picture(slide)
         table, picture = _registered(task, picture, table)
         with likely_place(picture, table):
-            table, beyond = _inside(task.row, slide, table)
+            table, beyond = inside_picture(task.row, slide, table, task.quality.max_dropped)
             fraction = _tissue(slide, table, task.patch)
             drop_mask(table, fraction, task.quality)
     reasons = drop_reasons(table, fraction, task.quality)
     kept = np.flatnonzero(~drop_mask(table, fraction, task.quality))
-    left_out = table.xy_px0[reasons.get(OFF_TISSUE, np.zeros(table.n_spots, dtype=bool))]
+    off_tissue = reasons.get(OFF_TISSUE, np.zeros(table.n_spots, dtype=bool))
+    left_out = table.xy_px0[off_tissue]
+    table = warned(table, _much_off_tissue(off_tissue))
     order = kept[hilbert_order(table.xy_um[kept])]
     table = table.take(order)
     counted = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
@@ -387,6 +396,14 @@ def _write(
     return SlideResult(task.row.slide_id, "done", "; ".join(told), table.n_spots, um)
 
 
+def _much_off_tissue(off_tissue: np.ndarray) -> list[SlideWarning]:
+    """A warning where many spots (S,) are off tissue, though not too many."""
+    if off_tissue.mean() <= MUCH_OFF_TISSUE:
+        return []
+    found = f"{int(off_tissue.sum())} of {len(off_tissue)} spots are off tissue; they are left out"
+    return [SlideWarning(found, "see by `hibio check` and `hibio qc` whether the image fits")]
+
+
 def _registered(
     task: SlideTask, picture: SlidePicture, table: SpotTable
 ) -> tuple[SpotTable, SlidePicture]:
@@ -414,13 +431,27 @@ def likely_place(picture: SlidePicture, table: SpotTable) -> Iterator[None]:
         raise DataError(f"{error}. {found.message}: {found.fix}") from error
 
 
-def _inside(row: SlideRow, slide: Slide, table: SpotTable) -> tuple[SpotTable, int]:
-    """The table without pseudo-spots centred beyond the picture's edge, and their number."""
-    if row.pitch_um is None or not format_of(row.format).cells:
+def inside_picture(
+    row: SlideRow, slide: Slide, table: SpotTable, most: float = QualityConfig.max_dropped
+) -> tuple[SpotTable, int]:
+    """The table without the spots centred beyond the edge of the picture, and their number.
+
+    A square of pseudo-spots at the edge may reach beyond it; of others the table warns. Where more
+    than the part ``most`` of the spots lies beyond, the coordinates are those of another picture:
+    then nothing is left out, and reading the patches says so.
+    """
+    size = np.asarray(slide.level_dimensions[0])
+    beyond = ((table.xy_px0 < 0) | (table.xy_px0 > size)).any(axis=1)
+    if not beyond.any() or beyond.mean() > most:
         return table, 0
-    width, height = slide.level_dimensions[0]
-    beyond = beyond_picture(table, row.pitch_um, (width, height))
-    return table.take(~beyond), int(beyond.sum())
+    cropped = beyond
+    if row.pitch_um is not None and format_of(row.format).cells:
+        cropped = beyond & ~beyond_picture(table, row.pitch_um, (int(size[0]), int(size[1])))
+    found = f"{int(cropped.sum())} of {table.n_spots} spots lie beyond the edge of the image of "
+    found += f"{size[0]} x {size[1]} pixels; they are left out"
+    fix = "look whether the image was cropped or is another's, and at image_scale"
+    warnings = [SlideWarning(found, fix)] if cropped.any() else []
+    return warned(table.take(np.flatnonzero(~beyond)), warnings), int(beyond.sum())
 
 
 def _tissue(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:

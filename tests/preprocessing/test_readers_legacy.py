@@ -124,7 +124,7 @@ def test_damaged_gzip_and_missing_files_are_named(tmp_path: Path):
         ("x\ty\tpixel_x\tpixel_y\n", "lists no spots"),
         ("x\ty\tpixel_x\tpixel_y\n3\t3\t\t5\n", "pixel_x.*data row 1"),
         ("x\ty\tpixel_x\tpixel_y\n3.2\t3\t5\t5\n", "whole array positions"),
-        ("x\ty\tpixel_x\tpixel_y\n3\t3\t5\t5\n3\t3\t6\t6\n", "occurs twice"),
+        ("x\ty\tpixel_x\tpixel_y\n3\t3\t5\t5\n3\t3\t6\t6\n", "taken more than once"),
         (
             "x\ty\tpixel_x\tpixel_y\n90\t3\t5\t5\n91\t3\t6\t5\n92\t3\t7\t5\n93\t3\t8\t5\n",
             "no row of",

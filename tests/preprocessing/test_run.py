@@ -6,7 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
+from hibio.cli.check import check_path
 from preprocessing import DataError, SlideStore, prepare, stores_in
 from preprocessing import run as run_module
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
@@ -102,11 +104,11 @@ def test_skipping_depends_on_sources_and_settings(tmp_path: Path):
     assert (again.rows[0].status, again.rows[0].n_spots) == ("skipped", 30)
     assert (out / "A1.h5").read_bytes() == before
     assert statuses(prepare([row], out, patch=PatchConfig(150.0, 16))) == {"A1": "done"}
-    assert statuses(prepare([replace(row, mpp=4.0)], out, patch=PATCH)) == {"A1": "done"}
-    assert statuses(prepare([replace(row, mpp=4.0)], out, patch=PATCH)) == {"A1": "skipped"}
+    assert statuses(prepare([replace(row, mpp=4.9)], out, patch=PATCH)) == {"A1": "done"}
+    assert statuses(prepare([replace(row, mpp=4.9)], out, patch=PATCH)) == {"A1": "skipped"}
     assert row.image is not None
     tissue_image(row.image, 7 * STEP_PX, 6 * STEP_PX, seed=5)
-    assert statuses(prepare([replace(row, mpp=4.0)], out, patch=PATCH)) == {"A1": "done"}
+    assert statuses(prepare([replace(row, mpp=4.9)], out, patch=PATCH)) == {"A1": "done"}
     (out / "A1.h5").write_bytes(before[:-500])
     assert statuses(prepare([row], out, patch=PATCH)) == {"A1": "done"}
 
@@ -311,3 +313,28 @@ def test_parts_tell_what_was_replaced(tmp_path: Path):
 def parts_of(path: Path) -> dict[str, str]:
     with SlideStore(path) as store:
         return store.parts()
+
+
+@pytest.mark.parametrize("cropped", ["left", "right"])
+def test_spots_beyond_the_picture_are_left_out_and_said(tmp_path: Path, cropped: str):
+    """A picture cut by one column of spots; cut to less than half it is another picture."""
+    row, truth = legacy_slide(tmp_path)
+    picture = Image.open(row.image)
+    width, height = picture.size
+    left = 60 if cropped == "left" else 0
+    picture.crop((left, 0, left + width - 60, height)).save(row.image)
+    row = replace(row, image_transform=f"shift:{-left} 0")
+    inside = (truth.xy_px[:, 0] > left) & (truth.xy_px[:, 0] < left + width - 60)
+    gone = int((~inside).sum())
+    report = prepare([row], tmp_path / "out", patch=PATCH)
+    said = f"{gone} of 30 spots lie beyond the edge of the image of {width - 60} x {height} pixels"
+    assert 0 < gone < 15
+    assert said in str(report)
+    with SlideStore(tmp_path / "out" / "A1.h5") as store:
+        assert sorted(store.barcodes) == sorted(np.array(truth.barcodes)[inside])
+        assert gone in store.attrs["dropped"].values()
+        assert said in store.warnings[0].message
+    write_manifest([row], tmp_path / "m.csv")
+    assert any(said in finding.message for finding in check_path(tmp_path / "m.csv"))
+    picture.crop((left, 0, left + 70, height)).save(row.image)
+    assert "lie outside the picture" in prepare([row], tmp_path / "out").failed[0].reason
