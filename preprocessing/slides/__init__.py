@@ -11,7 +11,7 @@ import numpy as np
 import openslide
 
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.slides.decoders import CucimSlide, VipsSlide
+from preprocessing.slides.decoders import CucimSlide, CziSlide, VipsSlide
 from preprocessing.slides.hest import HDF5, HestPatches
 from preprocessing.slides.kept import KeptSlide, kept_picture
 from preprocessing.slides.pictures import PlainPicture, is_picture
@@ -118,6 +118,8 @@ def _automatic(path: Path, black_is_background: bool) -> Slide:
     vendor = openslide.OpenSlide.detect_format(path)
     if tiff and vendor in (None, "generic-tiff") and is_ome(path):
         return OmeTiff(path, black_is_background)
+    if vendor == "zeiss":
+        return _czi(path, black_is_background)
     if vendor is not None and not openslide_misreads(path, vendor):
         return OpenSlideSlide(path, black_is_background)
     if tiff:
@@ -132,6 +134,14 @@ def _automatic(path: Path, black_is_background: bool) -> Slide:
         f"{path}: no known image (starts with {magic!r}); expected a slide, TIFF, JPEG, PNG, WebP "
         "or JPEG 2000"
     )
+
+
+def _czi(path: Path, black_is_background: bool) -> Slide:
+    """OpenSlide knows CZI without JPEG XR, focus planes and times; the others need a library."""
+    try:
+        return OpenSlideSlide(path, black_is_background)
+    except DataError as error:
+        return CziSlide(path, black_is_background, reason=error)
 
 
 def _openslide(path: Path, black_is_background: bool) -> Slide:

@@ -8,6 +8,9 @@ libvips takes the nearest. JPEG 2000 differs by one grey level in a few pixels.
 """
 
 import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,14 @@ import openslide
 import tifffile
 
 from preprocessing.errors import DataError
-from preprocessing.slides.pixels import Pixels, PlainSlide, Slide, damage_named, to_rgb
+from preprocessing.slides.pixels import (
+    Pixels,
+    PlainSlide,
+    Slide,
+    damage_named,
+    image_scale,
+    to_rgb,
+)
 from preprocessing.slides.tiff import CACHE_BYTES, TiffSegments, require_inside
 
 _VENDORS = ("aperio", "generic-tiff")
@@ -264,3 +274,77 @@ class CucimSlide(_Decoded):
     def close(self) -> None:
         """Release the file."""
         self._image.close()
+
+
+class CziSlide(PlainSlide):
+    """A CZI of Zeiss as pylibCZIrw reads it: all scenes in one frame, white between them."""
+
+    def __init__(self, path: Path, black_is_background: bool, reason: DataError) -> None:
+        """Open the file; ``reason`` is why OpenSlide does not.
+
+        Raises:
+            DataError: the library is not installed, or it is no single picture in RGB or grey.
+        """
+        self._reason = reason
+        super().__init__(path, black_is_background)
+
+    def _open(self) -> tuple[int, int]:
+        try:
+            from pylibCZIrw import czi
+        except ImportError as error:
+            raise DataError(
+                f"{self._reason}. If it is whole, it is a kind of CZI that OpenSlide does not read "
+                "(JPEG XR, several planes): pip install pylibCZIrw and run again, or export "
+                "it as OME-TIFF"
+            ) from error
+        self._open_files = ExitStack()
+        self._czi = self._open_files.enter_context(czi.open_czi(str(self.path)))
+        extent = self._czi.total_bounding_box
+        several = [f"{n} {axis}" for axis in "CZT" if (n := _length(extent, axis)) > 1]
+        kind = self._czi.get_channel_pixel_type(0)
+        if several or kind not in ("Bgr24", "Gray8"):
+            self._open_files.close()
+            found = f"pixels {kind}" + (f", {' and '.join(several)} planes" if several else "")
+            raise DataError(
+                f"{self.path}: {found}; expected one plane of Bgr24 or Gray8 (a stained section in "
+                "8 bits); export that plane as OME-TIFF"
+            )
+        frame = self._czi.total_bounding_rectangle
+        self._corner, size = (int(frame.x), int(frame.y)), (int(frame.w), int(frame.h))
+        steps = max(0, int(math.log2(max(1, min(size) / 256))))
+        self.level_downsamples = tuple(float(2**step) for step in range(steps + 1))
+        self.mpp, self.scale = image_scale(
+            self.path, {"Scaling (CZI)": _czi_um(self._czi.metadata)}
+        )
+        return size
+
+    def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
+        height, width = target.shape[:2]
+        down = int(self.level_downsamples[level])
+        corner = (self._corner[0] + x * down, self._corner[1] + y * down)
+        pixels = self._czi.read(
+            roi=(*corner, width * down, height * down),
+            zoom=1 / down,
+            pixel_type="Bgr24",
+            background_pixel=(1.0, 1.0, 1.0),
+        )
+        target[:] = pixels[:height, :width, ::-1]
+
+    def close(self) -> None:
+        """Release the file."""
+        self._open_files.close()
+
+
+def _length(extent: Mapping[str, tuple[int, int]], axis: str) -> int:
+    first, last = extent.get(axis, (0, 1))
+    return last - first
+
+
+def _czi_um(metadata: Any) -> list[float | None]:
+    """Um per pixel along x and y by the metadata of a CZI, where it says so in metres."""
+    found: dict[str, float] = {}
+    for key in ("ImageDocument", "Metadata", "Scaling", "Items", "Distance"):
+        metadata = (metadata or {}).get(key)
+    for item in metadata if isinstance(metadata, list) else ():
+        found[str(item.get("@Id"))] = 1e6 * float(item.get("Value") or 0)
+    return [found.get(axis) or None for axis in "XY"]

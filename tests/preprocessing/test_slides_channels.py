@@ -11,6 +11,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from PIL import Image
@@ -303,3 +304,43 @@ def test_several_pictures_in_one_file(tmp_path: Path) -> None:
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="2 pictures in one file"):
         open_slide(tmp_path / "a.webp")
+
+
+def test_a_czi_that_openslide_does_not_read_names_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fake:
+        detect_format = staticmethod(lambda path: "zeiss")
+
+        def __init__(self, path: Path) -> None:
+            raise openslide.OpenSlideError("Compression 4 is not supported")
+
+    path = write(tmp_path / "a.tif", RGB, "tiled")
+    monkeypatch.setattr(openslide, "OpenSlide", Fake)
+    monkeypatch.setitem(sys.modules, "pylibCZIrw", None)
+    with pytest.raises(DataError, match=r"Compression 4.*pip install pylibCZIrw.*OME-TIFF"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_czi(planes: int, tmp_path: Path) -> None:
+    czi = pytest.importorskip("pylibCZIrw.czi", reason="pylibCZIrw is not installed")
+    big = np.kron(RGB, np.ones((8, 8, 1), np.uint8))
+    path = tmp_path / "a.czi"
+    with czi.create_czi(str(path), compression_options="zstd1:ExplicitLevel=2") as file:
+        for z in range(planes):
+            bgr = np.ascontiguousarray(big[..., ::-1])
+            file.write(data=bgr, plane={"C": 0, "Z": z, "T": 0}, location=(1000, -50))
+        file.write_metadata(document_name="a", scale_x=0.5e-6, scale_y=0.5e-6)
+    if planes > 1:
+        with pytest.raises(DataError, match=r"2 Z planes; expected one plane"):
+            open_slide(path)
+        return
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(0.5)
+        assert slide.level_dimensions == ((768, 640), (384, 320))
+        for level, down in enumerate((1, 2)):
+            got = slide.read_region((16 * down, 8 * down), level, (40, 30)).astype(int)
+            true = big[::down, ::down][8:38, 16:56]
+            assert np.abs(got - true).max() <= (0 if level == 0 else 2)
+        assert (slide.read_region((760, 636), 0, (20, 20))[4:] == 255).all()
