@@ -221,8 +221,11 @@ def test_the_real_sample() -> None:
     """Its barcodes are no bins (its authors put two files together): they are joined as texts."""
     pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     folder = REAL_DATA / "reader_samples" / "visium_hd_square_008um"
-    table = read_spots(SlideRow("s", "s", folder, "visium_hd"))
-    assert table.mpp == pytest.approx(0.27376, rel=1e-4)
+    row = SlideRow("s", "s", folder, "visium_hd")
+    with pytest.raises(DataError, match=r"0\.2738 by microns_per_pixel.*0\.1369 by the distance"):
+        read_spots(row)
+    table = read_spots(replace(row, mpp=0.27376126715315274))
+    assert len(table.warnings) == 1
     with h5py.File(folder / "filtered_feature_bc_matrix.h5") as file:
         parts = tuple(file["matrix"][key][:] for key in ("data", "indices", "indptr"))
         expected = csc_matrix(parts, tuple(file["matrix/shape"][:])).T.tocsr()
