@@ -70,6 +70,7 @@ LAYERS = (
         "preprocessing.slides",
         "preprocessing.tfidf",
     ),
+    ("preprocessing.zarr_bounds",),
     (
         "preprocessing.files",
         "preprocessing.graphs",

@@ -35,6 +35,7 @@ from preprocessing.slide_row import PATH_COLUMNS, SAID, SlideRow
 from preprocessing.slides import Slide, open_slide
 from preprocessing.slides.decoders import direct_tiles
 from preprocessing.slides.kept import kept_picture
+from preprocessing.slides.ome_zarr import is_zarr
 from preprocessing.spot_table import PROTEIN, SpotTable, hilbert_order
 from preprocessing.store import SlidePicture, SlideStore, file_sha256, say_anew, write_store
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
@@ -257,8 +258,7 @@ def _prepared(task: SlideTask, warnings: tuple[SlideWarning, ...] = ()) -> Slide
 
 
 def _hash(role: str, path: Path) -> str:
-    zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
-    if not path.is_file() and not zarr:
+    if not path.is_file() and not is_zarr(path):
         found = "a folder" if path.is_dir() else "not an ordinary file"
         raise DataError(f"{role} {path} is {found}; give a file")
     return file_sha256(path)

@@ -14,6 +14,7 @@ from preprocessing.errors import DataError, did_you_mean
 from preprocessing.slides.decoders import CucimSlide, CziSlide, VipsSlide
 from preprocessing.slides.hest import HDF5, HestPatches
 from preprocessing.slides.kept import KeptSlide, kept_picture
+from preprocessing.slides.ome_zarr import OmeZarr, is_zarr
 from preprocessing.slides.pictures import PlainPicture, is_picture
 from preprocessing.slides.pixels import (
     BLACK,
@@ -62,7 +63,7 @@ def open_slide(path: Path | str, black_is_background: bool = False, backend: str
     """
     path = Path(path)
     require_backend(backend)
-    if not path.is_file():
+    if not path.is_file() and not is_zarr(path):
         raise DataError(f"{path}: there is no such image file; check the path and --root")
     return BACKENDS[backend](path, black_is_background)
 
@@ -112,6 +113,8 @@ def _resolution(known: Mapping[str, str]) -> list[float | None]:
 
 
 def _automatic(path: Path, black_is_background: bool) -> Slide:
+    if path.is_dir():
+        return OmeZarr(path, black_is_background)
     with path.open("rb") as file:
         magic = file.read(12)
     tiff = magic[:4] in _TIFF
@@ -145,7 +148,7 @@ def _czi(path: Path, black_is_background: bool) -> Slide:
 
 
 def _openslide(path: Path, black_is_background: bool) -> Slide:
-    vendor = openslide.OpenSlide.detect_format(path)
+    vendor = None if path.is_dir() else openslide.OpenSlide.detect_format(path)
     why = "OpenSlide does not read it" if vendor is None else openslide_misreads(path, vendor)
     if why:
         raise DataError(f"{path}: {why}; use the slide back end 'auto'")

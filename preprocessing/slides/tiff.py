@@ -42,7 +42,7 @@ _OPENSLIDE_CODECS = (1, 5, 7, 8, 32946, 33003, 33005)  # see `decoders`
 UNITS_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 _DESCRIPTION = 270  # the tag ImageDescription
 _PEEKED = 64  # tiles or strips that are looked at for the range of the values
-_UM = {
+LENGTHS_UM = {
     "m": 1e6,
     "cm": 1e4,
     "mm": 1e3,
@@ -54,7 +54,7 @@ _UM = {
     "Å": 1e-4,
     "in": 25_400.0,
 }
-_COLOURS = re.compile(r"(r|g|b|red|green|blue|rgb|channel[ _:-]*\d+(:\d+)*|\d+)?", re.I)
+COLOUR_NAMES = re.compile(r"(r|g|b|red|green|blue|rgb|channel[ _:-]*\d+(:\d+)*|\d+)?", re.I)
 _NOT_PLAIN = re.compile(r"<!(DOCTYPE|ENTITY)", re.I)
 
 
@@ -275,7 +275,7 @@ def _pages(path: Path, root: ElementTree.Element, level: Any) -> list[Any]:
             + one_of_many(path, len(level.pages), axes.endswith("YX"))
         )
     names = [c.get("Name") or "" for c in root.iter() if _local(c.tag) == "Channel"][:3]
-    if three and not all(_COLOURS.fullmatch(name) for name in names):
+    if three and not all(COLOUR_NAMES.fullmatch(name) for name in names):
         raise DataError(
             f"{path}: three channels {', '.join(names)}; expected red, green and blue of a stained "
             "section; export it as RGB, or give another image"
@@ -310,7 +310,7 @@ def _um(pixels: ElementTree.Element, axis: str) -> float | None:
         value = float(pixels.get(f"PhysicalSize{axis}", ""))
     except ValueError:
         return None
-    factor = _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    factor = LENGTHS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
     return None if factor is None else value * factor
 
 
