@@ -15,6 +15,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from eval.results import Role
@@ -39,11 +40,13 @@ from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
 from preprocessing.files import atomic_path, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad
+from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
 SUMMARY = "embed.json"
 _HASHES = ("checkpoint_sha256", "store_sha256")  # what an .h5ad of ours was made from
+LAYOUT = "2"  # of the files; before, "spatial" was in micrometres and regions were bare numbers
 
 
 @dataclass(frozen=True)
@@ -229,12 +232,13 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
     """Counts, labels, coordinates, embeddings and regions of one slide."""
     slide, embedding, regions = embed_slide(checkpoint, store_path)
     with SlideStore(store_path) as store:
-        obs = store.labels()
+        own = [keys.OBS_REGION + name for name in checkpoint.run.regions.levels]
+        labels = obs_columns(store, taken=(keys.OBS_SLIDE, *own))
+        obs = store.labels().set_axis(list(labels), axis=1)
         obs.index = pd.Index(store.barcodes)
         var = pd.DataFrame({"gene_id": store.gene_ids}, index=pd.Index(store.gene_names))
         adata = anndata.AnnData(X=store.counts(), obs=obs, var=var)
-        adata.obsm[keys.OBSM_SPATIAL] = store.xy_um
-        adata.obsm[keys.OBSM_PIXEL] = store.xy_px0
+        lay_out(adata, store)
         store_hash = store.sha256
     if embedding.image is not None:
         adata.obsm[keys.OBSM_IMAGE] = embedding.image
@@ -242,18 +246,51 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
         adata.obsm[keys.OBSM_OMICS] = embedding.omics
     middle = regions[len(regions) // 2]
     adata.obsm[keys.OBSM_REGION] = region_embedding(checkpoint.model, embedding, middle)
-    for name, labels in zip(checkpoint.run.regions.levels, regions, strict=True):
-        adata.obs[keys.OBS_REGION + name] = pd.Categorical(labels.astype(str))
+    for column, region_S in zip(own, regions, strict=True):
+        adata.obs[column] = region_names(slide.slide_id, region_S)
     adata.uns[keys.UNS] = {
         "slide_id": slide.slide_id,
         "patient_id": slide.patient_id,
         "checkpoint_sha256": checkpoint.sha256,
         "store_sha256": store_hash,
+        "layout": LAYOUT,
+        "labels": labels,
         "genes_matched": slide.genes_matched - slide.genes_folded_in,
         "genes_folded_in": slide.genes_folded_in,
         "genes_dropped": slide.genes_dropped,
     }
     return adata
+
+
+def lay_out(adata: anndata.AnnData, store: SlideStore) -> None:
+    """Put the places of a store's spots and its picture where scanpy and squidpy look for them.
+
+    ``obsm["spatial"]`` is in level-0 pixels, ``obsm["spatial_um"]`` in micrometres, and
+    ``obs["slide_id"]`` says the slide where several are joined. ``uns["spatial"][slide]``, of a
+    slide with an image, holds the thumbnail, its scale and the diameter of a spot: where none was
+    stated, as on a grid of windows, the median distance to the nearest spot.
+    """
+    adata.obsm[keys.OBSM_SPATIAL], adata.obsm[keys.OBSM_UM] = store.xy_px0, store.xy_um
+    adata.obs[keys.OBS_SLIDE] = pd.Categorical([store.slide_id] * store.n_spots)
+    if store.thumbnail is None or store.thumbnail_downsample is None:
+        return
+    factors = {"tissue_hires_scalef": 1.0 / store.thumbnail_downsample, **scale_factors(store)}
+    if DIAMETER not in factors:
+        nearest = float(store.attrs["patch_um"]) / store.mpp
+        if store.n_spots > 1:
+            apart = cKDTree(store.xy_px0).query(store.xy_px0, k=2)[0][:, 1]
+            nearest = float(np.median(apart))
+        factors[DIAMETER] = nearest
+    section = {"images": {"hires": store.thumbnail}, "scalefactors": factors}
+    adata.uns[keys.OBSM_SPATIAL] = {store.slide_id: section}
+
+
+def region_names(slide_id: str, labels: np.ndarray) -> pd.Categorical:
+    """Names (S,) of regions, such as ``A1:07``: unique over slides, their order that of numbers."""
+    numbers = np.unique(labels)
+    digits = len(str(numbers.max(initial=0)))
+    names = np.array([f"{slide_id}:{number:0{digits}d}" for number in numbers])
+    return pd.Categorical(names[np.searchsorted(numbers, labels)], names, ordered=True)
 
 
 def embed_folder(
@@ -273,7 +310,7 @@ def embed_folder(
     checked(checkpoint, entries)
     open_folder(out)
     targets = {entry.slide_id: out / f"{entry.slide_id}.h5ad" for entry in entries}
-    known = {slide: hashes_of(target) for slide, target in targets.items()}
+    known = {slide: hashes_of(target, "layout") for slide, target in targets.items()}
     _refuse_other_summary(out / SUMMARY)
     weights = checkpoint.sha256
     if fold_in is not None:
@@ -282,7 +319,7 @@ def embed_folder(
     for entry in tqdm(entries, desc="embed", disable=None):
         target = targets[entry.slide_id]
         with SlideStore(entry.path) as store:
-            wanted = dict(zip(_HASHES, (weights, store.sha256), strict=True))
+            wanted = dict(zip((*_HASHES, "layout"), (weights, store.sha256, LAYOUT), strict=True))
         if known[entry.slide_id] != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
             adata.uns[keys.UNS]["checkpoint_sha256"] = weights
@@ -353,8 +390,8 @@ def not_ours(path: Path) -> ConfigError:
     )
 
 
-def hashes_of(path: Path) -> dict[str, str] | None:
-    """The hashes that a file of ours was made from; None where there is no file.
+def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
+    """The hashes that a file of ours was made from, and ``more`` of them; None without a file.
 
     Raises:
         ConfigError: there is a file that HiBio did not make.
@@ -364,6 +401,9 @@ def hashes_of(path: Path) -> dict[str, str] | None:
     try:
         with open_guarded(path) as file:
             uns = file[f"uns/{keys.UNS}"]
-            return {name: str(uns[name].asstr()[()]) for name in _HASHES}
+            found = {name: str(uns[name].asstr()[()]) for name in _HASHES}
+            for name in more:
+                found[name] = str(uns[name].asstr()[()]) if name in uns else ""
+            return found
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise not_ours(path) from error

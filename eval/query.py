@@ -16,6 +16,7 @@ from eval.embed import (
     Checkpoint,
     checked,
     hashes_of,
+    lay_out,
     load_checkpoint,
     not_ours,
     one_checkpoint,
@@ -32,7 +33,7 @@ from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
-from hibio.keys import OBSM_PIXEL, OBSM_SPATIAL, UNS
+from hibio.keys import UNS
 from pathways import load_pathways, raw_score, score_set, set_vector
 from preprocessing.files import atomic_path, spreadsheet_text
 from preprocessing.hdf5 import write_h5ad
@@ -175,7 +176,7 @@ def _query_slide(
         made_of = {"checkpoint_sha256": checkpoint.sha256, "store_sha256": store.sha256}
         adata = anndata.AnnData(X=score.astype(np.float32))
         adata.obs_names, adata.var_names = list(store.barcodes), list(sets.names)
-        adata.obsm[OBSM_SPATIAL], adata.obsm[OBSM_PIXEL] = store.xy_um, store.xy_px0
+        lay_out(adata, store)
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
         xy_thumb = store.xy_px0 / (scale or 1.0)
         measured = _measured(store, sets, artifacts) if slide.has_counts else None

@@ -3,8 +3,9 @@
 OBSM_IMAGE = "X_hibio_image"
 OBSM_OMICS = "X_hibio_omics"
 OBSM_REGION = "X_hibio_region"
-OBSM_SPATIAL = "spatial"  # micrometres, (x, y)
-OBSM_PIXEL = "spatial_px0"  # level-0 pixels, (x, y)
+OBSM_SPATIAL = "spatial"  # level-0 pixels of the image, (x, y), as scanpy and squidpy want them
+OBSM_UM = "spatial_um"  # micrometres, (x, y)
+OBS_SLIDE = "slide_id"
 OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
 UNS = "hibio"
 MAIN = "hibio"  # the main variant of a run, and its row in results.json

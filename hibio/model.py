@@ -282,13 +282,13 @@ class HiBio(nn.Module):
             embedding = F.normalize(self.project_omics(batch), dim=1)
         return _numpy(embedding)
 
-    def encode_omics(self, adata: Any, spatial: str = "spatial", layer: str = "") -> np.ndarray:
+    def encode_omics(self, adata: Any, spatial: str | None = None, layer: str = "") -> np.ndarray:
         """Unit omics embeddings (S, D) of one slide given as AnnData, in memory or backed.
 
         Args:
             adata: raw counts in ``X`` (else in ``layers['counts']``), gene names in ``var_names``,
                 centres in micrometres in ``obsm[spatial]``.
-            spatial: the key in ``obsm``.
+            spatial: the key in ``obsm``; None: ``spatial_um`` where there is one, else ``spatial``.
             layer: the layer with the counts; "": as said above.
 
         Raises:

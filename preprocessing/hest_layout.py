@@ -1,6 +1,8 @@
 """Slide stores written as samples of HEST-1k, for tools that read these folders."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from preprocessing.store.read import stores_in
 from preprocessing.tissue import tissue_pixels
 
 TISSUE = "tissue_seg"
+DIAMETER = "spot_diameter_fullres"  # Space Ranger's name of a spot's diameter in level-0 pixels
 _BLOCK = 256  # patches in memory at once
+_REFUSED = re.compile(r"[^\w.-]")  # in names of columns, by AnnData and SpatialData
 _PX, _UM = 224, 112.0  # what HEST-1k cuts
 
 
@@ -105,15 +109,34 @@ def tissue_contours(small: np.ndarray, downsample: float) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def obs_columns(store: SlideStore) -> dict[str, str]:
-    """The column of obs for each label of a store, column -> label; AnnData allows no "/"."""
+def obs_columns(store: SlideStore, taken: Iterable[str] = ()) -> dict[str, str]:
+    """The column of obs for each label of a store, column -> label, in their order.
+
+    Names are those that AnnData and SpatialData allow: letters, digits, "_", "-" and ".", none
+    twice in whatever case, nor one in ``taken``.
+    """
     columns: dict[str, str] = {}
+    used = {name.lower() for name in taken}
     for label in store.label_columns():
-        column = label.replace("/", "_").replace("_index", "index").strip() or "label"
-        while column in columns:
+        column = _REFUSED.sub("_", label.strip()).replace("_index", "index")
+        column = column.lstrip("_") if column.startswith("__") else column
+        column = column if column.strip(".") else "label"
+        while column.lower() in used:
             column += "_"
+        used.add(column.lower())
         columns[column] = label
     return columns
+
+
+def scale_factors(store: SlideStore) -> dict[str, float]:
+    """What Space Ranger says of a slide: micrometres a level-0 pixel, a spot's diameter in pixels.
+
+    The diameter is left out where the source did not state one.
+    """
+    factors = {"microns_per_pixel": store.mpp}
+    if np.isfinite(store.attrs["diameter_um"]):
+        factors[DIAMETER] = store.attrs["diameter_um"] / store.mpp
+    return factors
 
 
 def _write_counts(store: SlideStore, path: Path) -> None:
@@ -124,10 +147,7 @@ def _write_counts(store: SlideStore, path: Path) -> None:
     )
     data = anndata.AnnData(store.counts(), obs=obs, var=var)
     data.obsm["spatial"] = store.xy_px0
-    factors: dict[str, float] = {"microns_per_pixel": store.mpp}
-    if np.isfinite(store.attrs["diameter_um"]):
-        factors["spot_diameter_fullres"] = store.attrs["diameter_um"] / store.mpp
-    images = {}
+    factors, images = scale_factors(store), {}
     if store.thumbnail is not None and store.thumbnail_downsample is not None:
         images["downscaled_fullres"] = store.thumbnail
         factors["tissue_downscaled_fullres_scalef"] = 1.0 / store.thumbnail_downsample

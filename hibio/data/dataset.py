@@ -27,6 +27,7 @@ from hibio.data.slide import (
     standardise_columns,
 )
 from hibio.data.splits import SlideEntry
+from hibio.keys import OBSM_SPATIAL, OBSM_UM
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
 from preprocessing.sections import SUFFIX, several_sections
 from preprocessing.spot_table import native_numbers
@@ -118,18 +119,22 @@ def shuffled_pairs(slide: PreparedSlide, seed: int) -> PreparedSlide:
 
 
 def slide_of_anndata(
-    adata: Any, artifacts: Artifacts, spatial: str = "spatial", layer: str = ""
+    adata: Any, artifacts: Artifacts, spatial: str | None = None, layer: str = ""
 ) -> PreparedSlide:
     """One slide from AnnData: raw counts, gene names in var_names, micrometres in obsm.
 
     The counts are the layer named, else X, else layers['counts'] (said by a warning). A backed
     object is read; float16 and other byte orders are taken as they are.
 
-    Where the model was trained on intensities (proteins), X holds intensities of at least 0.
+    The micrometres are ``obsm[spatial]``; when None, ``spatial_um`` (as HiBio writes them) where
+    there is one, else ``spatial``. Where the model was trained on intensities (proteins), X holds
+    intensities of at least 0.
 
     Raises:
         ConfigError: no coordinates, or values that are not what the model was trained on.
     """
+    if spatial is None:
+        spatial = OBSM_UM if OBSM_UM in adata.obsm else OBSM_SPATIAL
     if spatial not in adata.obsm:
         raise ConfigError(
             f"adata.obsm has no {spatial!r} (it has: {', '.join(adata.obsm) or 'nothing'}); put "

@@ -136,6 +136,30 @@ def test_a_slide_without_its_counts_scores_the_same(cohort: Cohort, tmp_path: Pa
     assert "measured" not in anndata.read_h5ad(tmp_path / "images" / "bare.query.h5ad").layers
 
 
+def laid_out(adata: anndata.AnnData, store: SlideStore) -> None:
+    """What scanpy and squidpy look for: pixels of level 0, and a picture of a known scale."""
+    np.testing.assert_array_equal(adata.obsm["spatial"], store.xy_px0)
+    assert set(adata.obs["slide_id"]) == {store.slide_id}
+    (library,) = adata.uns["spatial"]
+    section, scale = adata.uns["spatial"][library], "tissue_hires_scalef"
+    assert library == store.slide_id
+    picture, factors = section["images"]["hires"], section["scalefactors"]
+    place = adata.obsm["spatial"] * factors[scale]
+    assert (place < np.array(picture.shape[1::-1])).all()
+    # the picture under a spot is the picture of its patch
+    half = max(1, round(store.attrs["patch_um"] / store.mpp * factors[scale] / 2))
+    colour = []
+    for x, y in place.astype(int):
+        window = picture[max(0, y - half) : y + half, max(0, x - half) : x + half]
+        colour.append(window.mean(axis=(0, 1)))
+    true = store.patches().mean(axis=(1, 2))
+    far = np.abs(np.array(colour) - true).mean()
+    assert far < 0.4 * np.abs(np.array(colour)[::-1] - true).mean()
+    pitch = np.sort(np.linalg.norm(store.xy_px0 - store.xy_px0[0], axis=1))[1]
+    assert factors["spot_diameter_fullres"] == pytest.approx(pitch, rel=0.05)
+    assert factors["microns_per_pixel"] == store.mpp
+
+
 @pytest.mark.parametrize("readout", ["default", "ridge", "retrieval", "anchor"])
 def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
     written = query_folder(cohort.checkpoint, cohort.images, "default", tmp_path, readout)
@@ -148,7 +172,8 @@ def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
     adata = anndata.read_h5ad(tmp_path / "grid.query.h5ad")
     with SlideStore(cohort.images / "grid.h5") as store:
         assert scores.index.tolist() == list(store.barcodes) == adata.obs_names.tolist()
-        np.testing.assert_array_equal(adata.obsm["spatial"], store.xy_um)
+        np.testing.assert_array_equal(adata.obsm["spatial_um"], store.xy_um)
+        laid_out(adata, store)
     assert np.isfinite(scores.to_numpy()).all()
     assert (scores.std() > 0).all()
     np.testing.assert_allclose(adata.X, scores.to_numpy(), rtol=1e-5, atol=1e-6)
@@ -188,6 +213,14 @@ def test_the_grid_is_embedded(cohort: Cohort, tmp_path: Path):
     for name in ("X_hibio_image", "X_hibio_region"):
         np.testing.assert_allclose(np.linalg.norm(adata.obsm[name], axis=1), 1.0, rtol=1e-5)
     assert adata.obs["hibio_region_300um"].nunique() > adata.obs["hibio_region_600um"].nunique() > 1
+    with SlideStore(cohort.images / "grid.h5") as store:
+        laid_out(adata, store)
+    for column in ("hibio_region_300um", "hibio_region_600um"):
+        regions = [anndata.read_h5ad(path).obs[column].cat for path in written]
+        names = [name for region in regions for name in region.categories]
+        assert len(set(names)) == len(names)
+        assert all(region.ordered for region in regions)
+        assert names == sorted(names)
     assert adata.obs_names[0].startswith("x0")
 
 
