@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +96,26 @@ def tissue_contours(small: np.ndarray, downsample: float) -> dict[str, Any]:
     Returns:
         GeoJSON; rings of (x, y) in level-0 pixels, the outer one first; tissue_id counts from 0.
     """
-    pieces, n_pieces = ndimage.label(tissue_pixels(small)[0])
     features = []
-    for piece in range(n_pieces):
-        mask = np.pad(pieces == piece + 1, 1).astype(np.float64)
-        # of a padded pixel (r, c) the centre lies at (r - 1 + 0.5) thumbnail pixels
-        rings = [(ring[:, ::-1] - 0.5) * downsample for ring in find_contours(mask, 0.5)]  # type: ignore[no-untyped-call]
-        rings.sort(key=lambda ring: -float(np.ptp(ring, axis=0).prod()))
+    for piece, rings in enumerate(outlines(tissue_pixels(small)[0], downsample)):
         polygon = {"type": "Polygon", "coordinates": [ring.round(2).tolist() for ring in rings]}
         properties = {"tissue_id": piece}
         features.append({"type": "Feature", "properties": properties, "geometry": polygon})
     return {"type": "FeatureCollection", "features": features}
+
+
+def outlines(mask: np.ndarray, downsample: float) -> Iterator[list[np.ndarray]]:
+    """The pieces of a mask (h, w): of each its outer ring and then its holes.
+
+    Rings are closed, (n, 2) as (x, y), ``downsample`` a pixel of the mask.
+    """
+    pieces, _ = ndimage.label(mask)
+    for piece, box in enumerate(ndimage.find_objects(pieces)):
+        # of a padded pixel (r, c) the centre lies at (r - 1 + 0.5) pixels of the box
+        alone = np.pad(pieces[box] == piece + 1, 1).astype(np.float64)
+        corner = np.array([box[1].start, box[0].start]) - 0.5
+        rings = [(ring[:, ::-1] + corner) * downsample for ring in find_contours(alone, 0.5)]  # type: ignore[no-untyped-call]
+        yield sorted(rings, key=lambda ring: -float(np.ptp(ring, axis=0).prod()))
 
 
 def obs_columns(store: SlideStore, taken: Iterable[str] = ()) -> dict[str, str]:

@@ -26,7 +26,7 @@ LAYERS = (
     ("hibio.cli",),
     ("eval",),
     ("eval.against", "eval.ablation", "eval.hest_bench"),
-    ("eval.query", "eval.run"),
+    ("eval.export", "eval.query", "eval.run"),
     ("eval.report", "eval.settings"),
     ("eval.compare",),
     ("eval.peers", "eval.tasks"),

@@ -1,4 +1,4 @@
-"""Commands that measure: eval, hest-bench, ablate."""
+"""Commands that measure: eval, hest-bench, ablate; export."""
 
 from __future__ import annotations
 
@@ -127,6 +127,36 @@ def hest_bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("kind", choices=("qc", "regions", "heatmap"), help="which objects")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="qc: stores; regions: what `hibio embed` wrote; heatmap: also what `query` wrote",
+    )
+    add_folder(parser, "--out")
+    add("--format", choices=("geojson",), default="geojson", help="as QuPath reads it")
+    add(
+        "--names",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="genes or gene sets of a heatmap, levels (600um) of regions; default: all",
+    )
+
+
+def export(options: argparse.Namespace) -> int:
+    """``hibio export``."""
+    from eval.export import export_folder
+
+    written = export_folder(options.kind, options.data, options.out, options.names)
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add = parser.add_argument
@@ -159,6 +189,13 @@ COMMANDS = (
         "hibio hest-bench bench_data --encoder handcrafted resnet50 --checkpoint runs/demo/hibio",
         hest_bench,
         _hest_bench_arguments,
+    ),
+    Command(
+        "export",
+        "write quality, regions or heatmaps as GeoJSON that QuPath opens over the slide",
+        "hibio export regions --data embeddings --out qupath",
+        export,
+        _export_arguments,
     ),
     Command(
         "ablate",
