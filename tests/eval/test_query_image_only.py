@@ -208,6 +208,14 @@ def test_the_grid_is_embedded(cohort: Cohort, tmp_path: Path):
     written = embed_folder(cohort.checkpoint, cohort.images, tmp_path)
     assert [path.name for path in written] == ["bare.h5ad", "grid.h5ad"]
     adata = anndata.read_h5ad(written[1])
+    older = adata.copy()  # micrometres, as HiBio wrote them before
+    older.obsm["spatial"] = older.obsm.pop("spatial_um")
+    del older.uns["hibio"]["layout"]
+    older.write_h5ad(written[1])
+    embed_folder(cohort.checkpoint, cohort.images, tmp_path)
+    np.testing.assert_array_equal(
+        anndata.read_h5ad(written[1]).obsm["spatial"], adata.obsm["spatial"]
+    )
     assert adata.shape == (prepared(cohort, "grid").n_spots, 0)
     assert "X_hibio_omics" not in adata.obsm
     for name in ("X_hibio_image", "X_hibio_region"):

@@ -189,6 +189,16 @@ def test_one_cell_and_islands_of_tissue_are_embedded(toy_stores, toy_artifacts):
     assert np.isfinite(model.encode_slide(slide).omics).all()
 
 
+def test_micrometres_under_their_own_name_come_before_pixels(toy_stores, toy_artifacts):
+    model = make_model(toy_artifacts)
+    adata = as_adata(toy_stores, 40)
+    wanted = model.encode_omics(adata)
+    adata.obsm["spatial_um"], adata.obsm["spatial"] = adata.obsm["spatial"], np.zeros((40, 2))
+    np.testing.assert_array_equal(model.encode_omics(adata), wanted)
+    with pytest.raises(ConfigError, match="lie at one place"):
+        model.encode_omics(adata, "spatial")
+
+
 def test_cells_without_a_place_are_refused(toy_stores, toy_artifacts):
     model = make_model(toy_artifacts)
     with pytest.raises(ConfigError, match="all 9 spots lie at one place"):
