@@ -11,9 +11,11 @@ from PIL import Image
 
 from preprocessing.errors import DataError
 from preprocessing.hdf5 import open_guarded
+from preprocessing.scale import SAME
 from preprocessing.slides.pixels import Pixels, Slide, damage_named, image_scale, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
+PATCH_UM = 112.0  # across the patches that HEST-1k cuts
 _COARSE = 8  # the third level, for thumbnails: all patches are reduced once
 
 
@@ -74,7 +76,14 @@ class HestPatches(Slide):
             (max(1, round(width / d)), max(1, round(height / d))) for d in self.level_downsamples
         )
         mpp = known.get("pixel_size")
+        if isinstance(mpp, int | float | np.number) and self._is_of_patches(float(mpp)):
+            mpp = float(mpp) / down
         self.mpp, self.scale = image_scale(self.path, {"pixel_size": [mpp, mpp]})
+
+    def _is_of_patches(self, mpp: float) -> bool:
+        """Whether it is a patch's um per pixel, not the scan's: HEST-1k cuts 112 um."""
+        scan, patch = (abs(px * mpp / PATCH_UM - 1) for px in (self._side, self._px))
+        return patch <= SAME < scan
 
     def read_region(self, xy_px0: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
         """See `Slide.read_region`."""

@@ -187,15 +187,22 @@ def test_patches_are_a_slide(tmp_path: Path) -> None:
         assert (slide.read_region((-900, -900), 1, (300, 300)) == 255).all()
 
 
+@pytest.mark.parametrize("of_patches", [False, True])
 @pytest.mark.parametrize("side", [224.0 / 2, 97.4, 224.0 / 9])
-def test_enlarged_patches_come_back_bit_for_bit(side: float, tmp_path: Path) -> None:
-    """A scan coarser than 0.5 um a pixel: HEST-1k enlarged, and neighbours overlap."""
+def test_enlarged_patches_come_back_bit_for_bit(
+    side: float, of_patches: bool, tmp_path: Path
+) -> None:
+    """A scan coarser than 0.5 um a pixel: HEST-1k enlarged, and neighbours overlap.
+
+    Files say the scan's um per pixel or the patches'.
+    """
     rng, mpp = np.random.default_rng(0), 112.0 / side
     centres = np.array([(r, c) for r in range(4) for c in range(5)]) * side * 0.8 + 300.3
     stored = rng.integers(0, 256, (len(centres), PX, PX, 3)).astype(np.uint8)
     with h5py.File(tmp_path / "coarse.h5", "w") as file:
         file["img"] = stored
-        known = {"patch_size_src": round(side), "pixel_size": mpp, "downsample": side / PX}
+        size = 112.0 / PX if of_patches else mpp
+        known = {"patch_size_src": round(side), "pixel_size": size, "downsample": side / PX}
         file["img"].attrs.update(known)
         file["coords"] = np.rint(centres - side / 2).astype(int)
         file["barcode"] = np.array([f"s{i}".encode() for i in range(len(centres))])[:, None]
