@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eval.predict import predict_folder
     from eval.query import query_folder
     from eval.run import evaluate
 
-__all__ = ["evaluate", "query_folder"]
+__all__ = ["evaluate", "predict_folder", "query_folder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from eval.query import query_folder
 
         return query_folder
+    if name == "predict_folder":
+        from eval.predict import predict_folder
+
+        return predict_folder
     raise AttributeError(f"module 'eval' has no attribute {name!r}")

@@ -63,10 +63,7 @@ def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
     image, tfidf, slides, patients = [], [], [], []
     for index in paired:
         slide = dataset[index]
-        keep = np.arange(slide.n_spots)
-        if total > MAX_SPOTS:
-            wanted = max(1, slide.n_spots * MAX_SPOTS // total)
-            keep = np.linspace(0, slide.n_spots - 1, wanted).astype(int)
+        keep = bank_spots(slide.n_spots, total)
         with SlideStore(dataset.entries[index].path) as store:
             counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
             near = artifacts.niche(store.xy_um)
@@ -82,6 +79,12 @@ def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
         np.array(slides),
         np.array(patients),
     )
+
+
+def bank_spots(n_spots: int, total: int) -> np.ndarray:
+    """Which spots of a slide with ``n_spots`` stand for it, of a cohort with ``total``."""
+    wanted = n_spots if total <= MAX_SPOTS else max(1, n_spots * MAX_SPOTS // total)
+    return np.linspace(0, n_spots - 1, wanted).astype(int)
 
 
 def write_bank(path: Path, bank: Bank) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelPair, MaskedView, SlideBatch
-from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, WEIGHTS, verify_files
+from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, READOUT, WEIGHTS, verify_files
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
@@ -35,7 +35,11 @@ from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code
 from hibio.encoders.genes import OmicsMask
 from hibio.encoders.omics import AnchorTable, build_omics_encoder, set_batch, sets_matrix
 from hibio.encoders.vision import build_vision_encoder
+from hibio.readout import predicted, read_readout
 from preprocessing.coexpression.fold_in import FoldInReport
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 QUERIES = 32  # genes imputed together
 MAX_SCALE = 100.0  # cap of 1 / temperature
@@ -68,6 +72,7 @@ class HiBio(nn.Module):
         super().__init__()
         self.config = config
         self.artifacts = artifacts
+        self.folder: Path | None = None  # of the checkpoint that it was loaded from
         self.stain = config.vision.stain
         width = config.embed_dim
         n_factors = artifacts.factors.components.shape[1]
@@ -313,6 +318,31 @@ class HiBio(nn.Module):
             embedding = F.normalize(self.project_image(batch), dim=1)
         return _numpy(embedding)
 
+    def predict(
+        self, image: Any, context: np.ndarray | None = None, genes: Sequence[str] | None = None
+    ) -> AnnData:
+        """Expression of the spots of ONE slide from its image (docs/predict.md).
+
+        Args:
+            image: what `encode_image` takes, or an AnnData whose ``obsm`` holds the stored features
+                that the tower reads under their name; its ``obs``, ``obsm`` and ``uns`` are kept.
+            context: the wider patches of the same spots, for a model that reads them.
+            genes: which; all that the model knows when None.
+
+        Returns:
+            ``X`` (S, T) log expression on the scale of the training spots, ``layers`` lower and
+            upper, ``var`` what is known of each gene, ``obs["familiarity"]`` (NaN for patches, of
+            which the model keeps no look).
+
+        Raises:
+            ConfigError: the model was not loaded from a checkpoint with a read-out, or knows a gene
+                not, or the features are not there.
+        """
+        if self.folder is None:
+            raise ConfigError("predictions need a read-out; load the model with from_checkpoint")
+        readout = read_readout(self.folder / READOUT)
+        return predicted(readout, image, lambda rows: self.encode_image(rows, context), genes)
+
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:
         """Load a checkpoint's three files; where a backbone's weights came from is not asked.
@@ -355,6 +385,7 @@ class HiBio(nn.Module):
                 f"{weights}: does not fit config.yaml ({error}); the checkpoint is torn: use its "
                 ".previous sibling or train again"
             ) from error
+        model.folder = directory
         return model.eval()
 
     def empty_copy(self) -> HiBio:

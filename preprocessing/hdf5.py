@@ -324,8 +324,20 @@ def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File
             raise _told(sink.error, path.parent)
 
 
-def write_h5ad(path: Path, adata: "AnnData") -> None:
+def write_h5ad(
+    path: Path,
+    adata: "AnnData",
+    rows: Callable[[slice], Mapping[str, np.ndarray]] | None = None,
+    block: int = 2048,
+) -> None:
     """Write an AnnData file through `hdf5_writer`, so that a full disk is an error.
+
+    Args:
+        path: the file.
+        adata: what is in memory; without ``X`` where ``rows`` gives it.
+        rows: some rows of "X" and of "layers/NAME", float32 (n, G); asked for block by block, so
+            that the matrix is never in memory.
+        block: rows in memory at once.
 
     Raises:
         OSError: see `hdf5_writer`.
@@ -333,8 +345,26 @@ def write_h5ad(path: Path, adata: "AnnData") -> None:
     from anndata.io import write_elem
 
     adata.strings_to_categoricals()
-    with hdf5_writer(path) as (file, _):
+    with hdf5_writer(path) as (file, sink):
         write_elem(file, "/", adata)
+        if rows is None:
+            return
+        for start in range(0, adata.n_obs, block):
+            part = slice(start, min(start + block, adata.n_obs))
+            for name, values in rows(part).items():
+                if start == 0:
+                    _matrix(file, name, adata.shape, block)
+                file[name][part] = values
+            sink.check()
+
+
+def _matrix(file: h5py.File, name: str, shape: tuple[int, int], block: int) -> None:
+    """An empty float32 matrix of an AnnData file, in the place of any that is there."""
+    if name in file:
+        del file[name]
+    chunks = (min(block, shape[0]), min(64, shape[1]))
+    data = file.create_dataset(name, shape, np.float32, chunks=chunks, compression="lzf")
+    data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
 def _told(error: BaseException, folder: Path) -> BaseException:

@@ -193,11 +193,11 @@ def _fitted(
     weights = ridge_weights(Moments.of(x, y.z), [value])[0]
     held_out = np.zeros((0, y.z.shape[1]))
     if inner and group is not None:
-        held_out = y.back(_inner_predictions(x, y.z, group_folds(group, config.n_folds), value))
+        held_out = y.back(inner_predictions(x, y.z, group_folds(group, config.n_folds), value))
     return ReadOut(y.back((test_x - mean_x) @ weights), held_out)
 
 
-def _inner_predictions(
+def inner_predictions(
     x: np.ndarray, y: np.ndarray, fold_of: np.ndarray, alpha: float
 ) -> np.ndarray:
     """Each spot (S, T) by a ridge without its fold; the penalty a spot stays the same."""

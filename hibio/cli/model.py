@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from hibio.cli.command import Command, add_config, add_folder
@@ -42,10 +43,22 @@ def train(options: argparse.Namespace) -> int:
     checkpoints = train_all(config, resume=options.resume is not None)
     if end_processes() > 0:
         return 0  # another process of the run tells
+    _write_readouts(checkpoints)
     print(f"trained {len(checkpoints)} checkpoint(s) in {config.out}")
     stores, out = config.data.stores, config.out / "eval"
     print(f"next: hibio eval --checkpoint {config.out} --data {stores} --out {out}")
     return 0
+
+
+def _write_readouts(checkpoints: Sequence[Path]) -> None:
+    """What `hibio predict` reads, into every checkpoint that has a reference bank."""
+    from eval.embed import load_checkpoint
+    from eval.predict import readout_of
+    from hibio.bank import has_bank
+
+    for path in checkpoints:
+        if has_bank(path):
+            readout_of(load_checkpoint(path))
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +105,53 @@ def query(options: argparse.Namespace) -> int:
     return 0
 
 
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_folder(parser, "--checkpoint")
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="stores, slide images, or folders of either",
+    )
+    add_folder(parser, "--out")
+    add(
+        "--genes",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="all (default), a file with one a line, or names",
+    )
+    add("--gene-sets", metavar="SOURCE", help="score these sets too: default, hallmark, my.gmt ...")
+    add(
+        "--min-reliability",
+        type=float,
+        default=0.1,
+        metavar="R",
+        help="genes below are written and marked (held-out Pearson, default 0.1)",
+    )
+    add("--mpp", type=float, metavar="UM", help="micrometres a pixel of images that do not say it")
+    add("--weights", type=Path, metavar="FILE", help="of the frozen encoder, for slide images")
+
+
+def predict(options: argparse.Namespace) -> int:
+    """``hibio predict``."""
+    from eval.predict import Wanted, predict_folder
+
+    wanted = Wanted(
+        genes=tuple(options.genes),
+        gene_sets=options.gene_sets,
+        min_reliability=options.min_reliability,
+        mpp=options.mpp,
+        weights=options.weights,
+    )
+    written = predict_folder(options.checkpoint, options.data, options.out, wanted)
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
 COMMANDS = (
     Command(
         "train",
@@ -113,5 +173,12 @@ COMMANDS = (
         "hibio query --checkpoint runs/demo --data stores --gene-set my.gmt --out query",
         query,
         _query_arguments,
+    ),
+    Command(
+        "predict",
+        "write the expression of every spot of a slide from H&E alone, with its reliability",
+        "hibio predict --checkpoint runs/demo --data slide.svs --genes ERBB2 --out predictions",
+        predict,
+        _predict_arguments,
     ),
 )

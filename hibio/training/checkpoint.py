@@ -28,6 +28,7 @@ from hibio.checkpoint import (
     MODEL_FILES,
     NAME,
     PREVIOUS,
+    READOUT,
     STATE_VERSION,
     TRAINER,
     WEIGHTS,
@@ -198,7 +199,7 @@ def _problem(checkpoint: Path) -> str | None:
     if missing:
         return f"{checkpoint / missing[0]}: missing"
     try:  # the bank can be written anew, so a damaged one condemns nothing
-        verify_files(checkpoint, (read_checksums(checkpoint) or {}).keys() - {BANK})
+        verify_files(checkpoint, (read_checksums(checkpoint) or {}).keys() - {BANK, READOUT})
     except DamagedError as error:
         return error.problem
     return None

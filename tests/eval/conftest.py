@@ -18,6 +18,7 @@ from pathways import PathwayDatabase, fit_anchors
 from pathways.files import GeneSet
 from preprocessing.coexpression import fit_gene_factors
 from preprocessing.tfidf import TfidfReweighter
+from tests.eval.image_cohort import cohort  # noqa: F401 - a fixture
 
 N_SPOTS, N_GENES, N_FACTORS, SET_SIZE = 120, 60, 4, 8
 PATIENT = {"a1": "A", "a2": "A", "b1": "B", "c1": "C", "c2": "C"}

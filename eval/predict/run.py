@@ -1,0 +1,247 @@
+"""Virtual spatial transcriptomics: stores or slide images in, expression with its reliability out.
+
+Shapes: S spots, T genes or gene sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from eval.embed import (
+    Checkpoint,
+    checked,
+    hashes_of,
+    lay_out,
+    load_checkpoint,
+    one_checkpoint,
+    open_folder,
+    require_finite,
+)
+from eval.predict.fit import gene_set_readout, image_embedding, readout_of
+from hibio.backbones.features import features_report
+from hibio.config.files import ConfigError
+from hibio.data.splits import SlideEntry, read_entries
+from hibio.keys import UNS
+from hibio.readout import (
+    MIN_RELIABILITY,
+    Readout,
+    verdict,
+)
+from preprocessing import prepare
+from preprocessing.errors import DataError
+from preprocessing.files import atomic_path, files_in
+from preprocessing.hdf5 import write_h5ad
+from preprocessing.patches import PatchConfig
+from preprocessing.readers.tissue_grid import SLIDE_SUFFIXES
+from preprocessing.run.preparation import HANDCRAFTED
+from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
+from preprocessing.slides import open_slide
+from preprocessing.store import SlideStore
+
+PICTURES = (*SLIDE_SUFFIXES, ".tif", ".tiff", ".png", ".jpg", ".jpeg")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `hibio predict` is asked for.
+
+    Attributes:
+        genes: "all", a file with a gene a line, or names.
+        gene_sets: anything that `pathways.load_pathways` takes; None for no sets.
+        min_reliability: genes below are written and marked as not trusted.
+        mpp: micrometres per pixel of slide images that do not say it.
+        weights: of the frozen encoder whose features the model reads, for slide images.
+    """
+
+    genes: tuple[str, ...] = (ALL,)
+    gene_sets: str | None = None
+    min_reliability: float = MIN_RELIABILITY
+    mpp: float | None = None
+    weights: Path | None = None
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The genes asked for; None for all.
+
+        Raises:
+            ConfigError: a file without genes.
+        """
+        if self.genes == (ALL,):
+            return None
+        if len(self.genes) > 1 or not Path(self.genes[0]).is_file():
+            return tuple(name for text in self.genes for name in text.split(",") if name)
+        found = tuple(Path(self.genes[0]).read_text(encoding="utf-8-sig").split())
+        if not found:
+            raise ConfigError(f"{self.genes[0]} names no gene; write one a line")
+        return found
+
+
+def predict_folder(
+    checkpoint_path: Path, data: Sequence[Path], out: Path, wanted: Wanted | None = None
+) -> list[Path]:
+    """Write ``<out>/<slide_id>.predict.h5ad`` for every slide with an image; whole ones are kept.
+
+    Args:
+        checkpoint_path: one checkpoint, or a run that holds one.
+        data: folders of stores, stores, slide images, folders of images.
+        out: folder; stores of slide images are made in ``<out>/stores``.
+        wanted: what to predict.
+
+    Raises:
+        ConfigError: no slide with an image, an unknown gene, a checkpoint without what it needs, or
+            a file in ``out`` that `predict` did not make.
+        DataError: slide images that cannot be prepared; the others are predicted first.
+    """
+    wanted = wanted or Wanted()
+    checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
+    readout = readout_of(checkpoint)
+    names = wanted.names
+    chosen = readout if names is None else readout.of(names)
+    if wanted.gene_sets is not None:
+        chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))
+    open_folder(out)
+    stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted)
+    entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]
+    if not entries and not failed:
+        raise ConfigError(f"{', '.join(map(str, data))}: no slide with an image")
+    checked(checkpoint, entries)
+    written = [
+        _predict_slide(checkpoint, entry, chosen, out, wanted)
+        for entry in tqdm(entries, desc="predict", unit="slide", disable=None)
+    ]
+    if failed:
+        raise DataError(f"{len(failed)} slide(s) could not be read: {'; '.join(failed)}")
+    return written
+
+
+def _predict_slide(
+    checkpoint: Checkpoint, entry: SlideEntry, readout: Readout, out: Path, wanted: Wanted
+) -> Path:
+    target = out / f"{entry.slide_id}.predict.h5ad"
+    asked = [readout.names.tolist(), wanted.gene_sets, wanted.min_reliability]
+    with SlideStore(entry.path) as store:
+        made_of = {
+            "checkpoint_sha256": checkpoint.sha256,
+            "store_sha256": store.sha256,
+            "asked_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        }
+        if hashes_of(target, "asked_sha256") == made_of:
+            return target
+        features = store.features(readout.features or HANDCRAFTED)
+        adata = anndata.AnnData(
+            obs=pd.DataFrame(index=pd.Index(store.barcodes)),
+            var=readout.var(wanted.min_reliability),
+        )
+        lay_out(adata, store)
+    embedding = image_embedding(checkpoint, entry.path)
+    x = readout.inputs(features if readout.features else None, embedding)
+    require_finite(entry.slide_id, {"image embedding and features": x})
+    familiarity = np.full(len(x), np.nan)
+    if readout.look is not None:
+        familiarity = readout.look.familiarity(features)
+    adata.obs["familiarity"] = familiarity
+    told = verdict(familiarity)
+    if told:
+        tqdm.write(f"{entry.slide_id}: {told}")
+    adata.uns[UNS] = {
+        **made_of,
+        "slide_id": entry.slide_id,
+        "trained_on": sorted(checkpoint.model.artifacts.train_slides),
+        "values": "log expression, on the scale of the training spots",
+        "coverage": readout.coverage,
+        "reliability": readout.words,
+        "familiarity": told,
+    }
+
+    def rows(part: slice) -> Mapping[str, np.ndarray]:
+        found = readout.values(x[part])
+        width = readout.width.astype(np.float32)
+        return {"X": found, "layers/lower": found - width, "layers/upper": found + width}
+
+    with atomic_path(target) as temporary:
+        write_h5ad(temporary, adata, rows)
+    return target
+
+
+def _stores(
+    checkpoint: Checkpoint, readout: Readout, data: Sequence[Path], folder: Path, wanted: Wanted
+) -> tuple[list[Path], list[str]]:
+    """Stores of what was given, made where it is a slide image; and what could not be read."""
+    stores: list[Path] = []
+    pictures: list[Path] = []
+    for path in data:
+        if path.is_dir():
+            found = files_in(path, "*.h5")
+            stores += found
+            inside = [p for p in files_in(path) if p.suffix.lower() in PICTURES]
+            pictures += [] if found else inside
+            if not found and not inside:
+                raise DataError(f"{path}: neither stores (*.h5) nor slide images in there")
+        elif path.suffix == ".h5":
+            stores.append(path)
+        else:
+            pictures.append(path)
+    if not pictures:
+        return stores, []
+    made, failed = _prepared(checkpoint, readout, _rows(pictures, wanted.mpp), folder)
+    if made and readout.features not in ("", HANDCRAFTED):
+        source = readout.source
+        report = features_report(
+            folder,
+            source.get("encoder", readout.features),
+            weights=wanted.weights,
+            scale=source.get("scale", "spot"),
+            stain=source.get("stain", "none"),
+            input_px=source.get("input_px"),
+        )
+        failed += [f"{row.path.stem}: {row.note}" for row in report.failed]
+        made = [path for path in made if path not in [row.path for row in report.failed]]
+    return stores + made, failed
+
+
+def _rows(pictures: Sequence[Path], mpp: float | None) -> list[SlideRow]:
+    """A manifest row a slide image.
+
+    Raises:
+        ConfigError: two of one name, or one that does not say its resolution.
+    """
+    rows: dict[str, SlideRow] = {}
+    for path in pictures:
+        row = drafted_row(path.stem, None, IMAGE_ONLY, image=path, mpp=mpp)
+        if row.slide_id in rows:
+            raise ConfigError(
+                f"{path} and {rows[row.slide_id].image} are two slides of the name "
+                f"{row.slide_id!r}, which names the output; rename one, or give each an --out"
+            )
+        with open_slide(path) as slide:
+            if mpp is None and slide.mpp is None:
+                raise ConfigError(
+                    f"{path} does not say how large a pixel is. Three ways out: --mpp UM "
+                    "(micrometres a pixel: about 0.25 for a scan at 40x, 0.5 at 20x); a file that "
+                    "states it, as the scanner wrote it; or a manifest with the column mpp, "
+                    "prepared with `hibio prepare`, and its stores as --data"
+                )
+        rows[row.slide_id] = row
+    return list(rows.values())
+
+
+def _prepared(
+    checkpoint: Checkpoint, readout: Readout, rows: Sequence[SlideRow], folder: Path
+) -> tuple[list[Path], list[str]]:
+    settings = checkpoint.model.artifacts.settings
+    assert checkpoint.image_input is not None
+    wide = settings.context_um[0] if checkpoint.image_input.context else None
+    patch = PatchConfig(settings.patch_um, int(readout.source["patch_px"]), wide)
+    report = prepare(rows, folder, patch=patch)
+    made = [folder / f"{row.slide_id}.h5" for row in report.rows if row.status != "failed"]
+    return made, [f"{row.slide_id}: {row.reason}" for row in report.failed]

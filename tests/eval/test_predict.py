@@ -1,0 +1,248 @@
+"""`hibio predict`: the read-out against slow versions, its intervals, and files from slide images."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import pearsonr
+from sklearn.linear_model import Ridge
+
+from eval.embed import load_checkpoint
+from eval.predict import Wanted, fit_look, fit_readout, predict_folder, readout_of
+from eval.predict.fit import TrainingRows, gene_set_readout, half_widths
+from hibio.cli import main
+from hibio.config.files import ConfigError
+from hibio.model import HiBio
+from hibio.readout import Readout, read_readout, verdict, write_readout
+from preprocessing.files import files_in
+from preprocessing.store import SlideStore
+from tests.eval.image_cohort import Cohort
+
+
+def spots(n_patients: int, seed: int, n: int = 60, noise: float = 1.0):
+    """Inputs, a target of them, and names of patients; a patient shifts its targets by 0.3 sd."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat([f"p{i}" for i in range(n_patients)], n)
+    x = rng.standard_normal((n_patients * n, 6))
+    for one in np.unique(patient):
+        x[patient == one] -= x[patient == one].mean(axis=0)
+        x[patient == one] /= x[patient == one].std(axis=0)
+    shift = np.repeat(0.3 * rng.standard_normal(n_patients), n)
+    weights = np.random.default_rng(0).standard_normal((6, 3)) * [[1.0, 0.5, 0.0]]
+    y = x @ weights + noise * rng.standard_normal((len(x), 3)) + shift[:, None]
+    return x, y, patient
+
+
+def rows_of(x, patient, slide=None) -> TrainingRows:
+    xy = np.random.default_rng(0).uniform(0, 1000, size=(len(x), 2))
+    return TrainingRows.of(x, x, patient, patient if slide is None else slide, xy)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Readout:
+    x, y, patient = spots(12, 1)
+    return fit_readout(rows_of(x, patient), y, ["a", "b", "noise"])
+
+
+def test_a_spot_of_a_new_patient_lies_inside_as_often_as_said(fitted: Readout):
+    x, y, _ = spots(60, 2)
+    predicted = x @ fitted.weights * fitted.spread + fitted.mean
+    inside = (np.abs(y - predicted) <= fitted.width).mean(axis=0)
+    np.testing.assert_allclose(inside, fitted.coverage, atol=0.02)
+    np.testing.assert_allclose(fitted.covered, fitted.coverage, atol=0.02)
+
+
+def test_the_reliability_is_that_of_new_patients_and_its_interval_says_so(fitted: Readout):
+    x, y, patient = spots(60, 2)
+    predicted = x @ fitted.weights
+    new = [
+        np.mean(
+            [
+                pearsonr(predicted[own, t], y[own, t])[0]
+                for own in (patient[:, None] == np.unique(patient)).T
+            ]
+        )
+        for t in range(3)
+    ]
+    assert ((fitted.low < new) & (new < fitted.high)).all()
+    assert fitted.reliability[0] > fitted.reliability[1] > 0.2 > abs(fitted.reliability[2])
+    assert (fitted.unit, fitted.n_units.tolist()) == ("patients", [12, 12, 12])
+    var = fitted.var(0.2)
+    assert var["trusted"].tolist() == [True, True, False]
+    assert var["note"].tolist() == ["", "", "reliability below 0.2"]
+
+
+def test_the_weights_are_those_of_scikit_learn():
+    x, y, patient = spots(4, 3)
+    readout = fit_readout(rows_of(x, patient), y, ["a", "b", "c"])
+    z = np.concatenate(
+        [
+            (y[own] - y[own].mean(0)) / y[own].std(0)
+            for own in (patient == f"p{i}" for i in range(4))
+        ]
+    )
+    errors = [
+        np.abs(Ridge(alpha=a * len(x)).fit(x, z).coef_.T - readout.weights).max()
+        for a in 10.0 ** np.arange(-4, 5.01, 0.5)
+    ]
+    assert min(errors) < 1e-5  # of one of the penalties that are tried
+
+
+def test_a_gene_that_never_varies_is_not_predictable_and_one_patient_is_said():
+    x, y, patient = spots(1, 4)
+    y[:, 1] = 2.0
+    one = fit_readout(rows_of(x, patient), y, ["a", "flat", "c"])
+    assert one.unit == "blocks"
+    assert "nothing is known of other slides" in one.words
+    assert "not predictable" in one.var(0.1)["note"]["flat"]
+    np.testing.assert_allclose(one.values(x)[:, 1], 2.0)
+    two = fit_readout(rows_of(x, patient, np.repeat(["s", "t"], 30)), y, ["a", "flat", "c"])
+    assert two.unit == "slides"
+    assert "cannot be known" in two.words
+    assert np.isnan(two.low).all()
+
+
+def test_half_widths_by_hand():
+    residual = np.array([[1.0], [2.0], [3.0], [10.0]])
+    groups, fold = np.array(["a", "a", "a", "b"]), np.array([0, 0, 0, 1])
+    width, covered = half_widths(residual, groups, fold, 0.5)
+    assert width.tolist() == [3.0]  # a third of one half each, then the other half
+    assert covered.tolist() == [0.5]  # a lies inside b's 10, b not inside a's 2
+
+
+def test_a_slide_of_another_look_is_foreign():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(["a", "b", "c"], 100)
+    look = fit_look(rng.standard_normal((300, 5)), groups)
+    like = look.familiarity(rng.standard_normal((400, 5)))
+    assert 0.02 < (like < 0.05).mean() < 0.1
+    assert verdict(like) == ""
+    other = look.familiarity(rng.standard_normal((50, 5)) + 6.0)
+    assert verdict(other).startswith("100% of the patches look like nothing")
+
+
+def test_the_file_keeps_all_and_unknown_genes_name_the_nearest(fitted: Readout, tmp_path: Path):
+    write_readout(tmp_path / "readout.h5", fitted)
+    again = read_readout(tmp_path / "readout.h5")
+    for name in ("weights", "reliability", "width", "low"):
+        np.testing.assert_allclose(getattr(again, name), getattr(fitted, name), rtol=1e-6)
+    assert again.of(["noise", "a", "a"]).names.tolist() == ["noise", "a"]
+    with pytest.raises(ConfigError, match=r"'nois' \(nearest: 'noise'\)"):
+        again.of(["a", "nois"])
+    (tmp_path / "readout.h5").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="remove the file"):
+        read_readout(tmp_path / "readout.h5")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with its read-out, without touching that of the other tests."""
+    path = tmp_path_factory.mktemp("predict") / "checkpoint"
+    shutil.copytree(cohort.checkpoint, path)
+    readout_of(load_checkpoint(path))
+    return path
+
+
+def picture(cohort: Cohort) -> Path:
+    return next(
+        p
+        for p in files_in(cohort.stores.parent / "cohort", "**/*")
+        if p.suffix in (".tif", ".tiff", ".png", ".jpg")
+    )
+
+
+def test_a_slide_image_is_enough_and_what_is_whole_is_kept(
+    cohort: Cohort, checkpoint: Path, tmp_path: Path
+):
+    slide = picture(cohort)
+    wanted = Wanted(gene_sets="default")
+    (first,) = predict_folder(checkpoint, [slide], tmp_path, wanted)
+    adata = anndata.read_h5ad(first)
+    with SlideStore(tmp_path / "stores" / f"{slide.stem}.h5") as store:
+        np.testing.assert_array_equal(adata.obsm["spatial"], store.xy_px0)
+        features = store.features("handcrafted")
+        shape = store.thumbnail.shape
+    placed = adata.uns["spatial"][slide.stem]
+    assert placed["images"]["hires"].shape == shape
+    assert placed["scalefactors"]["spot_diameter_fullres"] > 0
+    genes = (adata.var["feature_type"] == "gene").to_numpy()
+    assert 0 < genes.sum() < len(genes)
+    direct = HiBio.from_checkpoint(checkpoint).predict(features)
+    np.testing.assert_allclose(adata.X[:, genes], direct.X, atol=2e-3)
+    np.testing.assert_allclose(adata.obs["familiarity"], direct.obs["familiarity"], atol=1e-6)
+    assert (adata.layers["lower"] < adata.X).all()
+    assert (adata.layers["upper"] > adata.X).all()
+    state = first.stat().st_mtime_ns
+    assert predict_folder(checkpoint, [slide], tmp_path, wanted) == [first]
+    assert first.stat().st_mtime_ns == state
+    predict_folder(checkpoint, [slide], tmp_path, Wanted(genes=(adata.var_names[0],)))
+    assert anndata.read_h5ad(first).shape == (len(adata), 1)
+
+
+def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
+    model = HiBio.from_checkpoint(checkpoint)
+    gene = str(model.artifacts.genes[3])
+    with SlideStore(cohort.images / "bare.h5") as store:
+        features = store.features("handcrafted")
+    given = anndata.AnnData(obsm={"handcrafted": features})
+    given.obs["mine"] = 1
+    found = model.predict(given, genes=[gene])
+    np.testing.assert_allclose(found.X, model.predict(features).X[:, [3]], rtol=1e-5)
+    assert {"mine", "familiarity"} <= set(found.obs)
+    with pytest.raises(ConfigError, match=r"adata.obsm has no 'handcrafted' \(it has: nothing\)"):
+        model.predict(anndata.AnnData(np.ones((3, 1))))
+
+
+def test_a_gene_set_is_read_out_as_a_gene_is(checkpoint: Path):
+    loaded = load_checkpoint(checkpoint)
+    readout = readout_of(loaded)
+    sets = gene_set_readout(loaded, readout, "default")
+    joined = readout.beside(sets)
+    x = np.random.default_rng(0).standard_normal((5, len(readout.weights)))
+    embedding = x[:, -len(sets.weights) :]
+    np.testing.assert_allclose(
+        joined.values(x)[:, -len(sets.names) :], sets.values(embedding), rtol=1e-5
+    )
+    with pytest.raises(ConfigError, match="of different spots"):
+        gene_set_readout(
+            loaded, dataclasses.replace(readout, untrained=np.zeros((1, 1))), "default"
+        )
+
+
+def test_bad_input_is_told_and_nothing_is_written(
+    cohort: Cohort, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (64, 64), "white").save(pictures / name)
+    for options, words in (
+        (["--data", pictures / "a.png"], "Three ways out: --mpp UM"),
+        (["--data", pictures, "--mpp", "1"], "two slides of the name 'a'"),
+        (["--data", cohort.images, "--genes", "NO_SUCH"], "does not know the gene(s) 'NO_SUCH'"),
+        (["--data", tmp_path], "neither stores (*.h5) nor slide images"),
+        (["--data", cohort.images, "--gene-sets", "no_such"], "no_such"),
+        (["--data", pictures / "a.png", "--mpp", "1"], "could not be read: a: "),
+    ):
+        out = tmp_path / "out"
+        code = main(
+            ["predict", "--checkpoint", str(checkpoint), "--out", str(out), *map(str, options)]
+        )
+        assert code == 1
+        assert words in capsys.readouterr().err
+        assert not list(out.glob("*.h5ad"))
+    bare = tmp_path / "bare_checkpoint"
+    shutil.copytree(cohort.checkpoint, bare)
+    (bare / "readout.h5").unlink(missing_ok=True)
+    text = (bare / "config.yaml").read_text().replace(str(cohort.stores), str(tmp_path / "gone"))
+    (bare / "config.yaml").write_text(text)
+    (bare / "checksums.json").unlink()
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ConfigError, match="no readout.h5, which predictions need"),
+    ):
+        predict_folder(bare, [cohort.images], tmp_path / "out")
