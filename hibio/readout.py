@@ -32,7 +32,7 @@ from preprocessing.hdf5 import hdf5_writer, open_guarded, require_arrays
 
 GENE, GENE_SET = "gene", "gene set"
 NEAREST = 5  # reference spots in a distance
-MIN_RELIABILITY = 0.1  # genes below are marked
+MIN_RELIABILITY, MIN_PATIENTS = 0.1, 3  # genes of less are marked
 FOREIGN, MOST = 0.05, 0.5  # a spot this unfamiliar is foreign; a slide of which so many are
 _COLUMNS = ("mean", "spread", "reliability", "low", "high", "n_units", "width", "covered")
 
@@ -163,7 +163,7 @@ class Readout:
         place = {str(name): column for column, name in enumerate(self.names)}
         unknown = [name for name in dict.fromkeys(wanted) if name not in place]
         if unknown:
-            shown = [f"{n!r}{did_you_mean(n, place, ' (nearest: ', n=3)}" for n in unknown[:5]]
+            shown = [f"{n!r}{did_you_mean(n, place, ' (nearest:', n=3)}" for n in unknown[:5]]
             told = ", ".join(text.replace("?", ")") for text in shown)
             more = f" and {len(unknown) - 5} more" * (len(unknown) > 5)
             raise ConfigError(
@@ -189,10 +189,17 @@ class Readout:
         return dataclasses.replace(self, weights=weights, **joined)
 
     def var(self, min_reliability: float) -> pd.DataFrame:
-        """What is known of each gene, one row a gene; trusted: reliable enough to be looked at."""
+        """What is known of each gene, one row a gene.
+
+        Trusted: as reliable as asked for, over at least three patients; two, or slides of one, say
+        in which order genes are, but far too much of each (docs/predict.md).
+        """
         known = np.isfinite(self.reliability)
-        trusted = known & (np.nan_to_num(self.reliability) >= min_reliability)
-        why = np.where(trusted, "", f"reliability below {min_reliability:g}")
+        low = np.nan_to_num(self.reliability) < min_reliability
+        few = (self.n_units < MIN_PATIENTS) | (self.unit != "patients")
+        told = f"fewer than {MIN_PATIENTS} patients were held out: its reliability is an order only"
+        why = np.where(few, told, "")
+        why = np.where(low, f"reliability below {min_reliability:g}", why)
         why = np.where(known, why, "not predictable: it does not vary on the training slides")
         return pd.DataFrame(
             {
@@ -202,7 +209,7 @@ class Readout:
                 "reliability_high": self.high,
                 "reliability_n": self.n_units.astype(np.int64),
                 "coverage": self.covered,
-                "trusted": trusted,
+                "trusted": why == "",
                 "note": why.astype(str),
             },
             index=pd.Index(self.names.astype(str)),

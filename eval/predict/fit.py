@@ -362,5 +362,6 @@ def gene_set_readout(checkpoint: Checkpoint, readout: Readout, source: str) -> R
         own = bank.slide == slide
         x[own] = standardise_columns(bank.image[own])
     along = np.stack([np.arange(len(x)), np.zeros(len(x))], axis=1)
-    rows = TrainingRows.of(x, readout.untrained, bank.patient, bank.slide, along)
+    untrained = readout.untrained.astype(np.float64)
+    rows = TrainingRows.of(x, untrained, bank.patient, bank.slide, along)
     return fit_readout(rows, sets.target, sets.names, kind=GENE_SET)

@@ -31,6 +31,10 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
             ["query", *trained, "--gene-set", "default", "--out", str(out / "query")],
         ),
         (
+            "expression of every spot from H&E alone, with its reliability",
+            ["predict", *trained, "--out", str(out / "predictions")],
+        ),
+        (
             "evaluate on the held-out patient and report",
             ["eval", "--checkpoint", run, "--data", stores, "--out", str(out / "eval")],
         ),

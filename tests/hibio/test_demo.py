@@ -50,16 +50,18 @@ def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path):
         "train",
         "embed",
         "query",
+        "predict",
         "eval",
     ]
-    simulate, prepare, train, embed, query, evaluate = options
+    simulate, prepare, train, embed, query, predict, evaluate = options
+    assert predict.data == [prepare.out]
     assert prepare.manifest == simulate.out / "manifest.csv"
     assert embed.data == query.data == evaluate.data == prepare.out
     assert train.resume is None
     config = load_config(RunConfig, train.config, train.set)
     assert (config.data.stores, config.out) == (prepare.out, evaluate.checkpoint)
-    assert embed.checkpoint == query.checkpoint == config.out / "hibio"
-    assert all(tmp_path in one.out.parents for one in (simulate, prepare, embed, query, evaluate))
+    assert embed.checkpoint == query.checkpoint == predict.checkpoint == config.out / "hibio"
+    assert all(tmp_path in one.out.parents for one in options if one is not train)
     assert len(config.folds) == 1  # one fold and one seed: one checkpoint below run/hibio
     assert len(config.seeds) == 1
 
@@ -98,7 +100,7 @@ SMALL = {
 
 
 def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, capsys):
-    """Simulate, prepare, train, embed, query, evaluate; a baseline by the same code beside it."""
+    """Every step of the demo; a baseline by the same code beside it."""
     stage = StageConfig("spot", 2, SPOT)
     flat = {"model": {"omics": {"name": "mlp"}}, "stages": [dataclasses.asdict(stage)]}
     config = run_config(tmp_path, tmp_path, variants={"flat_clip": flat})
@@ -113,7 +115,7 @@ def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, cap
     told = capsys.readouterr().out
     report = out / "eval" / "report.html"
     assert told.splitlines()[-1] == f"report: {report}"
-    assert all(f"[{n}/6]" in told for n in range(1, 7))
+    assert all(f"[{n}/7]" in told for n in range(1, 8))
     assert report.stat().st_size > 10_000
     results = json.loads((out / "eval" / "results.json").read_text())
     assert {"hibio", "flat_clip"} <= set(results["tasks"]["retrieval"]["models"])
@@ -121,4 +123,6 @@ def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, cap
     assert {keys.OBSM_IMAGE, keys.OBSM_OMICS, keys.OBSM_REGION, "spatial"} <= set(adata.obsm)
     assert {keys.OBS_REGION + name for name in config.regions.levels} <= set(adata.obs)
     assert (out / "query" / "sim003.query.csv").is_file()
+    predicted = anndata.read_h5ad(out / "predictions" / "sim003.predict.h5ad")
+    assert predicted.uns["hibio"]["reliability"].startswith("2 patients held out")
     assert cli.main(["check", str(out / "run")]) == 0
