@@ -114,7 +114,8 @@ def _overlaid(
     if array is not None and twice:
         told = f"{twice} positions of the array (array_row, array_col) are taken more than once"
         return Several(told, *_telling(array, columns, barcodes))
-    twice = 0 if (xy == xy[:1]).all() else _repeats(xy)  # all at one place: no places at all
+    known = xy[np.isfinite(xy).all(axis=1)]
+    twice = 0 if (known == known[:1]).all() else _repeats(known)  # all at one place: no places
     if twice > (0 if spots else _COINCIDING * len(xy)):
         told = f"{twice} spots lie where another one lies"
         return Several(told, *_telling(xy, columns, barcodes))
