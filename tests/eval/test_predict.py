@@ -85,8 +85,9 @@ def test_the_weights_are_those_of_scikit_learn():
             for own in (patient == f"p{i}" for i in range(4))
         ]
     )
+    scale = np.abs(readout.weights).max()
     errors = [
-        np.abs(Ridge(alpha=a * len(x)).fit(x, z).coef_.T - readout.weights).max()
+        np.abs(Ridge(alpha=a * len(x)).fit(x, z).coef_.T - readout.weights).max() / scale
         for a in 10.0 ** np.arange(-4, 5.01, 0.5)
     ]
     assert min(errors) < 1e-5  # of one of the penalties that are tried
@@ -123,6 +124,10 @@ def test_a_slide_of_another_look_is_foreign():
     like = look.familiarity(rng.standard_normal((400, 5)))
     assert 0.02 < (like < 0.05).mean() < 0.1
     assert verdict(like) == ""
+    apart = 3.0 * rng.standard_normal((8, 5))  # patients that differ, and one more of the kind
+    rows = [place + rng.standard_normal((60, 5)) for place in apart]
+    differing = fit_look(np.concatenate(rows[1:]), np.repeat(list("bcdefgh"), 60))
+    assert verdict(differing.familiarity(rows[0])) == ""
     other = look.familiarity(rng.standard_normal((50, 5)) + 6.0)
     assert verdict(other).startswith("100% of the patches look like nothing")
 
