@@ -15,7 +15,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from eval.results import Role
@@ -41,6 +40,7 @@ from hibio.regions import slide_regions
 from preprocessing.files import atomic_path, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad
 from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
+from preprocessing.scale import spacing_um
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -275,14 +275,15 @@ def lay_out(adata: anndata.AnnData, store: SlideStore) -> None:
     if store.thumbnail is None or store.thumbnail_downsample is None:
         return
     factors = {"tissue_hires_scalef": 1.0 / store.thumbnail_downsample, **scale_factors(store)}
-    if DIAMETER not in factors:
-        nearest = float(store.attrs["patch_um"]) / store.mpp
-        if store.n_spots > 1:
-            apart = cKDTree(store.xy_px0).query(store.xy_px0, k=2)[0][:, 1]
-            nearest = float(np.median(apart))
-        factors[DIAMETER] = nearest
+    factors[DIAMETER] = spot_diameter(store)
     section = {"images": {"hires": store.thumbnail}, "scalefactors": factors}
     adata.uns[keys.OBSM_SPATIAL] = {store.slide_id: section}
+
+
+def spot_diameter(store: SlideStore) -> float:
+    """Diameter of a spot in level-0 pixels: the stated one, else the distance to the next spot."""
+    stated = scale_factors(store).get(DIAMETER) or spacing_um(store.xy_px0)
+    return float(stated or float(store.attrs["patch_um"]) / store.mpp)
 
 
 def region_names(slide_id: str, labels: np.ndarray) -> pd.Categorical:

@@ -16,14 +16,15 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from eval.embed import not_ours
+from eval.embed import not_ours, spot_diameter
 from eval.report.figures.canvas import AREAS, SEQUENTIAL
 from hibio import keys
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, files_in
-from preprocessing.hest_layout import DIAMETER, outlines, scale_factors
+from preprocessing.hest_layout import DIAMETER, outlines
 from preprocessing.qc.figures import FLAG_COLOURS
 from preprocessing.qc.slide import slide_quality
+from preprocessing.scale import spacing_um
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -96,7 +97,7 @@ def _quality(path: Path) -> tuple[str, list[Feature]]:
     with SlideStore(path) as store:
         quality = slide_quality(store)
         xy, barcodes = store.xy_px0, store.barcodes
-        side = scale_factors(store).get(DIAMETER) or _pitch(xy)
+        side = spot_diameter(store)
     colours = dict(zip(quality.flags, FLAG_COLOURS, strict=False))
     features = []
     measured = quality.spots.to_dict("list")
@@ -236,9 +237,7 @@ def _rgb(colour: str) -> list[int]:
 
 def _pitch(xy: np.ndarray) -> float:
     """Median distance to the nearest spot, in level-0 pixels; 1 for one spot."""
-    if len(xy) < 2:
-        return 1.0
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1])) or 1.0
+    return spacing_um(xy) or 1.0
 
 
 def circles(xy: np.ndarray, diameter: float) -> Iterator[np.ndarray]:

@@ -29,6 +29,7 @@ from eval.measures.ridge import Targets, centre, knn_mean, ridge_fit_predict, zs
 from eval.report.figures.heatmaps import pathway_heatmaps
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
+from hibio.checkpoint import BANK
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.slide import prepare_slide
@@ -147,7 +148,7 @@ def query_folder(
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
     checked(checkpoint, entries)
-    bank = read_bank(checkpoint.path / "bank.h5", checkpoint.model)
+    bank = read_bank(checkpoint.path / BANK, checkpoint.model)
     sets = gene_sets(checkpoint, source, bank)
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")

@@ -1,9 +1,10 @@
 """Zarr folders from anywhere: nothing is unpickled, fills the memory or leads out of the folder."""
 
+import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def check_arrays(folder: Path) -> None:
     Raises:
         DataError: one would, its metadata are no JSON, or a link leads out of the folder.
     """
-    root = folder.resolve()
+    root, stored = folder.resolve(), functools.cache(_stored_bytes)
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             link = Path(place) / name
@@ -39,7 +40,7 @@ def check_arrays(folder: Path) -> None:
                     "(current versions of anndata do)"
                 )
             for place_of, one in _arrays(path, content):
-                _require_sound_size(path, place_of, one)
+                _require_sound_size(path, one, stored, place_of)
 
 
 def _arrays(path: Path, content: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -54,7 +55,15 @@ def _arrays(path: Path, content: Any) -> Iterator[tuple[Path, Mapping[str, Any]]
             yield path.parent / str(name).removesuffix(".zarray"), one
 
 
-def _require_sound_size(path: Path, folder: Path, array: Mapping[str, Any]) -> None:
+def _stored_bytes(folder: Path) -> int:
+    """Of all files below a folder."""
+    files = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
+    return sum(file.stat().st_size for file in files)
+
+
+def _require_sound_size(
+    path: Path, array: Mapping[str, Any], stored_bytes: Callable[[Path], int], folder: Path
+) -> None:
     """Refuse an array whose chunks, the files of its folder, cannot hold what it claims."""
     try:
         width = np.dtype(array.get("dtype") or array.get("data_type")).itemsize or 8
@@ -66,8 +75,7 @@ def _require_sound_size(path: Path, folder: Path, array: Mapping[str, Any]) -> N
         claimed = width * max(math.prod(map(int, array["shape"])), math.prod(map(int, chunk)))
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise DataError(f"{path} has no shape of numbers ({error}); copy it again") from error
-    files = [Path(at) / name for at, _, names in os.walk(folder) for name in names]
-    stored = sum(file.stat().st_size for file in files)
+    stored = stored_bytes(folder)
     if claimed > DEFLATE_MOST * stored + HARMLESS_BYTES:
         raise DataError(
             f"{path}: an array claims {claimed / 2**30:,.1f} GiB in {stored:,} bytes, more than "

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from hibio.artifacts import Artifacts
 from hibio.batch import SlideBatch, lone_spots
@@ -29,13 +28,13 @@ from hibio.data.slide import (
 from hibio.data.splits import SlideEntry
 from hibio.keys import OBSM_SPATIAL, OBSM_UM
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
+from preprocessing.scale import SPACING_UM, spacing_um
 from preprocessing.sections import SUFFIX, several_sections
 from preprocessing.spot_table import native_numbers
 from preprocessing.stain import StainMethod, stain_normaliser
 
 _COUNTS = "counts"  # the layer that is taken where X holds none
 _UNIT_TOLERANCE = 0.1
-_NEAR_UM = (0.4, 2000.0)  # where the median nearest neighbour of spots and cells lies
 
 
 class SlideDataset:
@@ -233,7 +232,7 @@ def _check_unit(adata: Any, xy_um: np.ndarray, spatial: str) -> None:
     """Refuse places that are pixels or millimetres, as the lattice or near neighbours tell it.
 
     Neighbours of a hexagonal Visium array are 100 um apart; without an array the nearest neighbours
-    of spots and cells lie between 0.4 um (one DNB of Stereo-seq) and 2 mm apart.
+    of spots and cells lie in the range that stores are held to.
     """
     key = f"adata.obsm[{spatial!r}]"
     if {"array_row", "array_col"} <= set(adata.obs.columns):
@@ -247,10 +246,8 @@ def _check_unit(adata: Any, xy_um: np.ndarray, spatial: str) -> None:
                     f"apart, not 100 um; multiply by {VISIUM_PITCH_UM / pitch:.6g}"
                 )
             return
-    if len(xy_um) < 2:
-        return
-    near = float(np.median(cKDTree(xy_um).query(xy_um, k=2)[0][:, 1]))
-    if 0 < near < _NEAR_UM[0] or near > _NEAR_UM[1]:
+    near = spacing_um(xy_um)
+    if near is not None and not SPACING_UM[0] <= near <= SPACING_UM[1]:
         unit = "millimetres (multiply by 1000)" if near < 1 else "pixels (multiply by um per pixel)"
         raise ConfigError(
             f"{key} are not micrometres: the nearest neighbour of a spot is {near:.3g} away "

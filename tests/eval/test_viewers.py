@@ -82,10 +82,14 @@ def test_the_clients_draw_it(store: SlideStore, tmp_path: Path):
     import matplotlib as mpl
 
     mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     adata = written(store, tmp_path / "a.h5ad")
     pictured = "spatial" in adata.uns
     asked = {} if pictured else {"shape": None}  # spots without a picture have no drawn size
     squidpy.pl.spatial_scatter(adata, color=["region", "G1"], **asked)
+    assert {axes.get_title() for axes in plt.gcf().axes} >= {"region", "G1"}
     if pictured:
-        scanpy.pl.spatial(adata, color="region", show=False)
-    models.TableModel.parse(adata)
+        drawn = scanpy.pl.spatial(adata, color="region", show=False)
+        assert [axes.get_title() for axes in drawn] == ["region"]
+    assert models.TableModel.parse(adata).n_obs == adata.n_obs
