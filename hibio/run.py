@@ -43,6 +43,7 @@ from hibio.data.splits import (
     tell_roles,
     with_counts,
 )
+from hibio.encoders.base import trust_code
 from hibio.keys import MAIN
 from hibio.model import HiBio
 from hibio.training.checkpoint import (
@@ -267,6 +268,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         verdicts=verdicts,
         judge=None if inner is None else _judge(inner, artifacts, image),
     )
+    group.on_first(lambda: trust_code(config.model.vision.name, config.model.omics.name))
     if saved is not None:
         trainer.resume(saved)
     return trainer

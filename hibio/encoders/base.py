@@ -7,10 +7,13 @@ An encoder is a ``torch.nn.Module`` with ``embed_dim: int`` and
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from hibio.artifacts import Artifacts
 from hibio.config.files import ConfigError
 from preprocessing.coexpression.gene_graph import edge_correlation
 from preprocessing.errors import did_you_mean
+from preprocessing.files import atomic_path
 
 #: Environment variable: packages and modules whose encoders a checkpoint may name.
 PLUGINS_VARIABLE = "HIBIO_PLUGINS"
@@ -153,8 +157,9 @@ class OmicsContext:
 def refuse_code(name: str, source: Path) -> None:
     """Refuse an encoder of a checkpoint that would import a module which nobody here asked for.
 
-    Allowed are encoders that ship with HiBio, modules that this program has imported already, and
-    those that the environment variable ``HIBIO_PLUGINS`` lists (packages or modules, with commas).
+    Allowed are encoders that ship with HiBio, modules that this program has imported already, those
+    that the environment variable ``HIBIO_PLUGINS`` lists (packages or modules, with commas), and
+    encoders that this user trained on this machine (`trust_code`).
 
     Args:
         name: ``model.vision.name`` or ``model.omics.name`` of the checkpoint.
@@ -168,11 +173,76 @@ def refuse_code(name: str, source: Path) -> None:
     module = name.partition(":")[0]
     allowed = [one.strip() for one in os.environ.get(PLUGINS_VARIABLE, "").split(",")]
     listed = any(one and (module == one or module.startswith(f"{one}.")) for one in allowed)
-    if not listed and module not in sys.modules:
-        raise ConfigError(
-            f"{source}: this checkpoint wants to run code, the encoder {name!r}; if you trust it, "
-            f"set {PLUGINS_VARIABLE}={module}, or import {module} first"
+    if listed or module in sys.modules:
+        return
+    known, here = _trusted().get(name), _place_of(module)
+    if known is None or known != here:
+        other = (
+            ""
+            if known is None
+            else (f" (trained here with {known}; Python finds {here or 'no such module'} now)")
         )
+        raise ConfigError(
+            f"{source}: this checkpoint wants to run code, the encoder {name!r}{other}; if you "
+            f"trust it, set {PLUGINS_VARIABLE}={module}, or import {module} first"
+        )
+
+
+def trust_code(*names: str) -> None:
+    """Let checkpoints name these encoders from now on: this user trains with them on this machine.
+
+    Of each that is ``package.module:Class`` the place of its package is written into
+    ``$XDG_STATE_HOME/hibio/trusted_code.json`` (mode 600), and told. Where that file cannot be
+    written, this is told, and such a checkpoint needs ``HIBIO_PLUGINS``.
+    """
+    places = {name: _place_of(name.partition(":")[0]) for name in names if ":" in name}
+    trusted = _trusted() if places else {}
+    new = {name: place for name, place in places.items() if place not in ("", trusted.get(name))}
+    if not new:
+        return
+    try:
+        path = _trusted_file()
+        with atomic_path(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(json.dumps({**trusted, **new}, indent=1) + "\n", encoding="utf-8")
+        told = f"may be loaded on this machine from now on: written to {path}"
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        told = f"will need {PLUGINS_VARIABLE} to be loaded: {error}"
+    for name, place in new.items():
+        print(f"checkpoints with the encoder {name} ({place}) {told}", flush=True)
+
+
+def _trusted_file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    return folder / "hibio" / "trusted_code.json"
+
+
+def _trusted() -> dict[str, str]:
+    """Encoders that `trust_code` wrote down -> where their package lies."""
+    try:
+        path = _trusted_file()
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_mode & 0o022:
+            raise ValueError("others may write to it")
+        return {str(name): str(place) for name, place in dict(found).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, RuntimeError, ValueError, TypeError, RecursionError) as error:
+        warnings.warn(f"trusted_code.json is not used: {error}", stacklevel=2)
+        return {}
+
+
+def _place_of(module: str) -> str:
+    """File or folders of the package that a module belongs to, found without importing it; or ""."""
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):  # ValueError: no name, or no spec, such as __main__
+        return ""
+    if spec is None:
+        return ""
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return os.pathsep.join(os.path.realpath(str(place)) for place in places)
 
 
 def build_encoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hibio.config.files import ConfigError, dump_config, load_config
 from hibio.config.model import ModelConfig, OmicsConfig, VisionConfig
 from hibio.config.run import DataConfig, RunConfig
 from hibio.config.training import StageConfig
-from hibio.encoders.base import build_encoder
+from hibio.encoders.base import build_encoder, refuse_code, trust_code
 from hibio.model import HiBio
 from tests.hibio.toy import SPOT, run_config
 
@@ -102,11 +103,56 @@ def test_an_encoder_of_ones_own_trains_and_loads_elsewhere(run, lab, toy_stores,
     (checkpoint,) = (tmp_path / "run").glob("**/checkpoint")
     model = HiBio.from_checkpoint(checkpoint)
     assert (model.vision.embed_dim, model.omics.embed_dim) == (5, 12)
-    done = elsewhere(checkpoint, lab, HIBIO_PLUGINS="my_lab")
+    state = Path(os.environ["XDG_STATE_HOME"])
+    assert (state / "hibio" / "trusted_code.json").stat().st_mode & 0o777 == 0o600
+    done = elsewhere(checkpoint, lab, HIBIO_PLUGINS="")
     assert (done.returncode, done.stdout.split()) == (0, ["Colour", "5", "2"]), done.stderr
-    refused = elsewhere(checkpoint, lab, HIBIO_PLUGINS="")
+    other = {"HIBIO_PLUGINS": "", "XDG_STATE_HOME": str(tmp_path / "another machine")}
+    refused = elsewhere(checkpoint, lab, **other)
     assert refused.returncode == 1
     assert "HIBIO_PLUGINS=my_lab.towers" in refused.stderr
+
+
+def test_what_was_trained_here_is_this_encoder_in_this_place(lab, tmp_path, monkeypatch, capsys):
+    """Neither another class of the module nor a package without a file of its own elsewhere."""
+    state, source = tmp_path / "state", tmp_path / "config.yaml"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    trust_code("mlp", "my_lab.towers:Colour", "sys:Colour")
+    assert str(lab / "my_lab" / "__init__.py") in capsys.readouterr().out
+    trust_code("my_lab.towers:Colour")
+    assert not capsys.readouterr().out  # told once
+    refuse_code("my_lab.towers:Colour", source)
+    assert "my_lab" not in sys.modules
+    with pytest.raises(ConfigError, match="wants to run code"):
+        refuse_code("my_lab.towers:Profile", source)
+    shutil.copytree(lab, tmp_path / "copy")
+    monkeypatch.syspath_prepend(str(tmp_path / "copy"))  # the same name in another place
+    with pytest.raises(ConfigError, match=r"trained here with .*lab.my_lab.*finds .*copy"):
+        refuse_code("my_lab.towers:Colour", source)
+    (tmp_path / "copy" / "my_lab" / "__init__.py").unlink()
+    (lab / "my_lab" / "__init__.py").unlink()  # now a namespace: any folder may add to it
+    with pytest.raises(ConfigError, match=r"trained here with .*__init__\.py; Python finds"):
+        refuse_code("my_lab.towers:Colour", source)
+    trust_code("my_lab.towers:Colour")
+    refuse_code("my_lab.towers:Colour", source)
+    (state / "hibio" / "trusted_code.json").chmod(0o666)
+    with (
+        pytest.warns(UserWarning, match="others may write"),
+        pytest.raises(ConfigError, match="wants to run code"),
+    ):
+        refuse_code("my_lab.towers:Colour", source)
+
+
+@pytest.mark.parametrize("home", ["a file", "none"])
+def test_a_home_that_cannot_be_written_is_told(lab, tmp_path, monkeypatch, capsys, home):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    if home == "none":
+        monkeypatch.setattr(Path, "home", lambda: Path("~none").expanduser())
+    with pytest.warns(UserWarning, match="not used"):
+        trust_code("my_lab.towers:Colour")
+    assert "will need HIBIO_PLUGINS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
