@@ -213,8 +213,8 @@ def trust_code(*names: str) -> None:
 
 
 def _trusted_file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME", "")
-    folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    folder = state if state.is_absolute() else Path.home() / ".local" / "state"
     return folder / "hibio" / "trusted_code.json"
 
 
@@ -234,7 +234,7 @@ def _trusted() -> dict[str, str]:
 
 
 def _place_of(module: str) -> str:
-    """File or folders of the package that a module belongs to, found without importing it; or ""."""
+    """File or folders of a module's package, found without importing it; "" where there is none."""
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError):  # ValueError: no name, or no spec, such as __main__
