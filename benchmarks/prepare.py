@@ -32,7 +32,8 @@ from timing import in_turn, peak_megabytes
 
 from preprocessing.patches import PatchConfig, iter_patches
 from preprocessing.run import prepare
-from preprocessing.run.preparation import SlideTask, attempt_slide
+from preprocessing.run.preparation import attempt_slide
+from preprocessing.run.sifting import SlideTask
 from preprocessing.simulate import write_pyramid
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide

@@ -27,19 +27,12 @@ from hibio.checkpoint import (
 from hibio.config.files import ConfigError
 from pathways.files import excel_dates
 from preprocessing.errors import DataError
-from preprocessing.findings import Finding, failed
+from preprocessing.findings import Finding, SlideWarning, failed
 from preprocessing.manifest import missing_files, scan_manifest
-from preprocessing.patches import PatchConfig, iter_patches
-from preprocessing.readers.format import read_slide_spots, read_spots
+from preprocessing.patches import PatchConfig
 from preprocessing.registration import Registration, register, store_registration
-from preprocessing.run.preparation import (
-    inside_picture,
-    likely_place,
-    open_row_slide,
-    slide_picture,
-)
+from preprocessing.run.sifting import Sifted, SlideTask, sifted, sources, with_picture
 from preprocessing.slide_row import SlideRow
-from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlideStore, verify_store
 from preprocessing.store.read import stores_in
 from preprocessing.store.verify import feature_word, few_features
@@ -159,16 +152,17 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     if missing:
         return [Finding("FAIL", row.slide_id, text, "correct the path") for text in missing]
     try:
-        table, fit = _read(row)
+        found, fit = with_picture(row, _read)
     except MemoryError:
         text = "reading it needs more memory than there is"
         return [Finding("FAIL", row.slide_id, text, "are its files what the manifest says?")]
     except (DataError, OSError) as error:
         return [Finding("FAIL", row.slide_id, str(error), "correct the files or the manifest row")]
     findings: list[Finding] = []
+    table = found.table
     genes = len(table.gene_names)
     word, few = feature_word(table.modality), few_features(genes, table.modality)
-    if row.image is None:
+    if found.picture is None:
         told = "no image: only counts can be used"
         fix = "fill the column image if there is one"
         findings.append(Finding("WARN", row.slide_id, told, fix))
@@ -181,25 +175,19 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     size = f"{table.n_spots} spots x {genes} {word}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
-    summary = f"{size}, {table.mpp:.4g} um per pixel"
-    found = findings or [Finding("PASS", row.slide_id, summary)]
-    return found if fit is None else _joined(found, fit.finding(row.slide_id))
+    summary = "; ".join([f"{size}, {table.mpp:.4g} um per pixel", *found.left_out()])
+    findings = findings or [Finding("PASS", row.slide_id, summary)]
+    return findings if fit is None else _joined(findings, fit.finding(row.slide_id))
 
 
-def _read(row: SlideRow) -> tuple[SpotTable, Registration | None]:
+def _read(row: SlideRow, told: tuple[SlideWarning, ...]) -> tuple[Sifted, Registration | None]:
     """The spots, and whether the image is their picture where there are both."""
-    if row.image is None:
-        return read_spots(row), None
-    with open_row_slide(row) as (slide, _):
-        table, patch = read_slide_spots(row, slide, PatchConfig())
-        picture = slide_picture(slide)
-        with likely_place(picture, table):
-            table, _ = inside_picture(row, slide, table)
-            names = [str(name) for name in table.barcodes]
-            iter_patches(slide, table.xy_px0, table.mpp, patch.um, patch.patch_px, names)
-    if table.image_only:
-        return table, None
-    return table, register(picture, table.xy_px0, table.counts, table.image_transform)
+    sources(row)
+    with sifted(SlideTask(row, Path(), PatchConfig()), told) as (_, found):
+        table, picture = found.placed, found.picture
+        if picture is None or table.image_only:
+            return found, None
+        return found, register(picture, table.xy_px0, table.counts, table.image_transform)
 
 
 def check_any(path: Path) -> list[Finding]:

@@ -13,14 +13,8 @@ from preprocessing.gene_ids import GeneMapConfig
 from preprocessing.gene_ids.table import read_gene_table
 from preprocessing.manifest import scan_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.run.preparation import (
-    Images,
-    QualityConfig,
-    SlideResult,
-    SlideTask,
-    Status,
-    attempt_slide,
-)
+from preprocessing.run.preparation import SlideResult, Status, attempt_slide
+from preprocessing.run.sifting import Images, QualityConfig, SlideTask
 from preprocessing.run.workers import interruptible, prepare_in_processes, prepare_on_cluster
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import require_backend

@@ -21,7 +21,8 @@ from types import FrameType
 from typing import Any
 
 from preprocessing.errors import DataError
-from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
+from preprocessing.run.preparation import SlideResult, attempt_slide
+from preprocessing.run.sifting import SlideTask
 
 Attempt = Callable[[SlideTask], SlideResult]
 CONNECT_S = 30.0

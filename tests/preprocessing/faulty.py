@@ -4,7 +4,8 @@ import os
 import signal
 import time
 
-from preprocessing.run.preparation import SlideResult, SlideTask, attempt_slide
+from preprocessing.run.preparation import SlideResult, attempt_slide
+from preprocessing.run.sifting import SlideTask
 
 
 def attempt(task: SlideTask) -> SlideResult:

@@ -24,7 +24,8 @@ import numpy as np
 from hibio.cli.check import check_path
 from preprocessing import prepare
 from preprocessing.errors import DataError
-from preprocessing.run.preparation import SlideResult, SlideTask
+from preprocessing.run.preparation import SlideResult
+from preprocessing.run.sifting import SlideTask
 from preprocessing.run.workers import prepare_in_processes
 from preprocessing.slide_row import SlideRow
 from tests.preprocessing.fuzz_bases import BASES, PATCH, manifest

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hibio.cli.check import check_path
 from preprocessing import prepare
@@ -12,6 +13,7 @@ from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
 from tests.preprocessing.cell_sources import cell_row, csv_pair
 from tests.preprocessing.sources import draw_counts, legacy_slide, tissue_image, write_legacy_counts
+from tests.preprocessing.test_slides_kept import picture, spots, write
 
 PATCH = PatchConfig(200.0, 16)
 
@@ -125,3 +127,34 @@ def test_bad_files_fail(tmp_path: Path, name: str, content: str, said: str):
 def test_nothing_there(tmp_path: Path):
     assert "does not exist" in check_path(tmp_path / "none")[0].message
     assert "holds no store" in check_path(tmp_path)[0].message
+
+
+def test_it_tells_of_a_row_what_prepare_tells(tmp_path: Path):
+    """Kept pictures, spots that are left out, and errors that only the picture shows."""
+    kept = write(tmp_path / "kept.h5ad", {"hires": picture()})
+    beside = write(tmp_path / "beside.h5ad", {"hires": picture()}, xy=spots() + 9e4)
+    empty, truth = legacy_slide(tmp_path, "empty")
+    counts = draw_counts(30, 400)
+    counts[:2] = 0
+    write_legacy_counts(empty.counts, counts, truth.barcodes, [f"G{i}" for i in range(400)])
+    white, _ = legacy_slide(tmp_path, "white")
+    Image.new("RGB", (280, 240), "white").save(white.image)
+    rows = [kept, beside, empty, white]
+    write_manifest(rows, tmp_path / "m.csv")
+    findings = check_path(tmp_path / "m.csv")
+    made = {one.slide_id: one for one in prepare(rows, tmp_path / "out", patch=PATCH).rows}
+    told = {
+        row.slide_id: messages([f for f in findings if f.subject == row.slide_id], "WARN")
+        for row in rows
+    }
+    assert "read is the small picture hires (280 x 240 pixels)" in told["kept"]
+    assert "no image: only" not in told["kept"]
+    assert "hires (280 x 240 pixels) of uns['spatial'] is not used" in told["beside"]
+    assert "no image: only counts can be used" in told["beside"]
+    for name, words in (("kept", "read is the small"), ("beside", "is not used")):
+        assert made[name].reason.count(words) == told[name].count(words) == 1
+    assert "2 spots left out: zero counts" in made["empty"].reason
+    assert "2 spots left out: zero counts" in messages(findings, "PASS")
+    (failure,) = [f for f in findings if f.level == "FAIL"]
+    assert (failure.subject, made["white"].status) == ("white", "failed")
+    assert failure.message == made["white"].reason

@@ -16,7 +16,8 @@ from preprocessing.handcrafted import FEATURE_NAMES
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.readers.format import read_slide_spots, read_spots, source_files
-from preprocessing.run.preparation import SlideTask, drop_mask, drop_reasons, prepare_slide
+from preprocessing.run.preparation import prepare_slide
+from preprocessing.run.sifting import SlideTask, drop_mask, drop_reasons
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.tissue import tissue_mask

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SpotTable
-from preprocessing.run.preparation import QualityConfig, drop_mask, drop_reasons
+from preprocessing.run.sifting import QualityConfig, drop_mask, drop_reasons
 
 NAMES = np.array(["MT-ND1", "mt-Co1", "ACTB", "MTOR"])
 COUNTS = np.array([[1, 1, 2, 0], [0, 0, 0, 0], [0, 0, 3, 5], [4, 0, 0, 0]])

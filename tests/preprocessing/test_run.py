@@ -15,7 +15,8 @@ from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
 from preprocessing.manifest import draft_manifest, write_manifest
 from preprocessing.patches import PatchConfig, read_patch
 from preprocessing.run import preparation as slide_result
-from preprocessing.run.preparation import SlideTask, prepare_slide
+from preprocessing.run.preparation import prepare_slide
+from preprocessing.run.sifting import SlideTask
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.store import verify_store

@@ -12,7 +12,7 @@ from preprocessing import DataError, prepare, stores_in
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.run import workers as slide_cluster
-from preprocessing.run.preparation import SlideTask
+from preprocessing.run.sifting import SlideTask
 from preprocessing.run.workers import prepare_on_cluster
 from tests.preprocessing import faulty
 from tests.preprocessing.same_store import assert_same_store

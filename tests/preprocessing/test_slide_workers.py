@@ -15,7 +15,7 @@ import pytest
 from preprocessing import prepare, stores_in
 from preprocessing.patches import PatchConfig
 from preprocessing.run import workers as slide_workers
-from preprocessing.run.preparation import SlideTask
+from preprocessing.run.sifting import SlideTask
 from preprocessing.run.workers import interruptible, prepare_in_processes
 from tests.preprocessing import faulty
 from tests.preprocessing.sources import legacy_slide

@@ -11,7 +11,8 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.patches import PatchConfig
-from preprocessing.run.preparation import SlideTask, prepare_slide
+from preprocessing.run.preparation import prepare_slide
+from preprocessing.run.sifting import SlideTask
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.slides.kept import kept_picture

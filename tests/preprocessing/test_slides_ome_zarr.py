@@ -9,7 +9,8 @@ import pytest
 
 from preprocessing.errors import DataError
 from preprocessing.patches import PatchConfig
-from preprocessing.run.preparation import SlideTask, prepare_slide
+from preprocessing.run.preparation import prepare_slide
+from preprocessing.run.sifting import SlideTask
 from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
 from tests.preprocessing.sources import legacy_slide
