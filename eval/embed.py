@@ -20,13 +20,13 @@ from tqdm import tqdm
 from eval.results import Role
 from hibio import keys
 from hibio.checkpoint import (
-    ARTIFACTS,
     CONFIG,
     REHEARSAL,
     TRAINER,
     WEIGHTS,
     find_checkpoint,
     load_trainer_state,
+    model_sha256,
 )
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ImageInput
@@ -37,6 +37,7 @@ from hibio.data.slide import PreparedSlide, prepare_slide
 from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
+from hibio.share import HUB, fetch_pretrained
 from preprocessing.files import atomic_path, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad
 from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
@@ -93,10 +94,7 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """Hash of the weights and the artifacts."""
-        digest = hashlib.sha256()
-        for name in (WEIGHTS, ARTIFACTS):
-            digest.update((self.path / name).read_bytes())
-        return digest.hexdigest()
+        return model_sha256(self.path)
 
 
 def is_control(run: RunConfig) -> bool:
@@ -187,11 +185,13 @@ def find_checkpoints(path: Path) -> list[Path]:
 
 
 def one_checkpoint(path: Path) -> Path:
-    """The only checkpoint at or below ``path``.
+    """The only checkpoint at or below ``path``, or the shared model ``hf-hub:ORG/NAME``.
 
     Raises:
         ConfigError: there are several; they are listed.
     """
+    if str(path).startswith(HUB):
+        return fetch_pretrained(str(path))
     found = find_checkpoints(path)
     if len(found) > 1:
         listed = "\n  ".join(str(p) for p in found[:8])

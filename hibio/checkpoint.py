@@ -133,6 +133,14 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def model_sha256(checkpoint: Path) -> str:
+    """Hash of a checkpoint's weights and artifacts: which model it is."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, ARTIFACTS):
+        digest.update((checkpoint / name).read_bytes())
+    return digest.hexdigest()
+
+
 def write_checksums(checkpoint: Path) -> None:
     """Write ``checksums.json`` for every file below a checkpoint folder, when all are there."""
     files = {

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,13 @@ from hibio.encoders.genes import OmicsMask
 from hibio.encoders.omics import AnchorTable, build_omics_encoder, set_batch, sets_matrix
 from hibio.encoders.vision import build_vision_encoder
 from hibio.readout import predicted, read_readout
+from hibio.share import (
+    HUB,
+    fetch_pretrained,
+    push_folder,
+    require_hub_name,
+    share_checkpoint,
+)
 from preprocessing.coexpression.fold_in import FoldInReport
 
 if TYPE_CHECKING:
@@ -342,6 +350,35 @@ class HiBio(nn.Module):
             raise ConfigError("predictions need a read-out; load the model with from_checkpoint")
         readout = read_readout(self.folder / READOUT)
         return predicted(readout, image, lambda rows: self.encode_image(rows, context), genes)
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str) -> HiBio:
+        """Load a shared model: a folder, or ``hf-hub:ORG/NAME[@REVISION]`` (docs/share.md).
+
+        Raises:
+            ConfigError: see `from_checkpoint`; or the hub has no such model.
+        """
+        text = str(name)
+        return cls.from_checkpoint(fetch_pretrained(text) if text.startswith(HUB) else name)
+
+    def save_pretrained(self, directory: Path | str, **options: Any) -> Path:
+        """Write the model as a folder to pass on, with a card and without ids (docs/share.md).
+
+        Args:
+            directory: new or empty.
+            options: ``licence`` and ``keep_ids`` of `share_checkpoint`, which also says the errors.
+        """
+        return share_checkpoint(self.folder, Path(directory), state=self.state_dict(), **options)
+
+    def push_to_hub(self, name: str, *, private: bool = True, **options: Any) -> str:
+        """Upload what `save_pretrained` writes as the model ``ORG/NAME``.
+
+        Returns:
+            ``hf-hub:ORG/NAME@REVISION``, for `from_pretrained`.
+        """
+        with TemporaryDirectory() as folder:
+            place = self.save_pretrained(Path(folder) / require_hub_name(name), **options)
+            return push_folder(place, name, private=private)
 
     @classmethod
     def from_checkpoint(cls, directory: Path | str) -> HiBio:

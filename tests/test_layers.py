@@ -44,6 +44,8 @@ LAYERS = (
     ("hibio.training",),
     ("hibio", "hibio.bank", "hibio.paths"),
     ("hibio.backbones", "hibio.model"),
+    ("hibio.share",),
+    ("hibio.model_card",),
     ("hibio.readout",),
     ("hibio.data", "hibio.encoders"),
     ("hibio.backbones.resolve",),

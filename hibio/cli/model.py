@@ -1,4 +1,4 @@
-"""Commands on models: train, embed, query."""
+"""Commands on models: train, embed, query, predict, share."""
 
 from __future__ import annotations
 
@@ -152,6 +152,42 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _share_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_folder(parser, "--checkpoint")
+    add_folder(parser, "--out", "new folder; its name is that of the model")
+    add("--licence", default="", metavar="ID", help="of the weights, such as apache-2.0")
+    add("--results", type=Path, metavar="FILE", help="results.json for the card, if moved")
+    add("--push", metavar="ORG/NAME", help="upload it to the hub as well")
+    add("--public", action="store_true", help="for everybody to see; else --push makes it private")
+    add(
+        "--keep-ids",
+        action="store_true",
+        help="leave ids of slides and patients, and paths, as they are; else hashes take their "
+        "place, and a folder in which one is left is refused",
+    )
+
+
+def share(options: argparse.Namespace) -> int:
+    """``hibio share``."""
+    from eval.embed import one_checkpoint
+    from hibio.share import push_folder, require_hub_name, share_checkpoint
+
+    if options.push:
+        require_hub_name(options.push)
+    folder = share_checkpoint(
+        one_checkpoint(options.checkpoint),
+        options.out,
+        keep_ids=options.keep_ids,
+        licence=options.licence,
+        results=options.results,
+    )
+    print(f"wrote {folder}; read its README.md before you pass it on")
+    if options.push:
+        print(f"uploaded {push_folder(folder, options.push, private=not options.public)}")
+    return 0
+
+
 COMMANDS = (
     Command(
         "train",
@@ -180,5 +216,12 @@ COMMANDS = (
         "hibio predict --checkpoint runs/demo --data slide.svs --genes ERBB2 --out predictions",
         predict,
         _predict_arguments,
+    ),
+    Command(
+        "share",
+        "write a model to pass on: without ids, with a model card; also to the Hugging Face hub",
+        "hibio share --checkpoint runs/demo/hibio --out my-model --licence cc-by-4.0",
+        share,
+        _share_arguments,
     ),
 )
