@@ -3,10 +3,10 @@
 A transform is a (3, 3) matrix on columns (x, y, 1); it takes level-0 pixels as the coordinates and
 the scale of a slide give them to level-0 pixels of the image file. The manifest column
 `image_transform` names one: a word of `TURNS`, ``shift:DX DY`` and ``affine:A B C D E F`` in pixels
-(x' = A x + B y + C, y' = D x + E y + F), or a file of 3 x 3 numbers or of a Loupe alignment.
+(x' = A x + B y + C, y' = D x + E y + F), or a file of 3 x 3 numbers; or one of Loupe, which
+`preprocessing.readers.alignment` reads.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def image_matrix(transform: str | Path, size: tuple[float, float]) -> Matrix:
         return turn_matrix(str(transform), size)
     path, transform = Path(transform), str(transform)
     if path.suffix.lower() in FILES:
-        return read_alignment(path) if path.suffix.lower() == ".json" else read_matrix(path)
+        return read_matrix(path)
     numbers = _numbers(transform)
     if transform.startswith("shift"):
         numbers = [1.0, 0.0, numbers[0], 0.0, 1.0, numbers[1]]
@@ -103,27 +103,6 @@ def read_matrix(path: Path) -> Matrix:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a table of 3 x 3 numbers ({error})") from error
     return _usable(matrix, str(path))
-
-
-def read_alignment(path: Path) -> Matrix:
-    """Read a Loupe alignment: pixels of the CytAssist picture to pixels of the microscope's.
-
-    Its cytAssistInfo.transformImages (3 x 3, or the nine numbers) leads the other way.
-
-    Raises:
-        DataError: not JSON, or without this entry.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        told = np.array(content["cytAssistInfo"]["transformImages"], dtype=np.float64)
-        matrix = told.reshape(3, 3)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path} holds no transform from the CytAssist picture to another one "
-            f"(cytAssistInfo.transformImages: {type(error).__name__} {error}); save it again in "
-            "Loupe Browser"
-        ) from error
-    return _usable(np.linalg.inv(_usable(matrix, str(path))), str(path))
 
 
 def _usable(matrix: NDArray[Any], where: str) -> Matrix:

@@ -46,6 +46,7 @@ class SpotTable:
             says; None: they were the picture's.
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
         modality: "rna" or "protein".
+        array: (S, 2) row and column on a Visium array, or None.
     """
 
     counts: csr_matrix
@@ -64,6 +65,7 @@ class SpotTable:
     image_only: bool = False
     modality: str = RNA
     image_transform: np.ndarray | None = None
+    array: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and values; fill in an empty label table."""
@@ -162,6 +164,7 @@ class SpotTable:
             xy_px0=self.xy_px0[index],
             xy_um=self.xy_um[index],
             labels=self.labels.iloc[index].reset_index(drop=True),
+            array=None if self.array is None else self.array[index],
         )
 
 

@@ -16,6 +16,7 @@ from preprocessing.findings import SlideWarning
 from preprocessing.image_transform import image_matrix
 from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
+from preprocessing.readers.alignment import aligned, find_alignments
 from preprocessing.scale import IMAGE_FILE, check_patch, check_ranges, compare_scale, stated
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
 from preprocessing.slides.pixels import Slide
@@ -66,6 +67,7 @@ class Format:
         no_protein: why the modality cannot be "protein", as it follows "format NAME"; "": it can.
         complain: values of a row by column (None: empty, absent: unusable) -> sentences on what
             ``needs`` and ``forbids`` cannot say.
+        loupe: alignment files of Loupe and Space Ranger may lie beside the image.
         lay: row, open slide and edge of a patch in um -> spots, for slides without counts.
     """
 
@@ -81,6 +83,7 @@ class Format:
     forbids: Mapping[str, str] = field(default_factory=lambda: {**NO_BINS, **NO_LAYERS})
     no_protein: str = ""
     complain: Callable[[Mapping[str, object]], list[str]] = lambda columns: []
+    loupe: bool = False
     lay: Callable[[SlideRow, Slide, float], SpotTable] | None = None
 
     def misfits(self, columns: Mapping[str, object], filled: set[str]) -> list[str]:
@@ -175,12 +178,17 @@ def read_slide_spots(
             table = _with_scale(form.lay(row, slide, patch.um), slide)
             return warned(table, check_patch(patch.um, table.mpp)), patch
         table = measured_genes(form.read(row, slide.mpp), row.organism)
-        if row.image_transform:
-            matrix = image_matrix(row.image_transform, slide.level_dimensions[0])
-            name = getattr(row.image_transform, "name", row.image_transform)
-            table = table.transformed(matrix, f"image_transform {name}")
-        table, patch = _sized(_with_scale(table, slide), patch)
+        table, patch = _sized(_with_scale(_on_image(row, form, slide, table), slide), patch)
         return warned(table, check_patch(patch.um, table.mpp)), patch
+
+
+def _on_image(row: SlideRow, form: Format, slide: Slide, table: SpotTable) -> SpotTable:
+    """The spots where the manifest or an alignment file of Loupe says that the image shows them."""
+    size, told = slide.level_dimensions[0], row.image_transform
+    if told and Path(told).suffix.lower() != ".json":
+        name = getattr(told, "name", told)
+        return table.transformed(image_matrix(told, size), f"image_transform {name}")
+    return aligned(row, table, size, slide.mpp) if told or form.loupe else table
 
 
 def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:
@@ -295,7 +303,10 @@ def source_files(row: SlideRow) -> dict[str, Path]:
     Raises:
         DataError: a file of the format is missing.
     """
-    files = format_of(row.format).sources(row)
+    form = format_of(row.format)
+    files = form.sources(row)
+    if form.loupe and not row.image_transform:
+        files |= {f"alignment/{path.name}": path for path in find_alignments(row)[0]}
     others = {"image": row.image, "labels": row.labels, "image_transform": row.image_transform}
     return files | {role: path for role, path in others.items() if isinstance(path, Path)}
 

@@ -322,4 +322,5 @@ FORMAT = cell_format(
     discover=_discover,
     layout="segmented_outputs/",
     whole=True,
+    loupe=True,
 )

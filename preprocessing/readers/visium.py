@@ -1,6 +1,6 @@
 """Space Ranger output (versions 1 to 4): matrix, tissue positions, scale factors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
+from preprocessing.readers.alignment import SCALED
 from preprocessing.readers.coordinates import (
     VISIUM_LATTICE,
     VISIUM_PITCH_UM,
@@ -49,10 +50,7 @@ POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_p
 MARKED_MEX = "*_matrix.mtx*"  # in a flat folder, with the mark of its sample
 SCALE_FACTORS = "scalefactors_json.json"
 BINS_UM = (2.0, 8.0, 16.0)  # what Space Ranger writes of a Visium HD slide
-_SCALED_IMAGES = {
-    "tissue_hires_image": "tissue_hires_scalef",
-    "tissue_lowres_image": "tissue_lowres_scalef",
-}
+_SCALED_IMAGES = {name: f"{name.removesuffix('image')}scalef" for name in SCALED}
 _SEURAT = (
     ("imagerow", "pxl_row_in_fullres"),
     ("imagecol", "pxl_col_in_fullres"),
@@ -216,7 +214,8 @@ def read_visium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     xy_px0 = pixel[kept[inside]] * scale
     diameter = factors.get("spot_diameter_fullres")
     diameter_um = None if diameter is None else diameter * scale * mpp
-    return matrix_spots(row, matrix, place[inside], xy_px0, said, diameter_um, notes)
+    table = matrix_spots(row, matrix, place[inside], xy_px0, said, diameter_um, notes)
+    return replace(table, array=array[kept[inside]])
 
 
 def matrix_spots(
@@ -482,4 +481,5 @@ FORMAT = Format(
     detect=lambda counts, spots: is_visium(counts) and not is_binned(counts),
     discover=_discover,
     layout="spatial/ + filtered_feature_bc_matrix, GEO's GSM..._matrix.mtx.gz",
+    loupe=True,
 )

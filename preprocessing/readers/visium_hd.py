@@ -348,4 +348,5 @@ FORMAT = Format(
     whole=True,
     forbids=NO_LAYERS,
     complain=_complain,
+    loupe=True,
 )

@@ -1,6 +1,5 @@
 """Transforms of places: words, numbers and files; every word against the turned pixels."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from preprocessing.image_transform import (
     check_transform,
     image_matrix,
     moved,
-    read_alignment,
     read_matrix,
     transform_text,
     turn_matrix,
@@ -65,19 +63,6 @@ def test_a_file_of_nine_numbers_and_one_that_is_none(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match=r"t\.csv"):
             read_matrix(path)
-
-
-@pytest.mark.parametrize("flat", [True, False])
-def test_an_alignment_of_loupe_leads_from_cytassist_to_the_microscope(tmp_path, flat) -> None:
-    told = np.array([[0.5, 0, 10], [0, 0.5, -20], [0, 0, 1]])
-    path = tmp_path / "a.json"
-    numbers = (told.ravel() if flat else told).tolist()
-    path.write_text(json.dumps({"cytAssistInfo": {"transformImages": numbers}}))
-    point = np.array([[100.0, 60.0]])
-    assert np.allclose(moved(moved(point, read_alignment(path)), told), point)
-    path.write_text("{}")
-    with pytest.raises(DataError, match="transformImages"):
-        read_alignment(path)
 
 
 def test_the_manifest_column(tmp_path: Path) -> None:
