@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HiBio", "SlideBatch"]
+__all__ = ["HiBio", "SlideBatch", "__version__"]
+
+__version__ = "0.2.0"
 
 _BESIDE = ("pathways", "preprocessing", "eval")  # packages that come with this one
 
@@ -38,9 +40,11 @@ _HOMES = {"HiBio": "hibio.model", "SlideBatch": "hibio.batch"}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public classes when they are first asked for (torch takes seconds to import)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hibio' has no attribute {name!r}")
+    """Load public classes and doors when they are first asked for (torch takes seconds)."""
     import importlib
 
+    if name in _BESIDE:
+        return importlib.import_module(f"hibio.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hibio' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -21,10 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hibio import __version__
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, file_sha256
 
-PACKAGES = ("hibio", "torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
+PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
 #: Of a run folder: the newest checkpoint, and the one before it; the folder of its rehearsal.
 NAME, PREVIOUS, REHEARSAL = "checkpoint", "checkpoint.previous", "rehearsal"
 #: Files of a checkpoint; what a model needs comes first.
@@ -48,7 +49,7 @@ def provenance() -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"hibio": __version__, **{name: _version(name) for name in PACKAGES}},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "commit": _commit(),
     }
@@ -61,7 +62,7 @@ def write_provenance(path: Path) -> None:
 
 
 def _version(package: str) -> str:
-    """Installed version; HiBio itself may run from a checkout that is not installed."""
+    """Installed version."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

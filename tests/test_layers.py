@@ -23,7 +23,7 @@ PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
 #: alone, that of a folder below is everything in it that has no closer name here.
 LAYERS = (
     ("train",),
-    ("hibio.cli",),
+    ("hibio.cli", "hibio.eval", "hibio.pathways", "hibio.preprocessing"),
     ("eval",),
     ("eval.against", "eval.ablation", "eval.hest_bench", "eval.predict"),
     ("eval.predict.run",),
@@ -42,7 +42,7 @@ LAYERS = (
     ("hibio.training.engine", "hibio.training.plan"),
     ("hibio.training.curriculum", "hibio.training.objective", "hibio.training.region_state"),
     ("hibio.training",),
-    ("hibio", "hibio.bank", "hibio.paths"),
+    ("hibio.bank", "hibio.paths"),
     ("hibio.backbones", "hibio.model"),
     ("hibio.share",),
     ("hibio.model_card",),
@@ -54,7 +54,7 @@ LAYERS = (
     ("hibio.artifacts",),
     ("hibio.checkpoint", "hibio.regions"),
     ("hibio.config", "hibio.losses"),
-    ("hibio.batch", "hibio.keys"),
+    ("hibio", "hibio.batch", "hibio.keys"),
     ("preprocessing",),
     ("preprocessing.run",),
     (

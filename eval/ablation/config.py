@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.errors import FoldError
 from eval.settings import find_task
-from hibio.config.files import ConfigError, load_config
+from hibio.config.files import ConfigError, find_config, load_config
 from preprocessing.errors import did_you_mean
 
 BASELINES = "baselines"
@@ -57,7 +57,8 @@ class GridConfig:
     """An ablation.
 
     Attributes:
-        run: configuration that every row starts from, relative to the grid's file.
+        run: configuration that every row starts from, relative to the grid's file, or a shipped
+            one's name.
         out: folder of the jobs, the table and the report.
         rows: name -> dotted config key -> value; see `hibio.config.files.changed`.
         reference: the row that the others are compared with, on the same slides.
@@ -155,8 +156,10 @@ def load_grid(path: Path, overrides: Iterable[str] = (), out: Path | None = None
     Raises:
         ConfigError: unreadable, an unknown key, a row or task that is not there.
     """
+    path = find_config(path)
     grid = load_config(GridConfig, path, overrides)
-    return dataclasses.replace(grid, run=path.parent / grid.run, out=out or grid.out)
+    run = find_config(grid.run, path.parent)
+    return dataclasses.replace(grid, run=run, out=out or grid.out)
 
 
 def axis_name(key: str, others: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+from hibio import __version__
 
 STOPPED = 3  # exit code of a command that a signal stopped; a chain of commands ends there
 LONGEST = 300  # characters of an unexpected error that are shown
@@ -44,7 +47,13 @@ def add_folder(parser: argparse.ArgumentParser, option: str, text: str | None = 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare a configuration file and its overrides."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="YAML, or the name of a shipped one (hibio config list)",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="override a key"
     )
@@ -58,6 +67,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "spots, pathways and regions in one embedding space.",
         epilog="Start with `hibio demo`; check the machine with `hibio doctor`.",
     )
+    parser.add_argument("--version", action="version", version=f"hibio {__version__}")
     actions = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in commands.items():
         one = actions.add_parser(
@@ -77,7 +87,12 @@ def run_line(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -
     Returns:
         0 done, 1 failed (message on stderr), 2 usage, 3 stopped by a signal with all saved.
     """
-    options = build_parser(commands).parse_args(arguments)
+    parser = build_parser(commands)
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions, and argcomplete gives them
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(arguments)
     return guarded(lambda: options.run(options))
 
 

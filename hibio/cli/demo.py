@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from hibio.cli.command import Command, run_line
@@ -23,7 +22,7 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
         ),
         (
             "pretrain through all stages, with two baselines",
-            ["train", "--config", str(shipped_config("demo.yaml")), *settings, *resume],
+            ["train", "--config", "demo", *settings, *resume],
         ),
         ("embeddings as AnnData", ["embed", *trained, "--out", str(out / "embeddings")]),
         (
@@ -39,24 +38,6 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
             ["eval", "--checkpoint", run, "--data", stores, "--out", str(out / "eval")],
         ),
     ]
-
-
-def shipped_config(name: str) -> Path:
-    """A configuration that comes with HiBio: from the checkout, or from the installed share.
-
-    Raises:
-        ConfigError: it is in neither place.
-    """
-    from hibio.config.files import ConfigError
-
-    places = [
-        Path(__file__).resolve().parents[2] / "configs" / name,
-        Path(sys.prefix) / "share" / "hibio" / "configs" / name,
-    ]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ConfigError(f"no {name} in {places[0].parent} or {places[1].parent}; install HiBio again")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,13 +11,14 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
+from hibio import __version__
 from hibio.cli.command import Command
 from preprocessing.findings import Finding, failed
 
@@ -42,6 +43,7 @@ def diagnose() -> list[Finding]:
     where = f"{platform.system()} {platform.machine()}"
     return [
         Finding("PASS", "python", f"{platform.python_version()} on {where}"),
+        names_of_others(metadata.packages_distributions()),
         *required_packages(_requirements("hibio")),
         _torchvision(),
         _library("OpenSlide", "openslide", "__library_version__", "openslide-python openslide-bin"),
@@ -51,6 +53,29 @@ def diagnose() -> list[Finding]:
         *(_optional(name, *told) for name, told in _OPTIONAL.items()),
         disk_space(Path(tempfile.gettempdir())),
     ]
+
+
+def names_of_others(owners: Mapping[str, Sequence[str]]) -> Finding:
+    """Whether another project has installed a package of the same name over one of ours.
+
+    What lies in a folder that Python looks into first was refused when `hibio` was imported.
+
+    Args:
+        owners: package -> distributions that brought it.
+    """
+    subject = "hibio"
+    others = {
+        name: [owner for owner in dict.fromkeys(owners.get(name, ())) if owner != "hibio"]
+        for name in ("pathways", "preprocessing", "eval")
+    }
+    taken = {name: by for name, by in others.items() if by}
+    if not taken:
+        place = Path(__file__).resolve().parents[1]
+        return Finding("PASS", subject, f"{__version__} in {place}; no file hides its packages")
+    told = "; ".join(f"{name} is also of {', '.join(by)}" for name, by in taken.items())
+    remove = " ".join(dict.fromkeys(one for by in taken.values() for one in by))
+    fix = f"pip uninstall {remove}; pip install --force-reinstall --no-deps hibio"
+    return Finding("FAIL", subject, f"{told}, whose files lie among ours", fix)
 
 
 def format_findings(findings: Sequence[Finding]) -> str:
@@ -258,7 +283,7 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, metavar="DIR", help="tell what acts in this model instead"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="its training stores")
-    parser.add_argument("--json", action="store_true", help="the table as JSON")
+    parser.add_argument("--json", action="store_true", help="as JSON, e.g. for an issue")
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -266,9 +291,13 @@ def doctor(options: argparse.Namespace) -> int:
     from hibio.config.files import ConfigError
 
     if options.checkpoint is None:
-        if options.data is not None or options.json:
-            raise ConfigError("--data and --json go with --checkpoint DIR")
-        return tell_findings(diagnose())
+        if options.data is not None:
+            raise ConfigError("--data goes with --checkpoint DIR")
+        findings = diagnose()
+        if not options.json:
+            return tell_findings(findings)
+        print(json.dumps([dataclasses.asdict(one) for one in findings], indent=1))
+        return 1 if failed(findings) else 0
     if options.data is None:
         raise ConfigError("--checkpoint needs --data DIR, the stores that it was trained on")
     rows = what_acts(options.checkpoint, options.data)

@@ -10,12 +10,14 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from hibio.config.schema import Key, SchemaError, build_section, dotted, to_plain
+from preprocessing.errors import did_you_mean
 from preprocessing.files import atomic_path
 
 C = TypeVar("C")
@@ -32,6 +34,8 @@ RENAMED: dict[tuple[str, ...], str] = {
     )
 }
 EVERY = "*"  # in a dotted key: every entry of a list
+#: Runs, grids (``ablation/``), manifests and job files that come with HiBio.
+SHIPPED = Path(str(files("hibio"))) / "configs"
 _ABSENT = object()
 
 
@@ -98,14 +102,52 @@ def _refuse_bomb(data: Any) -> None:
         raise yaml.YAMLError(f"its aliases (*name) write out to more than {LARGEST:,} values")
 
 
+def find_config(name: str | Path, beside: Path | None = None) -> Path:
+    """The file that a name means: one of the user's, or else the shipped one of that name.
+
+    Args:
+        name: a path, or a shipped file's name: ``her2st``, ``ablation/regions``; also as it stands
+            in the checkout, ``configs/her2st.yaml``.
+        beside: the folder that a path is relative to; None for the working folder.
+
+    Returns:
+        A path; whether it can be read is seen when it is.
+
+    Raises:
+        ConfigError: a name without suffix that is neither; lists the nearest.
+    """
+    path = Path(name) if beside is None else beside / name
+    if path.is_file():
+        return path
+    asked = Path(name)
+    within = asked.relative_to("configs") if asked.parts[:1] == ("configs",) else asked
+    for shipped in (SHIPPED / within, SHIPPED / f"{within}.yaml"):
+        if shipped.is_file():
+            return shipped
+    if not asked.suffix and not path.exists():
+        known = shipped_names()
+        raise ConfigError(
+            f"{path}: no such file, and no shipped one has this name"
+            f"{did_you_mean(str(within), known)}; hibio config list shows them"
+        )
+    return path
+
+
+def shipped_names() -> list[str]:
+    """Every shipped file by the name that `find_config` takes; YAML without its suffix."""
+    files = (path.relative_to(SHIPPED) for path in SHIPPED.rglob("*") if path.is_file())
+    return sorted(str(path.with_suffix("") if path.suffix == ".yaml" else path) for path in files)
+
+
 def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
     """Read a YAML file into a dataclass.
 
-    A top-level ``base: other.yaml`` (relative to the file) gives defaults, section by section.
+    A top-level ``base: other.yaml`` (relative to the file, or a shipped one's name) gives defaults,
+    section by section.
 
     Args:
         cls: dataclass of the whole file; no field of it may be called ``base``.
-        path: YAML file.
+        path: YAML file, or the name of a shipped one (`find_config`).
         overrides: ``"model.dim=64"``, applied last; see `apply_overrides`.
 
     Returns:
@@ -114,7 +156,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
     Raises:
         ConfigError: unreadable file, unknown or missing key, wrong type, or a section's own rule.
     """
-    layers = _read_layers(Path(path), ())
+    layers = _read_layers(find_config(path), ())
     name = str(path)
     data: dict[str, Any] = {}
     for _, layer in layers:
@@ -306,7 +348,7 @@ def _read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         return [(str(path), data)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: 'base' must name one YAML file, found {base!r}")
-    return [*_read_layers(path.parent / base, (*above, resolved)), (str(path), data)]
+    return [*_read_layers(find_config(base, path.parent), (*above, resolved)), (str(path), data)]
 
 
 def _read_file(path: Path, user: str) -> dict[str, Any]:

@@ -286,3 +286,91 @@ def _unknown(key: Key, valid: list[str]) -> SchemaError:
     where = f"'{dotted(key[:-1])}'" if len(key) > 1 else "the top level"
     listed = ", ".join(sorted(valid)) or "none"
     return SchemaError(key, f"unknown key '{dotted(key)}'; {remedy}Valid keys of {where}: {listed}")
+
+
+def json_schema(cls: Any) -> dict[str, Any]:
+    """What a YAML file of a dataclass may hold, as JSON Schema (2020-12), for editors.
+
+    Types, choices, ranges, defaults and the docstring of every key. Rules between keys are not in
+    it: `build_section` has the last word.
+
+    Args:
+        cls: dataclass of the whole file, which may also have a ``base`` that gives what it lacks.
+    """
+    schema = _schema_of(cls, False)
+    text = {"type": "string", "description": "file that gives what is not said here"}
+    schema["properties"] = {"base": text, **schema["properties"]}
+    needed = [f.name for f in dataclasses.fields(cls) if not _default_of(f, None)[0]]
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": cls.__name__}
+    return {**head, **schema, "anyOf": [{"required": ["base"]}, {"required": needed}]}
+
+
+def _schema_of(hint: Any, whole: bool) -> dict[str, Any]:
+    """Of one annotation; ``whole``: in a list, whose entries no ``base`` adds to."""
+    if dataclasses.is_dataclass(hint):
+        return _section_schema(hint, whole)
+    origin, arms = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Annotated:
+        return _schema_of(arms[0], whole) | {k: v for one in arms[1:] for k, v in _limits(one)}
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_schema_of(arm, whole) for arm in arms]}
+    if origin is Literal:
+        return {"enum": list(arms)}
+    if origin in (list, tuple):
+        return _list_schema(origin, arms)
+    if origin is dict:
+        of_value = _schema_of(arms[1] if arms else Any, whole)
+        return {"type": "object", "additionalProperties": of_value}
+    names = {bool: "boolean", int: "integer", float: "number", types.NoneType: "null"}
+    return {} if hint is Any else {"type": names.get(hint, "string")}
+
+
+def _section_schema(cls: Any, whole: bool) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    words = _attributes(cls.__doc__ or "")
+    properties, needed = {}, []
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        one = _schema_of(hints[field.name], whole)
+        known, default = _default_of(field, None)
+        if known and not dataclasses.is_dataclass(default):
+            one["default"] = to_plain(default)
+        elif not known:
+            needed.append(field.name)
+        if field.name in words:
+            one["description"] = words[field.name]
+        properties[field.name] = one
+    told = {"required": needed} if whole and needed else {}
+    return {"type": "object", "properties": properties, "additionalProperties": False, **told}
+
+
+def _list_schema(kind: Any, arms: tuple[Any, ...]) -> dict[str, Any]:
+    if kind is list or not arms or arms[-1] is Ellipsis:
+        return {"type": "array", "items": _schema_of(arms[0] if arms else Any, True)}
+    entries = [_schema_of(arm, True) for arm in arms]
+    size = {"minItems": len(arms), "maxItems": len(arms)}
+    return {"type": "array", "prefixItems": entries, **size}
+
+
+def _limits(limit: Range) -> list[tuple[str, float]]:
+    low = "exclusiveMinimum" if limit.open == "low" else "minimum"
+    high = "exclusiveMaximum" if limit.open == "high" else "maximum"
+    found = [(low, limit.low), (high, limit.high)]
+    return [(name, value) for name, value in found if value is not None]
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Name -> words of the section ``Attributes`` of a docstring; ``a, b: words`` names two."""
+    _, _, section = docstring.partition("Attributes:\n")
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if not line.strip():
+            break
+        start = re.match(r" {8}(\w+(?:, \w+)*): (.*)", line)
+        if start:
+            names = start[1].split(", ")
+        for name in names:
+            found[name] = start[2] if start else f"{found[name]} {line.strip()}"
+    return found

@@ -10,7 +10,7 @@ import pytest
 from hibio import cli, keys
 from hibio.cli import demo
 from hibio.cli.command import build_parser
-from hibio.config.files import ConfigError, dump_config, load_config
+from hibio.config.files import dump_config, load_config
 from hibio.config.run import RunConfig
 from hibio.config.training import StageConfig
 from hibio.run import expand
@@ -87,12 +87,6 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, ca
     assert "report:" not in capsys.readouterr().out
 
 
-def test_shipped_configs_are_found_or_told(tmp_path):
-    assert demo.shipped_config("demo.yaml").is_file()
-    with pytest.raises(ConfigError, match=r"no none\.yaml in .*configs or .*install HiBio again"):
-        demo.shipped_config("none.yaml")
-
-
 SMALL = {
     "simulate": ["--slides", "3", "--patients", "3", "--spots", "70", "--genes", "400"],
     "prepare": ["--workers", "1", "--patch-px", "16"],
@@ -104,13 +98,13 @@ def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, cap
     stage = StageConfig("spot", 2, SPOT)
     flat = {"model": {"omics": {"name": "mlp"}}, "stages": [dataclasses.asdict(stage)]}
     config = run_config(tmp_path, tmp_path, variants={"flat_clip": flat})
-    dump_config(config, tmp_path / "small.yaml")
-    monkeypatch.setattr(demo, "shipped_config", lambda name: tmp_path / "small.yaml")
+    monkeypatch.chdir(tmp_path)
+    dump_config(config, tmp_path / "demo")  # a file of this name goes before the shipped one
     steps = demo.steps
     monkeypatch.setattr(
         demo, "steps", lambda out: [(t, [*a, *SMALL.get(a[0], [])]) for t, a in steps(out)]
     )
-    out = tmp_path / "demo"
+    out = tmp_path / "shown"
     assert cli.main(["demo", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     report = out / "eval" / "report.html"

@@ -1,5 +1,6 @@
 """Doctor: packages, disk, devices, broken libraries; the torchvision shim in a fresh process."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from importlib import metadata
 import pytest
 from packaging.requirements import Requirement
 
+from hibio import cli
 from hibio.cli import doctor
 from preprocessing.findings import Finding
 
@@ -76,6 +78,24 @@ def test_broken_library_is_a_finding_not_a_crash(monkeypatch):
     for subject in ("OpenSlide", "HDF5", "CUDA"):
         assert findings[subject].level == "FAIL"
         assert findings[subject].message.endswith("cannot open shared object")
+
+
+def test_another_project_with_our_names_is_told():
+    """PyPI has projects that install `pathways` and `preprocessing`."""
+    ours = {name: ["hibio"] for name in ("hibio", "pathways", "preprocessing", "eval")}
+    assert doctor.names_of_others(ours).level == "PASS"
+    assert doctor.names_of_others({}).level == "PASS"  # a checkout that is not installed
+    found = doctor.names_of_others({**ours, "pathways": ["hibio", "pathways", "pathways"]})
+    assert found.level == "FAIL"
+    assert found.message.startswith("pathways is also of pathways,")
+    assert found.fix.startswith("pip uninstall pathways; pip install --force-reinstall")
+
+
+def test_the_findings_as_json(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "diagnose", lambda: [Finding("FAIL", "torch", "none", "pip it")])
+    assert cli.main(["doctor", "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {"level": "FAIL", "subject": "torch", "message": "none", "fix": "pip it"}
 
 
 def test_lines_are_aligned():

@@ -1,0 +1,143 @@
+"""`hibio config`: what is shipped is found by name anywhere, and the schema says what YAML may."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval.ablation.config import GridConfig, load_grid
+from hibio import cli
+from hibio.cli import config as command
+from hibio.config import files
+from hibio.config.files import SHIPPED, ConfigError, find_config, load_config, shipped_names
+from hibio.config.run import RunConfig
+from hibio.config.schema import json_schema
+
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = [name for name in shipped_names() if "." not in name]
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["config", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_file_of_configs_is_shipped_and_listed(capsys):
+    """The package has them as they are in the checkout: one folder, two ways to it."""
+    inside = [path.relative_to(SHIPPED) for path in SHIPPED.rglob("*") if path.is_file()]
+    outside = (ROOT / "configs").rglob("*")
+    assert {*inside} == {p.relative_to(ROOT / "configs") for p in outside if p.is_file()}
+    lines = told(capsys, "list").splitlines()
+    assert [line.split()[0] for line in lines] == shipped_names()
+    assert {"her2st", "ablation/regions", "manifests/shared_data.csv"} <= {*shipped_names()}
+    assert told(capsys, "show", "her2st") == (SHIPPED / "her2st.yaml").read_text()
+
+
+def test_a_file_of_the_user_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("demo") == find_config("configs/demo.yaml") == SHIPPED / "demo.yaml"
+    (tmp_path / "demo").mkdir()  # what `hibio demo` wrote is no configuration
+    assert find_config("demo") == SHIPPED / "demo.yaml"
+    Path("demo.yaml").write_text("out: mine\n")
+    assert find_config("demo.yaml") == Path("demo.yaml")
+    with pytest.raises(ConfigError, match=r"her2stt: no such file.*did you mean.*her2st"):
+        find_config("her2stt")
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        load_config(RunConfig, "none.yaml")
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_a_copy_says_the_same_from_another_folder(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told(capsys, "copy", name, "--out", "mine.yaml")
+    assert "configs/" not in Path("mine.yaml").read_text().partition("\n")[0]
+    if name.startswith("ablation/"):
+        mine, shipped = load_grid(Path("mine.yaml")), load_grid(Path(name))
+        assert mine.run.samefile(shipped.run)
+        assert dataclasses.replace(mine, run=shipped.run) == shipped
+    else:
+        assert load_config(RunConfig, "mine.yaml") == load_config(RunConfig, name)
+
+
+def test_a_copy_never_overwrites(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told(capsys, "copy", "manifests/shared_data.csv")
+    assert (
+        Path("shared_data.csv").read_bytes() == (SHIPPED / "manifests/shared_data.csv").read_bytes()
+    )
+    assert cli.main(["config", "copy", "manifests/shared_data.csv"]) == 1
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def validators():
+    """Schema class -> its validator; the schemas are valid themselves."""
+    of = pytest.importorskip("jsonschema").Draft202012Validator
+    schemas = {cls: json_schema(cls) for cls in (RunConfig, GridConfig)}
+    for schema in schemas.values():
+        of.check_schema(schema)
+    return {cls: of(schema) for cls, schema in schemas.items()}
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_shipped_file_fits_the_schema(name, validators):
+    data = yaml.load(find_config(name).read_text(), Loader=files._Loader)  # 1e-4 is a number
+    cls = GridConfig if name.startswith("ablation/") else RunConfig
+    assert [error.message for error in validators[cls].iter_errors(data)] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.omics.widht", 64),
+        ("genes.rank", 0),
+        ("genes.rank", "20"),
+        ("genes.min_slide_fraction", 0.0),  # excluded
+        ("genes.graph", "circle"),
+        ("stages", [{"steps": 5}]),  # a name is required
+        ("data", None),
+        ("seeds", [-1]),
+        ("base", 5),
+        ("out", None),
+    ],
+)
+def test_what_the_loader_refuses_the_schema_refuses(key, value, validators):
+    """And the file without the fault passes both."""
+    good = {"out": "o", "data": {"stores": "s"}, "stages": [{"name": "a", "steps": 5}]}
+    assert validators[RunConfig].is_valid(good)
+    bad = copy.deepcopy(good)
+    node = bad
+    *above, last = key.split(".")
+    for part in above:
+        node = node.setdefault(part, {})
+    node[last] = value
+    assert not validators[RunConfig].is_valid(bad)
+    del bad["out"]  # without a base the file must say it
+    assert not validators[RunConfig].is_valid({**good, "out": 5})
+
+
+def test_the_schema_tells_words_ranges_defaults_and_choices(capsys):
+    schema = json.loads(told(capsys, "schema"))
+    genes = schema["properties"]["genes"]["properties"]
+    assert (genes["rank"]["minimum"], genes["rank"]["maximum"]) == (1, 4096)
+    assert genes["min_slide_fraction"]["exclusiveMinimum"] == 0
+    assert genes["graph"]["enum"] == ["knn", "delaunay", "random"]
+    assert genes["target_genes"]["default"] == 200
+    assert genes["exclude"]["description"].startswith("genes never used, by name or shell pattern")
+    assert schema["anyOf"] == [{"required": ["base"]}, {"required": ["out", "data", "stages"]}]
+    assert set(json.loads(told(capsys, "schema", "--grid"))["properties"]) > {"rows", "base"}
+    assert set(command.ACTIONS) == {"list", "show", "copy", "schema"}
+
+
+def test_every_key_of_a_run_has_words():
+    def silent(schema, above=()):
+        for name, one in schema.get("properties", {}).items():
+            if "description" not in one and "properties" not in one:
+                yield ".".join((*above, name))
+            yield from silent(one, (*above, name))
+            yield from silent(one.get("items", {}), (*above, name))
+
+    assert list(silent(json_schema(RunConfig))) == []
