@@ -124,6 +124,11 @@ def moved(xy: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
     return np.asarray(xy @ matrix[:2, :2].T + matrix[:2, 2])
 
 
+def enlarges(matrix: Matrix) -> float:
+    """Pixels after a transform per pixel before it."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+
+
 def transform_text(matrix: Matrix, size: tuple[float, float], tolerance_px: float) -> str:
     """The shortest words for a transform, such as the manifest column takes.
 

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.findings import SlideWarning
-from preprocessing.image_transform import moved
+from preprocessing.image_transform import enlarges, moved
 from preprocessing.scale import Statement
 
 Modality = Literal["rna", "protein"]
@@ -134,7 +134,7 @@ class SpotTable:
         """
         known = np.eye(3) if self.image_transform is None else self.image_transform
         xy_px0 = moved(self.xy_px0, matrix)
-        factor = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        factor = enlarges(matrix)
         scale = tuple(
             one if one.of_image else replace(one, mpp=one.mpp / factor) for one in self.scale
         )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
 from preprocessing.findings import SlideWarning
-from preprocessing.image_transform import Matrix, matrix_of, moved, transform_text
+from preprocessing.image_transform import Matrix, enlarges, matrix_of, moved, transform_text
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM
 from preprocessing.readers.tables import read_json_object
 from preprocessing.scale import FAR, hexagonal_spacing, spacing_um
@@ -89,7 +89,7 @@ def read_alignment(path: Path) -> Alignment:
         step = hexagonal_spacing(spots.to_numpy(np.float64))
         mpp = None if step is None else VISIUM_PITCH_UM / step
         if isinstance(told.get("oligo"), str) and "transform" in told:
-            mpp = 1 / _enlarges(_homography(told["transform"]))
+            mpp = 1 / enlarges(_homography(told["transform"]))
     except NotUsable:
         raise
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
@@ -118,10 +118,6 @@ def _spots(oligo: Any) -> pd.DataFrame:
     frame = pd.DataFrame({to: [spot[name] for spot in whole] for name, to in names.items()})
     frame = frame.astype({"row": np.int64, "col": np.int64, "x": np.float64, "y": np.float64})
     return frame.drop_duplicates(["row", "col"]).set_index(["row", "col"])
-
-
-def _enlarges(matrix: Matrix) -> float:
-    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
 def find_alignments(row: SlideRow) -> tuple[list[Path], bool]:
@@ -245,7 +241,7 @@ class _Case:
             raise NotUsable(f"which of {names} is of this image is not known")
         known[_BASE] = np.eye(3)
         mpp = next((one.mpp for one in files if one.mpp is not None), None)
-        mpps = {n: None if mpp is None else mpp * _enlarges(m) for n, m in known.items()}
+        mpps = {n: None if mpp is None else mpp * enlarges(m) for n, m in known.items()}
         fits = [fit for one in files if (fit := _fit(one.spots, self.table)) is not None]
         starts = fits[:1] or [m for n, m in known.items() if _agree(self.own, mpps[n])]
         ends = [m for n, m in known.items() if self._can_be(n, mpps[n], len(known) > 1)]
@@ -254,7 +250,7 @@ class _Case:
             matrix = _affine(np.linalg.inv(end) @ start, self.table.xy_px0)
             if matrix is None:
                 raise NotUsable(f"{names} holds a transform that is no affine one over the spots")
-            implied = None if self.own is None else self.own / _enlarges(matrix)
+            implied = None if self.own is None else self.own / enlarges(matrix)
             if _agree(implied, self.mpp):
                 ways.append((self.share(matrix), matrix))
         best = max((share for share, _ in ways), default=0.0)

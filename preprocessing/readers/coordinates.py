@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import DataError
-from preprocessing.image_transform import moved
+from preprocessing.image_transform import enlarges, moved
 from preprocessing.scale import IMAGE_FILE, Statement, require_scale, stated
 from preprocessing.slide_row import SlideRow
 
@@ -196,7 +196,7 @@ def _place_by_matrix(
             f"the place of {source}"
         )
     units = (Statement(1.0, "coordinates in micrometres"),) if scale.in_um else scale.said
-    per_unit = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    per_unit = enlarges(matrix)
     implied = [
         replace(one, mpp=one.mpp / per_unit, source=f"{one.source} and {source}") for one in units
     ]

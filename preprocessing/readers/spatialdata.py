@@ -5,7 +5,7 @@ name the codec pickle are refused. Shapes: n shapes or points.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError, did_you_mean
+from preprocessing.image_transform import enlarges, moved
 from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.format import NO_BINS
@@ -34,6 +35,7 @@ _KINDS = {"POINT": 0, "POLYGON": 3, "MULTIPOLYGON": 6}
 _TABLES = ("tables", "table")
 _ROOT = (".zgroup", ".zattrs", ".zmetadata", "zarr.json")
 _OBSM = "spatial"
+_SAME = 1e-9
 _HINT = (
     "; a section that spatialdata-io read from Xenium is in pixels of 0.2125 um (mpp 0.2125), one "
     "from Visium in pixels of its image"
@@ -60,8 +62,13 @@ class Element:
     system: str
 
 
-def read_element(root: Path, name: str) -> Element | None:
+def read_element(
+    root: Path, name: str, shared: Mapping[str, np.ndarray] | None = None
+) -> Element | None:
     """Read the shapes or points of this name; None where there are none (labels, nothing).
+
+    ``shared``: the coordinate systems of the image, if there is one; the element is put into one
+    that both have.
 
     Raises:
         DataError: damaged, another kind of shape or transformation, or pyarrow is missing.
@@ -72,7 +79,7 @@ def read_element(root: Path, name: str) -> Element | None:
     check_arrays(folder)
     read = _shapes if folder.parent.name == "shapes" else _points
     with damage_named(folder):
-        return _placed(folder, *read(folder))
+        return _placed(folder, shared, *read(folder))
 
 
 @contextmanager
@@ -142,31 +149,80 @@ def _texts(values: Any) -> np.ndarray:
     return np.array([str(value) for value in decoded], dtype=object)
 
 
-def _placed(folder: Path, ids: np.ndarray, xy: np.ndarray, radius: np.ndarray | None) -> Element:
-    """Put an element into the system "global", or the only one that it has."""
+def _placed(
+    folder: Path,
+    shared: Mapping[str, np.ndarray] | None,
+    ids: np.ndarray,
+    xy: np.ndarray,
+    radius: np.ndarray | None,
+) -> Element:
+    """Put an element into the system "global", another of the image's, or the only one it has."""
     import zarr
 
     if len(ids) != len(xy):
         raise DataError(f"{folder}: {len(ids)} ids for {len(xy)} shapes; copy the folder again")
     stored: Any = zarr.open_group(str(folder), mode="r").attrs.get("coordinateTransformations")
-    told = stored or [{"type": "identity", "output": {"name": GLOBAL}}]
-    outputs = {str(t.get("output", {}).get("name", GLOBAL)): t for t in told}
-    name = GLOBAL if GLOBAL in outputs else next(iter(outputs))
-    if name != GLOBAL and len(outputs) > 1:
+    outputs = _by_system(stored)
+    usable = [name for name in outputs if shared is None or name in shared]
+    if not usable:
+        raise DataError(
+            f"{folder} has the coordinate systems {', '.join(outputs)}, the image "
+            f"{', '.join(shared or ())}: none in common; say in the manifest column "
+            "image_transform what takes the places to the image (shift:0 0 if nothing does)"
+        )
+    name = GLOBAL if GLOBAL in usable else usable[0]
+    if name != GLOBAL and shared is None and len(outputs) > 1:
         raise DataError(
             f"{folder} has the coordinate systems {', '.join(outputs)}; expected {GLOBAL!r} or "
             "one only: write it with one transformation"
         )
-    try:
-        matrix = transform_matrix(outputs[name])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(f"{folder}: its transformation is not read ({error})") from error
+    matrix = _matrix(folder, outputs[name])
     axes = outputs[name].get("output", {}).get("axes") or []
     units = [axis.get("unit") for axis in axes if axis.get("name") in ("x", "y")]
-    scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    placed = xy @ matrix[:2, :2].T + matrix[:2, 2]
     in_um = bool(units) and all(unit in _UM for unit in units)
-    return Element(ids, placed, None if radius is None else radius * scale, in_um, name)
+    placed = moved(xy, matrix)
+    return Element(ids, placed, None if radius is None else radius * enlarges(matrix), in_um, name)
+
+
+def _by_system(told: Any) -> dict[str, Mapping[str, Any]]:
+    """Transformations by the name of the system that they lead to; without any, to "global"."""
+    told = told or [{"type": "identity", "output": {"name": GLOBAL}}]
+    return {str((one.get("output") or {}).get("name", GLOBAL)): one for one in told}
+
+
+def _matrix(folder: Path, told: Mapping[str, Any], axes: Sequence[str] = ("x", "y")) -> np.ndarray:
+    try:
+        return transform_matrix(told, axes)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(f"{folder}: its transformation is not read ({error})") from error
+
+
+def image_frames(root: Path, image: Path | None) -> dict[str, np.ndarray] | None:
+    """Of an image of a folder: coordinate system -> (3, 3) from pixels of its level 0; else None.
+
+    Raises:
+        DataError: several images, of which none is named, or a transformation that is not read.
+    """
+    import zarr
+
+    images = (root / "images").resolve()
+    if image is None or not image.resolve().is_relative_to(root.resolve()):
+        return None
+    known = sorted(p for p in images.iterdir() if p.is_dir()) if images.is_dir() else []
+    inside = [p for p in known if p == image.resolve() or p.is_relative_to(image.resolve())]
+    if len(inside) != 1:
+        listed = ", ".join(f"images/{path.name}" for path in known) or "no images"
+        raise DataError(f"{image} is not one image; {root} has {listed}: name one of them")
+    folder = inside[0]
+    check_arrays(folder)
+    with damage_named(folder):
+        attrs: Any = zarr.open_group(str(folder), mode="r").attrs.asdict()
+        scales = attrs.get("ome", attrs)["multiscales"][0]
+        axes = [str(one["name"]) for one in scales["axes"]]
+        level = scales["datasets"][0].get("coordinateTransformations") or []
+        first = _matrix(folder, {"type": "sequence", "transformations": level}, axes)
+        told = _by_system(scales.get("coordinateTransformations"))
+        return {name: _matrix(folder, one, axes) @ first for name, one in told.items()}
 
 
 def _tables(root: Path) -> dict[str, Path]:
@@ -229,7 +285,8 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
 
     The places are the centres of the shapes (or the points) that the table annotates, in the
     coordinate system "global"; without them obsm['spatial']. They are micrometres where the unit
-    of that system says so, else the manifest's mpp is needed.
+    of that system says so, else the manifest's mpp is needed. An image of the folder is laid under
+    them by its own transformation to that system, or another that both have.
     """
     _require_zarr(row)
     import anndata
@@ -250,7 +307,8 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
         counts, ids, names = counts[:, kept], ids[kept], names[kept]
         notes += left_out
     attrs = data.uns.get("spatialdata_attrs", {})
-    element = None if region is None else read_element(root, region)
+    frames = None if row.image_transform else image_frames(root, row.image)
+    element = None if region is None else read_element(root, region, frames)
     keys = [str(attrs[key]) for key in ("region_key", "instance_key") if key in attrs]
     columns = data.obs.drop(columns=[k for k in keys if k in data.obs]).reset_index(drop=True)
     barcodes = _texts(data.obs_names)
@@ -259,10 +317,18 @@ def read_spatialdata(row: SlideRow, image_mpp: float | None = None) -> SpotTable
         counts, barcodes = counts[rows], barcodes[rows]
         columns = columns.iloc[rows].reset_index(drop=True)
     cells = Cells(counts, barcodes, ids, names, xy, columns, notes)
-    result = cell_table(row, cells, Scale(in_um, hint=_HINT), image_mpp)
+    scale = Scale(in_um, hint=_HINT)
+    per_unit = row.image_scale or 1.0
+    if element is not None and frames is not None and row.image is not None:
+        to_image = np.linalg.inv(frames[element.system])
+        if np.abs(to_image - np.eye(3)).max() > _SAME:
+            name = f"the transformations of {row.image.name} and its shapes to {element.system!r}"
+            scale = replace(scale, to_image=to_image, to_image_from=name)
+            per_unit = enlarges(to_image)
+    result = cell_table(row, cells, scale, image_mpp)
     if element is None or element.radius is None or row.pitch_um is not None:
         return result
-    unit_um = 1.0 if in_um else result.mpp * (row.image_scale or 1.0)
+    unit_um = 1.0 if in_um else result.mpp * per_unit
     return replace(result, diameter_um=float(2 * np.median(element.radius) * unit_um))
 
 

@@ -25,6 +25,8 @@ from preprocessing.readers.geometry import (
 )
 from tests.preprocessing.cell_sources import CELLS, NAMES, cell_row, draw_xy, toy_anndata
 from tests.preprocessing.sources import draw_counts
+from tests.preprocessing.test_slides_ome_zarr import picture
+from tests.preprocessing.test_slides_ome_zarr import write as write_picture
 
 zarr = pytest.importorskip("zarr", reason="SpatialData folders need zarr")
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
@@ -232,6 +234,79 @@ def test_damaged_folders(part: str, tmp_path: Path) -> None:
             path.write_bytes(path.read_bytes()[:3])
     with pytest.raises(DataError, match="is damaged"):
         read_spots(cell_row(root, "spatialdata"))
+
+
+# --- an image of the folder ------------------------------------------------------------------
+
+CYX = [{"name": name} for name in "cyx"]
+AFFINE = {"type": "affine", "affine": [[1, 0, 0, 0], [0, 0, -4, 900], [0, 2, 0, 30]]}
+STEPS = [{"type": "scale", "scale": [1, 2, 2]}, {"type": "translation", "translation": [0, 7, 9]}]
+
+
+def with_image(root: Path, *told: dict, version: str = "0.4", level: float = 1.0) -> Path:
+    """An image of 90 x 110 pixels beside the shapes, placed by transformations of c, y, x."""
+    folder = write_picture(root / "images" / "he", picture(), version=version, unit=None)
+    group = zarr.open_group(str(folder), mode="r+")
+    about = group.attrs.asdict()
+    scales = about.get("ome", about)["multiscales"][0]
+    scales["coordinateTransformations"] = list(told)
+    scales["datasets"][0]["coordinateTransformations"][0]["scale"] = [1.0, level, level]
+    group.attrs.update(about)
+    return folder
+
+
+def of_pixels(told, name: str = "global"):
+    return told | {"input": {"axes": CYX}, "output": {"name": name, "axes": CYX}}
+
+
+@pytest.mark.parametrize(
+    ("told", "oracle"),
+    [
+        (AFFINE, lambda x, y: (2 * y + 30, -4 * x + 900)),
+        ({"type": "scale", "scale": [1.0, 5.0, 4.0]}, lambda x, y: (4 * x, 5 * y)),
+        ({"type": "translation", "translation": [0, 20, 10]}, lambda x, y: (x + 10, y + 20)),
+        ({"type": "sequence", "transformations": STEPS}, lambda x, y: (2 * x + 9, 2 * y + 7)),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_places_lie_on_the_image_as_both_are_placed(tmp_path, told, oracle, version) -> None:
+    """Pixel -> system, one by one, gives back where the system has the shapes."""
+    root = sdata(tmp_path / "a.zarr", [placed(SCALE)])
+    image = with_image(root, of_pixels(told), version=version, level=0.5)
+    table = read_spots(cell_row(root, "spatialdata", image=image))
+    x, y = table.xy_px0.T * 0.5
+    np.testing.assert_allclose(np.column_stack(oracle(x, y)), draw_xy() * [2.0, 4.0])
+    assert "he and its shapes to 'global'" in table.notes[-1]
+    assert table.mpp == 0.5
+    per_unit = np.sqrt(abs(np.linalg.det(table.image_transform[:2, :2])))
+    assert table.diameter_um == pytest.approx(6.0 * np.sqrt(8) * per_unit * 0.5)
+    for other in (root, root / "images"):  # the only image of the folder
+        again = read_spots(cell_row(root, "spatialdata", image=other))
+        np.testing.assert_array_equal(again.xy_px0, table.xy_px0)
+    free = cell_row(root, "spatialdata", image=image, image_transform="flip_x")
+    np.testing.assert_allclose(read_spots(free).xy_px0, draw_xy() * [2.0, 4.0])
+
+
+def test_systems_that_image_and_shapes_share(tmp_path) -> None:
+    shapes = [placed(SCALE, "b"), placed({"type": "identity"}, "c", unit="micrometer")]
+    root = sdata(tmp_path / "a.zarr", shapes)
+    half = of_pixels({"type": "scale", "scale": [1, 0.5, 0.5]}, "c")
+    image = with_image(root, of_pixels(AFFINE, "a"), half)
+    table = read_spots(cell_row(root, "spatialdata", image=image, mpp=None))
+    np.testing.assert_allclose(table.xy_px0, draw_xy() * 2)
+    assert table.mpp == pytest.approx(0.5)  # the shapes are in micrometres there
+    with_image(root, of_pixels(AFFINE, "a"))
+    with pytest.raises(DataError, match=r"systems b, c, the image a: none in common; .*shift:0 0"):
+        read_spots(cell_row(root, "spatialdata", image=image))
+    with_image(root, of_pixels({"type": "byDimension"}, "c"))
+    with pytest.raises(DataError, match="he: its transformation is not read"):
+        read_spots(cell_row(root, "spatialdata", image=image))
+    plain = with_image(root, of_pixels({"type": "identity"}, "c"))
+    row = cell_row(root, "spatialdata", image=plain, mpp=1.0)
+    assert read_spots(row).image_transform is None
+    write_picture(root / "images" / "if", picture(), unit=None)
+    with pytest.raises(DataError, match="images/he, images/if: name one of them"):
+        read_spots(replace(row, image=root))
 
 
 # --- geometry --------------------------------------------------------------------------------
