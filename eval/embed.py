@@ -236,8 +236,7 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
         labels = obs_columns(store, taken=(keys.OBS_SLIDE, *own))
         obs = store.labels().set_axis(list(labels), axis=1)
         obs.index = pd.Index(store.barcodes)
-        var = pd.DataFrame({"gene_id": store.gene_ids}, index=pd.Index(store.gene_names))
-        adata = anndata.AnnData(X=store.counts(), obs=obs, var=var)
+        adata = anndata.AnnData(X=store.counts(), obs=obs, var=store.genes())
         lay_out(adata, store)
         store_hash = store.sha256
     if embedding.image is not None:

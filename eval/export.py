@@ -25,10 +25,12 @@ from preprocessing.hest_layout import DIAMETER, outlines
 from preprocessing.qc.figures import FLAG_COLOURS
 from preprocessing.qc.slide import slide_quality
 from preprocessing.scale import spacing_um
+from preprocessing.spot_table import SOURCE_COLUMNS
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
 MAKER = "hibio"  # in every file, so that no other file is written over
+GENE_ID = "gene_id"  # column of var
 MOST_COLUMNS = 64  # of a heatmap without names
 _CORNERS = 16  # of the polygon of a spot
 _PER_PITCH = 6  # pixels of the ground on which a region is outlined, a distance of spots
@@ -60,16 +62,18 @@ def export_folder(kind: str, data: Path, out: Path, names: Sequence[str] = ()) -
     written = []
     tables = _tables(data) if kind != "qc" else [data] if data.is_file() else stores_in(data)
     for path in tables:
+        genes: dict[str, dict[str, str]] = {}
         if kind == "qc":
             slide, features = _quality(path)
         else:
             adata = _read(path)
             slide = str(adata.obs[keys.OBS_SLIDE].iloc[0])
             features = (region_features if kind == "regions" else heat_features)(adata, names)
+            genes = _identifiers(adata, names) if kind == "heatmap" else {}
         target = out / f"{slide}.{kind}.geojson"
         if target in written:
             raise ConfigError(f"{data}: two files of slide {slide!r}; export one kind of file")
-        write_geojson(target, features)
+        write_geojson(target, features, genes)
         written.append(target)
     return written
 
@@ -222,6 +226,14 @@ def _column(adata: anndata.AnnData, name: str) -> np.ndarray:
     return np.asarray(adata.obs_vector(name), dtype=np.float64)
 
 
+def _identifiers(adata: anndata.AnnData, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Ids of the genes shown (all when ``names`` is empty), gene -> column of var -> id."""
+    columns = [name for name in (GENE_ID, *SOURCE_COLUMNS) if name in adata.var]
+    shown = adata.var_names.isin(names) if names else slice(None)
+    found = adata.var.loc[shown, columns].astype(str).to_dict("index")
+    return {str(gene): ids for gene, ids in found.items() if any(ids.values())}
+
+
 def _heat(values: np.ndarray) -> list[list[int]]:
     import matplotlib as mpl
 
@@ -280,8 +292,10 @@ def feature(
     }
 
 
-def write_geojson(path: Path, features: Sequence[Feature]) -> None:
-    """Write a FeatureCollection, a feature a line, atomically.
+def write_geojson(
+    path: Path, features: Sequence[Feature], genes: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Write a FeatureCollection, a feature a line, atomically; ``genes`` says the ids of genes.
 
     Raises:
         ConfigError: a file that HiBio did not make is in the place.
@@ -291,4 +305,5 @@ def write_geojson(path: Path, features: Sequence[Feature]) -> None:
         raise not_ours(path)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         lines = (json.dumps(one, allow_nan=False) for one in features)
-        file.write(head + "\n" + ",\n".join(lines) + "\n]}\n")
+        end = f'], "genes": {json.dumps(genes)}}}' if genes else "]}"
+        file.write(head + "\n" + ",\n".join(lines) + f"\n{end}\n")

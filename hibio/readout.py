@@ -34,6 +34,7 @@ GENE, GENE_SET = "gene", "gene set"
 NEAREST = 5  # reference spots in a distance
 MIN_RELIABILITY, MIN_PATIENTS = 0.1, 3  # genes of less are marked
 FOREIGN, MOST = 0.05, 0.5  # a spot this unfamiliar is foreign; a slide of which so many are
+_TEXTS = ("names", "kinds", "ids")
 _COLUMNS = ("mean", "spread", "reliability", "low", "high", "n_units", "width", "covered")
 
 
@@ -96,6 +97,7 @@ class Readout:
     Attributes:
         names: (T,) genes or gene sets.
         kinds: (T,) `GENE` or `GENE_SET`.
+        ids: (T,) ids of the genes on the training slides; "" where none is known.
         weights: (F, T) on inputs standardised over the slide.
         mean, spread: (T,) of the training spots; the spread is that within a slide.
         reliability: (T,) Pearson r of held-out training spots within their slides, mean over the
@@ -117,6 +119,7 @@ class Readout:
 
     names: np.ndarray
     kinds: np.ndarray
+    ids: np.ndarray
     weights: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
@@ -173,9 +176,7 @@ class Readout:
         return self._columns(np.array([place[name] for name in dict.fromkeys(wanted)], dtype=int))
 
     def _columns(self, index: np.ndarray) -> Readout:
-        kept: dict[str, Any] = {
-            name: getattr(self, name)[index] for name in ("names", "kinds", *_COLUMNS)
-        }
+        kept: dict[str, Any] = {name: getattr(self, name)[index] for name in (*_TEXTS, *_COLUMNS)}
         return dataclasses.replace(self, weights=self.weights[:, index], **kept)
 
     def beside(self, other: Readout) -> Readout:
@@ -183,7 +184,7 @@ class Readout:
         above = np.zeros((len(self.weights) - len(other.weights), len(other.names)), np.float32)
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("names", "kinds", *_COLUMNS)
+            for name in (*_TEXTS, *_COLUMNS)
         }
         weights = np.hstack([self.weights, np.vstack([above, other.weights])])
         return dataclasses.replace(self, weights=weights, **joined)
@@ -203,6 +204,7 @@ class Readout:
         why = np.where(known, why, "not predictable: it does not vary on the training slides")
         return pd.DataFrame(
             {
+                "gene_id": self.ids.astype(str),
                 "feature_type": self.kinds.astype(str),
                 "reliability": self.reliability,
                 "reliability_low": self.low,
@@ -280,7 +282,7 @@ def write_readout(path: Path, readout: Readout) -> None:
         OSError: the disk is full or not writable; an old file stays.
     """
     with atomic_path(path) as temporary, hdf5_writer(temporary) as (file, _):
-        for name in ("names", "kinds"):
+        for name in _TEXTS:
             file[name] = getattr(readout, name).astype(h5py.string_dtype())
         file.create_dataset("weights", data=readout.weights.astype(np.float32), compression="lzf")
         for name in _COLUMNS:
@@ -318,10 +320,11 @@ def read_readout(path: Path) -> Readout:
 
 def _read(file: h5py.File) -> Readout:
     n = int(file["names"].shape[0])
+    texts = [name for name in _TEXTS if name in file or name != "ids"]  # of an older HiBio
     require_arrays(
         file,
         {
-            **dict.fromkeys(("names", "kinds"), ("text", (n,))),
+            **dict.fromkeys(texts, ("text", (n,))),
             "weights": ("number", (None, n)),
             "untrained": ("number", (None, None)),
             **dict.fromkeys(_COLUMNS, ("number", (n,))),
@@ -331,7 +334,8 @@ def _read(file: h5py.File) -> Readout:
     if "look" in file:
         look = Look(**{name: file[f"look/{name}"][:] for name in Look.__dataclass_fields__})
     known: dict[str, Any] = {name: file[name][:] for name in ("weights", *_COLUMNS, "untrained")}
-    for name in ("names", "kinds"):
+    known["ids"] = np.full(n, "")
+    for name in texts:
         known[name] = file[name].asstr()[:].astype(str)
     readout = Readout(**known, look=look, **json.loads(file.attrs["settings"]))
     if not all(np.isfinite(x).all() for x in (readout.weights, readout.mean, readout.spread)):

@@ -151,10 +151,7 @@ def scale_factors(store: SlideStore) -> dict[str, float]:
 def _write_counts(store: SlideStore, path: Path) -> None:
     obs = store.labels().rename(columns={v: k for k, v in obs_columns(store).items()})
     obs = obs.set_axis(pd.Index(store.barcodes.astype(str)), axis=0)
-    var = pd.DataFrame(
-        {"gene_ids": store.gene_ids.astype(str)}, index=pd.Index(store.gene_names.astype(str))
-    )
-    data = anndata.AnnData(store.counts(), obs=obs, var=var)
+    data = anndata.AnnData(store.counts(), obs=obs, var=store.genes("gene_ids"))
     data.obsm["spatial"] = store.xy_px0
     factors, images = scale_factors(store), {}
     if store.thumbnail is not None and store.thumbnail_downsample is not None:

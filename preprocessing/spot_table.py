@@ -3,7 +3,7 @@
 Shapes: S spots, G genes. Level-0 pixels (``px0``) belong to the image file named in the manifest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ Modality = Literal["rna", "protein"]
 RNA: Modality = "rna"
 PROTEIN: Modality = "protein"
 MODALITIES: tuple[Modality, ...] = (RNA, PROTEIN)
+SOURCE_COLUMNS = ("source_id", "source_name")  # of a gene, before a gene table named it
 _CURVE_BITS = 16
 
 
@@ -31,6 +32,8 @@ class SpotTable:
         counts: raw counts, (S, G) int32 CSR, or intensities of proteins, float32; never altered.
         gene_ids: (G,) str, Ensembl ids where the source has them, else the gene names.
         gene_names: (G,) str, unique symbols.
+        gene_sources: `SOURCE_COLUMNS` -> (G,) str, what a gene table found each gene under, several
+            joined by "|"; empty where none was used.
         barcodes: (S,) str, unique.
         xy_px0: (S, 2) float64, x and y in level-0 pixels of the image file.
         xy_um: (S, 2) float64, x and y in micrometres.
@@ -66,6 +69,7 @@ class SpotTable:
     modality: str = RNA
     image_transform: np.ndarray | None = None
     array: np.ndarray | None = None
+    gene_sources: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check shapes and values; fill in an empty label table."""

@@ -156,8 +156,8 @@ def fit_readout(
         )
     found: dict[str, Any] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     found["weights"] = found["weights"].T
-    kinds = np.full(y.shape[1], kind)
-    return Readout(np.asarray(names), kinds, unit=rows.unit, coverage=coverage, **found)
+    found |= {"kinds": np.full(y.shape[1], kind), "ids": np.full(y.shape[1], "")}
+    return Readout(np.asarray(names), unit=rows.unit, coverage=coverage, **found)
 
 
 def _dense(y: np.ndarray | sparse.csc_matrix, columns: np.ndarray) -> np.ndarray:
@@ -293,6 +293,7 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
     key = "" if image.key == PATCHES else image.key
     total = sum(entry.n_spots for entry in entries)
     x, y, look, known, xy_um, patients, slides = [], [], [], [], [], [], []
+    ids: dict[str, str] = {}
     for entry in tqdm(entries, desc="read-out", disable=None, leave=False):
         embedding = image_embedding(checkpoint, entry.path)
         kept = bank_spots(entry.n_spots, total)
@@ -300,6 +301,7 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
             features = store.features(key or HANDCRAFTED)
             alone = standardise_columns(features)
             counts = align_columns(store.counts(kept), store.gene_names, artifacts.genes)
+            ids |= zip(store.gene_names, store.gene_ids, strict=True)
             look.append(features[kept])
             xy_um.append(store.xy_um[kept])
         known.append(alone[kept].astype(np.float64))
@@ -325,6 +327,7 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
     origin = feature_origin(entries[0].path, key) if key else None
     return dataclasses.replace(
         readout,
+        ids=np.array([ids.get(name, "") for name in artifacts.genes]),
         features=key,
         look=fit_look(raw, rows.groups),
         untrained=untrained,

@@ -1,4 +1,4 @@
-"""Commands on data: simulate, manifest, prepare, features, qc, check."""
+"""Commands on data: simulate, manifest, genes, prepare, features, qc, check."""
 
 from __future__ import annotations
 
@@ -191,6 +191,29 @@ def _write_hest(stores: Path) -> None:
             print(f"  {sample.slide_id}: {note}")
 
 
+def _genes_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="TABLE", help="of BioMart, HGNC, MGI, R, or features.tsv")
+    add("--out", type=Path, required=True, metavar="FILE")
+    add("--organism", default="", metavar="NAME", help="of all genes, such as mouse")
+    add("--orthologs", type=Path, metavar="FILE", help="table of pairs: symbols of two organisms")
+
+
+def genes(options: argparse.Namespace) -> int:
+    """``hibio genes``."""
+    from preprocessing.gene_ids.table import draft_gene_table
+
+    table = draft_gene_table(options.source, options.out, options.organism, options.orthologs)
+    aliases = sum(bool(gene.aliases) for gene in table.genes)
+    orthologs = sum(bool(gene.orthologs) for gene in table.genes)
+    print(
+        f"wrote {options.out}: {len(table.genes):,} genes of {', '.join(table.organisms) or '?'}, "
+        f"{aliases:,} with aliases, {orthologs:,} with orthologs\n"
+        f"next: hibio prepare MANIFEST --gene-table {options.out} --out stores"
+    )
+    return 0
+
+
 def _features_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("stores", type=Path, nargs="?", metavar="STORES", help="folder, or one store")
@@ -292,6 +315,13 @@ COMMANDS = (
         "hibio manifest her2st --out her2st.csv",
         manifest,
         _manifest_arguments,
+    ),
+    Command(
+        "genes",
+        "write a gene table, for prepare --gene-table, from one of Ensembl, HGNC or MGI",
+        "hibio genes mart_export.txt --organism mouse --out mouse_genes.tsv",
+        genes,
+        _genes_arguments,
     ),
     Command(
         "prepare",

@@ -11,11 +11,13 @@ Shapes: S spots, G genes before, H genes after.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
 
 from preprocessing.errors import DataError
+from preprocessing.files import file_sha256
 from preprocessing.gene_ids.table import (
     ID,
     ORTHOLOG,
@@ -25,7 +27,13 @@ from preprocessing.gene_ids.table import (
     read_gene_table,
     without_version,
 )
-from preprocessing.spot_table import PROTEIN, SpotTable, integer_counts, intensities
+from preprocessing.spot_table import (
+    PROTEIN,
+    SOURCE_COLUMNS,
+    SpotTable,
+    integer_counts,
+    intensities,
+)
 
 UNKNOWN = "not in the table"
 NO_TARGET = "no such identifier"
@@ -57,6 +65,7 @@ class GeneMapReport:
         merged: (after, names before), for every gene made of two or more.
         lost: (reason, names); the reasons are `REASONS`.
         lost_share: share of all counts that lies in the lost genes, 0..1.
+        sources: (after, ids before, names before), several joined by "|", for every gene.
     """
 
     target: str
@@ -67,6 +76,7 @@ class GeneMapReport:
     merged: tuple[tuple[str, tuple[str, ...]], ...]
     lost: tuple[tuple[str, tuple[str, ...]], ...]
     lost_share: float
+    sources: tuple[tuple[str, str, str], ...]
 
     @property
     def n_lost(self) -> int:
@@ -91,13 +101,21 @@ class GeneMapReport:
 
 
 def _report(
-    target: str, before: list[str], found: list[Found], order: list[str], lost_share: float
+    target: str,
+    keys: list[str],
+    before: list[str],
+    found: list[Found],
+    order: list[str],
+    lost_share: float,
 ) -> GeneMapReport:
     """Sort genes (G,) into kept, renamed, merged and lost; ``order`` are the new names."""
     groups: dict[str, list[str]] = {name: [] for name in order}
+    ids: dict[str, list[str]] = {name: [] for name in order}
     lost: dict[str, list[str]] = {reason: [] for reason in REASONS}
-    for name, one in zip(before, found, strict=True):
+    for key, name, one in zip(keys, before, found, strict=True):
         (groups[one.target] if one.target else lost[one.reason]).append(name)
+        if one.target:
+            ids[one.target].append(key)
     pairs = [(old, new) for new, names in groups.items() for old in names]
     merged = [(new, tuple(sorted(old))) for new, old in groups.items() if len(old) > 1]
     return GeneMapReport(
@@ -109,7 +127,12 @@ def _report(
         merged=tuple(sorted(merged)),
         lost=tuple((reason, tuple(sorted(lost[reason]))) for reason in REASONS if lost[reason]),
         lost_share=lost_share,
+        sources=tuple(sorted((name, _joined(ids[name]), _joined(groups[name])) for name in order)),
     )
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "|".join(sorted(set(names)))
 
 
 def _counted(what: str, names: Sequence[str]) -> str:
@@ -131,6 +154,11 @@ class GeneMapConfig:
 
     table: Path
     target: str = SYMBOL
+
+    def settings(self) -> dict[str, Any]:
+        """What the genes of a store depend on, "sources" among it: older stores lack them."""
+        kept = {"sha256": file_sha256(self.table), "target": self.target}
+        return {**kept, "sources": list(SOURCE_COLUMNS)}
 
 
 def map_genes(
@@ -182,7 +210,7 @@ def map_genes(
     column = np.array([place.get(one.target, -1) for one in found], dtype=np.int64)
     new_names = np.array(order, dtype=object)
     new_ids = new_names if target == ID else _merged_ids(keys, before, column, order, finder)
-    report = _report(target, before, found, order, _share(counts, column < 0))
+    report = _report(target, keys, before, found, order, _share(counts, column < 0))
     return new_names, new_ids, sum_columns(counts, column, len(order)), report
 
 
@@ -212,7 +240,16 @@ def map_spot_table(
         spots.gene_names, spots.gene_ids, spots.counts, table, target, organism
     )
     notes += report.lines()
-    mapped = replace(spots, gene_names=names, gene_ids=ids, counts=counts, notes=tuple(notes))
+    before = {after: (key, name) for after, key, name in report.sources}
+    sources = np.array([before[name] for name in names], dtype=object).T
+    mapped = replace(
+        spots,
+        gene_names=names,
+        gene_ids=ids,
+        gene_sources=dict(zip(SOURCE_COLUMNS, sources, strict=True)),
+        counts=counts,
+        notes=tuple(notes),
+    )
     return mapped, report
 
 

@@ -13,18 +13,45 @@ ortholog   symbol(s) in the other organism, separated by "|" (column may be abse
 Rows of the same id, symbol and organism are one gene; their aliases and orthologs are united.
 """
 
+import gzip
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from preprocessing.errors import DataError
-from preprocessing.files import file_sha256
+from preprocessing.files import atomic_path, file_sha256
 from preprocessing.readers.tables import read_table, require_columns
 
 REQUIRED = ("id", "symbol", "organism")
 OPTIONAL = ("aliases", "ortholog")
 SYMBOL, ID, ORTHOLOG = "symbol", "id", "ortholog"
+CALLED = {  # column -> what tables of Ensembl BioMart, HGNC, MGI, R and Space Ranger call it
+    "id": ("gene stable id", "ensembl gene id", "ensgene", "gene id", "gene ids", "ensembl id"),
+    "symbol": (
+        "gene name",
+        "external gene name",
+        "approved symbol",
+        "hgnc symbol",
+        "mgi symbol",
+        "marker symbol",
+        "gene symbol",
+    ),
+    "organism": ("species",),
+    "aliases": (
+        "alias symbol",
+        "prev symbol",
+        "alias symbols",
+        "previous symbols",
+        "gene synonym",
+        "external synonym",
+        "synonyms",
+    ),
+    "ortholog": ("human gene name", "mouse gene name"),
+}
+FEATURES = ("id", "symbol", "type")  # columns of features.tsv, which has no header
 _VERSION = re.compile(r"(ENS[A-Z]*G\d{11})\.\d+(?=$|_PAR_Y$)")
 
 
@@ -139,6 +166,74 @@ def read_gene_table(path: str | Path) -> GeneTable:
         for (key, symbol, organism), (aliases, orthologs) in united.items()
     )
     return GeneTable(genes, str(path), file_sha256(path))
+
+
+def draft_gene_table(
+    source: Path, out: Path, organism: str = "", orthologs: Path | None = None
+) -> GeneTable:
+    """Write a gene table from one that others made, and read it.
+
+    Args:
+        source: a table whose columns are called as in `CALLED` (any case; ``_`` for a space), or a
+            ``features.tsv`` of Space Ranger; gzipped or not. Rows without id and symbol are left
+            out, columns of other names are not read.
+        out: the gene table, gzipped where its name ends in .gz.
+        organism: of all rows; "" where a column says it.
+        orthologs: table of two columns: symbols of the two organisms that belong together, in any
+            order; a gene may stand in several rows.
+
+    Raises:
+        DataError: a table cannot be read, has no id or symbol, or no ortholog has a symbol of it.
+    """
+    frame = read_table(source)
+    if any(name.startswith(("ENS", "Gene Expression")) for name in frame.columns):  # no header
+        frame = read_table(source, list(FEATURES[: frame.shape[1]]))
+    table = _recognised(frame)
+    if not (table["id"] != "").any() and not (table["symbol"] != "").any():
+        names = ", ".join(("id", *CALLED["id"], "symbol", *CALLED["symbol"]))
+        raise DataError(
+            f"{source} has the columns {', '.join(frame.columns[:8])} and none of ids or symbols "
+            f"(expected one called {names}); rename it"
+        )
+    if organism:
+        table["organism"] = organism
+    if orthologs is not None:
+        table["ortholog"] = _orthologs(orthologs, table["symbol"])
+    table = table[(table["id"] != "") | (table["symbol"] != "")].drop_duplicates()
+    with atomic_path(out) as temporary:
+        text = table.to_csv(sep="\t", index=False).encode()
+        temporary.write_bytes(gzip.compress(text) if out.suffix == ".gz" else text)
+    return read_gene_table(out)
+
+
+def _recognised(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a gene table, "" where the source has none; aliases of several are joined."""
+    table = pd.DataFrame("", index=frame.index, columns=[*REQUIRED, *OPTIONAL])
+    for column in frame.columns:
+        plain = column.casefold().replace("_", " ")
+        for ours in (name for name, known in CALLED.items() if plain in (name, *known)):
+            texts = frame[column].str.strip()
+            if ours in OPTIONAL:
+                texts = table[ours] + "|" + texts.str.replace(r"[,;]\s*", "|", regex=True)
+                table[ours] = texts.str.strip("|")
+            else:
+                table[ours] = table[ours].where(table[ours] != "", texts)
+    return table
+
+
+def _orthologs(path: Path, symbols: "pd.Series[str]") -> list[str]:
+    """The symbols of the other organism for every symbol, joined by "|"."""
+    frame = read_table(path)
+    if frame.shape[1] != len(("own", "other")):
+        raise DataError(f"{path} has {frame.shape[1]} columns; expected two, symbols of organisms")
+    known = set(symbols) - {""}
+    own = frame.isin(known).sum().to_numpy().argmax()
+    found: dict[str, set[str]] = {}
+    for row in frame.itertuples(index=False):
+        found.setdefault(row[own], set()).update({row[1 - own]} - {"", "NA"})
+    if not known & set(found):
+        raise DataError(f"{path}: none of its symbols is one of the table; give that organism's")
+    return ["|".join(sorted(found.get(symbol, ()))) for symbol in symbols]
 
 
 def without_version(name: str) -> str:

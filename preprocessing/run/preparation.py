@@ -128,8 +128,7 @@ def _settings(task: SlideTask) -> dict[str, Any]:
         del fields["image_transform"]  # the file is among the sources
     for name in {"layer", "section"} - {name for name in fields if fields[name]}:
         del fields[name]  # as in the stores of an older HiBio
-    genes = task.genes
-    named = {} if genes is None else {"sha256": file_sha256(genes.table), "target": genes.target}
+    named = {} if task.genes is None else task.genes.settings()
     backend = {} if task.backend == "auto" else {"backend": task.backend}
     asked = {"fix_registration": True} if task.fix_registration else {}
     return (

@@ -21,10 +21,12 @@ from scipy.sparse import csr_matrix, vstack
 from preprocessing.errors import DataError
 from preprocessing.files import require_plain_name
 from preprocessing.hdf5 import Shape, checked_csr, datasets, require_arrays, require_csr
+from preprocessing.spot_table import SOURCE_COLUMNS
 
 SCHEMA_VERSION = 1
 COUNTS = "counts"
 GENE_ID, GENE_NAME = "genes/id", "genes/name"
+GENE_SOURCES = {name: f"genes/{name}" for name in SOURCE_COLUMNS}  # only after a gene table
 BARCODE, XY_PX0, XY_UM = "spots/barcode", "spots/xy_px0", "spots/xy_um"
 TISSUE_FRACTION, LABELS = "spots/tissue_fraction", "spots/label"
 PATCHES, CONTEXT = "patches", "context"  # groups of pictures: of a spot, and of its surroundings
@@ -251,7 +253,8 @@ def require_schema(file: h5py.File) -> None:
         raise DataError(f"{BARCODE} and {GENE_ID} have shapes {sides}, expected (n,) each")
     spots, genes = (int(side[0]) for side in sides)
     expected: dict[str, tuple[str, Shape]] = {BARCODE: ("text", (spots,))}
-    expected |= dict.fromkeys((GENE_ID, GENE_NAME), ("text", (genes,)))
+    named = (GENE_ID, GENE_NAME, *(path for path in GENE_SOURCES.values() if path in file))
+    expected |= dict.fromkeys(named, ("text", (genes,)))
     expected |= dict.fromkeys((XY_UM, XY_PX0), ("number", (spots, 2)))
     expected[TISSUE_FRACTION] = ("number", (spots,))
     for name in (PATCHES, CONTEXT):

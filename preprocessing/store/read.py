@@ -229,6 +229,15 @@ class SlideStore:
         """Gene symbols, (G,) str, unique."""
         return layout.read_strings(self._file, layout.GENE_NAME)
 
+    def genes(self, ids: str = "gene_id") -> pd.DataFrame:
+        """One row a gene, by its name: its id, and `SpotTable.gene_sources` after a gene table."""
+        known = {
+            name: layout.read_strings(self._file, path)
+            for name, path in layout.GENE_SOURCES.items()
+            if path in self._file
+        }
+        return pd.DataFrame({ids: self.gene_ids, **known}, index=pd.Index(self.gene_names))
+
     @property
     def barcodes(self) -> np.ndarray:
         """Barcodes, (S,) str, along a Hilbert curve of the coordinates."""

@@ -175,6 +175,8 @@ def _write_spots(file: h5py.File, table: SpotTable, tissue_fraction: np.ndarray 
     write_counts(file, table.counts)
     layout.write_strings(file, layout.GENE_ID, table.gene_ids)
     layout.write_strings(file, layout.GENE_NAME, table.gene_names)
+    for name, texts in table.gene_sources.items():
+        layout.write_strings(file, layout.GENE_SOURCES[name], texts)
     layout.write_strings(file, layout.BARCODE, table.barcodes)
     layout.write_array(file, layout.XY_PX0, table.xy_px0)
     layout.write_array(file, layout.XY_UM, table.xy_um)

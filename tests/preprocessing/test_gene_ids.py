@@ -1,7 +1,5 @@
 """Gene identifiers: each way of finding a gene, sums, order, idempotence, and the real tables."""
 
-from collections import defaultdict
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from hibio.cli import main
 from preprocessing import DataError, SpotTable
 from preprocessing import gene_ids as module
 from preprocessing.gene_ids import (
@@ -19,7 +18,13 @@ from preprocessing.gene_ids import (
     map_spot_table,
     sum_columns,
 )
-from preprocessing.gene_ids.table import Gene, GeneTable, read_gene_table, without_version
+from preprocessing.gene_ids.table import (
+    Gene,
+    GeneTable,
+    draft_gene_table,
+    read_gene_table,
+    without_version,
+)
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA
 
 TP53, ACTB, GAPDH = "ENSG00000141510", "ENSG00000075624", "ENSG00000111640"
@@ -109,6 +114,9 @@ def test_the_report_counts_every_gene(table):
     assert report.kept == ("ACTB", "H19", "TP53")
     assert report.renamed == (("BRWS1", "ACTB"), (f"{TP53}.2", "TP53"))
     assert report.merged == (("ACTB", ("ACTB", "BRWS1")), ("TP53", (f"{TP53}.2", "TP53")))
+    found = {after: (ids, before) for after, ids, before in report.sources}
+    twice = f"{TP53}.2|TP53"
+    assert found == {"ACTB": ("ACTB|BRWS1",) * 2, "TP53": (twice, twice), "H19": ("H19", "H19")}
     assert report.lost == (("not in the table", ("NOPE",)), ("ambiguous", ("CALM",)))
     assert len(report.kept) + len(report.renamed) + report.n_lost == report.n_in == 7
     assert str(report).splitlines()[0] == "genes mapped to symbol: 7 before, 3 after"
@@ -321,19 +329,58 @@ def test_only_ensembl_versions_are_removed():
     assert without_version("ENSG00000002586.20_PAR_Y") == "ENSG00000002586_PAR_Y"
 
 
+WANTED = (
+    Gene("E1", "MARCHF1", "human", frozenset({"MARCH1", "RNF171"}), frozenset({"Marchf1"})),
+    Gene("E2", "TP53", "human", frozenset({"p53"}), frozenset({"Trp53", "Trp53b"})),
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Gene stable ID,Gene name,Gene Synonym,Mouse gene name\nE1,MARCHF1,MARCH1,Marchf1\n"
+        "E1,MARCHF1,RNF171,Marchf1\nE2,TP53,p53,Trp53\nE2,TP53,,Trp53b\n,,lost,\n",
+        "hgnc_id\tsymbol\talias_symbol\tprev_symbol\tensembl_gene_id\tortholog\n"
+        "1\tMARCHF1\tRNF171\tMARCH1\tE1\tMarchf1\n2\tTP53\tp53\t\tE2\tTrp53|Trp53b\n",
+        "Approved symbol\tAlias symbols\tEnsembl gene ID\tMouse gene name\n"
+        "MARCHF1\tRNF171, MARCH1\tE1\tMarchf1\nTP53\tp53\tE2\tTrp53; Trp53b\n",
+    ],
+    ids=["BioMart", "HGNC", "HGNC's page"],
+)
+def test_a_gene_table_of_others(tmp_path, text):
+    (tmp_path / "source.txt").write_text(text)
+    table = draft_gene_table(tmp_path / "source.txt", tmp_path / "out.tsv.gz", "human")
+    assert table.genes == WANTED
+    assert read_gene_table(tmp_path / "out.tsv.gz").genes == WANTED
+
+
+def test_a_gene_table_of_features_and_pairs(tmp_path, capsys):
+    source, pairs, out = (tmp_path / name for name in ("features.tsv", "pairs.csv", "out.tsv"))
+    source.write_text(f"{ACTB}\tACTB\tGene Expression\n{TP53}\tTP53\tGene Expression\n")
+    pairs.write_text("mouse,human\nTrp53,TP53\nTrp53b,TP53\nNA,ACTB\nActc1,ACTC1\n")
+    argv = ["genes", str(source), "--out", str(out), "--orthologs", str(pairs)]
+    assert main([*argv, "--organism", "human"]) == 0
+    assert "2 genes of human, 0 with aliases, 1 with orthologs" in capsys.readouterr().out
+    found = {gene.symbol: gene for gene in read_gene_table(out).genes}
+    assert found["ACTB"] == Gene(ACTB, "ACTB", "human")
+    assert found["TP53"].orthologs == {"Trp53", "Trp53b"}
+    for name, text, told in (
+        (source, "chrom,start\nX,1\n", "none of ids or symbols"),
+        (pairs, "a,b\nFoo,Bar\n", "none of its symbols is one of the table"),
+        (pairs, "a,b,c\nTP53,Trp53,1\n", "3 columns; expected two"),
+    ):
+        before = name.read_text()
+        name.write_text(text)
+        assert main(argv) == 1
+        assert told in capsys.readouterr().err
+        name.write_text(before)
+
+
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=NO_REAL_DATA)
 def test_the_olfactory_bulb_with_real_tables(tmp_path):
     folder = REAL_DATA / "gene_tables"
-    mouse = pd.read_csv(folder / "grcm38.tsv.gz", sep="\t", dtype=str, keep_default_na=False)
-    pairs = pd.read_csv(folder / "hgnc_mgi_orthologs.tsv.gz", sep="\t", dtype=str)
-    human = defaultdict(set)
-    for own, other in pairs.dropna().itertuples(index=False):
-        human[own].add(other)
-    mouse = mouse.drop_duplicates(["ensgene", "symbol"])
-    frame = pd.DataFrame({"id": mouse["ensgene"], "symbol": mouse["symbol"], "organism": "mouse"})
-    frame["ortholog"] = ["|".join(sorted(human[symbol])) for symbol in mouse["symbol"]]
-    frame.to_csv(tmp_path / "mouse.tsv.gz", sep="\t", index=False)
-    table = read_gene_table(tmp_path / "mouse.tsv.gz")
+    source, pairs = folder / "grcm38.tsv.gz", folder / "hgnc_mgi_orthologs.tsv.gz"
+    table = draft_gene_table(source, tmp_path / "mouse.tsv.gz", "mouse", pairs)
     counts = pd.read_csv(REAL_DATA / "st_mob" / "MOB1.tsv.gz", sep="\t", index_col=0)
     names, matrix = counts.columns.tolist(), csr_matrix(counts.to_numpy())
     symbols, _, sums, report = map_genes(names, names, matrix, table)
