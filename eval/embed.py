@@ -215,6 +215,16 @@ def embed_slide(
     return slide, embedding, regions
 
 
+def image_embedding(checkpoint: Checkpoint, store: Path) -> np.ndarray:
+    """Image embeddings (S, D) of a slide; its counts are not looked at."""
+    artifacts, image = checkpoint.model.artifacts, checkpoint.image_input
+    slide = prepare_slide(store, artifacts, image, counts=False)
+    found = checkpoint.model.encode_slide(slide).image
+    if found is None:
+        raise ConfigError(f"{store}: no image can be read, so nothing is predicted")
+    return found
+
+
 def region_embedding(model: HiBio, embedding: SlideEmbedding, region: np.ndarray) -> np.ndarray:
     """Embedding (S, D) of each spot's region: pooled omics, or image where there are no counts."""
     rows = embedding.omics if embedding.omics is not None else embedding.image

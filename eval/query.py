@@ -16,6 +16,7 @@ from eval.embed import (
     Checkpoint,
     checked,
     hashes_of,
+    image_embedding,
     lay_out,
     load_checkpoint,
     not_ours,
@@ -25,23 +26,33 @@ from eval.embed import (
 )
 from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
-from eval.measures.ridge import Targets, centre, knn_mean, ridge_fit_predict, zscore, zscore_mean
+from eval.measures.ridge import (
+    Targets,
+    centre,
+    column_blocks,
+    nearest_weights,
+    ridge_fit,
+    zscore,
+    zscore_mean,
+)
 from eval.report.figures.heatmaps import pathway_heatmaps
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
 from hibio.checkpoint import BANK
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
-from hibio.data.slide import prepare_slide
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.keys import UNS
-from pathways import load_pathways, raw_score, score_set, set_vector
+from pathways import PathwayDatabase, load_pathways, score_sets, set_matrix
+from pathways.anchors import cosine
 from preprocessing.files import atomic_path, spreadsheet_text
 from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
+NEAREST = 50  # training spots that a retrieved score is the mean of
 SHOWN = 4  # gene sets in a heatmap picture
+WHOLE = 1000  # above every score, for its decimals in a table
 
 
 @dataclass(frozen=True)
@@ -51,33 +62,21 @@ class GeneSets:
     Attributes:
         names: (M,).
         genes: members of each that are in the vocabulary.
-        vectors: unit idf rows (1, G) of each.
+        matrix: (G, M) unit idf columns.
         mean, sd: (M,) of their raw cosine over the bank.
         target: (n, M) scores of the bank's spots.
     """
 
     names: tuple[str, ...]
     genes: tuple[tuple[str, ...], ...]
-    vectors: tuple[sparse.csr_matrix, ...]
+    matrix: sparse.csr_matrix
     mean: np.ndarray
     sd: np.ndarray
     target: np.ndarray
 
     def measure(self, tfidf: sparse.csr_matrix, background: np.ndarray) -> np.ndarray:
         """Measured scores (S, M): standardised, minus the spot's mean over the database."""
-        return measured_scores(self.vectors, self.mean, self.sd, tfidf, background)
-
-
-def measured_scores(
-    vectors: Sequence[sparse.csr_matrix],
-    mean: np.ndarray,
-    sd: np.ndarray,
-    tfidf: sparse.csr_matrix,
-    background: np.ndarray,
-) -> np.ndarray:
-    """Scores (S, M) of sets on profiles, each standardised by its mean and sd over the bank."""
-    parts = zip(vectors, mean, sd, strict=True)
-    return np.stack([score_set(tfidf, v, m, d, background) for v, m, d in parts], axis=1)
+        return score_sets(tfidf, self.matrix, self.mean, self.sd, background)
 
 
 def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
@@ -90,10 +89,23 @@ def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
     artifacts = checkpoint.model.artifacts
     database, report = load_pathways(source).restrict(artifacts.genes.tolist(), min_genes=3)
     print(report)
-    idf = np.asarray(artifacts.tfidf.idf)
-    members = tuple(tuple(database.genes_of(name)) for name in database.names)
-    vectors = tuple(set_vector(genes, None, artifacts.genes.tolist(), idf) for genes in members)
-    raw = np.stack([raw_score(bank.tfidf, vector) for vector in vectors], axis=1)
+    return scored_on_bank(artifacts, database, bank, artifacts.anchors.background(bank.tfidf))
+
+
+def scored_on_bank(
+    artifacts: Artifacts, database: PathwayDatabase, bank: Bank, background: np.ndarray
+) -> GeneSets:
+    """Sets of genes of the vocabulary, scored on the bank.
+
+    ``background`` is the mean (n,) of the checkpoint's own database on each spot of the bank.
+
+    Raises:
+        ConfigError: a set has one score everywhere.
+    """
+    table = database.table.groupby("source", sort=False)["target"]
+    members = tuple(tuple(genes) for _, genes in table)
+    matrix = set_matrix(database, artifacts.genes.tolist(), artifacts.tfidf.idf)
+    raw = cosine(bank.tfidf, matrix)
     mean, sd = raw.mean(axis=0), raw.std(axis=0)
     flat = [name for name, value in zip(database.names, sd, strict=True) if value <= 0]
     if flat:
@@ -101,34 +113,58 @@ def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
             f"gene set(s) {', '.join(flat[:4])} have one score on every training spot; their "
             "genes were never seen: leave them out"
         )
-    background = artifacts.anchors.background(bank.tfidf)
-    target = measured_scores(vectors, mean, sd, bank.tfidf, background)
-    return GeneSets(tuple(database.names), members, vectors, mean, sd, target)
+    target = score_sets(bank.tfidf, matrix, mean, sd, background)
+    return GeneSets(tuple(database.names), members, matrix, mean, sd, target)
 
 
 def image_scores(
-    checkpoint: Checkpoint, sets: GeneSets, bank: Bank, image: np.ndarray, readout: str
+    checkpoint: Checkpoint,
+    sets: GeneSets,
+    bank: Bank,
+    image: np.ndarray,
+    readout: str,
+    nearest: sparse.csr_matrix | None = None,
 ) -> np.ndarray:
-    """Scores (S, M) of one slide from its image embeddings (S, D), docs/method.md 2."""
+    """Scores (S, M) of one slide from its image embeddings (S, D), docs/method.md 2.
+
+    ``nearest`` is what `nearest_in_bank` gives of the slide, where it is at hand.
+    """
     if readout == "anchor":
         members = dict(zip(sets.names, sets.genes, strict=True))
         return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T
-    order = [np.flatnonzero(bank.slide == slide) for slide in np.unique(bank.slide)]
+    order = _by_slide(bank)
     rows = np.concatenate(order)
-    slides = bank.slide[rows]
-    scores = []
+    slides, target, test = bank.slide[rows], sets.target[rows], zscore(image)
     if readout in ("default", "ridge"):
         train = np.concatenate([zscore(bank.image[spots]) for spots in order])
         place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
         groups = inner_groups(bank.patient[rows], slides, place)
-        scores.append(
-            ridge_fit_predict(train, sets.target[rows], zscore(image), groups=groups, units=slides)
-        )
-    if readout in ("default", "retrieval"):
-        train = np.concatenate([centre(bank.image[spots]) for spots in order])
-        y = Targets.of(sets.target[rows], slides)
-        scores.append(y.back(knn_mean(train, y.z, centre(image), 50)))
-    return scores[0] if len(scores) == 1 else zscore_mean(*scores)
+        ridge = ridge_fit(train, target, groups=groups, units=slides)
+    if readout in ("default", "retrieval") and nearest is None:
+        nearest = nearest_in_bank(bank, image)
+    score = np.empty((len(image), len(sets.names)))
+    for columns in column_blocks(score.shape[1]):
+        parts = []
+        if readout in ("default", "ridge"):
+            parts.append(ridge.predict(test, columns))
+        if readout in ("default", "retrieval"):
+            y = Targets.of(target[:, columns], slides)
+            parts.append(y.back(np.asarray(nearest @ y.z)))
+        score[:, columns] = zscore_mean(*parts)
+    return score
+
+
+def nearest_in_bank(bank: Bank, image: np.ndarray) -> sparse.csr_matrix:
+    """Weights (S, n) of the nearest training spots, the bank taken slide by slide; rows sum to 1.
+
+    Embeddings are taken about the mean of their slide.
+    """
+    train = np.concatenate([centre(bank.image[spots]) for spots in _by_slide(bank)])
+    return nearest_weights(train, centre(image), NEAREST)
+
+
+def _by_slide(bank: Bank) -> list[np.ndarray]:
+    return [np.flatnonzero(bank.slide == slide) for slide in np.unique(bank.slide)]
 
 
 def query_folder(
@@ -166,9 +202,7 @@ def _query_slide(
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
     targets = _targets(out, entry.slide_id)
-    slide = prepare_slide(entry.path, artifacts, checkpoint.image_input)
-    image = checkpoint.model.encode_slide(slide).image
-    assert image is not None
+    image = image_embedding(checkpoint, entry.path)
     score = image_scores(checkpoint, sets, bank, image, readout)
     with SlideStore(entry.path) as store:
         index = pd.Index([spreadsheet_text(str(one)) for one in store.barcodes], name="barcode")
@@ -180,7 +214,7 @@ def _query_slide(
         lay_out(adata, store)
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
         xy_thumb = store.xy_px0 / (scale or 1.0)
-        measured = _measured(store, sets, artifacts) if slide.has_counts else None
+        measured = _measured(store, sets, artifacts) if store.has_counts else None
     if measured is not None:
         adata.layers["measured"] = measured.astype(np.float32)
     adata.uns[UNS] = made_of
@@ -188,7 +222,7 @@ def _query_slide(
     with atomic_path(targets[0]) as temporary:  # first: it says who made the others
         write_h5ad(temporary, adata)
     with atomic_path(targets[1]) as temporary:
-        frame.to_csv(temporary)
+        write_scores(temporary, frame)
     maps = [
         (sets.names[m], score[:, m], None if measured is None else measured[:, m], None)
         for m in shown_sets(score)
@@ -197,6 +231,26 @@ def _query_slide(
     with atomic_path(targets[2]) as temporary:
         temporary.write_bytes(figure.png)
     return targets
+
+
+def write_scores(path: Path, frame: pd.DataFrame) -> None:
+    """Write a CSV of finite numbers with six decimals, many times as fast as pandas does."""
+    values = frame.to_numpy()
+    if np.abs(values).max(initial=0.0) > WHOLE - 1:
+        frame.to_csv(path, float_format="%.6f")
+        return
+    signs = [f"{sign}{n}".rjust(4, "\0").encode() for sign in ("", "-") for n in range(WHOLE)]
+    high, low = ([text % n for n in range(1000)] for text in (b".%03d", b"%03d,"))
+    word = [np.array(texts, dtype="S4").view(np.uint32) for texts in (signs, high, low)]
+    labels = frame.index.to_frame().to_csv(index=False, header=False, lineterminator="\0\n")
+    with path.open("wb") as file:
+        file.write(frame[:0].to_csv().encode())
+        for label, row in zip(labels.encode().split(b"\0\n"), values, strict=False):
+            micro = np.rint(np.abs(row) * 1e6).astype(np.uint32)
+            whole, rest = np.divmod(micro, 1_000_000)
+            part = (whole + WHOLE * (row < 0), *np.divmod(rest, 1000))
+            text = np.stack([own[n] for own, n in zip(word, part, strict=True)], axis=1)
+            file.write(label + b"," + text.tobytes().translate(None, b"\0")[:-1] + b"\n")
 
 
 def _targets(out: Path, slide_id: str) -> list[Path]:

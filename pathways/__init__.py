@@ -3,9 +3,8 @@
 from pathways.anchors import (
     PathwayAnchors,
     fit_anchors,
-    raw_score,
-    score_set,
-    set_vector,
+    score_sets,
+    set_matrix,
     soft_targets,
 )
 from pathways.catalog import concatenate, fetch, list_databases, load_pathways
@@ -28,10 +27,9 @@ __all__ = [
     "list_databases",
     "load_pathways",
     "matched_random",
-    "raw_score",
     "read_gmt",
-    "score_set",
-    "set_vector",
+    "score_sets",
+    "set_matrix",
     "soft_targets",
     "strip_versions",
     "write_gmt",

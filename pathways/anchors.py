@@ -13,8 +13,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
-from pathways.coverage import explain_mismatch
-from pathways.database import PathwayDatabase, gene_index
+from pathways.database import PathwayDatabase
 from pathways.errors import PathwayError
 
 Floats = npt.NDArray[np.float32]
@@ -41,7 +40,10 @@ def row_blocks(tfidf: csr_matrix) -> Iterable[csr_matrix]:
 
 
 def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
-    """Unit rows (S, G) times unit columns (G, M) -> dense (S, M)."""
+    """Unit rows (S, G) times unit columns (G, M) -> dense (S, M).
+
+    A block of rows is laid out dense, since a set has few genes and a spot many.
+    """
     if not sparse.issparse(tfidf) or tfidf.shape[1] != matrix.shape[0]:
         raise PathwayError(
             f"TF-IDF of shape {np.shape(tfidf)}; expected a CSR matrix with {matrix.shape[0]} "
@@ -55,9 +57,10 @@ def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
             "1). Pass the output of TfidfReweighter.transform, not counts."
         )
     out = np.empty((tfidf.shape[0], matrix.shape[1]), dtype=np.float32)
+    sets = csr_matrix(matrix.T)
     for start, part in enumerate(row_blocks(tfidf)):
         rows = slice(start * BLOCK_SPOTS, start * BLOCK_SPOTS + part.shape[0])
-        out[rows] = (part @ matrix).toarray()
+        out[rows] = (sets @ part.toarray(order="F").T).T
     return out
 
 
@@ -214,7 +217,7 @@ def fit_anchors(
             f"{database.name} has {len(names)} pathway(s); expected at least 2, because a match is "
             "centred over pathways. Add a database with '+', for example default+my.gmt."
         )
-    matrix = _unit_columns(database, genes, idf)
+    matrix = set_matrix(database, genes, idf)
     mean, sd = moments(cosine(part, matrix) for block in blocks for part in row_blocks(block))
     if not (sd > 0).any():
         raise PathwayError(
@@ -271,10 +274,20 @@ def soft_targets(
     return target
 
 
-def _unit_columns(
-    database: PathwayDatabase, genes: Sequence[str], idf: npt.ArrayLike
-) -> csr_matrix:
-    """Weights times idf with unit columns (G, M)."""
+def set_matrix(database: PathwayDatabase, genes: Sequence[str], idf: npt.ArrayLike) -> csr_matrix:
+    """Anchors of gene sets, also ones never seen in training: weight times idf, unit columns.
+
+    Args:
+        database: Restricted to the panel.
+        genes: Panel (G,).
+        idf: Inverse document frequencies (G,).
+
+    Returns:
+        CSR float32 (G, M), columns in the order of ``database.names``.
+
+    Raises:
+        PathwayError: A set without a gene in the panel, or lengths differ.
+    """
     weighted = sparse.diags_array(checked_idf(idf, len(genes))) @ database.matrix(genes)
     norm = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=0)).ravel())
     empty = [name for name, n in zip(database.names, norm, strict=True) if n == 0]
@@ -286,81 +299,40 @@ def _unit_columns(
     return csr_matrix(weighted @ sparse.diags_array(1.0 / norm)).astype(np.float32)
 
 
-def set_vector(
-    genes_of_set: Sequence[str],
-    weights: npt.ArrayLike | None,
-    genes: Sequence[str],
-    idf: npt.ArrayLike,
-) -> csr_matrix:
-    """Anchor of one gene set, also one never seen in training.
-
-    Args:
-        genes_of_set: Its genes, each once; those outside the panel are left out.
-        weights: Their weights, finite; None: all 1.
-        genes: Panel (G,).
-        idf: Inverse document frequencies (G,).
-
-    Returns:
-        CSR float32 (1, G) of length 1.
-
-    Raises:
-        PathwayError: No gene is in the panel (with a diagnosis), or lengths differ.
-    """
-    wanted = gene_index(genes_of_set)
-    values = np.ones(len(wanted)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if values.shape != (len(wanted),) or not np.isfinite(values).all():
-        raise PathwayError(
-            f"weights of shape {values.shape} for {len(wanted)} genes; expected one finite number "
-            "a gene."
-        )
-    column = gene_index(genes).get_indexer(wanted)
-    inside = column >= 0
-    values = values[inside] * checked_idf(idf, len(genes))[column[inside]]
-    norm = np.linalg.norm(values)
-    if not norm > 0:
-        raise PathwayError(
-            f"{int(inside.sum())} of {len(wanted)} genes of the set are in the panel with a weight "
-            f"and idf other than 0. {explain_mismatch(wanted, genes)}"
-        )
-    data = (values / norm).astype(np.float32)
-    row = np.zeros(len(data), dtype=np.int64)
-    return csr_matrix((data, (row, column[inside])), shape=(1, len(genes)))
-
-
-def raw_score(tfidf: csr_matrix, vector: csr_matrix) -> Floats:
-    """Cosine (S,) of spots with one set vector; its mean and sd on training spots standardise."""
-    return cosine(tfidf, csr_matrix(vector.T))[:, 0]
-
-
-def score_set(
+def score_sets(
     tfidf: csr_matrix,
-    vector: csr_matrix,
-    mean: float,
-    sd: float,
+    matrix: csr_matrix,
+    mean: npt.ArrayLike,
+    sd: npt.ArrayLike,
     background: npt.ArrayLike,
 ) -> Floats:
-    """Score of one set on the scale of ``PathwayAnchors.match``.
+    """Scores of gene sets on the scale of ``PathwayAnchors.match``.
 
     Args:
         tfidf: TF-IDF rows (S, G).
-        vector: Unit row (1, G) from ``set_vector``.
-        mean: Mean of ``raw_score`` over training spots.
-        sd: Its standard deviation, > 0.
+        matrix: Unit columns (G, M) from ``set_matrix``.
+        mean: Mean (M,) of their ``cosine`` over training spots.
+        sd: Its standard deviation (M,), > 0.
         background: Per-spot mean of the database's standardised scores (S,), from
             ``PathwayAnchors.background``.
 
     Returns:
-        float32 (S,); 0 for a spot without counts.
+        float32 (S, M); 0 for a spot without counts.
 
     Raises:
-        PathwayError: sd is not positive, or background has another length.
+        PathwayError: an sd is not positive, or background has another length.
     """
     level = np.asarray(background, dtype=np.float64)
-    if not sd > 0 or level.shape != (tfidf.shape[0],):
+    spread = np.asarray(sd)
+    if not (spread > 0).all() or level.shape != (tfidf.shape[0],):
         raise PathwayError(
-            f"sd={sd}, background of shape {level.shape} for {tfidf.shape[0]} spots; expected "
-            "sd > 0 (a set that varies over the training spots) and one background a spot."
+            f"smallest sd={spread.min()}, background of shape {level.shape} for {tfidf.shape[0]} "
+            "spots; expected sd > 0 (sets that vary over the training spots) and one background "
+            "a spot."
         )
-    score = (raw_score(tfidf, vector) - mean) / sd - level
+    score = cosine(tfidf, matrix)
+    score -= np.asarray(mean, dtype=np.float32)
+    score /= spread.astype(np.float32)
+    score -= level[:, None].astype(np.float32)
     score[empty_rows(tfidf)] = 0.0
-    return score.astype(np.float32)
+    return score

@@ -151,13 +151,17 @@ class GeneSet:
 
     def _check_fields(self) -> None:
         """Refuse what a tab-separated line cannot carry without changing it."""
+        fields = (self.name, self.description, *self.genes)
         for field in (self.name, *self.genes):
             if not field or field != field.strip():
                 raise PathwayError(
                     f"gene set {self.name!r}: {field!r} is empty or has spaces around it; expected "
                     "a plain identifier. Strip it."
                 )
-        for field in (self.name, self.description, *self.genes):
+        together = "".join(fields)
+        if not any(c in together for c in (*FORBIDDEN, "\ufeff")):
+            return
+        for field in fields:
             if any(c in field for c in FORBIDDEN) or field.startswith("\ufeff"):
                 raise PathwayError(
                     f"gene set {self.name!r}: {field!r} holds a tab, a line end, a NUL or a "
@@ -259,6 +263,9 @@ def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str,
 
 
 def _unquoted(one: GeneSet) -> GeneSet:
+    if not any('"' in text for text in (one.name, one.description, *one.genes)):
+        return one
+
     def bare(text: str) -> str:
         quoted = len(text) > 2 and text[0] == text[-1] == '"'
         return text[1:-1].strip() if quoted else text

@@ -26,6 +26,7 @@ from eval.measures.metrics import unit_rows
 from hibio.config.schema import Count, Folds, Positive, Seed
 
 TINY = 1e-12
+COLUMNS = 128  # targets at once, so that what is computed of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,83 @@ class ReadOut:
     inner: np.ndarray
 
 
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge that was fitted.
+
+    Args:
+        x: (S, F) training rows, reduced and centred.
+        y: targets of the training spots.
+        alpha: penalty.
+        mean: (F,) that was taken off.
+        weights: (F, T).
+        pca: what reduced them, or None.
+    """
+
+    x: np.ndarray
+    y: Targets
+    alpha: float
+    mean: np.ndarray
+    weights: np.ndarray
+    pca: PCA | None
+
+    def predict(self, x: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Predictions (S', T) of rows (S', F), of all targets or of some.
+
+        On the scale of the training spots: their mean, and their spread within a unit.
+
+        Raises:
+            FoldError: rows of another width.
+        """
+        known = len(self.mean) if self.pca is None else self.pca.n_features_in_
+        if x.shape[1] != known:
+            raise FoldError(f"ridge: {x.shape[1]} test features, {known} in training")
+        if self.pca is not None:
+            x = self.pca.transform(x)
+        y = Targets(self.y.z[:0], self.y.mean[columns], self.y.spread[columns])
+        return y.back((x - self.mean) @ self.weights[:, columns])
+
+
+def ridge_fit(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    alpha: float | str = "cv",
+    groups: Sequence[object] | np.ndarray | None = None,
+    units: Sequence[object] | np.ndarray | None = None,
+    config: RidgeConfig | None = None,
+) -> Ridge:
+    """Fit PCA and ridge on training spots.
+
+    An intercept is fitted (HEST fits none; a constant does not change a correlation).
+
+    Args:
+        train_x: (S, F).
+        train_y: (S, T).
+        alpha: ``cv``, ``hest`` or a number; see `RidgeConfig`.
+        groups: (S,) inner folds never split a group (`inner_groups`); needed for ``cv``.
+        units: (S,) slides: the targets are z-scored and the validation correlation is taken within
+            these; with ``hest``, which takes targets as they are, they are not read. Default: the
+            groups of ``cv``; targets as they are with a number.
+        config: the rest of the settings.
+
+    Raises:
+        FoldError: shapes do not fit, or ``cv`` has fewer than two groups.
+    """
+    config = config or RidgeConfig()
+    if train_x.ndim != 2 or train_y.ndim != 2 or len(train_x) != len(train_y):
+        raise FoldError(f"ridge: train_x {train_x.shape}, train_y {train_y.shape}; rows must match")
+    pca = _pca(train_x, config)
+    x = train_x if pca is None else pca.transform(train_x)
+    mean = x.mean(axis=0)
+    x = x - mean
+    group = None if groups is None else np.asarray(groups, dtype=object)
+    unit = group if units is None and alpha == "cv" else units
+    within = None if unit is None or alpha == "hest" else np.asarray(unit, dtype=object)
+    y = Targets.of(train_y, within)
+    value = _alpha(x, y.z, alpha, group, within, config)
+    return Ridge(x, y, value, mean, ridge_weights(Moments.of(x, y.z), [value])[0], pca)
+
+
 def ridge_fit_predict(
     train_x: np.ndarray,
     train_y: np.ndarray,
@@ -130,28 +208,8 @@ def ridge_fit_predict(
     units: Sequence[object] | np.ndarray | None = None,
     config: RidgeConfig | None = None,
 ) -> np.ndarray:
-    """Fit PCA and ridge on training spots and predict others.
-
-    An intercept is fitted (HEST fits none; a constant does not change a correlation).
-
-    Args:
-        train_x: (S, F).
-        train_y: (S, T).
-        test_x: (S', F).
-        alpha: ``cv``, ``hest`` or a number; see `RidgeConfig`.
-        groups: (S,) inner folds never split a group (`inner_groups`); needed for ``cv``.
-        units: (S,) slides: the targets are z-scored and the validation correlation is taken within
-            these; with ``hest``, which takes targets as they are, they are not read. Default: the
-            groups of ``cv``; targets as they are with a number.
-        config: the rest of the settings.
-
-    Returns:
-        (S', T) on the scale of the training spots: their mean, and their spread within a unit.
-
-    Raises:
-        FoldError: shapes do not fit, or ``cv`` has fewer than two groups.
-    """
-    return _fitted(train_x, train_y, test_x, alpha, groups, units, config, inner=False).test
+    """Predictions (S', T) of ``test_x`` (S', F) by `ridge_fit` of the rest, at once."""
+    return ridge_fit(train_x, train_y, alpha, groups, units, config).predict(test_x)
 
 
 def ridge_readout(
@@ -163,38 +221,10 @@ def ridge_readout(
     config: RidgeConfig,
 ) -> ReadOut:
     """`ridge_fit_predict`, and each training spot predicted without its inner fold."""
-    alpha = config.alpha
-    return _fitted(train_x, train_y, test_x, alpha, groups, units, config, inner=True)
-
-
-def _fitted(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    alpha: float | str,
-    groups: Sequence[object] | np.ndarray | None,
-    units: Sequence[object] | np.ndarray | None,
-    config: RidgeConfig | None,
-    inner: bool,
-) -> ReadOut:
-    config = config or RidgeConfig()
-    if train_x.ndim != 2 or train_y.ndim != 2 or len(train_x) != len(train_y):
-        raise FoldError(f"ridge: train_x {train_x.shape}, train_y {train_y.shape}; rows must match")
-    if test_x.shape[1] != train_x.shape[1]:
-        raise FoldError(f"ridge: {test_x.shape[1]} test features, {train_x.shape[1]} in training")
-    train_x, test_x = _reduced(train_x, test_x, config)
-    mean_x = train_x.mean(axis=0)
-    x = train_x - mean_x
-    group = None if groups is None else np.asarray(groups, dtype=object)
-    unit = group if units is None and alpha == "cv" else units
-    within = None if unit is None or alpha == "hest" else np.asarray(unit, dtype=object)
-    y = Targets.of(train_y, within)
-    value = _alpha(x, y.z, alpha, group, within, config)
-    weights = ridge_weights(Moments.of(x, y.z), [value])[0]
-    held_out = np.zeros((0, y.z.shape[1]))
-    if inner and group is not None:
-        held_out = y.back(inner_predictions(x, y.z, group_folds(group, config.n_folds), value))
-    return ReadOut(y.back((test_x - mean_x) @ weights), held_out)
+    ridge = ridge_fit(train_x, train_y, config.alpha, groups, units, config)
+    fold_of = group_folds(np.asarray(groups, dtype=object), config.n_folds)
+    inner = inner_predictions(ridge.x, ridge.y.z, fold_of, ridge.alpha)
+    return ReadOut(ridge.predict(test_x), ridge.y.back(inner))
 
 
 def inner_predictions(
@@ -253,16 +283,20 @@ def choose_alpha(
         The penalty on the scale of all training spots.
     """
     fold_of = group_folds(groups, config.n_folds)
-    pieces = _piece_moments(x, y, fold_of, units)
-    total = reduce(Moments.plus, pieces.values())
+    found: dict[tuple[int, str], list[np.ndarray]] = {}
+    for columns in column_blocks(y.shape[1], 8 * COLUMNS):
+        pieces = _piece_moments(x, y[:, columns], fold_of, units)
+        total = reduce(Moments.plus, pieces.values())
+        for fold in range(int(fold_of.max()) + 1):
+            held = {unit: one for (piece_fold, unit), one in pieces.items() if piece_fold == fold}
+            train = total.plus(reduce(Moments.plus, held.values()), -1)
+            weights = ridge_weights(train, _penalties(train, config))
+            for unit, moments in held.items():
+                if moments.n > 2:
+                    found.setdefault((fold, unit), []).append(_pearson_of_moments(moments, weights))
     scores: dict[str, list[np.ndarray]] = {}
-    for fold in range(int(fold_of.max()) + 1):
-        held = {unit: one for (piece_fold, unit), one in pieces.items() if piece_fold == fold}
-        train = total.plus(reduce(Moments.plus, held.values()), -1)
-        weights = ridge_weights(train, _penalties(train, config))
-        for unit, moments in held.items():
-            if moments.n > 2:
-                scores.setdefault(unit, []).append(_pearson_of_moments(moments, weights))
+    for (_, unit), parts in found.items():
+        scores.setdefault(unit, []).append(_mean(np.concatenate(parts, axis=1)))
     rows = _defined([np.mean(of_unit, axis=0) for of_unit in scores.values()])
     return float(_penalties(total, config)[within_one_error(rows, config.grid)])
 
@@ -301,15 +335,12 @@ def choose_weights(
     return mixes[within_one_error(np.array(rows), -(weights**2).sum(axis=1))]
 
 
-def _reduced(
-    train_x: np.ndarray, test_x: np.ndarray, config: RidgeConfig
-) -> tuple[np.ndarray, np.ndarray]:
+def _pca(x: np.ndarray, config: RidgeConfig) -> PCA | None:
     """PCA fitted on training rows; a mere rotation is skipped, since ridge does not see it."""
-    size = min(config.n_components, len(train_x) - 1)
-    if train_x.shape[1] <= max(size, 1):
-        return train_x, test_x
-    pca = PCA(size, random_state=config.seed).fit(train_x)
-    return pca.transform(train_x), pca.transform(test_x)
+    size = min(config.n_components, len(x) - 1)
+    if x.shape[1] <= max(size, 1):
+        return None
+    return PCA(size, random_state=config.seed).fit(x)
 
 
 def _alpha(
@@ -350,14 +381,24 @@ def _piece_moments(
 
 
 def _pearson_of_moments(moments: Moments, weights: np.ndarray) -> np.ndarray:
-    """Mean Pearson over targets (A,) of the predictions X W within one unit."""
+    """Pearson (A, T) of the predictions X W within one unit; of the targets that vary there."""
     xx, xy, yy = moments.centred()
     covariance = np.einsum("aft,ft->at", weights, xy)
     variance = np.einsum("aft,aft->at", weights, xx @ weights)
     flat = yy <= TINY * np.maximum(moments.yy, TINY)
     product = np.sqrt(np.maximum(variance, 0.0) * yy)
     r = np.divide(covariance, product, out=np.zeros_like(covariance), where=product > TINY**2)
-    return np.asarray(r[:, ~flat].mean(axis=1)) if (~flat).any() else np.full(len(r), math.nan)
+    return np.asarray(r[:, ~flat])
+
+
+def _mean(r: np.ndarray) -> np.ndarray:
+    """Mean (A,) over targets (A, T); NaN without any."""
+    return r.mean(axis=1) if r.shape[1] else np.full(len(r), math.nan)
+
+
+def column_blocks(n: int, size: int = COLUMNS) -> list[slice]:
+    """Slices of at most ``size`` of n columns; one that is empty of none."""
+    return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
 
 
 def _defined(scores: list[np.ndarray]) -> np.ndarray:
@@ -381,26 +422,32 @@ def knn_mean(
     Returns:
         (S', T).
     """
-    if len(train_x) != len(train_y) or train_x.shape[1] != test_x.shape[1] or k < 1:
+    if len(train_x) != len(train_y):
+        raise FoldError(f"knn: train_x {train_x.shape}, train_y {train_y.shape}; rows must match")
+    return np.asarray(nearest_weights(train_x, test_x, k, block) @ train_y)
+
+
+def nearest_weights(
+    train_x: np.ndarray, test_x: np.ndarray, k: int = 50, block: int = 2048
+) -> sparse.csr_matrix:
+    """What makes a mean of the k training spots with the highest cosine: (S', S), rows sum to 1.
+
+    Args: as of `knn_mean`.
+    """
+    if train_x.shape[1] != test_x.shape[1] or k < 1:
         raise FoldError(
-            f"knn: train_x {train_x.shape}, train_y {train_y.shape}, test_x {test_x.shape}, "
-            f"k = {k}; rows of the first two and columns of x must match, k >= 1"
+            f"knn: train_x {train_x.shape}, test_x {test_x.shape}, k = {k}; columns of x must "
+            "match, k >= 1"
         )
     k = min(k, len(train_x))
     bank, query = unit_rows(train_x), unit_rows(test_x)
-    means = [
-        _mean_of_nearest(query[start : start + block] @ bank.T, train_y, k)
-        for start in range(0, len(query), block)
-    ]
-    return np.concatenate(means) if means else np.zeros((0, train_y.shape[1]))
-
-
-def _mean_of_nearest(similarity: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
-    nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    nearest = np.zeros((len(query), k), dtype=np.int64)
+    for start in range(0, len(query), block):
+        similarity = query[start : start + block] @ bank.T
+        nearest[start : start + block] = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
     pointer = np.arange(0, nearest.size + 1, k)
-    shape = (len(similarity), len(target))
-    pick = sparse.csr_matrix((np.full(nearest.size, 1.0 / k), nearest.ravel(), pointer), shape)
-    return np.asarray(pick @ target)
+    weight = np.full(nearest.size, 1.0 / k)
+    return sparse.csr_matrix((weight, nearest.ravel(), pointer), (len(query), len(bank)))
 
 
 def zscore(values: np.ndarray) -> np.ndarray:

@@ -22,10 +22,7 @@ from scipy import sparse
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from eval.embed import (
-    Checkpoint,
-    checked,
-)
+from eval.embed import Checkpoint, checked, image_embedding
 from eval.measures.inner_folds import MIN_UNITS, group_folds, inner_groups
 from eval.measures.metrics import pearson_per_gene
 from eval.measures.ridge import (
@@ -42,7 +39,7 @@ from hibio.checkpoint import BANK, READOUT, add_checksum
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
-from hibio.data.slide import prepare_slide, standardise_columns
+from hibio.data.slide import standardise_columns
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.readout import (
     GENE,
@@ -333,15 +330,6 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
         untrained=untrained,
         source={**source, **(origin or {})},
     )
-
-
-def image_embedding(checkpoint: Checkpoint, store: Path) -> np.ndarray:
-    """Image embeddings (S, D) of a slide; its counts are not looked at."""
-    slide = prepare_slide(store, checkpoint.model.artifacts, checkpoint.image_input)
-    found = checkpoint.model.encode_slide(dataclasses.replace(slide, has_counts=False)).image
-    if found is None:
-        raise ConfigError(f"{store}: no image can be read, so nothing is predicted")
-    return found
 
 
 def gene_set_readout(checkpoint: Checkpoint, readout: Readout, source: str) -> Readout:

@@ -20,13 +20,14 @@ from eval.embed import (
     Checkpoint,
     checked,
     hashes_of,
+    image_embedding,
     lay_out,
     load_checkpoint,
     one_checkpoint,
     open_folder,
     require_finite,
 )
-from eval.predict.fit import gene_set_readout, image_embedding, readout_of
+from eval.predict.fit import gene_set_readout, readout_of
 from hibio.backbones.features import features_report
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries

@@ -22,7 +22,7 @@ from scipy import sparse
 from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput, VisionConfig
-from hibio.data.counts import CountSource, PanelMap, StoreCounts, reading
+from hibio.data.counts import ArrayCounts, CountSource, PanelMap, StoreCounts, reading
 from hibio.data.splits import SlideEntry
 from hibio.regions import fused_features
 from pathways.anchors import soft_targets
@@ -375,6 +375,8 @@ def prepare_slide(
     artifacts: Artifacts,
     image: ImageInput | str | None,
     hidden: Collection[str] = (),
+    *,
+    counts: bool = True,
 ) -> PreparedSlide:
     """Read one store and compute what the towers read from it.
 
@@ -384,6 +386,7 @@ def prepare_slide(
         image: what the vision tower reads (``model.config.vision.image_input(key)``); a stored
             feature key ("handcrafted") or ``patches`` as they are; None for counts only.
         hidden: genes to treat as not measured; their counts take no part in anything.
+        counts: False leaves all counts unread, for what is asked of the image alone.
 
     Raises:
         ConfigError: the store has an image but not these features or no context, shares too few
@@ -401,8 +404,9 @@ def prepare_slide(
         if image is not None and store.has_image:
             check_widths(store, image, artifacts.settings)
             known |= image_fields(store, image)
+        nothing = sparse.csr_matrix((store.n_spots, artifacts.n_genes), dtype=int)
         slide = expression_slide(
-            StoreCounts(path, panel, store.n_spots),
+            StoreCounts(path, panel, store.n_spots) if counts else ArrayCounts(nothing),
             store.xy_um,
             artifacts,
             slide_id=store.slide_id,
@@ -411,7 +415,7 @@ def prepare_slide(
             measured=panel.measured,
             folded_in=panel.folded_in,
         )
-    return dataclasses.replace(slide, **known)
+    return dataclasses.replace(slide, **known, has_counts=slide.has_counts and counts)
 
 
 def expression_slide(

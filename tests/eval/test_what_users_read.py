@@ -18,8 +18,18 @@ from sklearn.utils.class_weight import compute_sample_weight
 from eval.folds.assemble import seed_means
 from eval.folds.fold import Fold, Representation
 from eval.measures.metrics import pearson_per_gene
-from eval.measures.ridge import RidgeConfig, choose_alpha, ridge_fit_predict, zscore
-from eval.query import GeneSets, image_scores, query_folder
+from eval.measures.ridge import (
+    COLUMNS,
+    RidgeConfig,
+    Targets,
+    centre,
+    choose_alpha,
+    knn_mean,
+    ridge_fit_predict,
+    zscore,
+    zscore_mean,
+)
+from eval.query import GeneSets, image_scores, query_folder, write_scores
 from eval.run import evaluate
 from eval.tasks.annotation import AnnotationConfig, Labelled, choose_c
 from eval.tasks.probes import ImageProbe
@@ -69,7 +79,7 @@ def planted(misleading: float = 0.0) -> Planted:
     slides = np.repeat(list(SLIDES), PER_SLIDE)
     patients = np.repeat(list(SLIDES.values()), PER_SLIDE)
     nothing = sparse.csr_matrix((len(slides), 1))
-    sets = GeneSets(("S", "T"), (), (), np.zeros(2), np.ones(2), np.concatenate(targets))
+    sets = GeneSets(("S", "T"), (), nothing, np.zeros(2), np.ones(2), np.concatenate(targets))
     query = rng.standard_normal((PER_SLIDE, N_DIMS))
     return Planted(
         Bank(np.concatenate(images), nothing, slides, patients), sets, query, query[:, :2]
@@ -117,6 +127,35 @@ def test_the_penalty_of_a_query_is_chosen_over_patients_within_slides():
     np.testing.assert_allclose(found, ridge_of(one, patients, slides), rtol=1e-9)
     for groups, units in ((slides, slides), (patients, patients)):
         assert np.abs(found - ridge_of(one, groups, units)).max() > 1e-3
+
+
+def test_many_sets_score_as_all_at_once():
+    one, rng = planted(), np.random.default_rng(1)
+    mix = rng.standard_normal((2, 2 * COLUMNS + 30))
+    mix[:, 5] = 0.0  # says nothing on any spot
+    names = tuple(f"S{m}" for m in range(mix.shape[1]))
+    many = replace(one, sets=replace(one.sets, names=names, target=one.sets.target @ mix))
+    slides, y = one.bank.slide, Targets.of(many.sets.target, one.bank.slide)
+    rows = np.concatenate([centre(one.bank.image[slides == slide]) for slide in SLIDES])
+    near = y.back(knn_mean(rows, y.z, centre(one.image)))
+    ridge = ridge_of(many, one.bank.patient, slides)
+    for readout, slow in (
+        ("ridge", ridge),
+        ("retrieval", near),
+        ("default", zscore_mean(ridge, near)),
+    ):
+        np.testing.assert_allclose(scores(many, readout), slow, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1.0, 999.0, 2e6])
+def test_a_table_of_scores_is_what_pandas_writes(tmp_path, size):
+    values = np.random.default_rng(0).standard_normal((4, 5))
+    values *= size / np.abs(values).max()
+    values[0, :4] = 0.0, 0.25, -0.0000004, 12.0 / 7
+    index = pd.Index(["a", 'b"1', "c,d", "x y"], name="barcode")
+    frame = pd.DataFrame(values, index, ["S", "T,1", "U", "V", "W"])
+    write_scores(tmp_path / "fast.csv", frame)
+    assert (tmp_path / "fast.csv").read_text() == frame.to_csv(float_format="%.6f")
 
 
 @pytest.fixture(scope="module")

@@ -4,62 +4,52 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from pathways import PathwayError, raw_score, score_set, set_vector
+from pathways import GeneSet, PathwayDatabase, PathwayError, score_sets, set_matrix
+from pathways.anchors import BLOCK_SPOTS, cosine
 
 from .toy import N_SETS, make_toy, unit_rows
 
 TOY = make_toy(seed=5)
 
 
-def test_a_known_set_gets_its_own_match() -> None:
+def new_sets(*sets: list[str]) -> PathwayDatabase:
+    """A database of lists of genes."""
+    named = [GeneSet(f"N{i}", "", tuple(genes)) for i, genes in enumerate(sets)]
+    return PathwayDatabase.from_sets(named, "new")
+
+
+def test_known_sets_get_their_own_match() -> None:
     test = unit_rows(11, seed=77)
-    match = TOY.anchors.match(test)
+    matrix = set_matrix(TOY.database, TOY.genes, TOY.idf)
+    np.testing.assert_array_equal(matrix.toarray(), TOY.anchors.matrix.toarray())
     background = TOY.anchors.background(test)
-    for p in range(N_SETS):
-        rows = TOY.database.table[TOY.database.table["source"] == f"P{p}"]
-        vector = set_vector(rows["target"].tolist(), rows["weight"], TOY.genes, TOY.idf)
-        np.testing.assert_allclose(
-            vector.toarray()[0], TOY.anchors.matrix[:, [p]].toarray()[:, 0], atol=1e-6
-        )
-        mean, sd = TOY.anchors.mean[p], TOY.anchors.sd[p]
-        score = score_set(test, vector, mean, sd, background)
-        np.testing.assert_allclose(score, match[:, p], atol=1e-4)
+    score = score_sets(test, matrix, TOY.anchors.mean, TOY.anchors.sd, background)
+    np.testing.assert_allclose(score, TOY.anchors.match(test), atol=1e-4)
+    assert score.shape == (11, N_SETS)
 
 
-def test_raw_score_is_the_cosine() -> None:
-    vector = set_vector(["G3", "G9", "elsewhere"], None, TOY.genes, TOY.idf)
-    dense = np.zeros(len(TOY.genes))
-    dense[[3, 9]] = TOY.idf[[3, 9]]
-    dense /= np.linalg.norm(dense)
-    np.testing.assert_allclose(raw_score(TOY.tfidf, vector), TOY.tfidf.toarray() @ dense, atol=1e-6)
-    assert vector.shape == (1, len(TOY.genes))
-    assert vector.nnz == 2
+def test_the_cosine_is_that_of_dense_rows_over_more_than_a_block() -> None:
+    matrix = set_matrix(new_sets(["G3", "G9", "elsewhere"], ["G1"]), TOY.genes, TOY.idf)
+    dense = np.zeros((len(TOY.genes), 2))
+    dense[[3, 9], 0], dense[1, 1] = TOY.idf[[3, 9]] / np.linalg.norm(TOY.idf[[3, 9]]), 1.0
+    rows = unit_rows(BLOCK_SPOTS + 30, seed=1)
+    np.testing.assert_allclose(cosine(rows, matrix), rows.toarray() @ dense, atol=1e-6)
+    assert matrix.nnz == 3
 
 
-def test_order_and_scale_of_weights_do_not_matter() -> None:
-    one = set_vector(["G1", "G2"], [1.0, 3.0], TOY.genes, TOY.idf)
-    two = set_vector(["G2", "G1"], [30.0, 10.0], TOY.genes, TOY.idf)
-    np.testing.assert_allclose(one.toarray(), two.toarray(), atol=1e-6)
-
-
-def test_empty_spot_scores_zero() -> None:
-    vector = set_vector(["G1"], None, TOY.genes, TOY.idf)
+def test_an_empty_spot_scores_zero() -> None:
+    matrix = set_matrix(new_sets(["G1"], ["G2", "G5"]), TOY.genes, TOY.idf)
     empty = csr_matrix((2, len(TOY.genes)), dtype=np.float32)
-    assert score_set(empty, vector, 0.3, 0.1, np.ones(2)).tolist() == [0.0, 0.0]
+    assert not score_sets(empty, matrix, [0.3, 0.1], [0.1, 0.2], np.ones(2)).any()
 
 
 def test_query_errors() -> None:
-    genes, idf = TOY.genes, TOY.idf
-    with pytest.raises(PathwayError, match=r"0 of 2 genes.*Trp53.*human"):
-        set_vector(["Trp53", "Actb"], None, genes, idf)
+    matrix = set_matrix(new_sets(["G1"]), TOY.genes, TOY.idf)
+    with pytest.raises(PathwayError, match=r"1 of 1 pathways of new have no gene in the panel: N0"):
+        set_matrix(new_sets(["Trp53", "Actb"]), TOY.genes, TOY.idf)
     with pytest.raises(PathwayError, match="twice: G1"):
-        set_vector(["G1", "G1"], None, genes, idf)
-    with pytest.raises(PathwayError, match="weights of shape"):
-        set_vector(["G1", "G2"], [1.0], genes, idf)
-    with pytest.raises(PathwayError, match="no genes"):
-        set_vector([], None, genes, idf)
-    vector = set_vector(["G1"], None, genes, idf)
-    with pytest.raises(PathwayError, match=r"sd=0\.0"):
-        score_set(TOY.tfidf, vector, 0.0, 0.0, np.zeros(44))
+        set_matrix(new_sets(["G1"]), ["G1", "G1"], TOY.idf[:2])
+    with pytest.raises(PathwayError, match=r"smallest sd=0\.0"):
+        score_sets(TOY.tfidf, matrix, [0.0], [0.0], np.zeros(44))
     with pytest.raises(PathwayError, match="one background a spot"):
-        score_set(TOY.tfidf, vector, 0.0, 1.0, np.zeros(43))
+        score_sets(TOY.tfidf, matrix, [0.0], [1.0], np.zeros(43))
