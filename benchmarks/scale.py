@@ -28,7 +28,7 @@ from hibio.artifacts import Artifacts
 from hibio.config.data import GenesConfig, PathwaysConfig, RegionsConfig
 from hibio.config.training import SamplerConfig
 from hibio.data.collate import collate
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.fitting import fit_artifacts
 from hibio.data.sampler import RegionSampler
 from hibio.data.splits import INDEX_NAME, indexed_entries
@@ -93,7 +93,7 @@ def start(folder: Path, n_slides: int) -> None:
     entries = indexed_entries(paths)
     size = (folder / "many" / INDEX_NAME).stat().st_size / 2**20
     print(f"  from the index: {knowing:.2f} s; index of {size:.1f} MB")
-    dataset = SlideDataset(entries, artifacts, None)
+    dataset = PreparedSlides(entries, artifacts, None)
     regions = RegionState(RegionsConfig(), dataset)
     sampler = RegionSampler(SamplerConfig(), [e.n_spots for e in entries], 0)
     started = time.perf_counter()

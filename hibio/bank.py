@@ -17,7 +17,7 @@ from scipy import sparse
 from hibio.checkpoint import BANK, DamagedError, verify_file
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.model import HiBio
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
@@ -50,7 +50,7 @@ class Bank:
     patient: np.ndarray
 
 
-def build_bank(model: HiBio, dataset: SlideDataset) -> Bank | None:
+def build_bank(model: HiBio, dataset: PreparedSlides) -> Bank | None:
     """Embed the training spots that have an image, at most `MAX_SPOTS`; None when there are none.
 
     The pairs of ``dataset``, the training slides, are not shuffled.

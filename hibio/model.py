@@ -13,9 +13,10 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -350,6 +351,12 @@ class HiBio(nn.Module):
             raise ConfigError("predictions need a read-out; load the model with from_checkpoint")
         readout = read_readout(self.folder / READOUT)
         return predicted(readout, image, lambda rows: self.encode_image(rows, context), genes)
+
+    @staticmethod
+    def fit(adatas: Any, images: Any = None, config: Any = None, **options: Any) -> HiBio:
+        """Train on slides in memory: `hibio.fit.fit`, which says the arguments (docs/python.md)."""
+        trained = import_module("hibio.fit").fit  # a door: that room stands above this one
+        return cast("HiBio", trained(adatas, images, config, **options))
 
     @classmethod
     def from_pretrained(cls, name: Path | str) -> HiBio:

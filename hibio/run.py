@@ -29,7 +29,7 @@ from hibio.config.files import ConfigError, dump_config, merge, to_dict
 from hibio.config.model import ImageInput, ModelConfig
 from hibio.config.run import DataConfig, RunConfig
 from hibio.config.schema import SchemaError, build_section
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.fitting import fit_artifacts
 from hibio.data.slide import sized_vision
 from hibio.data.splits import (
@@ -236,7 +236,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
     inner = _inner(job, split, artifacts) if job.is_rehearsal else None
     entries = split.train if inner is None else inner.others(split.train)
     image = config.model.vision.image_input(config.data.image)
-    dataset = SlideDataset(
+    dataset = PreparedSlides(
         entries, artifacts, image, config.data.cache_slides, config.data.shuffle_pairs
     )
     model = new_model(config.model, dataset, job.seed, start if saved is None else None)
@@ -275,7 +275,7 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
 
 
 def _judge(inner: Inner, artifacts: Artifacts, image: ImageInput | None) -> Judge:
-    return Judge(inner, SlideDataset(inner.entries, artifacts, image))
+    return Judge(inner, PreparedSlides(inner.entries, artifacts, image))
 
 
 def _engine(config: RunConfig, plan: Plan) -> Engine:
@@ -297,7 +297,7 @@ def _inner(job: Job, split: Split, artifacts: Artifacts) -> Inner:
         split.train,
         job.seed,
         job.config.sampler.halo,
-        lambda entry: SlideDataset((entry,), artifacts, image)[0],
+        lambda entry: PreparedSlides((entry,), artifacts, image)[0],
     )
 
 
@@ -323,7 +323,7 @@ def _sealed(artifacts: Artifacts, split: Split) -> Artifacts:
 
 
 def new_model(
-    config: ModelConfig, dataset: SlideDataset, seed: int, start: Path | None = None
+    config: ModelConfig, dataset: PreparedSlides, seed: int, start: Path | None = None
 ) -> HiBio:
     """Random weights of a seed, scaled on a few training spots (docs/method.md 3).
 
@@ -355,9 +355,9 @@ def finish(job: Job, trainer: Trainer) -> Path:
     return job.folder / NAME
 
 
-def _write_bank(job: Job, model: HiBio, slides: SlideDataset) -> None:
+def _write_bank(job: Job, model: HiBio, slides: PreparedSlides) -> None:
     image = job.config.model.vision.image_input(job.config.data.image)
-    bank = build_bank(model, SlideDataset(slides.entries, model.artifacts, image))
+    bank = build_bank(model, PreparedSlides(slides.entries, model.artifacts, image))
     if bank is not None:
         path = job.folder / NAME / BANK
         write_bank(path, bank)

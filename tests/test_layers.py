@@ -24,6 +24,7 @@ PACKAGES = ("pathways", "preprocessing", "hibio", "eval")
 LAYERS = (
     ("train",),
     ("hibio.cli", "hibio.eval", "hibio.pathways", "hibio.preprocessing"),
+    ("hibio.fit",),
     ("eval",),
     ("eval.against", "eval.ablation", "eval.hest_bench", "eval.predict"),
     ("eval.predict.run",),

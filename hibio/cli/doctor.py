@@ -230,7 +230,7 @@ def what_acts(checkpoint: Path, stores: Path) -> list[dict[str, Any]]:
     from hibio.checkpoint import CONFIG, find_checkpoint
     from hibio.config.files import ConfigError, load_saved
     from hibio.config.run import RunConfig
-    from hibio.data.dataset import SlideDataset
+    from hibio.data.dataset import PreparedSlides
     from hibio.data.splits import read_entries
     from hibio.model import HiBio
     from hibio.paths import beside, path_shares
@@ -247,7 +247,7 @@ def what_acts(checkpoint: Path, stores: Path) -> list[dict[str, Any]]:
             f"{stores}: none of the slides that {folder} was trained on "
             f"({', '.join(sorted(known)[:3])} ...); give the folder of its training stores"
         )
-    dataset = SlideDataset(entries, trained.artifacts, None)
+    dataset = PreparedSlides(entries, trained.artifacts, None)
     start = start_of(Job(config, config.folds[0], config.seeds[0], folder))
     vision = dataclasses.replace(trained.config.vision, weights=None, pretrained=False)
     before = new_model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from hibio.cli.command import Command, add_config, add_folder
@@ -33,6 +32,7 @@ def train(options: argparse.Namespace) -> int:
 
     from hibio.config.files import load_config
     from hibio.config.run import RunConfig
+    from hibio.fit import write_readouts
     from hibio.run import train_all
     from hibio.training.process_group import end_processes
 
@@ -43,22 +43,11 @@ def train(options: argparse.Namespace) -> int:
     checkpoints = train_all(config, resume=options.resume is not None)
     if end_processes() > 0:
         return 0  # another process of the run tells
-    _write_readouts(checkpoints)
+    write_readouts(checkpoints)
     print(f"trained {len(checkpoints)} checkpoint(s) in {config.out}")
     stores, out = config.data.stores, config.out / "eval"
     print(f"next: hibio eval --checkpoint {config.out} --data {stores} --out {out}")
     return 0
-
-
-def _write_readouts(checkpoints: Sequence[Path]) -> None:
-    """What `hibio predict` reads, into every checkpoint that has a reference bank."""
-    from eval.embed import load_checkpoint
-    from eval.predict import readout_of
-    from hibio.bank import has_bank
-
-    for path in checkpoints:
-        if has_bank(path):
-            readout_of(load_checkpoint(path))
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ _COUNTS = "counts"  # the layer that is taken where X holds none
 _UNIT_TOLERANCE = 0.1
 
 
-class SlideDataset:
+class PreparedSlides:
     """Slides by index; at most ``cache`` of them are held, so memory does not grow with the corpus.
 
     Args:

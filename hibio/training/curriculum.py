@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hibio.config.files import ConfigError
 from hibio.config.training import StageConfig
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.slide import PreparedSlide
 from hibio.data.splits import SlideEntry
 from hibio.keys import TERM_SPOT
@@ -184,7 +184,7 @@ class Judge:
         slides: its slides, with true pairs.
     """
 
-    def __init__(self, inner: Inner, slides: SlideDataset) -> None:
+    def __init__(self, inner: Inner, slides: PreparedSlides) -> None:
         self.inner = inner
         self.slides = slides
 

@@ -21,7 +21,7 @@ from hibio.config.run import AugmentConfig
 from hibio.config.training import SamplerConfig, StageConfig
 from hibio.data.collate import Augment, Views
 from hibio.data.counts import ordered_map
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.sampler import RegionSampler, Share, slide_weights
 from hibio.training.objective import Objective
 from hibio.training.process_group import ProcessGroup
@@ -67,7 +67,7 @@ class Plan:
         self,
         stages: Sequence[StageConfig],
         sampler: SamplerConfig,
-        dataset: SlideDataset,
+        dataset: PreparedSlides,
         regions: RegionState,
         objective: Objective,
         seed: int,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hibio.config.data import RegionsConfig
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.slide import PreparedSlide
 from hibio.model import HiBio
 from hibio.regions import match_labels, slide_regions
@@ -41,7 +41,7 @@ class RegionState:
     def __init__(
         self,
         config: RegionsConfig,
-        dataset: SlideDataset,
+        dataset: PreparedSlides,
         first_trees: int = FIRST_TREES,
         history_slides: int = HISTORY_SLIDES,
         hidden: Mapping[int, np.ndarray] | None = None,

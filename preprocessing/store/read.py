@@ -373,8 +373,12 @@ class SlideStore:
         """Names of the feature sets, such as "handcrafted"."""
         return sorted(self._file[layout.FEATURES]) if layout.FEATURES in self._file else []
 
-    def features(self, name: str) -> np.ndarray:
-        """Return one feature set, (S, F) float32.
+    def features(self, name: str, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        """Return one feature set, (S, F) float32, or (n, F) of some spots.
+
+        Args:
+            name: such as "handcrafted".
+            rows: a slice, or (n,) spot numbers in any order; only they are read. None: all.
 
         Raises:
             DataError: there is none of this name (names the nearest), or not all are finite.
@@ -383,7 +387,12 @@ class SlideStore:
             listed = f"there are: {', '.join(names) or '-'}"
             hint = did_you_mean(name, names, "did you mean", listed)
             raise DataError(f"{self.path} has no features {name!r} ({hint})")
-        values = np.asarray(self._file[f"{layout.FEATURES}/{name}"][:], dtype=np.float32)
+        data = self._file[f"{layout.FEATURES}/{name}"]
+        if isinstance(rows, np.ndarray):
+            read, place = np.unique(rows, return_inverse=True)
+            values = np.asarray(data[read], dtype=np.float32)[place]
+        else:
+            values = np.asarray(data[slice(None) if rows is None else rows], dtype=np.float32)
         wrong = int((~np.isfinite(values)).any(axis=1).sum())
         if wrong:
             raise DataError(

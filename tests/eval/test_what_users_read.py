@@ -38,7 +38,7 @@ from hibio.bank import Bank, build_bank, read_bank
 from hibio.config.files import ConfigError
 from hibio.config.training import StageConfig
 from hibio.data.counts import align_columns
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.splits import read_entries
 from hibio.run import train_all
 from preprocessing.store import SlideStore
@@ -185,7 +185,7 @@ def test_a_thinned_bank_keeps_profile_and_embedding_of_the_same_spots(
     toy_stores, toy_artifacts, monkeypatch
 ):
     model = make_model(toy_artifacts)
-    dataset = SlideDataset(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
+    dataset = PreparedSlides(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
     whole = build_bank(model, dataset)
     monkeypatch.setattr(bank, "MAX_SPOTS", 35)
     few = build_bank(model, dataset)

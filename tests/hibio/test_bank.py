@@ -10,7 +10,7 @@ from hibio.bank import Bank, build_bank, read_bank, write_bank
 from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
 from hibio.data.counts import align_columns
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.splits import read_entries
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
@@ -32,7 +32,7 @@ def model(toy_artifacts):
 
 @pytest.fixture(scope="module")
 def dataset(toy_stores, toy_artifacts):
-    return SlideDataset(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
+    return PreparedSlides(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,14 @@ def test_a_round_trip_keeps_half_precision(bank, tmp_path):
 
 def test_there_is_no_bank_without_images_or_a_vision_tower(model, dataset, toy_artifacts):
     blind = [dataclasses.replace(entry, has_image=False) for entry in dataset.entries]
-    assert build_bank(model, SlideDataset(blind, toy_artifacts, None)) is None
+    assert build_bank(model, PreparedSlides(blind, toy_artifacts, None)) is None
     counts_only = make_model(toy_artifacts, vision=VisionConfig(name="none"))
     assert build_bank(counts_only, dataset) is None
 
 
 def test_slides_without_an_image_are_left_out(model, dataset, toy_artifacts):
     entries = [dataclasses.replace(dataset.entries[0], has_image=False), dataset.entries[1]]
-    mixed = build_bank(model, SlideDataset(entries, toy_artifacts, "handcrafted"))
+    mixed = build_bank(model, PreparedSlides(entries, toy_artifacts, "handcrafted"))
     assert set(mixed.slide) == {"sim002"}
 
 

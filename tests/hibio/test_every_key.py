@@ -21,7 +21,7 @@ from hibio.config.model import ImageInput
 from hibio.config.run import RunConfig
 from hibio.config.schema import build_section
 from hibio.config.training import SamplerConfig, StageConfig
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.splits import read_entries
 from hibio.run import build, expand
 from preprocessing.store.read import stores_in
@@ -215,7 +215,7 @@ def test_a_second_value_changes_the_losses(losses, plain, key):
 @pytest.mark.parametrize(("kept", "same"), [(1, False), (2, True)])
 def test_no_more_slides_are_kept_than_asked(toy_stores, toy_artifacts, kept, same):
     entries = read_entries(stores_in(toy_stores))
-    dataset = SlideDataset(entries, toy_artifacts, ImageInput("handcrafted"), kept)
+    dataset = PreparedSlides(entries, toy_artifacts, ImageInput("handcrafted"), kept)
     first = dataset[0]
     assert dataset[0] is first
     dataset[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hibio.data.counts import reading
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.splits import read_entries
 from preprocessing.errors import DataError
 from preprocessing.store.read import stores_in
@@ -31,7 +31,7 @@ WORDS = r"slide 'sim002' cannot be read from .*sim002\.h5: .*--resume"
 
 @pytest.mark.parametrize("harm", [vanish, tear])
 def test_a_slide_that_is_no_longer_there(folder, toy_artifacts, harm):
-    dataset = SlideDataset(read_entries(stores_in(folder)), toy_artifacts, "handcrafted", cache=1)
+    dataset = PreparedSlides(read_entries(stores_in(folder)), toy_artifacts, "handcrafted", cache=1)
     assert dataset[1].n_spots == 70
     harm(folder / "sim002.h5")
     assert dataset[1].n_spots == 70  # it is still in memory
@@ -43,7 +43,7 @@ def test_a_slide_that_is_no_longer_there(folder, toy_artifacts, harm):
 
 @pytest.mark.parametrize("harm", [vanish, tear])
 def test_patches_and_counts_that_are_read_later(folder, toy_artifacts, harm):
-    slide = SlideDataset(read_entries(stores_in(folder)), toy_artifacts, "patches")[1]
+    slide = PreparedSlides(read_entries(stores_in(folder)), toy_artifacts, "patches")[1]
     harm(folder / "sim002.h5")
     with pytest.raises(DataError, match=WORDS):
         slide.patches(np.arange(3))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hibio.checkpoint import NAME
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.encoders.base import neighbour_mean
 from hibio.model import HiBio
 from hibio.paths import beside, change, path_shares
@@ -169,7 +169,7 @@ def test_the_start_is_that_of_the_seed(toy_stores, tmp_path):
     assert all(torch.equal(one, state[name]) for name, one in again.state_dict().items())
     assert not torch.equal(other.omics.rank.weight, again.omics.rank.weight)
     older = dataclasses.replace(trainer.plan.dataset.artifacts, scales=None)
-    dataset = SlideDataset(trainer.plan.dataset.entries, older, None)
+    dataset = PreparedSlides(trainer.plan.dataset.entries, older, None)
     torch.manual_seed(job.seed)
     plain = HiBio(again.config, older).state_dict()
     found = new_model(again.config, dataset, job.seed).state_dict()

@@ -10,7 +10,7 @@ import torch
 from hibio.config.files import ConfigError
 from hibio.config.training import ObjectiveConfig, SamplerConfig, StageConfig
 from hibio.data.counts import ordered_map
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.splits import read_entries
 from hibio.training.objective import Objective
 from hibio.training.plan import Plan, own_micro_batches
@@ -25,7 +25,7 @@ STAGES = (StageConfig("omics", 1, MASKED), StageConfig("region", 2, REGION))
 
 @pytest.fixture(scope="module")
 def dataset(toy_stores, toy_artifacts):
-    return SlideDataset(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
+    return PreparedSlides(read_entries(stores_in(toy_stores))[:2], toy_artifacts, "handcrafted")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_stages_with_and_without_images_are_told(dataset, objective):
     plan.stages = (*STAGES, pathway)
     assert plan.mixed_stages() == []
     entries = dataset.entries
-    blind = SlideDataset(
+    blind = PreparedSlides(
         [entries[0], dataclasses.replace(entries[1], has_image=False)], dataset.artifacts, None
     )
     plan.dataset = blind

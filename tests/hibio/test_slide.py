@@ -13,7 +13,7 @@ from hibio.config.data import GenesConfig
 from hibio.config.files import ConfigError
 from hibio.data import fitting
 from hibio.data.counts import ArrayCounts, align_columns
-from hibio.data.dataset import SlideDataset, image_batch, shuffled_pairs, slide_of_anndata
+from hibio.data.dataset import PreparedSlides, image_batch, shuffled_pairs, slide_of_anndata
 from hibio.data.slide import expression_slide, prepare_slide, random_neighbours, standardise_columns
 from hibio.data.splits import read_entries
 from preprocessing.graphs import DelaunayGraph
@@ -214,7 +214,7 @@ def entries(toy_stores):
 
 
 def test_the_cache_is_bounded_and_keeps_the_latest(entries, toy_artifacts):
-    dataset = SlideDataset(entries, toy_artifacts, "handcrafted", cache=2)
+    dataset = PreparedSlides(entries, toy_artifacts, "handcrafted", cache=2)
     first, second = dataset[0], dataset[1]
     assert dataset[0] is first
     assert dataset[2].slide_id == "sim003"  # pushes out 1, which was used least recently
@@ -226,9 +226,9 @@ def test_the_cache_is_bounded_and_keeps_the_latest(entries, toy_artifacts):
 
 
 def test_shuffled_pairs_move_images_and_nothing_else(entries, toy_artifacts):
-    plain = SlideDataset(entries, toy_artifacts, "handcrafted")[0]
+    plain = PreparedSlides(entries, toy_artifacts, "handcrafted")[0]
     first, second = (
-        SlideDataset(entries, toy_artifacts, "handcrafted", shuffle_pairs=True)[0] for _ in "12"
+        PreparedSlides(entries, toy_artifacts, "handcrafted", shuffle_pairs=True)[0] for _ in "12"
     )
     assert np.array_equal(first.features_SF, second.features_SF)
     same = (first.features_SF == plain.features_SF).all(axis=1)

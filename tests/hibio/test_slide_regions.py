@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hibio.config.data import RegionsConfig
-from hibio.data.dataset import SlideDataset
+from hibio.data.dataset import PreparedSlides
 from hibio.data.slide import PreparedSlide
 from hibio.data.splits import read_entries
 from hibio.model import SlideEmbedding
@@ -95,7 +95,7 @@ def test_levels_are_named_by_their_size():
 @pytest.fixture
 def state(toy_stores, toy_artifacts) -> RegionState:
     entries = read_entries(stores_in(toy_stores))[:2]
-    return RegionState(REGIONS, SlideDataset(entries, toy_artifacts, "handcrafted"))
+    return RegionState(REGIONS, PreparedSlides(entries, toy_artifacts, "handcrafted"))
 
 
 def test_a_tree_is_built_when_asked_for_and_batches_are_of_the_middle_level(state, monkeypatch):

@@ -1,0 +1,96 @@
+"""`HiBio.fit`: a run from Python is the run that the commands make of the same slides."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import openslide
+import pandas as pd
+import pytest
+
+from hibio.cli import main
+from hibio.config.files import ConfigError
+from hibio.model import HiBio
+from preprocessing import read_manifest
+from preprocessing.errors import DataError
+from preprocessing.patches import PatchConfig
+from preprocessing.store import SlideStore
+
+TINY = {
+    "genes": {"keyword_genes": 16, "rank": 6, "min_spots": 5, "target_genes": 20},
+    "model": {
+        "embed_dim": 16,
+        "vision": {"width": 16},
+        "omics": {"name": "mlp", "width": 16, "heads": 2},
+    },
+    "stages": [
+        {
+            "name": "spot",
+            "steps": 3,
+            "lr": 2e-3,
+            "weights": {"spot/contrastive": 1.0, "image/expression": 1.0},
+        }
+    ],
+}
+
+
+def section(store: Path) -> anndata.AnnData:
+    """What a user has in memory."""
+    with SlideStore(store) as opened:
+        adata = anndata.AnnData(
+            opened.counts().astype(np.float32),
+            obs=pd.DataFrame(index=opened.barcodes),
+            var=pd.DataFrame(index=opened.gene_names),
+        )
+        adata.obsm["spatial"] = opened.xy_px0
+    return adata
+
+
+def test_five_lines_of_python_train_what_the_commands_train(
+    toy_cohort: Path, toy_stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = read_manifest(toy_cohort)[:2]
+    a, b = (section(toy_stores / f"{row.slide_id}.h5") for row in rows)
+    a.obs["text"] = "mine"
+    with openslide.OpenSlide(rows[1].image) as slide:
+        pixels = slide.read_region((0, 0), 0, slide.dimensions)
+    slides = {"a": a, "b": b}
+    images = {"a": rows[0].image, "b": np.asarray(pixels)[..., :3]}
+    more = {"patch": PatchConfig(112.0, 16), "mpp": 4.0, "patient_id": ["A", "B"]}
+    model = HiBio.fit(slides, images, TINY, **more)
+    assert a.obs["text"].dtype == object  # what was given is as it was
+    assert model.artifacts.train_slides == ("a", "b")
+    assert {seal["patient"] for seal in model.artifacts.seals.values()} == {"A", "B"}
+    with SlideStore(tmp_path / "runs/python/stores/b.h5") as store:
+        features, known = store.features("handcrafted"), store.xy_px0
+        np.testing.assert_array_equal(np.sort(known, axis=0), np.sort(b.obsm["spatial"], axis=0))
+    assert model.predict(features).shape == (b.n_obs, model.artifacts.n_genes)
+    config = tmp_path / "runs/python/config.yaml"
+    asked = ["train", "--config", str(config), "--set", f"out={tmp_path / 'again'}"]
+    assert main(asked) == 0
+    again = HiBio.from_checkpoint(next((tmp_path / "again").rglob("checkpoint")))
+    np.testing.assert_array_equal(again.encode_image(features), model.encode_image(features))
+    with pytest.raises(ConfigError, match="already holds 1 checkpoint"):
+        HiBio.fit(slides, images, TINY, **more)
+
+
+def test_what_cannot_be_is_told(toy_stores: Path, tmp_path: Path):
+    adata = section(toy_stores / "sim001.h5")
+    for words, images, more in (
+        ("images: 1 given for 2 slides", ["x.tif"], {}),
+        (r"images: no slide 'c' \(slides: slide1, slide2\)", {"c": "x.tif"}, {}),
+        (r"images: float64 \(4, 4\)", [np.zeros((4, 4))] * 2, {}),
+        ("colour: no column of a manifest", None, {"colour": "red"}),
+        ("asks for 1 folds, 2 seeds", None, {"config": {"seeds": [0, 1]}, "mpp": 4.0}),
+        (
+            "config: unknown key .seedz.; did you mean .seeds.",
+            None,
+            {"config": {"seedz": [0]}, "mpp": 4.0},
+        ),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            HiBio.fit([adata, adata], images, out=tmp_path, **more)
+    adata.X = adata.X * 0.5
+    with pytest.raises(DataError, match="1 of 1 slides cannot be prepared: slide1: "):
+        HiBio.fit(adata, out=tmp_path, mpp=4.0)
