@@ -26,6 +26,10 @@ LAYERS = (
     ("hibio.cli", "hibio.eval", "hibio.pathways", "hibio.preprocessing"),
     ("hibio.fit",),
     ("eval",),
+    ("eval.view",),
+    ("eval.view.cohort", "eval.view.page"),
+    ("eval.view.slide",),
+    ("eval.view.model", "eval.view.tiles"),
     ("eval.against", "eval.ablation", "eval.hest_bench", "eval.predict"),
     ("eval.predict.run",),
     ("eval.predict.fit",),
@@ -116,8 +120,10 @@ LAZY = {
     "pyarrow",
     "pyvips",
     "spatialdata",
+    "starlette",
     "timm",
     "torchvision",
+    "uvicorn",
     "zarr",
 }
 

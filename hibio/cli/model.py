@@ -1,4 +1,4 @@
-"""Commands on models: train, embed, query, predict, share."""
+"""Commands on models: train, embed, query, predict, share, view."""
 
 from __future__ import annotations
 
@@ -177,6 +177,50 @@ def share(options: argparse.Namespace) -> int:
     return 0
 
 
+def _view_arguments(parser: argparse.ArgumentParser) -> None:
+    add_folder(parser, "--checkpoint")
+    add_folder(parser, "--data", "stores")
+    add = parser.add_argument
+    add(
+        "--slides",
+        type=Path,
+        metavar="DIR",
+        help="folder of the slide images; without it the small pictures in the stores are shown",
+    )
+    add("--only", nargs="+", default=[], metavar="SLIDE", help="show these slides (default: all)")
+    add("--gene-sets", metavar="SOURCE", help="sets to choose from; default: the checkpoint's own")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="where to listen (default: this machine alone); another one asks for a token",
+    )
+    add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any that is free")
+    add("--export", type=Path, metavar="DIR", help="write the page as files instead of serving it")
+    add(
+        "--names",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="genes and gene sets that --export writes (default: the genes of the largest "
+        "reliability, and the sets)",
+    )
+
+
+def view(options: argparse.Namespace) -> int:
+    """``hibio view``."""
+    from eval.view.cohort import Cohort
+    from eval.view.export import export_page
+    from eval.view.server import serve
+
+    cohort = Cohort(options.checkpoint, options.data, slides=options.slides, sets=options.gene_sets)
+    if options.export is None:
+        serve(cohort, options.host, options.port)
+    else:
+        print(f"wrote {export_page(cohort, options.export, options.names)}")
+    return 0
+
+
 COMMANDS = (
     Command(
         "train",
@@ -212,5 +256,12 @@ COMMANDS = (
         "hibio share --checkpoint runs/demo/hibio --out my-model --licence cc-by-4.0",
         share,
         _share_arguments,
+    ),
+    Command(
+        "view",
+        "look at genes, gene sets, regions and spots over the slides, in a browser",
+        "hibio view --checkpoint runs/demo --data stores --slides slides",
+        view,
+        _view_arguments,
     ),
 )

@@ -35,6 +35,7 @@ from preprocessing.store import SlidePicture
 from preprocessing.tissue import has_black_background, thumbnail, tissue_fraction, tissue_mask
 
 ZERO_COUNTS = "zero counts"
+BLACK_AS_WHITE = "black background read as white"  # a note of a store
 NO_SIGNAL = "all intensities are zero"
 OFF_TISSUE = "off tissue"
 MUCH_OFF_TISSUE = 0.1  # part of the spots, from which a slide is warned of
@@ -254,7 +255,7 @@ def open_row_slide(row: SlideRow, backend: str = "auto") -> Iterator[tuple[Slide
             yield slide, slide.notes
             return
     with _opened(row.image, True, backend) as slide:
-        yield slide, (*slide.notes, "black background read as white")
+        yield slide, (*slide.notes, BLACK_AS_WHITE)
 
 
 def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:

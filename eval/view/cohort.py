@@ -1,0 +1,213 @@
+"""A cohort behind one checkpoint: its slides, and the likes of a spot among them.
+
+Answers are computed from the stores when they are asked for; what was computed is kept for the
+slides that were looked at last. Shapes: S spots, D embedding, n and K spots.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.embed import checked, embed_slide
+from eval.view.model import Model, UnknownName
+from eval.view.slide import Embedded, ViewedSlide, require_spots
+from hibio.config.files import ConfigError
+from hibio.data.splits import SlideEntry, read_entries
+from preprocessing.errors import did_you_mean
+from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
+
+Modality = Literal["image", "omics"]
+MODALITIES: tuple[Modality, ...] = ("image", "omics")
+NEIGHBOURS = 6  # that are shown of a spot
+KEPT = 3  # slides whose counts and scores stay in memory
+
+
+class Cohort:
+    """Slides behind one checkpoint; answers are computed one at a time."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        data: Path,
+        *,
+        slides: Path | None = None,
+        sets: str | None = None,
+        only: Sequence[str] = (),
+    ) -> None:
+        """Load a checkpoint and list the stores.
+
+        Args:
+            checkpoint: a checkpoint, or a run that holds one.
+            data: folder of stores.
+            slides: folder of the slide images; None: thumbnails of the stores are shown.
+            sets: what `pathways.load_pathways` takes; None: those of the checkpoint.
+            only: slides to show, in this order; all when empty.
+
+        Raises:
+            ConfigError: no checkpoint, several, or a store that was replaced since training.
+            DataError: no stores, two of one name, or no folder of slides.
+            PathwayError: an unknown database, or one that shares no genes with the model.
+        """
+        self.model = Model(checkpoint, sets)
+        self.entries = {entry.slide_id: entry for entry in read_entries(stores_in(data))}
+        checked(self.model.checkpoint, tuple(self.entries.values()))
+        if only:
+            self.entries = {slide_id: self.entry(slide_id) for slide_id in only}
+        if slides is not None and not slides.is_dir():
+            raise ConfigError(f"--slides {slides} is no folder; give that of the slide images")
+        self.folder = slides
+        self.lock = threading.RLock()
+        self._embedded: dict[str, Embedded] = {}
+        self._seen: dict[str, ViewedSlide] = {}
+        self._stacks: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
+
+    def entry(self, slide_id: str, spots: Sequence[int] = ()) -> SlideEntry:
+        """A slide of the cohort that has these spots.
+
+        Raises:
+            UnknownName: there is none of this name, or it has no such spot.
+        """
+        if slide_id not in self.entries:
+            near = did_you_mean(slide_id[:80], self.entries)
+            raise UnknownName(f"no slide {slide_id[:80]!r}{near}")
+        entry = self.entries[slide_id]
+        require_spots(entry, spots)
+        return entry
+
+    def slide(self, slide_id: str) -> ViewedSlide:
+        """A slide of the cohort, with what was computed of it.
+
+        Raises:
+            UnknownName: there is none of this name.
+        """
+        entry = self.entry(slide_id)
+        with self.lock:
+            found = self._seen.pop(slide_id, None) or self._viewed(entry)
+            self._seen[slide_id] = found  # the last one looked at is the last one to go
+            for old in list(self._seen)[:-KEPT]:
+                del self._seen[old]
+            return found
+
+    def embedded(self, slide_id: str) -> Embedded:
+        """Embeddings and regions of a slide, computed once."""
+        with self.lock:
+            if slide_id not in self._embedded:
+                _, found, regions = embed_slide(self.model.checkpoint, self.entries[slide_id].path)
+                self._embedded[slide_id] = Embedded(found.image, found.omics, regions)
+            return self._embedded[slide_id]
+
+    def facts(self) -> dict[str, Any]:
+        """What the page starts from."""
+        checkpoint = self.model.checkpoint
+        trained = set(self.model.artifacts.train_slides)
+        slides = [
+            {
+                "id": entry.slide_id,
+                "patient": entry.patient_id,
+                "spots": entry.n_spots,
+                "trained": entry.slide_id in trained,
+                "counts": entry.has_counts,
+                "image": entry.has_image and checkpoint.model.vision is not None,
+                "patches": entry.has_image,
+            }
+            for entry in self.entries.values()
+        ]
+        return {"slides": slides, "maps": _colour_maps(), **self.model.facts()}
+
+    def _viewed(self, entry: SlideEntry) -> ViewedSlide:
+        slide_id = entry.slide_id
+        return ViewedSlide(self.model, entry, lambda: self.embedded(slide_id), self.folder)
+
+    def patches(self, slide_id: str, spots: Sequence[int]) -> np.ndarray:
+        """Patches (n, px, px, 3) uint8 of some spots.
+
+        Raises:
+            UnknownName: a slide or spot that is not there, or a slide without image.
+        """
+        entry = self.entry(slide_id, spots)
+        if not entry.has_image:
+            raise UnknownName(f"slide {slide_id!r} has no patches")
+        with SlideStore(entry.path) as store:
+            return store.patches(list(spots))
+
+    def near(self, slide_id: str, spots: Sequence[int]) -> list[dict[Modality, list[Any]]]:
+        """The nearest spots by image and by omics, as far as the slide has them.
+
+        Args:
+            slide_id: whose spots are asked about.
+            spots: (n,) their numbers.
+
+        Returns:
+            Of each spot: image or omics -> slide, spot and cosine of the nearest ones, in other
+            slides, or in the own one where it is the only one.
+
+        Raises:
+            UnknownName: a slide or spot that is not there.
+        """
+        self.entry(slide_id, spots)
+        found = self.embedded(slide_id)
+        there: list[Modality] = [by for by in MODALITIES if getattr(found, by) is not None]
+        lists = [self._near(slide_id, spots, by) for by in there]
+        return [dict(zip(there, of_spot, strict=True)) for of_spot in zip(*lists, strict=True)]
+
+    def _near(
+        self, slide_id: str, spots: Sequence[int], by: Modality
+    ) -> list[list[dict[str, Any]]]:
+        mine = getattr(self.embedded(slide_id), by)
+        names, start, rows = self._stack(by)
+        similarity = mine[list(spots)] @ rows.T
+        own = names.index(slide_id)
+        if len(names) > 1:
+            similarity[:, start[own] : start[own + 1]] = -np.inf
+        else:
+            similarity[np.arange(len(spots)), list(spots)] = -np.inf
+        k = min(NEIGHBOURS, similarity.shape[1] - 1)
+        if k < 1:
+            return [[] for _ in spots]
+        some = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        found = []
+        for row, columns in zip(similarity, some, strict=True):
+            best = columns[np.argsort(-row[columns], kind="stable")]
+            best = best[np.isfinite(row[best])]
+            of = np.searchsorted(start, best, side="right") - 1
+            found.append(
+                [
+                    {
+                        "slide": names[s],
+                        "spot": int(b - start[s]),
+                        "cosine": round(float(row[b]), 3),
+                    }
+                    for s, b in zip(of, best, strict=True)
+                ]
+            )
+        return found
+
+    def _stack(self, by: Modality) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Slides that have an embedding, the first row of each, and the rows of all."""
+        with self.lock:
+            if by not in self._stacks:
+                names, parts = [], []
+                for slide_id in tqdm(self.entries, desc="embed", disable=None, leave=False):
+                    rows = getattr(self.embedded(slide_id), by)
+                    if rows is not None:
+                        names.append(slide_id)
+                        parts.append(rows)
+                start = np.cumsum([0, *map(len, parts)])
+                self._stacks[by] = (names, start, np.concatenate(parts))
+            return self._stacks[by]
+
+
+def _colour_maps() -> Mapping[str, list[int]]:
+    """256 colours each of the maps that any reader can tell apart, as one row of R, G, B."""
+    import matplotlib as mpl
+
+    maps = ("viridis", "cividis", "magma")
+    steps = np.arange(256)
+    return {name: mpl.colormaps[name](steps, bytes=True)[:, :3].ravel().tolist() for name in maps}

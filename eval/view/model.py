@@ -1,0 +1,141 @@
+"""A checkpoint as the page asks it: what it can answer, and what a question means.
+
+Shapes: S spots, G genes of the vocabulary, M gene sets, n spots of the bank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.embed import load_checkpoint, one_checkpoint
+from eval.predict.fit import readout_of
+from eval.query import GeneSets, scored_on_bank
+from hibio.bank import Bank, read_bank
+from hibio.checkpoint import BANK
+from hibio.config.files import ConfigError
+from hibio.readout import MIN_RELIABILITY, Readout
+from pathways import PathwayDatabase, load_pathways
+from pathways.files import GeneSet
+from preprocessing.errors import did_you_mean
+
+FEWEST, MOST = 3, 500  # known genes of a set
+LONGEST = 20_000  # characters of a question
+_SEPARATORS = re.compile(r"[\s,;|]+")
+
+
+class UnknownName(ConfigError):
+    """A slide, spot, gene, set or level that is not there."""
+
+
+class Model:
+    """One checkpoint: its genes, sets and read-outs.
+
+    Attributes:
+        checkpoint: loaded.
+        artifacts: of it.
+        genes: name -> column of the vocabulary.
+        levels: names of the region levels.
+        readout: expression from an image; None where there is none.
+        bank: that gene sets are read out with; None where there is none.
+        database: the sets to choose from, their genes known.
+        missing: what cannot be answered, and why.
+    """
+
+    def __init__(self, checkpoint: Path, sets: str | None = None) -> None:
+        """Load a checkpoint; the arguments are those of `Cohort`."""
+        self.checkpoint = load_checkpoint(one_checkpoint(checkpoint))
+        self.artifacts = self.checkpoint.model.artifacts
+        self.genes = {str(name): column for column, name in enumerate(self.artifacts.genes)}
+        self.levels = list(self.checkpoint.run.regions.levels)
+        self.missing: dict[str, str] = {}
+        self.readout: Readout | None = self._try("genes", lambda: readout_of(self.checkpoint))
+        self.bank: Bank | None = self._try("gene sets", self._read_bank)
+        self.database = self._database(sets)
+
+    def _try(self, what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except ConfigError as error:
+            self.missing[what] = str(error)
+            return None
+
+    def _read_bank(self) -> Bank:
+        return read_bank(self.checkpoint.path / BANK, self.checkpoint.model)
+
+    def _database(self, source: str | None) -> PathwayDatabase:
+        own = self.artifacts.database
+        database = own if source is None and own is not None else load_pathways(source or "default")
+        genes = self.artifacts.genes.tolist()
+        return database.restrict(genes, min_genes=FEWEST, max_genes=MOST)[0]
+
+    @cached_property
+    def _background(self) -> np.ndarray:
+        assert self.bank is not None
+        return self.artifacts.anchors.background(self.bank.tfidf)
+
+    @cached_property
+    def sets(self) -> GeneSets:
+        """The sets of the database, scored on the bank.
+
+        Raises:
+            ConfigError: there is no bank.
+        """
+        return self.scored(self.database)
+
+    def scored(self, database: PathwayDatabase) -> GeneSets:
+        """Any sets of known genes, scored on the bank."""
+        if self.bank is None:
+            raise ConfigError(self.missing["gene sets"])
+        return scored_on_bank(self.artifacts, database, self.bank, self._background)
+
+    def question(self, text: str) -> str | PathwayDatabase:
+        """What was typed: the name of a gene, of a set, or a list of genes as a set.
+
+        Raises:
+            UnknownName: genes that the model does not know, or too few for a set.
+        """
+        text = text.strip()[:LONGEST]
+        if text in self.genes or text in self.database.names:
+            return text
+        asked = [name for name in dict.fromkeys(_SEPARATORS.split(text)) if name]
+        known = [name for name in asked if name in self.genes]
+        if len(asked) == 1 or not known:
+            choices = [*self.genes, *self.database.names]
+            near = did_you_mean(text[:80], choices, "; the nearest:", n=3).replace("?", "")
+            raise UnknownName(f"the model knows no gene or gene set {text[:80]!r}{near}")
+        if not FEWEST <= len(known) <= MOST:
+            left = ", ".join(name[:20] for name in asked if name not in self.genes) or "none"
+            raise UnknownName(
+                f"{len(known)} of {len(asked)} genes of the list are known (unknown: "
+                f"{left[:200]}); a set needs {FEWEST} to {MOST}"
+            )
+        name = f"list of {len(known)} of {len(asked)} genes"
+        return PathwayDatabase.from_sets([GeneSet(name, "", tuple(known))], name)
+
+    def facts(self) -> dict[str, Any]:
+        """What the page must know of it."""
+        var = None if self.readout is None else self.readout.var(MIN_RELIABILITY)
+        shown = ("reliability", "reliability_low", "reliability_high", "reliability_n", "note")
+        return {
+            "genes": list(self.genes) if var is None else var.index.tolist(),
+            "known": {} if var is None else {n: plain(var[n].to_numpy()) for n in shown},
+            "reliability_words": "" if self.readout is None else self.readout.words,
+            "sets": {name: list(self.database.genes_of(name)) for name in self.database.names},
+            "levels": self.levels,
+            "missing": self.missing,
+        }
+
+
+def plain(value: Any) -> Any:
+    """Numbers as JSON has them, to four digits; None for what is not finite."""
+    if isinstance(value, np.ndarray):
+        return [plain(one) for one in value.tolist()]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,329 @@
+"""One slide as the page asks about it: heatmaps, spots, regions, areas.
+
+What is large is computed when it is first asked for, and kept with the slide. Shapes: S spots, G
+genes of the vocabulary, M gene sets, D embedding, F inputs of the read-out, L region levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+from eval.embed import spot_diameter
+from eval.export import region_outlines
+from eval.query import GeneSets, image_scores, nearest_in_bank
+from eval.view.model import Model, UnknownName, plain
+from eval.view.tiles import DeepZoom
+from hibio.config.files import ConfigError
+from hibio.data.counts import align_columns
+from hibio.data.splits import SlideEntry
+from hibio.readout import MIN_RELIABILITY, verdict
+from pathways import PathwayDatabase
+from preprocessing.selection import normalised
+from preprocessing.store import SlideStore
+
+Kind = Literal["measured", "predicted"]
+KEYWORDS = 12  # genes that are shown of a spot
+EXPRESSION = "log expression, on the scale of the training spots"
+SCORE = "match score: standard deviations above the mean of the training spots"
+RELATIVE = "predicted match: standard deviations above the mean of this slide"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One value a spot.
+
+    Attributes:
+        values: (S,) float32.
+        about: title, unit, kind and what is known of it, as plain values.
+    """
+
+    values: np.ndarray
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S)."""
+
+    image: np.ndarray | None
+    omics: np.ndarray | None
+    regions: np.ndarray
+
+
+class ViewedSlide:
+    """One slide; what is large is computed when it is first asked for."""
+
+    def __init__(
+        self, model: Model, entry: SlideEntry, embed: Callable[[], Embedded], folder: Path | None
+    ) -> None:
+        """Read the places of the spots.
+
+        Args:
+            model: what is asked.
+            entry: the slide.
+            embed: gives its embeddings.
+            folder: of the slide images, or None.
+        """
+        self.model, self.entry, self.folder = model, entry, folder
+        self._embed = embed
+        with SlideStore(entry.path) as store:
+            self.xy_px0, self.mpp, self.xy_um = store.xy_px0, store.mpp, store.xy_um
+            self.barcodes = [str(one) for one in store.barcodes]
+            self.diameter = spot_diameter(store)
+            self.labels = store.label_columns()
+
+    @cached_property
+    def zoom(self) -> DeepZoom:
+        """Tiles of its picture."""
+        with SlideStore(self.entry.path) as store:
+            return DeepZoom(store, self.folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What the page must know to draw it."""
+        return {
+            "id": self.entry.slide_id,
+            "mpp": self.mpp,
+            "spots": len(self.xy_px0),
+            "diameter": self.diameter,
+            "tiles": self.zoom.facts,
+            "verdict": self._verdict(),
+            "xy": self.xy_px0.round(1).ravel().tolist(),
+        }
+
+    def _verdict(self) -> str:
+        readout = self.model.readout
+        if readout is None or readout.look is None or not readout.features:
+            return ""
+        return verdict(readout.look.familiarity(self._features))
+
+    def heat(self, asked: str, kind: Kind) -> Heat:
+        """Values of a gene, a set or a list over the slide.
+
+        Raises:
+            UnknownName: the model does not know it.
+            ConfigError: it was not measured, or cannot be predicted.
+        """
+        question = self.model.question(asked)
+        if isinstance(question, str) and question in self.model.genes:
+            return self._gene(question, kind)
+        return self._set(question, kind)
+
+    def _gene(self, name: str, kind: Kind) -> Heat:
+        about = {"title": name, "kind": kind, "unit": EXPRESSION, "of": "gene"}
+        if kind == "measured":
+            column = self.expression[:, self.model.genes[name]]
+            return Heat(np.asarray(column.toarray(), dtype=np.float32).ravel(), about)
+        readout = self.model.readout
+        if readout is None:
+            raise ConfigError(self.model.missing["genes"])
+        one = readout.of([name])
+        row = one.var(MIN_RELIABILITY).iloc[0]
+        about |= {n: plain(row[n]) for n in row.index if str(n).startswith("reliability")}
+        return Heat(one.values(self.inputs).ravel(), about | {"note": str(row["note"])})
+
+    def _set(self, question: str | PathwayDatabase, kind: Kind) -> Heat:
+        if isinstance(question, PathwayDatabase):
+            sets, column = self.model.scored(question), 0
+            values = self._measured(sets) if kind == "measured" else self._predicted(sets)
+        else:
+            sets = self.model.sets
+            column = sets.names.index(question)
+            values = self.measured_sets if kind == "measured" else self.predicted_sets
+        about = {
+            "title": sets.names[column],
+            "kind": kind,
+            "of": "gene set",
+            "unit": SCORE if kind == "measured" else RELATIVE,
+            "genes": list(sets.genes[column]),
+        }
+        return Heat(values[:, column].astype(np.float32), about)
+
+    def _measured(self, sets: GeneSets) -> np.ndarray:
+        return sets.measure(self.tfidf, self._background)
+
+    def _predicted(self, sets: GeneSets) -> np.ndarray:
+        bank = self.model.bank
+        assert bank is not None
+        image = self._image
+        return image_scores(self.model.checkpoint, sets, bank, image, "default", self._nearest)
+
+    @cached_property
+    def measured_sets(self) -> np.ndarray:
+        """Scores (S, M) of the database on the counts."""
+        return self._measured(self.model.sets)
+
+    @cached_property
+    def predicted_sets(self) -> np.ndarray:
+        """Scores (S, M) of the database from the image, as `hibio query` gives them."""
+        return self._predicted(self.model.sets)
+
+    @cached_property
+    def _nearest(self) -> sparse.csr_matrix:
+        assert self.model.bank is not None
+        return nearest_in_bank(self.model.bank, self._image)
+
+    @cached_property
+    def _counts(self) -> sparse.csr_matrix:
+        if not self.entry.has_counts:
+            raise ConfigError(
+                f"slide {self.entry.slide_id!r} has no counts: nothing was measured on it; look at "
+                "what is predicted"
+            )
+        with SlideStore(self.entry.path) as store:
+            return align_columns(store.counts(), store.gene_names, self.model.artifacts.genes)
+
+    @cached_property
+    def expression(self) -> sparse.csc_matrix:
+        """Measured log expression (S, G)."""
+        return normalised(self._counts, self.model.artifacts.modality).tocsc()
+
+    @cached_property
+    def tfidf(self) -> sparse.csr_matrix:
+        """TF-IDF rows (S, G)."""
+        artifacts = self.model.artifacts
+        return artifacts.tfidf.transform(self._counts, artifacts.niche(self.xy_um))
+
+    @cached_property
+    def _background(self) -> np.ndarray:
+        return self.model.artifacts.anchors.background(self.tfidf)
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        assert self.model.readout is not None
+        with SlideStore(self.entry.path) as store:
+            return store.features(self.model.readout.features)
+
+    @property
+    def _image(self) -> np.ndarray:
+        image = self._embed().image
+        if image is None:
+            raise ConfigError(
+                f"slide {self.entry.slide_id!r} has no image, or the model reads none: nothing is "
+                "predicted; look at what was measured"
+            )
+        return image
+
+    @cached_property
+    def inputs(self) -> np.ndarray:
+        """What the read-out of the genes reads (S, F)."""
+        readout = self.model.readout
+        assert readout is not None
+        return readout.inputs(self._features if readout.features else None, self._image)
+
+    def regions(self, level: str) -> dict[str, Any]:
+        """Region of every spot at one level, and the outline of each region in level-0 pixels.
+
+        Raises:
+            UnknownName: no such level.
+        """
+        if level not in self.model.levels:
+            raise UnknownName(f"no level {level[:40]!r}; there are {', '.join(self.model.levels)}")
+        code = self._codes[self.model.levels.index(level)]
+        outlines = region_outlines(self.xy_px0, code)
+        rings = [ring for pieces in outlines.values() for piece in pieces for ring in piece]
+        return {
+            "codes": code.tolist(),
+            "outlines": [ring.round(1).ravel().tolist() for ring in rings],
+        }
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        regions = self._embed().regions
+        return np.stack([np.unique(one, return_inverse=True)[1] for one in regions])
+
+    def spots(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """What is known of some spots: keyword genes, regions and labels.
+
+        Raises:
+            UnknownName: a spot that is not there.
+        """
+        require_spots(self.entry, numbers)
+        keywords: list[list[Any]] = [[] for _ in numbers]
+        if self.entry.has_counts:
+            keywords = self._keywords(self.tfidf[list(numbers)])
+        codes = self._codes
+        return [
+            {
+                "spot": i,
+                "barcode": self.barcodes[i],
+                "um": self.xy_um[i].round(1).tolist(),
+                "labels": {name: plain(column[i]) for name, column in self.labels.items()},
+                "regions": dict(zip(self.model.levels, codes[:, i].tolist(), strict=True)),
+                "keywords": words,
+            }
+            for i, words in zip(numbers, keywords, strict=True)
+        ]
+
+    def _keywords(self, tfidf: sparse.csr_matrix) -> list[list[Any]]:
+        artifacts = self.model.artifacts
+        gene, value = artifacts.keywords(tfidf, KEYWORDS)
+        return [
+            [[str(artifacts.genes[g]), round(float(v), 3)] for g, v in zip(*row, strict=True) if v]
+            for row in zip(gene, value, strict=True)
+        ]
+
+    def area(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Mean profile of an area beside that of the rest: measured, or predicted without counts.
+
+        Args:
+            numbers: its spots.
+
+        Returns:
+            "kind", "spots", and for "genes" and "sets" the columns name, inside, outside and sd
+            (over all spots of the slide).
+
+        Raises:
+            UnknownName: no spot, or one that is not there.
+        """
+        require_spots(self.entry, numbers)
+        inside = np.zeros(len(self.xy_px0), dtype=bool)
+        inside[list(numbers)] = True
+        if not inside.any():
+            raise UnknownName("the area holds no spot; draw it around spots")
+        kind: Kind = "measured" if self.entry.has_counts else "predicted"
+        answer: dict[str, Any] = {"kind": kind, "spots": int(inside.sum())}
+        names, values = self._profile(kind)
+        answer["genes"] = compared(names, values, inside)
+        if self.model.bank is not None:
+            scores = self.measured_sets if kind == "measured" else self.predicted_sets
+            answer["sets"] = compared(self.model.sets.names, scores, inside)
+        return answer
+
+    def _profile(self, kind: Kind) -> tuple[Sequence[str], np.ndarray | sparse.csc_matrix]:
+        if kind == "measured":
+            return list(self.model.genes), self.expression
+        if self.model.readout is None:
+            raise ConfigError(self.model.missing["genes"])
+        return self.model.readout.names.tolist(), self.model.readout.values(self.inputs)
+
+
+def compared(
+    names: Sequence[str], values: np.ndarray | sparse.csc_matrix, inside: np.ndarray
+) -> dict[str, list[Any]]:
+    """Columns of values (S, T): their mean inside (S,) and outside, and sd over all spots."""
+    n, n_in = len(inside), int(inside.sum())
+    total = np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
+    within = np.asarray(inside.astype(np.float64) @ values).ravel()
+    square: Any = values.power(2) if isinstance(values, sparse.csc_matrix) else np.square(values)
+    power = np.asarray(square.sum(axis=0), dtype=np.float64).ravel() / n
+    sd = np.sqrt(np.maximum(power - (total / n) ** 2, 0.0))
+    outside = (total - within) / (n - n_in) if n > n_in else np.full(len(total), np.nan)
+    columns = {"inside": within / n_in, "outside": outside, "sd": sd}
+    return {"name": list(names), **{name: plain(column) for name, column in columns.items()}}
+
+
+def require_spots(entry: SlideEntry, numbers: Sequence[int]) -> None:
+    """Raise UnknownName where a slide has no such spot."""
+    wrong = [n for n in numbers if not 0 <= n < entry.n_spots]
+    if wrong:
+        raise UnknownName(
+            f"no spot {str(wrong[0])[:40]}: slide {entry.slide_id!r} has the spots 0 to "
+            f"{entry.n_spots - 1}"
+        )

@@ -1,0 +1,301 @@
+"""`hibio view`: it answers what the other commands write; odd requests; the page as files."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import sparse
+
+from eval.embed import embed_folder, load_checkpoint
+from eval.predict import predict_folder
+from eval.query import query_folder
+from eval.view import page
+from eval.view.cohort import Cohort as Viewed
+from eval.view.export import export_page
+from eval.view.model import UnknownName
+from eval.view.server import application, serve
+from eval.view.slide import compared
+from eval.view.tiles import DeepZoom
+from hibio.cli import main
+from hibio.config.files import ConfigError
+from preprocessing.store import SlideStore
+from tests.eval.image_cohort import Cohort
+
+SLIDE = "sim001"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that may get a read-out."""
+    return Path(shutil.copytree(cohort.checkpoint, tmp_path_factory.mktemp("view") / "checkpoint"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vendor(tmp_path_factory: pytest.TempPathFactory):
+    """OpenSeadragon, of which these tests need the name alone."""
+    folder = tmp_path_factory.mktemp("vendor")
+    (folder / page.SCRIPT).write_text("// here is OpenSeadragon")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "VENDOR", folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def viewed(cohort: Cohort, checkpoint: Path) -> Viewed:
+    slides = cohort.stores.parent / "cohort" / "slides"
+    return Viewed(checkpoint, cohort.stores, slides=slides, sets="default")
+
+
+def client_of(viewed: Viewed, token: str = ""):
+    """Visits the page as a browser on this machine does."""
+    testing = pytest.importorskip("starlette.testclient", reason="needs hibio[view]")
+    return testing.TestClient(application(viewed, token=token), base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def client(viewed: Viewed):
+    return client_of(viewed)
+
+
+def heat(client, slide: str, name: str, kind: str) -> tuple[np.ndarray, dict]:
+    answer = client.get(f"/data/slides/{slide}/heat", params={"q": name, "kind": kind})
+    assert answer.status_code == 200, answer.text
+    return np.frombuffer(answer.content, "<f4"), json.loads(answer.headers["hibio-about"])
+
+
+def test_a_heatmap_is_what_query_and_predict_write(
+    client, viewed: Viewed, cohort: Cohort, checkpoint: Path, tmp_path: Path
+):
+    query_folder(checkpoint, cohort.stores, "default", tmp_path)
+    predict_folder(checkpoint, [cohort.stores / f"{SLIDE}.h5"], tmp_path)
+    sets = anndata.read_h5ad(tmp_path / f"{SLIDE}.query.h5ad")
+    for name in sets.var_names[[0, 7]]:
+        for kind, values in (("measured", sets.layers["measured"]), ("predicted", sets.X)):
+            found, about = heat(client, SLIDE, name, kind)
+            np.testing.assert_allclose(found, values[:, sets.var_names == name].ravel(), rtol=1e-3)
+            assert about["genes"] == list(viewed.model.database.genes_of(name))
+    genes = anndata.read_h5ad(tmp_path / f"{SLIDE}.predict.h5ad")
+    gene = str(genes.var["reliability"].idxmax())
+    found, about = heat(client, SLIDE, gene, "predicted")
+    np.testing.assert_allclose(found, genes[:, gene].X.ravel(), rtol=1e-3, atol=1e-5)
+    row = genes.var.loc[gene]
+    assert about["reliability"] == pytest.approx(row["reliability"], rel=1e-3)
+    assert (about["reliability_n"], about["note"]) == (row["reliability_n"], row["note"])
+    measured, about = heat(client, SLIDE, gene, "measured")
+    with SlideStore(cohort.stores / f"{SLIDE}.h5") as store:
+        counts = store.counts()[:, store.gene_names == gene].toarray().ravel()
+    assert ((measured > 0) == (counts > 0)).all()
+    assert np.corrcoef(measured, np.log1p(counts))[0, 1] > 0.9
+    assert about["unit"].startswith("log expression")
+
+
+def test_a_pasted_list_is_a_set(client, viewed: Viewed):
+    name = viewed.model.database.names[3]
+    genes = viewed.model.database.genes_of(name)
+    whole, _ = heat(client, SLIDE, name, "measured")
+    for text in (", ".join(genes), "\n".join([*genes, "NO_SUCH_GENE"]), ";".join(genes * 2)):
+        listed, about = heat(client, SLIDE, text, "measured")
+        np.testing.assert_allclose(listed, whole, rtol=1e-4, atol=1e-5)
+        assert about["title"].startswith(f"list of {len(genes)} of")
+    one, _ = heat(client, SLIDE, ", ".join(genes), "predicted")  # its penalty is its own
+    assert np.corrcoef(one, heat(client, SLIDE, name, "predicted")[0])[0, 1] > 0.9
+
+
+def test_the_likes_of_a_spot_are_the_nearest_in_other_slides(
+    client, cohort: Cohort, checkpoint: Path, tmp_path: Path
+):
+    embed_folder(checkpoint, cohort.stores, tmp_path)
+    files = {path.stem: anndata.read_h5ad(path) for path in tmp_path.glob("*.h5ad")}
+    for by, key in (("image", "X_hibio_image"), ("omics", "X_hibio_omics")):
+        mine = files[SLIDE].obsm[key][5]
+        others = {s: a.obsm[key] @ mine for s, a in files.items() if s != SLIDE and key in a.obsm}
+        best = sorted(((c, s, i) for s, of in others.items() for i, c in enumerate(of)))[::-1]
+        near = client.get(f"/data/slides/{SLIDE}/near/5.json").json()[by]
+        assert [(n["slide"], n["spot"]) for n in near] == [(s, i) for _, s, i in best[: len(near)]]
+        np.testing.assert_allclose([n["cosine"] for n in near], [b[0] for b in best[:6]], atol=1e-3)
+    spot = client.get(f"/data/slides/{SLIDE}/spots/5.json").json()
+    region = files[SLIDE].obs["hibio_region_600um"]
+    same = client.get(f"/data/slides/{SLIDE}/regions/600um.json").json()["codes"]
+    assert spot["regions"]["600um"] == same[5]
+    assert len(set(zip(same, region, strict=True))) == len(set(same)) == region.nunique()
+    assert spot["barcode"] == files[SLIDE].obs_names[5]
+    patch = client.get(f"/data/slides/{SLIDE}/patches/5.jpg")
+    assert patch.headers["content-type"] == "image/jpeg"
+    only_image = client.get("/data/slides/grid/near/0.json").json()
+    assert set(only_image) == {"image"}
+
+
+def test_an_area_is_compared_with_the_rest(client, viewed: Viewed):
+    inside = np.zeros(120, dtype=bool)
+    inside[[3, 4, 50]] = True
+    found = client.post(f"/data/slides/{SLIDE}/area", json={"spots": [3, 4, 50, 3]}).json()
+    assert (found["kind"], found["spots"]) == ("measured", 3)
+    gene = found["genes"]["name"][10]
+    values = heat(client, SLIDE, gene, "measured")[0].astype(np.float64)
+    assert found["genes"]["inside"][10] == pytest.approx(values[inside].mean(), rel=1e-3)
+    assert found["genes"]["outside"][10] == pytest.approx(values[~inside].mean(), rel=1e-3)
+    assert found["genes"]["sd"][10] == pytest.approx(values.std(), rel=1e-3)
+    assert found["sets"]["name"] == list(viewed.model.database.names)
+    grid = client.post("/data/slides/grid/area", json={"spots": [0]}).json()
+    assert grid["kind"] == "predicted"
+    whole = client.post(f"/data/slides/{SLIDE}/area", json={"spots": list(range(120))}).json()
+    assert set(whole["genes"]["outside"]) == {None}
+
+
+def test_sparse_and_dense_values_compare_alike():
+    values = np.random.default_rng(0).poisson(0.5, (20, 4)).astype(float)
+    inside = np.arange(20) < 7
+    assert compared("abcd", values, inside) == compared("abcd", sparse.csc_matrix(values), inside)
+
+
+def test_tiles_are_the_slide_and_say_when_they_are_not(cohort: Cohort, viewed: Viewed, client):
+    facts = client.get(f"/data/slides/{SLIDE}/slide.json").json()
+    slides = cohort.stores.parent / "cohort" / "slides"
+    with Image.open(slides / f"{SLIDE}.tif") as picture:
+        assert (facts["tiles"]["width"], facts["tiles"]["height"]) == picture.size
+        true = np.asarray(picture.convert("RGB").crop((0, 0, 511, 511)))
+    finest = facts["tiles"]["levels"] - 1
+    tile = client.get(f"/data/slides/{SLIDE}/tiles/{finest}/0_0.jpg").content
+    found = np.asarray(Image.open(io.BytesIO(tile)))
+    assert np.abs(found.astype(int) - true).mean() < 8
+    assert facts["tiles"]["words"] == ""
+    with SlideStore(cohort.stores / f"{SLIDE}.h5") as store:
+        small = DeepZoom(store)
+        assert "thumbnail" in small.words
+        np.testing.assert_allclose(small.size_px0, facts["tiles"]["size_px0"], rtol=0.01)
+        other = slides.parent / "other"
+        other.mkdir()
+        Image.new("RGB", (640, 480)).save(other / f"{SLIDE}.tif")
+        with pytest.raises(ConfigError, match=r"640 x 480 pixels.*--slides"):
+            DeepZoom(store, other)
+
+
+ODD = [
+    *("/data/slides/nobody/slide.json", f"/data/slides/{SLIDE}/spots/120.json"),
+    *(f"/data/slides/{SLIDE}/spots/{n}.json" for n in ("-1", "1e3", "999999999999", "٣", "NaN")),
+    *(f"/data/slides/{SLIDE}/tiles/{n}.jpg" for n in ("99/0_0", "0/9_9", "9" * 300 + "/0_0")),
+    *(f"/data/slides/{SLIDE}/regions/{n}.json" for n in ("5um", "..", "%00")),
+    *(f"/data/slides/{SLIDE}/patches/{n}.jpg" for n in ("120", "x")),
+    *("/data/slides/..%2f..%2fcheckpoint/slide.json", "/page/..%2f..%2fsetup.cfg", "/page/nothing"),
+    *("/../../etc/passwd", "/page/../server.py", "/%2e%2e/%2e%2e/etc/passwd"),
+    *("/data/slides/%00/slide.json", "/data/slides/" + "a" * 5000 + "/slide.json", "/nothing"),
+    *(f"/data/slides/{SLIDE}/area", "/data/slides//slide.json", "/page/%ff.js"),
+]
+QUESTIONS = ["", " ", "\0", "A" * 10_000, "NO_SUCH", "../../my.gmt", "os:system", "hallmark"]
+QUESTIONS += ["/etc/passwd", "sim001", "<script>alert(1)</script>", "G1 G2", ",,,,", "é" * 50]
+BODIES = [b"", b"{", b"[]", b"null", b'{"spots": 1}', b'{"spots": ["1"]}', b'{"spots": [1.5]}']
+BODIES += [b'{"spots": [true]}', b'{"spots": []}', b'{"spots": [-1]}', b'{"spots": [1e99]}']
+BODIES += [b'{"spots": [' + b"[" * 5000, b'{"spots": [99999999999999999999]}', b"\xff\xfe"]
+
+
+def test_a_hundred_odd_requests_get_a_sentence(client):
+    area = f"/data/slides/{SLIDE}/area"
+    answers = [client.get(path) for path in ODD]
+    for kind in ("measured", "predicted", "../x", ""):
+        answers += [
+            client.get(f"/data/slides/{SLIDE}/heat", params={"q": q, "kind": kind})
+            for q in QUESTIONS
+        ]
+    answers += [client.post(area, content=body) for body in BODIES]
+    answers += [client.post(path) for path in ODD[:3]]
+    answers += [client.get("/", headers={"host": "evil.example"})]
+    assert len(answers) > 100
+    for answer in answers:
+        assert 400 <= answer.status_code < 500, answer.url
+        assert "Traceback" not in answer.text
+        if answer.headers["content-type"] == "application/json":
+            assert len(answer.json()["error"]) > 10
+    assert client.post(area, content=b"[" * (17 << 20)).status_code == 413
+    near = client.get(f"/data/slides/{SLIDE}/heat", params={"q": "BCEL", "kind": "measured"})
+    assert re.search("the nearest: '", near.json()["error"]) or "no gene" in near.json()["error"]
+
+
+def test_the_page_names_no_other_host(client):
+    for name in ("", "page/view.js", "page/view.css", "page/openseadragon.min.js"):
+        answer = client.get(f"/{name}")
+        assert answer.status_code == 200
+        assert "http" not in answer.text.replace('xmlns="http', "")
+    assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
+
+
+def test_a_token_is_asked_for_where_one_is_set(viewed: Viewed):
+    client = client_of(viewed, token="secret")
+    for path in (
+        "/",
+        "/?token=wrong",
+        "/?token=",
+        "/data/cohort.json",
+        "/?token=s%00",
+        "/?token=é",
+    ):
+        assert client.get(path).status_code == 401, path
+    assert client.get("/?token=secret").status_code == 200
+    assert client.get("/data/cohort.json").status_code == 200  # by its cookie
+    cookie = client_of(viewed, token="secret").get("/?token=secret").headers["set-cookie"].lower()
+    assert {"httponly", "samesite=strict"} <= set(cookie.split("; "))
+
+
+def test_a_port_in_use_says_what_to_do(viewed: Viewed):
+    pytest.importorskip("uvicorn", reason="needs hibio[view]")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="--port"):
+            serve(viewed, port=port)
+    with pytest.raises(ConfigError, match="--port"):
+        serve(viewed, port=99999)
+
+
+def scripted(path: Path):
+    """The value of a file of the page."""
+    text = path.read_text()
+    return json.loads(text.removeprefix("hibioFile(").removesuffix(");\n"))
+
+
+def test_the_exported_page_holds_the_same_answers(cohort: Cohort, checkpoint: Path, tmp_path: Path):
+    viewed = Viewed(checkpoint, cohort.stores, sets="default", only=[SLIDE, "grid"])
+    client = client_of(viewed)
+    names = [viewed.model.database.names[0], str(viewed.model.artifacts.genes[3])]
+    index = export_page(viewed, tmp_path / "page", names)
+    assert "<html data-files " in index.read_text()
+    data = index.parent / "data"
+    assert scripted(data / "cohort.js")["exported"] == names
+    found = scripted(data / "slides" / SLIDE / "predicted.js")
+    values = np.frombuffer(base64.b64decode(found["values"]), "<f4").reshape(2, -1)
+    for row, name in zip(values, names, strict=True):
+        np.testing.assert_array_equal(row, heat(client, SLIDE, name, "predicted")[0])
+    spot = scripted(data / "slides" / SLIDE / "spots" / "0.js")[7]
+    assert spot.pop("near") == client.get(f"/data/slides/{SLIDE}/near/7.json").json()
+    assert spot == client.get(f"/data/slides/{SLIDE}/spots/7.json").json()
+    assert [one["id"] for one in scripted(data / "cohort.js")["slides"]] == [SLIDE, "grid"]
+    tile = f"slides/{SLIDE}/tiles/8/0_0.jpg"
+    assert (data / tile).read_bytes() == client.get(f"/data/{tile}").content
+    assert "error" in scripted(data / "slides" / "grid" / "measured.js")
+    assert Image.open(data / "slides" / SLIDE / "spots" / "0.jpg").size == (32 * 64, 4 * 64)
+    export_page(viewed, tmp_path / "page", names[:1])  # its own folder is written anew
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="was not made by this command"):
+        export_page(viewed, tmp_path / "other", names)
+    with pytest.raises(UnknownName, match="nearest"):
+        export_page(viewed, tmp_path / "new", [names[1] + "x"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_openseadragon_or_a_folder_the_command_says_so(
+    vendor: Path, cohort: Cohort, checkpoint: Path, tmp_path: Path, capsys, monkeypatch
+):
+    line = ["view", "--checkpoint", str(checkpoint), "--data", str(cohort.images)]
+    monkeypatch.setattr(page, "VENDOR", tmp_path / "none")
+    assert main([*line, "--export", str(tmp_path / "out")]) == 1
+    assert "make view-assets" in capsys.readouterr().err
+    assert main([*line, "--slides", str(tmp_path / "none")]) == 1
+    assert "--slides" in capsys.readouterr().err
+    assert load_checkpoint(checkpoint).model.artifacts.n_genes > 0
