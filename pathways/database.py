@@ -18,8 +18,8 @@ from scipy import sparse
 from scipy.sparse import csr_matrix
 
 from pathways.coverage import CoverageReport, check_coverage, count_coverage, detect_id_type
-from pathways.errors import PathwayError
-from pathways.files import GeneSet, read_text, repeated, warn_of_dates
+from pathways.errors import GeneSetWarning, PathwayError
+from pathways.files import GeneSet, read_text, repeated, warn_of_names
 
 COLUMNS = ["source", "target", "weight"]
 ALIKE = (  # what other programs call the first two
@@ -296,12 +296,12 @@ def read_table(path: str | Path) -> PathwayDatabase:
     numbers = [number for number, _ in body]
     twice = table.duplicated(COLUMNS)
     if named_alike and twice.any():
-        told = f"{path}: {int(twice.sum())} pairs of set and gene written twice; counted once."
-        warnings.warn(told, stacklevel=2)
+        told = f"{path}: {int(twice.sum())} pairs of set and gene written twice; counted once"
+        warnings.warn(GeneSetWarning(told, "write each once"), stacklevel=2)
         numbers = [n for n, again in zip(numbers, twice, strict=True) if not again]
         table = table[~twice].reset_index(drop=True)
     _check_rows(path, table, numbers)
-    warn_of_dates(path, table["target"])
+    warn_of_names(path, table["target"])
     return PathwayDatabase(name=path.name, table=table)
 
 

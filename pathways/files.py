@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from pathways.errors import PathwayError
+from pathways.errors import GeneSetWarning, PathwayError
 
 MAX_BYTES = 512 * 1024**2  # of a file after decompression
 GZIP_MAGIC = b"\x1f\x8b"
@@ -28,11 +28,16 @@ _NO_GENE = re.compile(
     r"|R-[A-Z]{3}-\d+|[a-z]{3}\d{5}|WP\d+|M\d{3,}|TEST|CUSTOM|DESCRIPTION",
     re.IGNORECASE,
 )
-_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec"
+_MONTH = "(Jan|Feb|Mars?|Mrz|M\xe4rz|Apr|Ma[yi]|Jun|Jul|Aug|Sept?|O[ck]t|Nov|De[cz]|d\xe9c|Dic)"
 _DATE = re.compile(
-    rf"\d{{1,2}}-({_MONTH})(-\d{{2,4}})?|({_MONTH})-\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?",
+    rf"\d{{1,2}}[-. /]{{1,2}}{_MONTH}\.?([- /]\d{{2,4}})?|{_MONTH}-\d{{1,4}}"
+    r"|\d{4}-\d\d-\d\d( 00:00:00)?|\d{1,2}[/.]\d{1,2}[/.](\d{2}|\d{4})",
     re.IGNORECASE,
 )
+_WORM = re.compile(r"[a-z]+-\d+")  # genes of C. elegans: sep-1
+_RESTORE = "restore their names in the source (MARCHF1, SEPTIN2, DELEC1, ...)"
+_SERIALS = range(36526, 54789)  # days since 1900 of the years 2000 to 2049
+_LISTED = 5
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
@@ -206,11 +211,7 @@ def read_gmt(path: str | Path, max_bytes: int = MAX_BYTES) -> list[GeneSet]:
             f"{path}: no gene set in it; expected lines of name, description and genes, separated "
             "by tabs."
         )
-    if n_repeats:
-        warnings.warn(
-            f"{path}: {n_repeats} gene(s) written twice in the same set; counted once.",
-            stacklevel=2,
-        )
+    _warn_of_repeats(path, n_repeats)
     return sets
 
 
@@ -242,7 +243,7 @@ def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str,
 
     Quotes around fields are removed. A second field that looks like the genes of its line (or is a
     gene of another) is a gene: the file has no descriptions. ``GENE,1.0`` (Enrichr) is a gene and
-    its weight. Genes that Excel made dates of are named.
+    its weight. `odd_names` are named.
 
     Returns:
         The sets, and weights by (set, gene): empty where the file has none.
@@ -258,7 +259,7 @@ def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str,
             GeneSet(one.name, one.description, tuple(dict.fromkeys(m[1] for m in found)))
             for one, found in pairs
         ]
-    warn_of_dates(path, [gene for one in sets for gene in one.genes])
+    warn_of_names(path, [gene for one in sets for gene in one.genes])
     return sets, weights
 
 
@@ -300,28 +301,54 @@ def _genes_in_front(path: str | Path, sets: list[GeneSet]) -> list[GeneSet]:
         else:
             found.append(one)
     if moved:
-        warnings.warn(
+        text = (
             f"{path}: the description of {len(moved)} sets looks like a gene and was read as one "
-            f"({', '.join(moved[:5])}). GMT has a description in the second column: put an empty "
-            "one there, or longer words where these are descriptions.",
-            stacklevel=4,
+            f"({', '.join(moved[:5])})"
         )
+        fix = "put an empty description in the second column, or longer words"
+        warnings.warn(GeneSetWarning(text, fix), stacklevel=4)
     return found
 
 
-def excel_dates(genes: Iterable[str]) -> list[str]:
-    """Names that Excel made of genes such as MARCH1, SEPT2 and DEC1, sorted."""
-    return sorted({gene for gene in genes if _DATE.fullmatch(gene)})
+def odd_names(genes: Iterable[str]) -> list[tuple[str, str]]:
+    """What is wrong with names of genes of sets or counts, and the fix: dates, numbers, weights.
+
+    Numbers are dates (days since 1900) unless half of the names are: those are Entrez ids.
+    """
+    names = sorted(set(genes))
+    numbers = [name for name in names if name.isdecimal()]
+    serials = [name for name in numbers if len(name) < 6 and int(name) in _SERIALS]
+    kinds = {
+        "are dates": [n for n in names if _DATE.fullmatch(n) and not _WORM.fullmatch(n)],
+        "are numbers of days": serials if 2 * len(numbers) < len(names) else [],
+    }
+    found = [
+        (f"{_some(odd, what)}: Excel made them of MARCH1, SEPT2, DEC1, ...", _RESTORE)
+        for what, odd in kinds.items()
+        if odd
+    ]
+    if weighted := [name for name in names if _WEIGHTED.fullmatch(name)]:
+        told = _some(weighted, "have a number behind a comma and match nothing")
+        found.append((told, "take it off, or write a table source, target, weight"))
+    return found
 
 
-def warn_of_dates(path: str | Path, genes: Iterable[str]) -> None:
-    """Warn where genes are dates, naming them."""
-    if dates := excel_dates(genes):
-        warnings.warn(
-            f"{path}: {len(dates)} genes are dates ({', '.join(dates[:5])}): Excel made them of "
-            "MARCH1, SEPT2, DEC1, ... (now MARCHF1, SEPTIN2, DELEC1); restore their names.",
-            stacklevel=4,
-        )
+def _some(names: list[str], what: str) -> str:
+    """How many genes are what, and the first of them."""
+    more = ", ..." if len(names) > _LISTED else ""
+    return f"{len(names)} genes {what} ({', '.join(names[:_LISTED])}{more})"
+
+
+def warn_of_names(path: str | Path, genes: Iterable[str]) -> None:
+    """Warn of `odd_names`."""
+    for told, fix in odd_names(genes):
+        warnings.warn(GeneSetWarning(f"{path}: {told}", fix), stacklevel=4)
+
+
+def _warn_of_repeats(path: str | Path, count: int) -> None:
+    if count:
+        told = f"{path}: {count} gene(s) written twice in the same set; counted once"
+        warnings.warn(GeneSetWarning(told, "write each once"), stacklevel=4)
 
 
 def read_gmx(path: str | Path) -> list[GeneSet]:
@@ -342,7 +369,10 @@ def read_grp(path: str | Path) -> list[GeneSet]:
     genes = [line.strip('"') for line in lines if line and not line.startswith("#")]
     odd = next((line for line in genes if re.search(r"[\t,;]", line)), None)
     if odd is not None:
-        raise PathwayError(f"{path}: {odd!r} is no gene; expected a list of genes, one a line.")
+        raise PathwayError(
+            f"{path}: {odd!r} is no gene; expected a list of genes, one a line. Write genes with "
+            "weights as a table source, target, weight (.tsv)."
+        )
     name = Path(path).name.removesuffix(".gz")
     return _named_once(path, [(name.rpartition(".")[0] or name, "", genes)])
 
@@ -367,9 +397,11 @@ def read_set_json(path: str | Path) -> list[GeneSet]:
 
 def _named_once(path: str | Path, found: Iterable[tuple[str, str, Iterable[str]]]) -> list[GeneSet]:
     """Sets of names, descriptions and genes; a gene written twice in a set counts once."""
-    sets = []
+    sets, repeats = [], 0
     for name, description, listed in found:
-        genes = dict.fromkeys(gene.strip() for gene in listed if gene.strip())
+        written = [gene.strip() for gene in listed if gene.strip()]
+        genes = dict.fromkeys(written)
+        repeats += len(written) - len(genes)
         try:
             sets.append(GeneSet(name.strip(), description.strip(), tuple(genes)))
         except PathwayError as error:
@@ -378,7 +410,8 @@ def _named_once(path: str | Path, found: Iterable[tuple[str, str, Iterable[str]]
         raise PathwayError(f"{path}: gene set names used twice: {', '.join(twice[:5])}.")
     if not sets:
         raise PathwayError(f"{path}: no gene set in it; expected at least one.")
-    warn_of_dates(path, [gene for one in sets for gene in one.genes])
+    _warn_of_repeats(path, repeats)
+    warn_of_names(path, [gene for one in sets for gene in one.genes])
     return sets
 
 

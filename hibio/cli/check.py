@@ -1,7 +1,8 @@
-"""`hibio check`: a store, a folder of stores, a manifest or a checkpoint."""
+"""`hibio check`: a store, a folder of stores, a manifest, a checkpoint or gene sets."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -25,11 +26,16 @@ from hibio.checkpoint import (
     read_checksums,
 )
 from hibio.config.files import ConfigError
-from pathways.files import excel_dates
+from pathways.catalog import GMT_SUFFIXES, SET_READERS, list_databases, load_pathways
+from pathways.coverage import KIND_LABELS
+from pathways.database import ALIKE, COLUMNS, TABLE_SUFFIXES
+from pathways.errors import GeneSetWarning, PathwayError
 from preprocessing.errors import DataError
 from preprocessing.findings import Finding, SlideWarning, failed
 from preprocessing.manifest import missing_files, scan_manifest
 from preprocessing.patches import PatchConfig
+from preprocessing.readers.format import CONTROL
+from preprocessing.readers.tables import text_head
 from preprocessing.registration import Registration, register, store_registration
 from preprocessing.run.sifting import Sifted, SlideTask, sifted, sources, with_picture
 from preprocessing.slide_row import SlideRow
@@ -65,21 +71,9 @@ def check_path(path: str | Path, root: str | Path | None = None) -> list[Finding
 def _with_fit(path: Path, findings: list[Finding]) -> list[Finding]:
     """The findings on a valid store, and whether its image is the picture of its spots."""
     with SlideStore(path) as store:
-        dates = _dates(str(path), store.gene_names)
-        findings = [*findings, *dates] if dates else findings
         if not (store.has_image and store.has_counts):
             return findings
         return _joined(findings, store_registration(store).finding(str(path), store.correction))
-
-
-def _dates(where: str, genes: Iterable[str]) -> list[Finding]:
-    """A warning where Excel made dates of genes."""
-    dates = excel_dates(map(str, genes))
-    if not dates:
-        return []
-    told = f"{len(dates)} genes are dates ({', '.join(dates[:5])}): Excel made them of MARCH1, ..."
-    fix = "restore their names in the source (MARCHF1, SEPTIN2, DELEC1, ...) and prepare again"
-    return [Finding("WARN", where, told, fix)]
 
 
 def _joined(findings: list[Finding], fit: Finding) -> list[Finding]:
@@ -171,7 +165,6 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     findings += [
         Finding("WARN", row.slide_id, warning.message, warning.fix) for warning in table.warnings
     ]
-    findings += _dates(row.slide_id, table.gene_names)
     size = f"{table.n_spots} spots x {genes} {word}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
@@ -190,8 +183,55 @@ def _read(row: SlideRow, told: tuple[SlideWarning, ...]) -> tuple[Sifted, Regist
         return found, register(picture, table.xy_px0, table.counts, table.image_transform)
 
 
+def check_sets(source: str) -> list[Finding]:
+    """Check gene sets: a file, or anything else that `pathways.load_pathways` takes.
+
+    Returns:
+        At least one finding; never raises for bad sets.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            database = load_pathways(source)
+        except PathwayError as error:
+            return [Finding("FAIL", source, str(error), "correct the source of the gene sets")]
+    told = [one.message.args for one in caught if isinstance(one.message, GeneSetWarning)]
+    if controls := [gene for gene in database.genes if CONTROL.match(gene)]:
+        found = f"{len(controls)} of the genes are control probes ({', '.join(controls[:5])})"
+        told.append((found, "take them out: counts are read without them"))
+    if database.id_type == "unknown":
+        found = f"identifiers of no one kind ({', '.join(database.genes[:5])}, ...)"
+        told.append((found, "write all as symbols, all as Ensembl or all as Entrez ids"))
+    alike: dict[frozenset[str], list[str]] = {}
+    for name, genes in database.table.groupby("source", sort=False)["target"]:
+        alike.setdefault(frozenset(genes), []).append(str(name))
+    if same := [" = ".join(names) for names in alike.values() if len(names) > 1]:
+        told.append((f"sets of the same genes ({', '.join(same[:5])})", "keep one of each"))
+    size = f"{len(database.names):,} sets of {len(database.genes):,} genes"
+    weighted = ", weighted" if (database.table["weight"] != 1).any() else ""
+    fine = Finding("PASS", source, f"{size}, {KIND_LABELS[database.id_type]}{weighted}")
+    return [
+        Finding("WARN", source, str(what).removeprefix(f"{source}: "), str(fix))
+        for what, fix in told
+    ] or [fine]
+
+
+def _holds_sets(path: Path) -> bool:
+    """Whether this is a file of gene sets, or the name of a source of them."""
+    source = path.name.lower().removesuffix(".gz")
+    if source.endswith(".csv"):
+        header = set(re.findall(r"\w+", text_head(path).replace("\0", "").split("\n")[0]))
+        return any(header >= set(pair) for pair in (COLUMNS[:2], *ALIKE))
+    if source.endswith((*GMT_SUFFIXES, *SET_READERS, *TABLE_SUFFIXES)):
+        return True
+    named = [entry.name for entry in list_databases()]
+    return not path.exists() and (str(path) in named or any(mark in str(path) for mark in "+:"))
+
+
 def check_any(path: Path) -> list[Finding]:
-    """Findings on a store, a folder of stores, a manifest, or a checkpoint or run folder."""
+    """Findings on gene sets, a store, a folder of stores, a manifest, a checkpoint or a run."""
+    if not path.is_dir() and _holds_sets(path):
+        return check_sets(str(path))
     if not path.is_dir():
         return check_path(path)
     folders = sorted(config.parent for config in path.glob(f"**/{CONFIG}"))

@@ -147,6 +147,6 @@ def _tell_warning(
     line: str | None = None,
 ) -> None:
     """A warning as one line; the user did not write the line of code that it comes from."""
-    name = "" if category is UserWarning else f"{category.__name__}: "
+    name = "" if issubclass(category, UserWarning) else f"{category.__name__}: "
     text = " ".join(str(message).split())
     tqdm.write(f"hibio: warning: {name}{text}", file=sys.stderr)

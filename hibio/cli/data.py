@@ -290,7 +290,7 @@ def qc(options: argparse.Namespace) -> int:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("path", type=Path, metavar="PATH", help="or a source of gene sets")
 
 
 def check(options: argparse.Namespace) -> int:
@@ -346,7 +346,7 @@ COMMANDS = (
     ),
     Command(
         "check",
-        "verify a store, a folder of stores, a manifest or a checkpoint",
+        "verify a store, a folder of stores, a manifest, a checkpoint or gene sets",
         "hibio check stores",
         check,
         _check_arguments,

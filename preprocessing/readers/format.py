@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pathways.files import odd_names
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
 from preprocessing.findings import SlideWarning
@@ -24,7 +25,7 @@ from preprocessing.spot_table import PROTEIN, SpotTable, unique_gene_names
 
 NO_BINS = {"bin_um": "has no bins of Visium HD"}
 NO_LAYERS = {"layer": "has no layers"}
-_CONTROL = re.compile(
+CONTROL = re.compile(  # names of probes that measure no gene
     r"(Neg(Prb|Control|ative)|SystemControl|FalseCode|Blank|UnassignedCodeword|DeprecatedCodeword"
     r"|GenomicControl|(deprecated|antisense|intergenic)_)",
     re.IGNORECASE,
@@ -157,7 +158,7 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
         DataError: names the slide and what is wrong with its files.
     """
     with _slide_named(row):
-        table = measured_genes(format_of(row.format).read(row, image_mpp), row.organism)
+        table = _measured(format_of(row.format).read(row, image_mpp), row.organism)
         return table if table.image_only else _with_scale(table, None)
 
 
@@ -177,7 +178,7 @@ def read_slide_spots(
             patch = patch.on_array(row.pitch_um)
             table = _with_scale(form.lay(row, slide, patch.um), slide)
             return warned(table, check_patch(patch.um, table.mpp)), patch
-        table = measured_genes(form.read(row, slide.mpp), row.organism)
+        table = _measured(form.read(row, slide.mpp), row.organism)
         table, patch = _sized(_with_scale(_on_image(row, form, slide, table), slide), patch)
         return warned(table, check_patch(patch.um, table.mpp)), patch
 
@@ -191,6 +192,12 @@ def _on_image(row: SlideRow, form: Format, slide: Slide, table: SpotTable) -> Sp
     return aligned(row, table, size, slide.mpp) if told or form.loupe else table
 
 
+def _measured(table: SpotTable, organism: str) -> SpotTable:
+    """The genes that were measured, with a warning of names that can be none."""
+    table = measured_genes(table, organism)
+    return warned(table, [SlideWarning(*told) for told in odd_names(map(str, table.gene_names))])
+
+
 def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:
     """Leave out control probes and genes of another organism; both are noted with their numbers.
 
@@ -201,7 +208,7 @@ def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:
         DataError: only controls, or genes of several genomes and no organism that tells them apart.
     """
     names, notes = list(map(str, table.gene_names)), list(table.notes)
-    control = np.array([_CONTROL.match(name) is not None for name in names], dtype=bool)
+    control = np.array([CONTROL.match(name) is not None for name in names], dtype=bool)
     if control.any():
         shown = [name for name, one in zip(names, control, strict=True) if one]
         more = ", ..." if len(shown) > _SHOWN else ""

@@ -1,8 +1,12 @@
-"""`hibio check` on checkpoints and runs: whole, unfinished, torn, without a bank."""
+"""`hibio check` on checkpoints and runs (whole, unfinished, torn, no bank), and gene sets."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from hibio.checkpoint import CHECKSUMS, NAME, PREVIOUS
+from hibio.cli import main
 from hibio.cli.check import check_any, check_checkpoint
 from hibio.config.training import StageConfig
 from hibio.run import build, expand, train_all
@@ -100,3 +104,42 @@ def test_anything_else_is_left_to_the_check_of_data(toy_stores, tmp_path):
     assert levels(toy_stores / "sim001.h5")[0] == "PASS"
     assert "FAIL" in levels(tmp_path)  # an empty folder
     assert "FAIL" in levels(tmp_path / "none.h5")
+
+
+SOUND = "A\tna\tCD2\tCD3D\tTRAC\nB\tna\tCOL1A2\tFN1\tSPARC\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "level", "told"),
+    [
+        ("a.gmt", SOUND, "PASS", "2 sets of 6 genes, human gene symbols"),
+        ("a.gmt", SOUND.replace("CD2", "1-Mar"), "WARN", "1 genes are dates (1-Mar): Excel"),
+        ("a.gmx", "A\tB\nna\tna\nCD2\tFN1\n44256\tCD2\n", "WARN", "numbers of days (44256)"),
+        ("a.csv", "source,target\nA,CD2\nA,Blank-12\nA,CD4\nA,CD5\n", "WARN", "(Blank-12)"),
+        ("a.json", '{"A": ["CD2", "CD2", "FN1"]}', "WARN", "1 gene(s) written twice in the same"),
+        ("a.gmt", SOUND + "C\tna\tTRAC\tCD3D\tCD2\n", "WARN", "the same genes (A = C)"),
+        ("a.tsv", "source\ttarget\nA\tCD2,1.0\nA\tFN1\n", "WARN", "number behind a comma"),
+        ("a.gmt", re.sub(r"(?<=[A-Z0-9])(?=[\t\n])", ",1.5", SOUND), "PASS", "symbols, weighted"),
+        ("a.gmt", "A\tna\tCD2\tENSG00000000003\t123\n", "WARN", "identifiers of no one kind"),
+        ("a.gmt", SOUND + "C\tna\n", "FAIL", "line 3: 2 field(s)"),
+        ("a.grp", "# nothing\n", "FAIL", "has no genes"),
+        ("a.gmt", SOUND.replace("TRAC", "TR\xc4C").encode("latin-1"), "FAIL", "is not UTF-8"),
+        ("a.csv", "slide_id,patient_id\n", "FAIL", "column 'counts' is missing"),
+    ],
+)
+def test_gene_sets_are_told_of_with_their_fix(tmp_path, capsys, name, text, level, told):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main(["check", str(tmp_path / name)]) == (level == "FAIL")
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if told in line]
+    assert lines[place].startswith(level)
+    assert level == "PASS" or lines[place + 1].strip().startswith("fix: ")
+
+
+def test_gene_sets_by_name_and_those_that_are_not_there(tmp_path):
+    assert check_any(Path("default"))[0].level == "PASS"
+    (tmp_path / "a.gmt").write_text(SOUND)
+    both = check_any(Path(f"default+{tmp_path / 'a.gmt'}"))
+    assert [finding.level for finding in both] == ["PASS"]
+    for absent in ("nothing.gmt", "default+nothing.gmt", "no.module:function"):
+        assert [finding.level for finding in check_any(Path(absent))] == ["FAIL"]

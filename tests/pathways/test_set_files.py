@@ -87,7 +87,7 @@ def test_mouse_sets_without_descriptions(tmp_path: Path) -> None:
 
 def test_a_list_is_one_set_named_after_its_file(tmp_path: Path) -> None:
     for name in ("mine.grp", "mine.txt", "mine.txt.gz"):
-        found, told = loaded(tmp_path, name, "# a comment\nCD3D\n\nCD2\nCD3D\n")
+        found, told = loaded(tmp_path, name, "# a comment\nCD3D\n\nCD2\n")
         assert (found, told) == ({("mine", "CD3D"): 1.0, ("mine", "CD2"): 1.0}, [])
     with pytest.raises(PathwayError, match="no gene; expected a list of genes, one a line"):
         loaded(tmp_path, "b.grp", "CD3D\tCD2\n")
@@ -103,12 +103,21 @@ def test_the_weights_of_enrichr(tmp_path: Path, step: float) -> None:
     assert loaded(tmp_path, "a.gmt", "\n".join(rows)) == (weights, [])
 
 
-@pytest.mark.parametrize("date", ["1-Mar", "Sep-02", "2023-03-01", "2023-03-01 00:00:00"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        *("1-Mar", "Sep-02", "2023-03-01", "2023-03-01 00:00:00", "2-Sep-19", "01. Mrz", "1. Dez"),
+        *("3/1/2023", "01.09.23", "1-Sept", "Mar-2001", "1-MAR"),
+    ],
+)
 def test_dates_of_excel_are_named(tmp_path: Path, date: str) -> None:
     for name, text in (("a.gmt", f"S\tna\tCD2\t{date}\n"), ("a.csv", f"source,target\nS,{date}\n")):
         told = loaded(tmp_path, name, text)[1]
         assert re.search(rf"1 genes are dates \({date}\): Excel made them", told[0])
-    assert not loaded(tmp_path, "b.grp", "MARCHF1\nSEPTIN2\nMARCH1\nDEC1\n")[1]
+    assert not loaded(tmp_path, "b.grp", "MARCHF1\nSEPTIN2\nMARCH1\nDEC1\nsep-1\nMARS2\n")[1]
+    assert not loaded(tmp_path, "b.grp", "44256\n44257\n7157\n")[1]  # Entrez ids
+    numbers = loaded(tmp_path, "b.grp", "CD2\n44256\nCD3D\nCD4\n7157\n")[1]
+    assert ["1 genes are numbers of days (44256): Excel" in one for one in numbers] == [True]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_genes_that_excel_made_dates_of(tmp_path: Path):
     row, truth = legacy_slide(tmp_path / "in")
     genes = ["1-Mar", "2-Sep", *(f"G{i}" for i in range(398))]
     write_legacy_counts(row.counts, draw_counts(30, 400), truth.barcodes, genes)
-    prepare([row], tmp_path / "out", patch=PATCH)
+    assert "2 genes are dates" in str(prepare([row], tmp_path / "out", patch=PATCH))
     write_manifest([row], tmp_path / "m.csv")
     for path in (tmp_path / "out", tmp_path / "m.csv"):
         assert "2 genes are dates (1-Mar, 2-Sep): Excel" in messages(check_path(path), "WARN")
