@@ -17,8 +17,8 @@ ELSEWHERE = re.compile(r"\b(METHOD|ARCHITECTURE)\b")
 
 def pages(root: Path) -> list[Path]:
     """Every page that is kept up to date; dated results speak of the code of their day."""
-    found = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
-    return sorted(path for path in found if path.name != "CHANGELOG.md")
+    found = [*root.glob("*.md"), *(root / "docs").rglob("*.md")]
+    return sorted(path for path in found if not re.match(r"CHANGELOG|\d{4}-", path.name))
 
 
 def anchors(page: Path) -> set[str]:
