@@ -26,6 +26,7 @@ from preprocessing.store.read import stores_in
 Modality = Literal["image", "omics"]
 MODALITIES: tuple[Modality, ...] = ("image", "omics")
 NEIGHBOURS = 6  # that are shown of a spot
+UNSEEN = "unseen"  # the slides that were never trained on
 KEPT = 3  # slides whose counts and scores stay in memory
 
 
@@ -48,7 +49,7 @@ class Cohort:
             data: folder of stores.
             slides: folder of the slide images; None: thumbnails of the stores are shown.
             sets: what `pathways.load_pathways` takes; None: those of the checkpoint.
-            only: slides to show, in this order; all when empty.
+            only: slides to show, in this order, or `UNSEEN`; all when empty.
 
         Raises:
             ConfigError: no checkpoint, several, or a store that was replaced since training.
@@ -58,8 +59,13 @@ class Cohort:
         self.model = Model(checkpoint, sets)
         self.entries = {entry.slide_id: entry for entry in read_entries(stores_in(data))}
         checked(self.model.checkpoint, tuple(self.entries.values()))
+        trained = set(self.model.artifacts.train_slides)
+        unseen = [slide_id for slide_id in self.entries if slide_id not in trained]
         if only:
-            self.entries = {slide_id: self.entry(slide_id) for slide_id in only}
+            chosen = unseen if list(only) == [UNSEEN] else only
+            self.entries = {slide_id: self.entry(slide_id) for slide_id in chosen}
+        if not self.entries:
+            raise ConfigError(f"{data}: every slide there was trained on; name some with --only")
         if slides is not None and not slides.is_dir():
             raise ConfigError(f"--slides {slides} is no folder; give that of the slide images")
         self.folder = slides

@@ -53,6 +53,11 @@ def fetch_openseadragon(folder: Path = VENDOR) -> Path:
     return folder / SCRIPT
 
 
+def has_openseadragon() -> bool:
+    """Whether it is there, so that the page can be shown."""
+    return (VENDOR / SCRIPT).is_file()
+
+
 def page_files() -> dict[str, Path]:
     """Name -> every file of the page.
 
@@ -60,7 +65,7 @@ def page_files() -> dict[str, Path]:
         ConfigError: OpenSeadragon is not there.
     """
     files = {path.name: path for path in sorted([*PAGE.glob("*.*"), *VENDOR.glob("*.*")])}
-    if SCRIPT not in files:
+    if not has_openseadragon():
         raise ConfigError(
             "this checkout has no OpenSeadragon, which shows the slides: run `make view-assets` "
             "(or `python -m eval.view.page`), which gets the pinned package by npm"

@@ -10,11 +10,14 @@ from hibio.cli.command import Command, run_line
 
 def steps(out: Path) -> list[tuple[str, list[str]]]:
     """What ``hibio demo`` runs: (explanation, arguments of ``hibio``), in order."""
+    from eval.view.page import has_openseadragon
+
     cohort, stores, run = str(out / "cohort"), str(out / "stores"), str(out / "run")
     resume = ["--resume", run] if (out / "run").exists() else []
     settings = ["--set", f"data.stores={stores}", "--set", f"out={run}"]
     trained = ["--checkpoint", str(out / "run" / "hibio"), "--data", stores]
-    return [
+    page = ["--slides", f"{cohort}/slides", "--only", "unseen", "--export", str(out / "viewer")]
+    plan = [
         ("simulate a cohort with planted truth", ["simulate", "--out", cohort]),
         (
             "slides and counts to stores",
@@ -38,6 +41,9 @@ def steps(out: Path) -> list[tuple[str, list[str]]]:
             ["eval", "--checkpoint", run, "--data", stores, "--out", str(out / "eval")],
         ),
     ]
+    if has_openseadragon():
+        plan.append(("a page to look at the held-out slides with", ["view", *trained, *page]))
+    return plan
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +52,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(options: argparse.Namespace) -> int:
     """``hibio demo``."""
+    from eval.view.page import has_openseadragon
+
     plan = steps(options.out)
     for number, (text, arguments) in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] {text}: hibio {' '.join(arguments)}", flush=True)
         code = run_line(arguments, options.commands)
         if code:
             return code
-    print(f"\nreport: {options.out / 'eval' / 'report.html'}")
+    there = str(options.out / "viewer" / "index.html")
+    print(f"\nviewer: {there if has_openseadragon() else 'left out; first `make view-assets`'}")
+    print(f"report: {options.out / 'eval' / 'report.html'}")
     return 0
 
 

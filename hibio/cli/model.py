@@ -187,7 +187,13 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the slide images; without it the small pictures in the stores are shown",
     )
-    add("--only", nargs="+", default=[], metavar="SLIDE", help="show these slides (default: all)")
+    add(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="SLIDE",
+        help="slides to show, or 'unseen': those that were never trained on (default: all)",
+    )
     add("--gene-sets", metavar="SOURCE", help="sets to choose from; default: the checkpoint's own")
     add(
         "--host",
@@ -213,7 +219,13 @@ def view(options: argparse.Namespace) -> int:
     from eval.view.export import export_page
     from eval.view.server import serve
 
-    cohort = Cohort(options.checkpoint, options.data, slides=options.slides, sets=options.gene_sets)
+    cohort = Cohort(
+        options.checkpoint,
+        options.data,
+        slides=options.slides,
+        sets=options.gene_sets,
+        only=options.only,
+    )
     if options.export is None:
         serve(cohort, options.host, options.port)
     else:

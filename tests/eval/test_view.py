@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from eval.embed import embed_folder, load_checkpoint
+from eval.embed import embed_folder
 from eval.predict import predict_folder
 from eval.query import query_folder
 from eval.view import page
@@ -296,6 +296,6 @@ def test_without_openseadragon_or_a_folder_the_command_says_so(
     monkeypatch.setattr(page, "VENDOR", tmp_path / "none")
     assert main([*line, "--export", str(tmp_path / "out")]) == 1
     assert "make view-assets" in capsys.readouterr().err
-    assert main([*line, "--slides", str(tmp_path / "none")]) == 1
-    assert "--slides" in capsys.readouterr().err
-    assert load_checkpoint(checkpoint).model.artifacts.n_genes > 0
+    for wrong, told in (("--slides", "--slides"), ("--only", "no slide")):
+        assert main([*line, wrong, str(tmp_path / "none")]) == 1
+        assert told in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata
 import pytest
 
+from eval.view import page
 from hibio import cli, keys
 from hibio.cli import demo
 from hibio.cli.command import build_parser
@@ -40,8 +41,9 @@ def test_every_variant_of_a_shipped_run_has_its_steps(path, toy_stores):
     assert len({sum(steps) for steps in lengths}) == 1
 
 
-def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path):
+def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path, monkeypatch):
     parser = build_parser(cli.COMMANDS)
+    monkeypatch.setattr(page, "has_openseadragon", lambda: True)
     plan = demo.steps(tmp_path)
     options = [parser.parse_args(arguments) for _, arguments in plan]
     assert [arguments[0] for _, arguments in plan] == [
@@ -52,16 +54,25 @@ def test_the_steps_are_valid_commands_that_follow_from_each_other(tmp_path):
         "query",
         "predict",
         "eval",
+        "view",
     ]
-    simulate, prepare, train, embed, query, predict, evaluate = options
+    simulate, prepare, train, embed, query, predict, evaluate, view = options
+    assert view.slides == simulate.out / "slides"
+    assert (view.only, view.export) == (["unseen"], tmp_path / "viewer")
     assert predict.data == [prepare.out]
     assert prepare.manifest == simulate.out / "manifest.csv"
     assert embed.data == query.data == evaluate.data == prepare.out
     assert train.resume is None
     config = load_config(RunConfig, train.config, train.set)
     assert (config.data.stores, config.out) == (prepare.out, evaluate.checkpoint)
-    assert embed.checkpoint == query.checkpoint == predict.checkpoint == config.out / "hibio"
-    assert all(tmp_path in one.out.parents for one in options if one is not train)
+    assert (
+        embed.checkpoint
+        == query.checkpoint
+        == predict.checkpoint
+        == view.checkpoint
+        == config.out / "hibio"
+    )
+    assert all(tmp_path in one.out.parents for one in options if "out" in one)
     assert len(config.folds) == 1  # one fold and one seed: one checkpoint below run/hibio
     assert len(config.seeds) == 1
 
@@ -109,7 +120,9 @@ def test_a_small_demo_runs_from_nothing_to_the_report(tmp_path, monkeypatch, cap
     told = capsys.readouterr().out
     report = out / "eval" / "report.html"
     assert told.splitlines()[-1] == f"report: {report}"
-    assert all(f"[{n}/7]" in told for n in range(1, 8))
+    n = len(steps(out))
+    assert all(f"[{i}/{n}]" in told for i in range(1, n + 1))
+    assert (out / "viewer" / "index.html").is_file() == page.has_openseadragon()
     assert report.stat().st_size > 10_000
     results = json.loads((out / "eval" / "results.json").read_text())
     assert {"hibio", "flat_clip"} <= set(results["tasks"]["retrieval"]["models"])

@@ -249,7 +249,7 @@ async function two(on) {
     if (!$("name-b").value) [$("name-b").value, $("kind-b").value] = [$("name-a").value, otherKind()];
     await panes[1].open();
     Pane.leading = panes[0];
-    setTimeout(() => panes[0].lead(), 100); // once pane A has its new size
+    setTimeout(() => KEYS[0](), 100); // once pane A has its new size
     await regions();
     await heat("b");
   }
