@@ -21,7 +21,7 @@ from eval.results import headlines, task_records
 from eval.run import evaluate
 from eval.tasks.probes import PLAIN
 from hibio.config.files import ConfigError, apply_overrides
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, refuse_others
 from preprocessing.pages import Bullets, Cell, Line, Part, Section, Table, Text, write_page
 
 RESULTS = "results.json"
@@ -157,6 +157,7 @@ def run(options: argparse.Namespace) -> str:
     paths = [*given, *others]
     labels = labels_of(paths)
     _refuse_unused(given, others, options)
+    _refuse_others(options.out)
     for path in paths:
         if _results_folder(path) is None:
             find_checkpoints(path)  # before hours of measuring the others
@@ -182,6 +183,7 @@ def compare_runs(runs: Sequence[Results], out: Path, config: AgainstConfig | Non
         FoldError: different slides, folds, genes, seeds or keys, or a metric that is missing.
     """
     config = config or AgainstConfig()
+    _refuse_others(out)
     if len(runs) < 2:
         raise FoldError(f"{len(runs)} run to compare; give at least two")
     first, others = runs[0], runs[1:]
@@ -255,6 +257,12 @@ def _refuse_unused(
             f"{options.out} holds the results of a run of --against, which those of --checkpoint "
             "would take the place of; give another --out"
         )
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse files in the place of the comparison that no comparison wrote."""
+    names = ("against.md", "against.html")
+    refuse_others({out / "against.json": '"comparisons"'}, [out / name for name in names])
 
 
 def _results_folder(path: Path) -> Path | None:

@@ -38,7 +38,7 @@ from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
 from hibio.share import HUB, fetch_pretrained
-from preprocessing.files import atomic_path, remove_abandoned
+from preprocessing.files import atomic_path, not_ours, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad
 from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
 from preprocessing.scale import spacing_um
@@ -210,6 +210,8 @@ def embed_slide(
             f"slide {slide.slide_id!r} has no counts, and {checkpoint.path} reads no image; embed "
             "it with a checkpoint that has a vision tower"
         )
+    made = {"image embeddings": embedding.image, "omics embeddings": embedding.omics}
+    require_finite(slide.slide_id, {name: rows for name, rows in made.items() if rows is not None})
     feature_SF = slide.fused(embedding.omics, embedding.image)
     regions = slide_regions(feature_SF, slide.xy_um, slide.graph, checkpoint.run.regions)
     return slide, embedding, regions
@@ -390,14 +392,6 @@ def _refuse_other_summary(path: Path) -> None:
         if {"checkpoint", "slides"} <= set(json.loads(path.read_text(encoding="utf-8"))):
             return
     raise not_ours(path)
-
-
-def not_ours(path: Path) -> ConfigError:
-    """What is said of a file in the place of a result that this command did not make."""
-    return ConfigError(
-        f"{path} is there and was not made by this command, or does not say from what; move it, or "
-        "give another --out"
-    )
 
 
 def hashes_of(path: Path, *more: str) -> dict[str, str] | None:

@@ -16,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from eval.embed import not_ours, spot_diameter
+from eval.embed import spot_diameter
 from eval.report.figures.canvas import AREAS, SEQUENTIAL
 from hibio import keys
 from hibio.config.files import ConfigError
-from preprocessing.files import atomic_path, files_in
+from preprocessing.files import atomic_path, files_in, not_ours
 from preprocessing.hest_layout import DIAMETER, outlines
 from preprocessing.qc.figures import FLAG_COLOURS
 from preprocessing.qc.slide import slide_quality

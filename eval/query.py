@@ -19,7 +19,6 @@ from eval.embed import (
     image_embedding,
     lay_out,
     load_checkpoint,
-    not_ours,
     one_checkpoint,
     open_folder,
     require_finite,
@@ -45,7 +44,7 @@ from hibio.data.splits import SlideEntry, read_entries
 from hibio.keys import UNS
 from pathways import PathwayDatabase, load_pathways, score_sets, set_matrix
 from pathways.anchors import cosine
-from preprocessing.files import atomic_path, spreadsheet_text
+from preprocessing.files import atomic_path, not_ours, spreadsheet_text
 from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from eval.compare.fingerprint import fingerprint
 from eval.compare.paired import listed
-from eval.embed import Checkpoint, find_checkpoints, not_ours, open_folder
+from eval.embed import Checkpoint, find_checkpoints, open_folder
 from eval.folds.assemble import (
     JobGroup,
     assemble,
@@ -53,7 +53,7 @@ from eval.tasks.probes import FULL
 from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
 from hibio.config.files import ConfigError, to_dict
 from hibio.data.splits import SlideEntry, Split, read_entries, with_counts
-from preprocessing.files import atomic_path, locked
+from preprocessing.files import atomic_path, files_in, locked, refuse_others
 from preprocessing.store.read import stores_in
 
 RESULTS, TABLES, PAGE = "results.json", "results.md", "report.html"
@@ -242,7 +242,7 @@ class Finished:
         if known is not None and known.get(CODE) == now[CODE]:
             tasks = known.get(SETTINGS, {}) | tasks
         else:
-            for path in folder.glob("*.json"):
+            for path in files_in(folder):
                 print(f"{path}: of another version of HiBio; measured again")
                 path.unlink()
         with atomic_path(folder / MADE_OF) as temporary:
@@ -278,9 +278,13 @@ def _known(out: Path) -> dict[str, Any] | None:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path}: cannot be read ({error}); remove {out}") from error
-    for name in (RESULTS, TABLES, PAGE):
-        if (out / name).exists():
-            raise not_ours(out / name)
+    refuse_others({out / RESULTS: '"tasks"'}, (out / TABLES, out / PAGE))
+    if (out / RESULTS).is_file():
+        raise ConfigError(
+            f"{out} holds results of an older HiBio or of another command, which do not say what "
+            "they were made of; move or remove that folder and give the same command again, or "
+            "give another --out. Nothing was changed"
+        )
     return None
 
 
@@ -344,7 +348,8 @@ def _fold_results(
         if peers:
             image, budget = group.main.run.data.image, budget_of(group.main)
             features = stored_features((*split.train, *split.test), image)
-            fold = with_peers(fold, peers, features, seedless=first, budget=budget)
+            kept = finished.folder
+            fold = with_peers(fold, peers, features, seedless=first, budget=budget, kept=kept)
         for name in single:
             bar.set_postfix_str(f"fold {group.fold}, seed {group.seed}, {name}")
             results += [

@@ -19,6 +19,7 @@ from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.dataset import PreparedSlides
 from hibio.model import HiBio
+from pathways.anchors import UNIT_TOLERANCE
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.hdf5 import (
@@ -146,6 +147,9 @@ def _read(file: h5py.File, model: HiBio | None) -> Bank:
     wrong = ~np.isfinite(bank.image).all(axis=1)
     if not n_spots or wrong.any() or not np.isfinite(bank.tfidf.data).all():
         raise DataError(f"{int(wrong.sum())} of {n_spots} image embeddings, or TF-IDF, not finite")
+    longest = float(np.sqrt(bank.tfidf.power(2).sum(axis=1).max()))
+    if not abs(longest - 1.0) <= UNIT_TOLERANCE:
+        raise DataError(f"the longest row of tfidf has length {longest:.3g}, expected 1")
     return bank
 
 

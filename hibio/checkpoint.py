@@ -32,6 +32,7 @@ NAME, PREVIOUS, REHEARSAL = "checkpoint", "checkpoint.previous", "rehearsal"
 MODEL_FILES = CONFIG, ARTIFACTS, WEIGHTS = "config.yaml", "artifacts.h5", "model.safetensors"
 TRAINER, BANK, CHECKSUMS = "trainer.pt", "bank.h5", "checksums.json"
 READOUT = "readout.h5"  # see `hibio.readout`
+PROVENANCE = "provenance.json"  # of the folder of a run or grid
 UNVERIFIED = (
     f"no {CHECKSUMS} (written by an older HiBio), so damage cannot be told; resuming the run "
     "writes one"

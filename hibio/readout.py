@@ -332,7 +332,17 @@ def _read(file: h5py.File) -> Readout:
     )
     look = None
     if "look" in file:
+        width, n_axes = map(int, file["look/axes"].shape)
+        shapes: dict[str, tuple[int | None, ...]] = {
+            **dict.fromkeys(("look/mean", "look/scale"), (width,)),
+            "look/axes": (width, n_axes),
+            "look/reference": (None, n_axes),
+            "look/held_out": (None,),
+        }
+        require_arrays(file, {name: ("number", shape) for name, shape in shapes.items()})
         look = Look(**{name: file[f"look/{name}"][:] for name in Look.__dataclass_fields__})
+        if not len(look.reference) or not all(np.isfinite(x).all() for x in vars(look).values()):
+            raise DataError("look is empty or not finite")
     known: dict[str, Any] = {name: file[name][:] for name in ("weights", *_COLUMNS, "untrained")}
     known["ids"] = np.full(n, "")
     for name in texts:
@@ -340,4 +350,8 @@ def _read(file: h5py.File) -> Readout:
     readout = Readout(**known, look=look, **json.loads(file.attrs["settings"]))
     if not all(np.isfinite(x).all() for x in (readout.weights, readout.mean, readout.spread)):
         raise DataError("weights are not finite")
+    words = (readout.unit, readout.features, readout.source.get("encoder", ""))
+    size, coverage = readout.source["patch_px"], readout.coverage
+    if not all(isinstance(word, str) for word in words) or not (int(size) > 0 < coverage < 1):
+        raise DataError(f"settings are {file.attrs['settings']}")
     return readout

@@ -16,7 +16,9 @@ from hibio.bank import build_bank, has_bank, write_bank
 from hibio.checkpoint import (
     ARTIFACTS,
     BANK,
+    CONFIG,
     NAME,
+    PROVENANCE,
     REHEARSAL,
     add_checksum,
     find_checkpoint,
@@ -54,14 +56,7 @@ from hibio.training.checkpoint import (
     refuse_seen,
     whole_checkpoint,
 )
-from hibio.training.curriculum import (
-    Inner,
-    Judge,
-    Verdict,
-    followed,
-    hold_out,
-    judged_stages,
-)
+from hibio.training.curriculum import Inner, Judge, Verdict, followed, hold_out, judged_stages
 from hibio.training.engine import Engine, build_engine
 from hibio.training.engine.base import choose_device
 from hibio.training.objective import Objective
@@ -69,7 +64,7 @@ from hibio.training.plan import Plan, own_micro_batches
 from hibio.training.process_group import ProcessGroup, start_processes, stops_at_once
 from hibio.training.region_state import RegionState
 from hibio.training.trainer import Trainer, parameter_use
-from preprocessing.files import locked
+from preprocessing.files import locked, refuse_others
 from preprocessing.store.read import stores_in
 
 FIT_THREADS = 8  # of the fit unless a number is given: each holds one slide and its products
@@ -430,7 +425,7 @@ def train_all(config: RunConfig, *, resume: bool = False) -> list[Path]:
 
 def _go_on(config: RunConfig) -> str:
     """How to continue a run that was stopped."""
-    if not (config.out / "config.yaml").is_file():
+    if not (config.out / CONFIG).is_file():
         return "nothing was trained yet, so run the same command again"
     return (
         f"whatever was saved stays. Continue with: hibio train --config "
@@ -493,6 +488,7 @@ def _train_jobs(
 
 def _write_settings(config: RunConfig) -> None:
     """What was asked for, and on what machine, into the run's folder."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    dump_config(config, config.out / "config.yaml")
-    write_provenance(config.out / "provenance.json")
+    told, settings = config.out / PROVENANCE, config.out / CONFIG
+    refuse_others({told: '"packages"'}, [settings])
+    write_provenance(told)  # first: it says who made the other
+    dump_config(config, settings)

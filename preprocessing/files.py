@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +101,33 @@ def spreadsheet_text(text: str) -> str:
     One that begins with ``=``, ``+``, ``-``, ``@``, a tab or a return gets a quote before it.
     """
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+
+
+def not_ours(path: Path) -> DataError:
+    """What is said of a file in the place of a result that this command did not make."""
+    return DataError(
+        f"{path} is there and was not made by this command, or does not say from what; move it, or "
+        "give another --out"
+    )
+
+
+def refuse_others(signs: Mapping[Path, str], also: Iterable[Path] = ()) -> None:
+    """Refuse to write over files that another command, another program or a user made.
+
+    Args:
+        signs: files that a command writes first -> a text that only those of its own hold. One that
+            is there and holds it speaks for all the others.
+        also: what else it writes.
+
+    Raises:
+        DataError: a file is in the place, and none of the first ones is its own.
+    """
+    for path, sign in signs.items():
+        if path.is_file() and sign in path.read_text(encoding="utf-8", errors="replace"):
+            return
+    for path in (*signs, *also):
+        if path.exists() or path.is_symlink():
+            raise not_ours(path)
 
 
 @contextmanager

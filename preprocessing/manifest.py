@@ -237,7 +237,11 @@ def missing_files(row: SlideRow) -> list[str]:
 
 
 def write_manifest(rows: Sequence[SlideRow], path: str | Path) -> None:
-    """Write rows as a manifest; paths below its folder become relative, others absolute."""
+    """Write rows as a manifest; paths below its folder become relative, others absolute.
+
+    Raises:
+        DataError: another file is there: a draft that was corrected by hand, or none of ours.
+    """
     path = Path(path)
     base = path.parent.resolve()
     text = io.StringIO()
@@ -245,6 +249,8 @@ def write_manifest(rows: Sequence[SlideRow], path: str | Path) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow([_cell_text(getattr(row, name), base) for name in COLUMNS])
+    if path.exists() and path.read_bytes() != text.getvalue().encode():
+        raise DataError(f"{path} is there, with other content; move it, or give another --out")
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
 

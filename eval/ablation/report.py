@@ -64,6 +64,9 @@ HOW = (
     "Training: mean wall time of a job without the fit before the first step, which rows share."
 )
 
+#: Of the folder of a grid, beside results.json.
+FILES = ("table.csv", "values.csv", "gains.csv", "table.md", "report.html")
+
 
 def figures(grid: GridConfig, tables: Tables, points: Points) -> list[Figure]:
     """All pictures of the tabled metrics."""
@@ -236,6 +239,8 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
     tables = make_tables(grid, jobs)
     out = grid.out
     frames = {"table": tables.summary, "values": tables.values[VALUE_COLUMNS]}
+    facts = _facts(grid, jobs, tables)  # first: they say who made the others
+    write_results(out / "results.json", grid, facts, _task_results(grid, tables.values))
     gains = term_table(grid, tables.values, points_of(jobs))
     if grid.terms:
         frames["gains"] = gains
@@ -245,8 +250,6 @@ def write_tables(grid: GridConfig, jobs: Sequence[GridJob]) -> Path:
             plain.to_csv(temporary, index=False)
     with atomic_path(out / "table.md") as temporary:
         temporary.write_text(as_markdown(grid, tables, gains), encoding="utf-8")
-    facts = _facts(grid, jobs, tables)
-    write_results(out / "results.json", grid, facts, _task_results(grid, tables.values))
     pictures = figures(grid, tables, points_of(jobs))
     for position, picture in enumerate(pictures, start=1):
         with atomic_path(out / "figures" / f"{position:02d}.png") as temporary:

@@ -18,18 +18,18 @@ from tqdm import tqdm
 
 from eval.ablation.config import BASELINES, GridConfig, load_grid
 from eval.ablation.plan import GridJob, make_cohort, plan
-from eval.ablation.report import write_tables
+from eval.ablation.report import FILES, write_tables
 from eval.ablation.table import is_done, state, write_scores
-from eval.embed import Checkpoint, load_checkpoint
+from eval.embed import Checkpoint, load_checkpoint, open_folder
 from eval.folds.assemble import Ruler, make_ruler
 from eval.results import NO_FOLD, TaskResult
 from eval.settings import find_task, task_configs
 from hibio.checkpoint import NAME as CHECKPOINT
-from hibio.checkpoint import read_log, steps_taken, write_provenance
+from hibio.checkpoint import PROVENANCE, read_log, steps_taken, write_provenance
 from hibio.config.files import ConfigError, dump_config
 from hibio.data.splits import Split
 from hibio.run import fitted, split_of, train_job
-from preprocessing.files import locked
+from preprocessing.files import locked, refuse_others
 
 
 def run(options: argparse.Namespace) -> int:
@@ -216,10 +216,12 @@ def run_grid(
     """
     jobs = plan(grid, data)
     chosen = [] if report_only else part_of(jobs, index, parts)
-    grid.out.mkdir(parents=True, exist_ok=True)
+    signs = {grid.out / PROVENANCE: '"packages"', grid.out / "results.json": '"n_missing"'}
+    refuse_others(signs, [grid.out / name for name in ("grid.yaml", *FILES)])
+    open_folder(grid.out)
     if index is None and not report_only:
+        write_provenance(grid.out / PROVENANCE)  # first: it says who made the others
         dump_config(grid, grid.out / "grid.yaml")
-        write_provenance(grid.out / "provenance.json")
     bench = Bench(list(grid.tasks))
     for job in chosen:
         if job.cell.cohort is not None:

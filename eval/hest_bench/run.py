@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from eval.compare.fingerprint import fold_print
-from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.embed import Checkpoint, load_checkpoint, one_checkpoint, open_folder
 from eval.hest_bench.audit import Finding, audit_task, corpus_of, patients_of
 from eval.hest_bench.encoders import (
     HANDCRAFTED,
@@ -35,7 +35,7 @@ from eval.results import Better, Measure, Question, ResultTable, write_results
 from hibio.checkpoint import provenance
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, refuse_others
 
 Scores = Mapping[tuple[str, str], Sequence[FoldScores]]
 
@@ -220,6 +220,9 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
     """
     config = config or HestBenchConfig()
     _refuse_unused(config)
+    results_md, page = out / "results.md", out / "report.html"
+    refuse_others({out / "results.json": '"hest_bench/'}, [results_md, page])
+    open_folder(out)
     started = time.perf_counter()
     tasks = read_tasks(folder, config.tasks)
     checkpoint = None
@@ -256,8 +259,8 @@ def hest_bench(folder: Path, out: Path, config: HestBenchConfig | None = None) -
         "wall_time_s": time.perf_counter() - started,
     }
     body = write_results(out / "results.json", config, data, results)
-    write_report(out / "report.html", body, title="HEST-Bench")
-    return write_tables(out / "results.md", tasks, [s.name for s in sources], scores, findings)
+    write_report(page, body, title="HEST-Bench")
+    return write_tables(results_md, tasks, [s.name for s in sources], scores, findings)
 
 
 def _refuse_unused(config: HestBenchConfig) -> None:

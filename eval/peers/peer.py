@@ -5,12 +5,15 @@ a `Representation`, whose image side is computed from image features and positio
 Shapes: S spots of one slide, N training items (spots), G genes, F image features.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Annotated, NamedTuple, Protocol
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,10 +21,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from eval.errors import FoldError
-from eval.folds.fold import Fold, Representation, SlideData, dense_expression, variable_genes
+from eval.folds.fold import (
+    Cost,
+    Fold,
+    Prediction,
+    Representation,
+    SlideData,
+    dense_expression,
+    variable_genes,
+)
 from eval.measures.ridge import zscore
 from hibio.config.schema import Count, Positive, Range, Weight
 from preprocessing.errors import did_you_mean
+from preprocessing.files import atomic_path
 
 NOT_IMPUTED = "peers are not fitted again without the hidden genes, so they have no row here"
 #: Share of training spots in which a target should be detected, as in the expression task.
@@ -285,6 +297,7 @@ def with_peers(
     *,
     seedless: bool,
     budget: Budget | None = None,
+    kept: Path | None = None,
 ) -> Fold:
     """The fold with every peer beside its models.
 
@@ -296,6 +309,7 @@ def with_peers(
         features: slide_id -> (S, F) stored image features, or None when there are none.
         seedless: whether to fit those that do not depend on the seed (once a fold is enough).
         budget: of the run that they stand beside; the default of `Budget` without one.
+        kept: folder where what each peer made is kept, and read where it is there already.
 
     Returns:
         The same fold with more ``models`` and, for peers with a space a slide, ``per_slide``.
@@ -308,15 +322,20 @@ def with_peers(
     trained_on = fold.train or fold.test
     own = {s.slide_id: scaled[s.slide_id] for s in trained_on if s.slide_id in scaled}
     data = TrainingData(fold.genes, trained_on, own, budget or Budget())
-    models, per_slide = [], []
+    models: list[Representation] = []
+    per_slide: list[Representation] = []
     bar = tqdm(_usable(fold, peers, bool(own), seedless), desc="peers", disable=None, leave=False)
     for peer in bar:
         bar.set_postfix_str(f"fold {fold.name}, seed {fold.seed}, {peer.name}")
-        fitted = peer.fit(data, fold.seed)
-        if peer.per_slide:
-            per_slide.append(fitted.represent(fold.test, scaled))
+        asked = fold.test if peer.per_slide else slides
+        path = None if kept is None else kept / f"peer-{peer.name}-{fold.name}-{fold.seed}.npz"
+        if path is not None and path.is_file():
+            found = _read(path)
         else:
-            models.append(fitted.represent(slides, scaled))
+            found = peer.fit(data, fold.seed).represent(asked, scaled)
+            if path is not None:
+                _write(path, found)
+        (per_slide if peer.per_slide else models).append(found)
     hidden = fold.hidden
     if hidden is not None and models:
         hidden = replace(hidden, notes=(*hidden.notes, NOT_IMPUTED))
@@ -326,6 +345,48 @@ def with_peers(
         per_slide=(*fold.per_slide, *per_slide),
         hidden=hidden,
     )
+
+
+def _write(path: Path, found: Representation) -> None:
+    """Keep what a fitted peer made of the slides; peers have neither anchors nor region trees."""
+    plain = {"name": found.name, "notes": found.notes, "aligned": found.aligned}
+    cost = None if found.cost is None else asdict(found.cost)
+    arrays: dict[str, Any] = {"told": np.array(json.dumps({**plain, "cost": cost}))}
+    own = found.prediction
+    if own is not None:
+        arrays["genes"] = own.genes
+    parts = {"image": found.image, "omics": found.omics, "prediction": own and own.values}
+    for part, rows in parts.items():
+        arrays |= {f"{part}/{slide}": values for slide, values in (rows or {}).items()}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _read(path: Path) -> Representation:
+    """What `_write` kept.
+
+    Raises:
+        FoldError: it cannot be read.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        told = json.loads(str(arrays.pop("told")))
+        cost = told.pop("cost")
+        parts: dict[str, Any] = {}
+        genes = arrays.pop("genes", None)
+        for name, values in arrays.items():
+            part, _, slide = name.partition("/")
+            parts.setdefault(part, {})[slide] = values
+        values_of = parts.pop("prediction", None)
+        return Representation(
+            **{**told, "notes": tuple(told["notes"])},
+            **parts,
+            prediction=None if values_of is None else Prediction(genes, values_of),
+            cost=None if cost is None else Cost(**cost),
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
+        raise FoldError(f"{path}: cannot be read ({error}); remove it") from error
 
 
 def _usable(fold: Fold, peers: Sequence[Peer], pictures: bool, seedless: bool) -> list[Peer]:

@@ -19,6 +19,7 @@ from hibio.checkpoint import (
     CONFIG,
     NAME,
     PREVIOUS,
+    READOUT,
     UNVERIFIED,
     WEIGHTS,
     damaged_files,
@@ -256,18 +257,19 @@ def _check_one(checkpoint: Path, asked: Path) -> list[Finding]:
 
 
 def check_checkpoint(path: Path) -> list[Finding]:
-    """Whether a checkpoint is what was saved and loads; whether it can be resumed and queried."""
-    from hibio.model import HiBio
+    """Whether a checkpoint is what was saved and loads; what can be done with it."""
+    from eval.embed import load_checkpoint
 
     try:
         findings = _check_files(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no checksums: told by the finding
-            model = HiBio.from_checkpoint(path)
+            model = load_checkpoint(path).model
     except ConfigError as error:
         fix = "train again, or use the .previous sibling"
         return [Finding("FAIL", str(path), str(error), fix)]
-    return [*findings, _check_model(path, model), _check_trainer(path), _check_bank(path, model)]
+    findings += [_check_model(path, model), _check_trainer(path), _check_bank(path, model)]
+    return [*findings, *_check_readout(path)]
 
 
 def _check_files(path: Path) -> list[Finding]:
@@ -317,3 +319,16 @@ def _check_bank(path: Path, model: HiBio) -> Finding:
     except ConfigError as error:
         return Finding("FAIL", str(path), str(error), f"remove bank.h5 and resume, or {fix}")
     return Finding("PASS", str(path), f"reference bank of {n_spots:,} spots")
+
+
+def _check_readout(path: Path) -> list[Finding]:
+    """Whether the read-out that is there can be read; where there is none, `predict` makes it."""
+    from hibio.readout import read_readout
+
+    try:
+        if (path / READOUT).is_file():
+            read_readout(path / READOUT)
+    except ConfigError as error:
+        fix = "remove it: `hibio predict` fits it again from the training stores"
+        return [Finding("FAIL", str(path), str(error), fix)]
+    return []

@@ -3,7 +3,8 @@
 Supported annotations: dataclasses, unions and ``X | None``, ``Literal``, ``Path``,
 ``tuple[X, ...]``, ``tuple[X, Y]``, ``list[X]``, ``dict[str, X]``, ``Any``, bool, int, float and
 str, and numbers with a range, ``Annotated[int, Range(1)]``. Types are checked, never coerced; the
-exceptions are int -> float and a number in quotes ("1e-4") -> float. Numbers are finite.
+exceptions are int -> float and a number in quotes ("1e-4") -> float. Numbers are finite. A tuple
+may be empty only where it is so by default.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def build_section(cls: type[C], data: Any, key: Key = (), default: C | None = No
         known, given = _default_of(field, default)
         if name in data:
             values[name] = _build(hints[name], data[name], path, given)
+            if values[name] == () and field.default != ():  # nothing would be done
+                raise SchemaError(path, f"{dotted(path)} is empty; give at least one")
         elif known:
             values[name] = given
         else:

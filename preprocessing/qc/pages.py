@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from tqdm import tqdm
 
 from preprocessing.errors import DataError
-from preprocessing.files import atomic_path, spreadsheet_text
+from preprocessing.files import atomic_path, refuse_others, spreadsheet_text
 from preprocessing.image_transform import moved
 from preprocessing.pages import (
     Beside,
@@ -329,8 +329,9 @@ def qc_folder(stores: str | Path, out: str | Path, config: QcConfig | None = Non
         DataError: no store there, or some could not be read; the pages of the others are written
             before, and the index names the failed ones.
     """
-    out, rows, failed = Path(out), [], []
-    paths = stores_in(stores)
+    index, rows, failed = Path(out) / INDEX, [], []
+    paths, out = stores_in(stores), Path(out)
+    refuse_others({out / TABLE: "slide_id,patient_id"}, [index])
     out.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="qc", unit="slide", disable=None):
         try:
@@ -339,7 +340,6 @@ def qc_folder(stores: str | Path, out: str | Path, config: QcConfig | None = Non
             failed.append((path.name, str(error)))
     mark_outliers(rows)
     write_table(rows, out / TABLE)
-    index = out / INDEX
     _write(index, cohort_page(rows, failed))
     if failed:
         raise DataError(

@@ -12,6 +12,7 @@ from eval import export
 from eval.embed import region_names
 from hibio import keys
 from hibio.config.files import ConfigError
+from preprocessing.errors import DataError
 from preprocessing.hdf5 import write_h5ad
 
 PITCH = 40.0
@@ -107,7 +108,7 @@ def test_files_of_others_stay(table: Path, tmp_path: Path):
     other = tmp_path / "out" / "A1.heatmap.geojson"
     other.parent.mkdir()
     other.write_text("{}")
-    with pytest.raises(ConfigError, match="was not made by this command"):
+    with pytest.raises(DataError, match="was not made by this command"):
         export.export_folder("heatmap", table, other.parent)
     assert other.read_text() == "{}"
     (tmp_path / "empty").mkdir()

@@ -170,10 +170,13 @@ def test_no_file_of_somebody_else_is_written_over(
     measured: Measured, tmp_path: Path, ran: Counter[str], name: str
 ) -> None:
     (tmp_path / name).write_text("somebody's")
-    with pytest.raises(ConfigError, match=rf"{name} is there and was not made by this command"):
+    with pytest.raises(DataError, match=rf"{name} is there and was not made by this command"):
         evaluate(measured.checkpoint, measured.stores, tmp_path, ASKED)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert not ran
+    (tmp_path / RESULTS).write_text('{"tasks": {}}')
+    with pytest.raises(ConfigError, match=r"results of an older HiBio .* move or remove"):
+        evaluate(measured.checkpoint, measured.stores, tmp_path, ASKED)
 
 
 def test_the_folder_is_tried_before_the_data_are_read(measured: Measured, tmp_path: Path) -> None:

@@ -178,6 +178,26 @@ def test_peers_without_a_seed_are_fitted_once_a_fold(toy_fold):
     assert [model.name for model in later.models] == ["st_net"]
 
 
+def test_a_peer_that_was_fitted_is_kept_to_the_last_bit(toy_fold, tmp_path, monkeypatch):
+    bare = dataclasses.replace(toy_fold, models=())
+    asked = [quick("pca256_ridge"), quick("clip", 1), quick("stagate", 1)]
+
+    def fitted() -> Fold:
+        features = features_of(toy_fold)
+        return with_peers(bare, asked, features, seedless=True, kept=tmp_path)
+
+    first = fitted()
+    for peer in asked:
+        monkeypatch.setattr(type(peer), "fit", lambda *_: pytest.fail("fitted again"))
+    again = fitted()
+    pairs = zip(first.models + first.per_slide, again.models + again.per_slide, strict=True)
+    for one, other in pairs:
+        np.testing.assert_equal(dataclasses.asdict(one), dataclasses.asdict(other))
+    (tmp_path / f"peer-clip-{bare.name}-{bare.seed}.npz").write_bytes(b"PK torn")
+    with pytest.raises(FoldError, match=r"peer-clip.*remove it"):
+        fitted()
+
+
 def test_a_fold_without_training_slides_fits_on_its_test_slides(toy_fold):
     alone = dataclasses.replace(toy_fold, train=(), models=())
     fold = with_peers(alone, [quick("clip", 1)], features_of(toy_fold), seedless=True)

@@ -133,7 +133,7 @@ def test_a_slide_of_another_look_is_foreign():
 
 
 def test_the_file_keeps_all_and_unknown_genes_name_the_nearest(fitted: Readout, tmp_path: Path):
-    write_readout(tmp_path / "readout.h5", fitted)
+    write_readout(tmp_path / "readout.h5", dataclasses.replace(fitted, source={"patch_px": 32}))
     again = read_readout(tmp_path / "readout.h5")
     for name in ("weights", "reliability", "width", "low"):
         np.testing.assert_allclose(getattr(again, name), getattr(fitted, name), rtol=1e-6)

@@ -100,7 +100,7 @@ def test_no_file_of_another_is_written_over(cohort: Cohort, tmp_path: Path):
         out.mkdir()
         (out / name).write_text("somebody's")
         more = ("default",) if command is query_folder else ()
-        with pytest.raises(ConfigError, match=rf"{name} is there and was not made by"):
+        with pytest.raises(DataError, match=rf"{name} is there and was not made by"):
             command(cohort.checkpoint, cohort.images, *more, out)
         assert (out / name).read_text() == "somebody's"
 

@@ -109,3 +109,17 @@ def test_settings_that_nothing_reads_are_refused(setting: str, words: str) -> No
     given = apply_overrides({}, [setting])
     with pytest.raises(ConfigError, match=re.escape(words)):
         read_both(given)
+
+
+def test_a_list_of_which_nothing_would_come_is_refused() -> None:
+    lists = [
+        (name, field.name)
+        for name, task in TASKS.items()
+        for field in fields(task.config)
+        if isinstance(field.default, tuple) and field.default
+    ]
+    assert ("retrieval", "k") in lists
+    for name, key in lists:
+        with pytest.raises(ConfigError, match=rf"{name}\.{key} is empty; give at least one"):
+            task_configs({name: {key: []}}, [name])
+    task_configs({"annotation": {"columns": []}}, ["annotation"])  # every column that there is

@@ -11,6 +11,7 @@ from hibio.config.files import dump_config
 from hibio.config.training import StageConfig
 from hibio.run import expand
 from preprocessing.store.read import stores_in
+from tests.hibio.ablation_grids import write_grid
 from tests.hibio.toy import SPOT, assert_refused, edit_store, rename_genes, run_config
 
 
@@ -202,3 +203,28 @@ def test_a_folder_that_is_no_checkpoint(run, toy_stores, tmp_path):
         result = run(command, "--checkpoint", tmp_path, "--data", toy_stores, "--out", out, *more)
         assert_refused(result, "no checkpoint")
         assert not out.exists()
+
+
+# ------------------------------------------------------------------ files of others
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("train/config.yaml", ("train", "--config", "own.yaml", "--set", "out=train")),
+        ("ablate/table.csv", ("ablate", "--config", "grid.yaml", "--out", "ablate")),
+        ("hest/report.html", ("hest-bench", "nothing", "--out", "hest")),
+        ("qc/index.html", ("qc", "stores", "--out", "qc")),
+        ("against/against.md", ("eval", "--against", "a", "b", "--out", "against")),
+    ],
+)
+def test_a_file_of_somebody_else_stays(run, toy_stores, tmp_path, name, words):
+    place = tmp_path / "here"
+    (place / "stores").symlink_to(toy_stores)
+    dump_config(run_config(toy_stores, place / "run"), place / "own.yaml")
+    shutil.copy(write_grid(tmp_path, toy_stores), place)
+    shutil.copy(tmp_path / "run.yaml", place)
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).write_text("somebody's")
+    before = sorted(place.rglob("*"))
+    assert_refused(run(*words), (place / name).name, "is there", "give another --out")
+    assert (place / name).read_text() == "somebody's"
+    assert sorted(place.rglob("*")) == before

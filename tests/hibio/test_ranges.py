@@ -122,6 +122,13 @@ def test_a_seed_or_a_fold_is_given_once():
     assert "folds has 'P1' twice" in refusal("folds", ["P1", "P1"])
 
 
+def test_a_list_of_which_nothing_would_come_is_refused():
+    for key in ("seeds", "folds", "stages", "regions.diameters_um"):
+        assert f"{key} is empty; give at least one" in refusal(key, [])
+    plain = to_dict(run_config(Path("stores"), Path("out")))
+    build_section(RunConfig, changed(plain, {"data.test": [], "genes.exclude": []}, "test"))
+
+
 def refusal(key: str, value: list[Any]) -> str:
     plain = to_dict(run_config(Path("stores"), Path("out")))
     with pytest.raises(SchemaError) as told:

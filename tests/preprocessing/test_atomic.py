@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing.errors import DataError
-from preprocessing.files import LOCK, atomic_path, locked, spreadsheet_text
+from preprocessing.files import LOCK, atomic_path, locked, refuse_others, spreadsheet_text
 from tests.preprocessing.full_disk import on_a_full_disk
 
 
@@ -117,3 +117,25 @@ def test_a_lock_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
     code = "from preprocessing.files import locked\nattempt(locked(sys.argv[1]).__enter__)"
     assert "File too large" in on_a_full_disk(code, tmp_path, limit=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_what_a_command_made_is_written_over(tmp_path: Path) -> None:
+    first, page = tmp_path / "a.json", tmp_path / "a.html"
+
+    def ask() -> None:
+        refuse_others({first: '"made"'}, [page])
+
+    ask()
+    page.write_text("somebody's")
+    with pytest.raises(DataError, match=r"a\.html is there and was not made .* another --out"):
+        ask()
+    first.write_bytes(b'\xff{"made": 1}')  # it speaks for the page
+    ask()
+    first.write_text("{}")
+    with pytest.raises(DataError, match=r"a\.json is there"):
+        ask()
+    first.unlink()
+    page.unlink()
+    page.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"a\.html is there"):
+        ask()

@@ -48,6 +48,16 @@ def fake_clone(root: Path) -> Path:
     return root / "her2st"
 
 
+def test_a_draft_that_was_corrected_stays(tmp_path: Path):
+    rows, path = draft_manifest(fake_clone(tmp_path)), tmp_path / "manifest.csv"
+    write_manifest(rows, path)
+    write_manifest(rows, path)
+    path.write_text(path.read_text().replace("A1", "mine"))
+    with pytest.raises(DataError, match=r"manifest\.csv is there, with other content"):
+        write_manifest(rows, path)
+    assert "mine" in path.read_text()
+
+
 @pytest.mark.parametrize("below", ["", "data"])
 def test_a_her2st_clone_is_prepared_unchanged(tmp_path: Path, below: str):
     clone = fake_clone(tmp_path)
