@@ -59,6 +59,7 @@ from hibio.training.checkpoint import (
 from hibio.training.curriculum import Inner, Judge, Verdict, followed, hold_out, judged_stages
 from hibio.training.engine import Engine, build_engine
 from hibio.training.engine.base import choose_device
+from hibio.training.log import require_trackers
 from hibio.training.objective import Objective
 from hibio.training.plan import Plan, own_micro_batches
 from hibio.training.process_group import ProcessGroup, start_processes, stops_at_once
@@ -262,6 +263,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         checkpoint_every=config.checkpoint_every,
         verdicts=verdicts,
         judge=None if inner is None else _judge(inner, artifacts, image),
+        log_to=config.log.to,
+        settings=to_dict(config),
     )
     group.on_first(lambda: trust_code(config.model.vision.name, config.model.omics.name))
     if saved is not None:
@@ -439,6 +442,7 @@ def _train_all(config: RunConfig, resume: bool) -> list[Path]:
             f"{config.out}: no such folder, so there is nothing to resume; give the run's folder "
             "(its 'out'), or leave --resume out to begin"
         )
+    require_trackers(config.log.to)
     jobs = expand(config)
     single = any(job.config.optim.uses_deepspeed for job in jobs)
     group = start_processes(config.device, single=single)

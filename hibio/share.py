@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -381,11 +382,11 @@ def fetch_pretrained(name: str) -> Path:
     Raises:
         ConfigError: a name of another form, no such model, no access, or no network.
     """
+    asked, _, revision = name.partition("@")
+    repo = require_hub_name(asked)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    asked, _, revision = name.partition("@")
-    repo = require_hub_name(asked)
     files = [*FILES, CHECKSUMS]
     try:
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=files))
@@ -416,10 +417,10 @@ def push_folder(folder: Path, name: str, *, private: bool = True) -> str:
     Raises:
         ConfigError: no such organisation, nobody is logged in, or no network.
     """
+    repo = require_hub_name(name)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    repo = require_hub_name(name)
     card = (folder / CARD).read_text(encoding="utf-8")
     placed = re.sub(rf"{HUB}ORG/[\w.-]+", lambda _: HUB + repo, card)
     try:
@@ -440,8 +441,10 @@ def require_hub_name(name: str) -> str:
     """Return ``ORG/NAME`` of it, without the ``hf-hub:`` before it.
 
     Raises:
-        ConfigError: it is of another form.
+        ConfigError: it is of another form, or huggingface_hub is not installed.
     """
+    if find_spec("huggingface_hub") is None:
+        raise ConfigError(f"{name}: the hub needs huggingface_hub: pip install 'hibio[hub]'")
     repo = name.removeprefix(HUB)
     if not _HUB_NAME.fullmatch(repo):
         raise ConfigError(f"{name!r}: expected ORG/NAME, or {HUB}ORG/NAME[@REVISION]")

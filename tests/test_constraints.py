@@ -12,11 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def requirements(text: str) -> list[Requirement]:
-    """What `make demo` and `make test` install: the base, and the extra `test`."""
+    """What `make demo` and `make test` install: the base, and the extra `test` with those in it."""
     setup = configparser.ConfigParser()
     setup.read_string(text)
-    lines = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['test']}"
-    return [Requirement(line) for line in lines.splitlines() if line.strip()]
+    extras = setup["options.extras_require"]
+    found, todo = [], f"{setup['options']['install_requires']}\n{extras['test']}".split("\n")
+    while todo:
+        if line := todo.pop(0).strip():
+            found.append(Requirement(line))
+        if line.startswith("hibio["):
+            todo += [one for extra in found.pop().extras for one in extras[extra].split("\n")]
+    return found
 
 
 def pins(text: str) -> dict[str, Version]:

@@ -13,6 +13,7 @@ import functools
 import importlib
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,15 @@ def ensure_torchvision() -> bool:
         them models and transforms work all the same.
 
     Raises:
-        ImportError: torchvision is not installed.
+        ConfigError: timm or torchvision is not installed.
         RuntimeError: torchvision fails for any other reason than its missing operators.
     """
+    for name in ("timm", "torchvision"):
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"encoders of patches other than handcrafted need {name}: pip install "
+                "'hibio[encoders]'"
+            )
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:  # declared only now: a loadable extension would do it twice

@@ -47,6 +47,7 @@ def find_weights(backbone: Backbone, weights: Path | None) -> Path:
             f"encoder {backbone.encoder!r}: timm knows no published weights on the hub; give a "
             "local file with --weights FILE"
         )
+    ensure_torchvision()
     from huggingface_hub import get_token
 
     cached = cached_weights(backbone.hub)

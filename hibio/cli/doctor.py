@@ -12,7 +12,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,20 @@ from preprocessing.findings import Finding, failed
 
 _GIB = 1024**3
 
-_OPTIONAL = {
-    "deepspeed": ("training over several GPUs with ZeRO", "pip install deepspeed"),
-    "pyvips": ("a second reader for whole-slide images", "pip install 'pyvips[binary]'"),
-    "pyarrow": ("tables in parquet: Space Ranger, Visium HD, Xenium", "pip install pyarrow"),
-    "zarr": ("SpatialData folders", "pip install zarr"),
-    "distributed": ("`hibio prepare --scheduler`", "pip install distributed"),
+#: Extra of the package -> what it is for.
+_EXTRAS = {
+    "encoders": "frozen and tuned patch encoders: `hibio features`, data.image: patches",
+    "hub": "weights and shared models of the hub",
+    "slide": "TIFF packed as JPEG, JPEG 2000 or LZW, deep PNG; a second reader of slides",
+    "czi": "what OpenSlide does not read of CZI",
+    "hdf5": "AnnData packed by other filters than gzip and lzf",
+    "parquet": "tables in parquet: Space Ranger, Visium HD, Xenium",
+    "spatialdata": "SpatialData folders, OME-Zarr",
+    "view": "`hibio view`: slides in a browser",
+    "tracking": "`log.to`: tensorboard, wandb, mlflow",
+    "train": "training over several GPUs with ZeRO",
+    "cluster": "`hibio prepare --scheduler`",
+    "completion": "completion of commands by the shell",
 }
 
 
@@ -50,7 +58,7 @@ def diagnose() -> list[Finding]:
         _library("HDF5", "h5py", "version.hdf5_version", "--force-reinstall h5py"),
         _cpu(),
         _cuda(),
-        *(_optional(name, *told) for name, told in _OPTIONAL.items()),
+        *optional_packages(),
         disk_space(Path(tempfile.gettempdir())),
     ]
 
@@ -124,14 +132,17 @@ def disk_space(folder: Path) -> Finding:
     return Finding("PASS", "temporary files", message)
 
 
-def _requirements(package: str) -> list[Requirement]:
-    """Requirements of an installed package that hold here, without its extras."""
+def _requirements(package: str, extra: str = "") -> list[Requirement]:
+    """Requirements of an installed package that hold here: its own, or what an extra adds."""
     try:
         texts = metadata.requires(package) or []
     except metadata.PackageNotFoundError:
-        return [Requirement(package)]
+        return [] if extra else [Requirement(package)]
     parsed = [Requirement(text) for text in texts]
-    return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    if not extra:
+        return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
+    added = [r for r in parsed if r.marker is not None and not r.marker.evaluate({"extra": ""})]
+    return [r for r in added if r.marker is not None and r.marker.evaluate({"extra": extra})]
 
 
 def _version(package: str) -> str | None:
@@ -145,18 +156,19 @@ def _torchvision() -> Finding:
     """The two come in pairs; torchvision names its partner exactly."""
     subject = "torch + torchvision"
     if _version("torch") is None or _version("torchvision") is None:
-        fix = "pip install 'torch>=2.6,<2.14' torchvision"
-        return Finding("FAIL", subject, "one of the two is not installed", fix)
+        told = "one of the two is not installed; optional: encoders of patches"
+        return Finding("WARN", subject, told, "pip install 'hibio[encoders]'")
     for partner in _requirements("torchvision"):
         found = _version("torch") or ""
         if partner.name == "torch" and not partner.specifier.contains(found, prereleases=True):
             message = f"torch {found}, but this torchvision was built for torch{partner.specifier}"
             return Finding("FAIL", subject, message, f"pip install 'torch{partner.specifier}'")
-    try:
-        from hibio.backbones.networks import ensure_torchvision
+    from hibio.backbones.networks import ensure_torchvision
+    from hibio.config.files import ConfigError
 
+    try:
         compiled = ensure_torchvision()
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ConfigError, ImportError, OSError, RuntimeError) as error:
         fix = "reinstall both: pip install --force-reinstall torch torchvision"
         return Finding("FAIL", subject, f"cannot be imported: {_first_line(error)}", fix)
     extra = "" if compiled else "; without compiled operators (not needed by HiBio)"
@@ -203,11 +215,28 @@ def _cuda() -> Finding:
     return Finding("PASS", "CUDA", f"{torch.version.cuda}: {listed}")
 
 
-def _optional(name: str, purpose: str, fix: str) -> Finding:
-    """An optional package is looked up, not imported: some of them take seconds or compile."""
-    if util.find_spec(name) is None:
-        return Finding("WARN", name, f"not installed; optional: {purpose}", fix)
-    return Finding("PASS", name, f"{_version(name) or 'installed'} (optional)")
+def optional_packages() -> list[Finding]:
+    """What the extras bring, looked up and not imported: some of it takes seconds or compiles.
+
+    Returns:
+        One finding a package, by the first extra that names it; WARN where it is missing.
+    """
+    found: dict[str, Finding] = {}
+    for extra, purpose in _EXTRAS.items():
+        for requirement in _requirements("hibio", extra):
+            name, version = requirement.name, _version(requirement.name)
+            if name in found:
+                continue
+            fix = f"pip install 'hibio[{extra}]'"
+            if version is None:
+                told = f"not installed; optional: {purpose}"
+                found[name] = Finding("WARN", name, told, fix)
+            elif not requirement.specifier.contains(version, prereleases=True):
+                told = f"{version}, expected {requirement.specifier} (optional)"
+                found[name] = Finding("WARN", name, told, fix)
+            else:
+                found[name] = Finding("PASS", name, f"{version} (optional)")
+    return list(found.values())
 
 
 def _first_line(error: BaseException) -> str:

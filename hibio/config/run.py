@@ -70,6 +70,25 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Where the numbers of every step go.
+
+    Attributes:
+        to: jsonl (``log.jsonl`` of the job, which resumes, grids and reports read, so it is always
+            among them) | tensorboard | wandb | mlflow (``pip install "hibio[tracking]"``; their
+            own environment variables say where, e.g. WANDB_PROJECT, MLFLOW_TRACKING_URI).
+    """
+
+    to: tuple[Literal["jsonl", "tensorboard", "wandb", "mlflow"], ...] = ("jsonl",)
+
+    def __post_init__(self) -> None:
+        if "jsonl" not in self.to:
+            raise ValueError(
+                f"to is {list(self.to)}; keep jsonl beside them, which resumes and reports read"
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A training run: every variant on every fold with every seed.
 
@@ -92,6 +111,7 @@ class RunConfig:
             from other work.
         checkpoint_every: steps between checkpoints.
         bank: write the reference bank at the end.
+        log: see :class:`LogConfig`.
         variant: name of this job's variant (filled in by :func:`expand`).
     """
 
@@ -112,6 +132,7 @@ class RunConfig:
     threads: Annotated[int, Range(1, 1024)] | None = None
     checkpoint_every: Annotated[int, Range(1)] = 100
     bank: bool = True
+    log: LogConfig = field(default_factory=LogConfig)
     curriculum: Literal["blind", "judged"] = "blind"
     variant: str = MAIN
 

@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from hibio.batch import SlideBatch
-from hibio.checkpoint import read_log
 from hibio.config.files import ConfigError
 from hibio.config.training import StageConfig, stage_lr
 from hibio.model import HiBio
@@ -25,6 +24,7 @@ from hibio.training.checkpoint import SavedRun, load_newest, save_checkpoint
 from hibio.training.curriculum import Judge, Outcome, Verdict, judged_stages, mean_weights
 from hibio.training.engine import Engine, NotFiniteError
 from hibio.training.grad_cache import take_step
+from hibio.training.log import RunLog
 from hibio.training.objective import PREFIX, Objective
 from hibio.training.plan import Plan, StepInput
 from hibio.training.process_group import on_stop
@@ -40,43 +40,6 @@ class Snapshot(NamedTuple):
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     regions: dict[str, torch.Tensor]
-
-
-class RunLog:
-    """Appends one record a step to ``log.jsonl`` and to TensorBoard.
-
-    Args:
-        folder: run folder; ``log.jsonl`` and ``tensorboard/`` are written into it.
-        after_step: records at or after this step are dropped first (a resumed run repeats them),
-            and a torn last line; the log is replaced as a whole, so a kill leaves one or the other.
-    """
-
-    def __init__(self, folder: Path, after_step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "log.jsonl"
-        kept = [record for record in read_log(path) if record["step"] < after_step]
-        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
-        self._file = path.open("a", buffering=1, encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """One step: ``step``, ``stage``, ``epoch``, ``total``, ``terms``, ``lr``, ``seconds``..."""
-        self._file.write(json.dumps(record) + "\n")
-        step = record["step"]
-        for name, value in record["terms"].items():
-            self._board.add_scalar(name, value, step)
-        for name in ("total", "lr", "gradient_norm", "temperature"):
-            self._board.add_scalar(f"run/{name}", record[name], step)
-        for name, value in record.get("gradient_shares", {}).items():
-            self._board.add_scalar(f"gradient_share/{name}", value, step)
-
-    def close(self) -> None:
-        """Flush and close both."""
-        self._file.close()
-        self._board.close()
 
 
 def broken_inputs(batches: Iterable[SlideBatch]) -> dict[str, dict[str, int]]:
@@ -149,6 +112,8 @@ class Trainer:
         checkpoint_every: steps between checkpoints.
         verdicts: of the stages, where a rehearsal has judged them.
         judge: of a rehearsal.
+        log_to: trackers beside ``log.jsonl``, see `RunLog`.
+        settings: plain values of the configuration, for them.
     """
 
     def __init__(
@@ -162,6 +127,8 @@ class Trainer:
         checkpoint_every: int,
         verdicts: Sequence[Verdict] = (),
         judge: Judge | None = None,
+        log_to: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.engine = engine
@@ -175,6 +142,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.verdicts = list(verdicts)
         self.judge = judge
+        self.log_to, self.settings = log_to, settings
         self._before: Snapshot | None = None  # the stage that may be undone or mixed
         # position: the next step to take
         self.step = 0
@@ -193,7 +161,7 @@ class Trainer:
         self._asked = self.interrupted = False
         self.model.train()
         first = self.group.is_first
-        log = RunLog(self.folder, after_step=self.step) if first else None
+        log = RunLog(self.folder, self.step, self.log_to, self.settings) if first else None
         bar = tqdm(
             total=self.plan.n_steps(),
             initial=self.step,

@@ -275,8 +275,7 @@ def _regions(attrs: Mapping[str, Any]) -> list[str]:
 def _require_zarr(row: SlideRow) -> None:
     if importlib.util.find_spec("zarr") is None:
         raise DataError(
-            f"{row.counts} is a zarr folder, which needs zarr: pip install zarr (or hibio with "
-            "its extra 'spatialdata')"
+            f"{row.counts} is a zarr folder, which needs zarr: pip install 'hibio[spatialdata]'"
         )
 
 

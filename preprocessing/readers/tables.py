@@ -433,8 +433,7 @@ def require_pyarrow(path: Path) -> None:
     """Raise DataError where the parquet file ``path`` cannot be read for want of pyarrow."""
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError(
-            f"{path} is a parquet file, which needs pyarrow: pip install pyarrow (or hibio with "
-            "its extra 'parquet')"
+            f"{path} is a parquet file, which needs pyarrow: pip install 'hibio[parquet]'"
         )
 
 

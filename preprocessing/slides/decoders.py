@@ -195,7 +195,7 @@ class VipsSlide(_Decoded):
         except (ImportError, OSError) as error:
             raise DataError(
                 f"{self.path}: the slide back end pyvips is not installed: pip install "
-                f"'pyvips[binary]' ({error})"
+                f"'hibio[slide]' ({error})"
             ) from error
         try:
             pictures = self._pictures(pyvips)
@@ -294,7 +294,7 @@ class CziSlide(PlainSlide):
         except ImportError as error:
             raise DataError(
                 f"{self._reason}. If it is whole, it is a kind of CZI that OpenSlide does not read "
-                "(JPEG XR, several planes): pip install pylibCZIrw and run again, or export "
+                "(JPEG XR, several planes): pip install 'hibio[czi]' and run again, or export "
                 "it as OME-TIFF"
             ) from error
         self._open_files = ExitStack()

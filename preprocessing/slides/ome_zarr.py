@@ -35,8 +35,8 @@ class OmeZarr(PlainSlide):
             import zarr
         except ImportError as error:
             raise DataError(
-                f"{self.path} is an OME-Zarr picture, which needs zarr: pip install zarr (or hibio "
-                "with the extra spatialdata)"
+                f"{self.path} is an OME-Zarr picture, which needs zarr: pip install "
+                "'hibio[spatialdata]'"
             ) from error
         check_arrays(self.path)
         about, self._levels = self._picture(zarr.open_group(str(self.path), mode="r"))

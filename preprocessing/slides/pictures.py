@@ -3,7 +3,6 @@
 import struct
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -82,6 +81,8 @@ class PlainPicture(PlainSlide):
 
     def _deep(self) -> Pixels:
         """All pixels of a picture with more than 8 bits a sample, (h, w, 3)."""
+        import imagecodecs
+
         data = self.path.read_bytes()
         if self._kind == _PNG:
             samples = imagecodecs.png_decode(data)

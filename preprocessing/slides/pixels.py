@@ -101,6 +101,11 @@ def damage_named(path: Path) -> Iterator[None]:
         own = isinstance(error, DataError | MemoryError)
         if own or getattr(error, "errno", None) is not None:
             raise  # not about the content, but the memory, the disk or the permissions
+        if "imagecodecs" in str(error):
+            raise DataError(
+                f"{path}: packed in a way that needs imagecodecs (JPEG, JPEG 2000, LZW, ... of "
+                f'TIFF, 16 bits of PNG): pip install "hibio[slide]" ({error})'
+            ) from error
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or cut "
             "off: copy or export it again"

@@ -15,16 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the optimizer and the log import these two when they begin: here once,
-import torch.utils.tensorboard  # so that no fork has to
+import torch._dynamo  # the optimizer imports it when it begins: here once, so that no fork has to
 
 from hibio import run as run_module
 from hibio.checkpoint import NAME, PREVIOUS
 from hibio.config.run import RunConfig
 from hibio.config.training import StageConfig
 from hibio.run import train_all
-from hibio.training import checkpoint
-from hibio.training import trainer as log
+from hibio.training import checkpoint, log
 from tests.hibio.toy import MASKED, REGION, run_config
 
 

@@ -44,7 +44,7 @@ def test_package_ranges():
 
 def test_wrong_torch_for_torchvision(monkeypatch):
     wanted = [Requirement("torch==1.0.0")]
-    monkeypatch.setattr(doctor, "_requirements", lambda package: wanted)
+    monkeypatch.setattr(doctor, "_requirements", lambda package, extra="": wanted)
     finding = by_subject()["torch + torchvision"]
     assert finding.level == "FAIL"
     assert "built for torch==1.0.0" in finding.message
@@ -53,7 +53,24 @@ def test_wrong_torch_for_torchvision(monkeypatch):
 def test_not_installed_package(monkeypatch):
     assert doctor._requirements("no-such-package") == [Requirement("no-such-package")]
     monkeypatch.setattr(doctor, "_version", lambda package: None)
-    assert by_subject()["torch + torchvision"].level == "FAIL"
+    found = by_subject()
+    assert found["torch + torchvision"].level == "WARN"  # only encoders of patches need the pair
+    assert found["torch"].level == "FAIL"
+
+
+def test_an_optional_package_is_told_with_its_extra(monkeypatch):
+    texts = ["numpy>=1", 'nothing-such>=2; extra == "hub"', 'h5py>=99; extra == "czi"']
+    texts += ['h5py>=1; extra == "hdf5"', 'tqdm>=1; extra == "hdf5"', 'pytest; extra == "test"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda package: texts)
+    found = {finding.subject: finding for finding in doctor.optional_packages()}
+    levels = {name: (one.level, one.fix) for name, one in found.items()}
+    assert levels == {
+        "nothing-such": ("WARN", "pip install 'hibio[hub]'"),
+        "h5py": ("WARN", "pip install 'hibio[czi]'"),
+        "tqdm": ("PASS", ""),
+    }
+    assert "not installed; optional: weights" in found["nothing-such"].message
+    assert found["h5py"].message.endswith("expected >=99 (optional)")
 
 
 @pytest.mark.parametrize(("free_gib", "level"), [(0.1, "FAIL"), (2, "WARN"), (50, "PASS")])

@@ -66,6 +66,7 @@ SECOND: dict[str, Any] = {
 TESTED = {
     "data.cache_slides": "hibio/test_every_key.py::test_no_more_slides_are_kept_than_asked",
     "data.test": "hibio/test_resume_refused.py::test_said_test_slides_are_not_trained_on",
+    "log.to": "hibio/test_log.py::test_a_run_tells_its_trackers_and_names_what_is_missing",
     "data.prefetch": "hibio/test_plan.py::test_reading_ahead_changes_nothing",
     "genes.min_slide_fraction": "hibio/test_fitting.py::test_vocabulary_against_plain_loops",
     "genes.exclude": (

@@ -29,8 +29,8 @@ from hibio.config.files import dump_config
 from hibio.config.training import StageConfig
 from hibio.run import Job, build, expand, train_all
 from hibio.training.engine import NotFiniteError
+from hibio.training.log import RunLog
 from hibio.training.process_group import ProcessGroup, on_stop, stops_at_once
-from hibio.training.trainer import RunLog
 from tests.hibio.killed_training import POINTS
 from tests.hibio.test_trainer import assert_same
 from tests.hibio.toy import MASKED, SPOT, run_config
@@ -52,7 +52,7 @@ def test_a_run_killed_at_every_point_ends_as_the_whole_run(toy_stores, tmp_path)
     whole, survived = (tmp_path / name / JOB for name in ("whole", "killed"))
     assert_same_run(survived, whole)
     left = {path.name for path in survived.iterdir()}
-    assert left == {"checkpoint", "checkpoint.previous", "log.jsonl", "tensorboard"}
+    assert left == {"checkpoint", "checkpoint.previous", "log.jsonl"}
 
 
 def assert_same_run(one: Path, other: Path) -> None:

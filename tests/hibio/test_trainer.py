@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hibio.checkpoint import NAME, find_checkpoint, load_trainer_state, read_log
 from hibio.config.files import ConfigError, dump_config, load_config
@@ -19,7 +18,7 @@ from hibio.config.run import RunConfig
 from hibio.config.training import StageConfig
 from hibio.run import Job, build, expand
 from hibio.training.engine import NotFiniteError
-from hibio.training.trainer import RunLog, Trainer
+from hibio.training.trainer import Trainer
 from tests.hibio.toy import MASKED, REGION, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,27 +235,6 @@ def test_the_log_survives_a_torn_last_line(toy_stores, tmp_path, whole):
     last = build(job, resume=True)
     last.fit()
     assert_same(everything(last), whole)
-
-
-def test_the_log_of_people_has_every_term_and_setting(tmp_path):
-    record = {"step": 7, "terms": {"spot/contrastive": 2.5, "image/expression": 1.25}}
-    record |= {"total": 3.75, "lr": 1e-3, "gradient_norm": 0.5, "temperature": 0.1}
-    log = RunLog(tmp_path)
-    log.write(record)
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    values = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
-    assert {name: value[0].step for name, value in values.items()} == dict.fromkeys(values, 7)
-    assert {name: value[0].value for name, value in values.items()} == pytest.approx(
-        {
-            **record["terms"],
-            "run/total": 3.75,
-            "run/lr": 1e-3,
-            "run/gradient_norm": 0.5,
-            "run/temperature": 0.1,
-        }
-    )
-    assert read_log(tmp_path / "log.jsonl") == [record]
 
 
 def test_a_log_torn_in_the_middle_is_an_error(tmp_path):

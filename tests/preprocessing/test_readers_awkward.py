@@ -277,7 +277,7 @@ def test_a_filter_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest
         raise OSError("Can't synchronously read data (can't open directory (/usr/lib/plugin))")
 
     monkeypatch.setattr("preprocessing.readers.h5ad.read_matrix", lacks)
-    with pytest.raises(DataError, match=r"filter that this HDF5 lacks.*pip install hdf5plugin"):
+    with pytest.raises(DataError, match=r"filter that this HDF5 lacks.*pip install .hibio\[hdf5\]"):
         read_spots(cell_row(write_h5ad(tmp_path, toy_anndata()), "h5ad"))
 
 

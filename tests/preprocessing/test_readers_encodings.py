@@ -110,7 +110,7 @@ def test_filters_of_hdf5plugin(name: str, form: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("hdf5plugin") is not None:
         np.testing.assert_array_equal(read(), COUNTS)
         return
-    words = rf"packed with {name} \(HDF5 filter {number}, of .*data\).*pip install hdf5plugin"
+    words = rf"packed with {name} \(HDF5 filter {number}, of .*data\).*pip install .hibio\[hdf5\]"
     with pytest.raises(DataError, match=words) as error:
         read()
     assert "damaged" not in str(error.value)

@@ -180,7 +180,7 @@ def test_refused_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "places are obsm['spatial']" in read_spots(cell_row(tmp_path / "c", "spatialdata")).notes
     row = cell_row(sdata(tmp_path / "d.zarr"), "spatialdata")
     monkeypatch.setattr(reader.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"needs zarr: pip install zarr .*extra 'spatialdata'"):
+    with pytest.raises(DataError, match=r"needs zarr: pip install .hibio\[spatialdata"):
         read_spots(row)
 
 

@@ -106,7 +106,7 @@ def test_parquet_positions_without_pyarrow_name_the_remedy(
     positions = tmp_path / "spatial" / "tissue_positions.csv"
     positions.rename(positions.with_suffix(".parquet"))
     monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install pyarrow"):
+    with pytest.raises(DataError, match=r"pip install .hibio\[parquet"):
         read_spots(row_of(tmp_path))
 
 

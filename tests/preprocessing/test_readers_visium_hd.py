@@ -170,7 +170,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     positions = source_files(row)["spots"]
     positions.rename(positions.with_suffix(".parquet"))
     monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"pip install pyarrow .*extra 'parquet'"):
+    with pytest.raises(DataError, match=r"pip install .hibio\[parquet"):
         read_spots(row)
 
 

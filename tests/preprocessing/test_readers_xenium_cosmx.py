@@ -103,7 +103,7 @@ def test_parquet_cells_need_pyarrow(tmp_path: Path):
     (tmp_path / "cells.csv.gz").unlink()
     (tmp_path / "cells.parquet").write_bytes(b"PAR1")
     there = importlib.util.find_spec("pyarrow") is not None
-    said = "not a complete parquet file" if there else "needs pyarrow: pip install pyarrow"
+    said = "not a complete parquet file" if there else r"needs pyarrow: pip install .hibio\[parquet"
     with pytest.raises(DataError, match=said):
         read_spots(cell_row(tmp_path, "xenium", mpp=None))
 

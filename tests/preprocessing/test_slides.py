@@ -1,11 +1,13 @@
 """Slides: every reader gives the pixels of the file, white outside, and names what it refuses."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+import tifffile._imagecodecs
 from PIL import Image
 
 from preprocessing.errors import DataError
@@ -243,3 +245,17 @@ def test_real_svs_without_mpp_and_with_two_levels() -> None:
         coarse = slide.read_region((2000, 1600), 1, (64, 64)).astype(float)
         reduced = fine.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
         assert np.corrcoef(reduced.ravel(), coarse.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["jpeg.ome.tif", "deep.png"])
+def test_a_codec_that_is_not_installed_is_told_with_its_extra(name, tmp_path, monkeypatch):
+    codecs = pytest.importorskip("imagecodecs")
+    picture = noise(80, 90, 3)
+    if name == "deep.png":
+        (tmp_path / name).write_bytes(codecs.png_encode(picture.astype(np.uint16) * 200))
+    else:
+        write_tiff(tmp_path / name, picture, compression="jpeg", tile=(64, 64))
+    monkeypatch.setattr(tifffile.tifffile, "imagecodecs", tifffile._imagecodecs)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(DataError, match=rf"{name}: .*pip install \"hibio\[slide\]\""):
+        open_slide(tmp_path / name, backend="auto").read_region((0, 0), 0, (4, 4))

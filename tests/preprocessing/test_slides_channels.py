@@ -318,7 +318,7 @@ def test_a_czi_that_openslide_does_not_read_names_the_library(
     path = write(tmp_path / "a.tif", RGB, "tiled")
     monkeypatch.setattr(openslide, "OpenSlide", Fake)
     monkeypatch.setitem(sys.modules, "pylibCZIrw", None)
-    with pytest.raises(DataError, match=r"Compression 4.*pip install pylibCZIrw.*OME-TIFF"):
+    with pytest.raises(DataError, match=r"Compression 4.*pip install .hibio\[czi\].*OME-TIFF"):
         open_slide(path)
 
 

@@ -126,7 +126,7 @@ def test_pickles_damage_and_a_missing_library_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="damaged"):
         open_slide(folder)
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(DataError, match="needs zarr: pip install zarr"):
+    with pytest.raises(DataError, match=r"needs zarr: pip install .hibio\[spatialdata"):
         open_slide(folder)
 
 
