@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 
 from hibio.checkpoint import READOUT, verify_file
 from hibio.config.files import ConfigError
-from hibio.data.slide import standardise_columns
+from hibio.data.stored_features import standardise_columns
 from hibio.keys import UNS
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.files import atomic_path
@@ -142,16 +142,20 @@ class Readout:
         Raises:
             ConfigError: features are missing, or the widths are not those of the read-out.
         """
-        parts = [embedding_SD] if not self.features else [features_SF, embedding_SD]
-        given = [standardise_columns(part) for part in parts if part is not None]
-        x_SF = np.hstack(given)
-        if x_SF.shape[1] != len(self.weights):
+        features = None if features_SF is None else standardise_columns(features_SF)
+        return self.joined(features, standardise_columns(embedding_SD))
+
+    def joined(self, features_nF: np.ndarray | None, embedding_nD: np.ndarray) -> np.ndarray:
+        """`inputs` of some spots of a slide, from columns that are standardised over all of it."""
+        parts = [embedding_nD] if not self.features else [features_nF, embedding_nD]
+        x_nF = np.hstack([part for part in parts if part is not None])
+        if x_nF.shape[1] != len(self.weights):
             raise ConfigError(
                 f"the read-out was fitted on {len(self.weights)} inputs (features "
-                f"{self.features or 'none'}, then the embedding), here are {x_SF.shape[1]}; give "
+                f"{self.features or 'none'}, then the embedding), here are {x_nF.shape[1]}; give "
                 "what the checkpoint was trained on"
             )
-        return x_SF
+        return x_nF
 
     def values(self, x_SF: np.ndarray) -> np.ndarray:
         """Predictions (S, T) float32 on the scale of the training spots."""

@@ -27,7 +27,8 @@ from hibio.backbones.resolve import find_weights, resolve_backbone
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import ArrayCounts
-from hibio.data.slide import PreparedSlide, colour_statistics, expression_slide, standardise_columns
+from hibio.data.slide import PreparedSlide, colour_statistics, expression_slide
+from hibio.data.stored_features import standardise_columns
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path, file_sha256
 from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch

@@ -39,8 +39,8 @@ from hibio.checkpoint import BANK, READOUT, add_checksum
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.counts import align_columns
-from hibio.data.slide import standardise_columns
 from hibio.data.splits import SlideEntry, read_entries
+from hibio.data.stored_features import standardise_columns
 from hibio.readout import (
     GENE,
     GENE_SET,

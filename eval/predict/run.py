@@ -31,6 +31,7 @@ from eval.predict.fit import gene_set_readout, readout_of
 from hibio.backbones.features import features_report
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
+from hibio.data.stored_features import FEATURE_ROWS, StoredFeatures, standardise_columns
 from hibio.keys import UNS
 from hibio.readout import (
     MIN_RELIABILITY,
@@ -138,18 +139,16 @@ def _predict_slide(
         }
         if hashes_of(target, "asked_sha256") == made_of:
             return target
-        features = store.features(readout.features or HANDCRAFTED)
+        features = StoredFeatures.of(store, readout.features) if readout.features else None
+        familiarity = _familiarity(store, readout)
         adata = anndata.AnnData(
             obs=pd.DataFrame(index=pd.Index(store.barcodes)),
             var=readout.var(wanted.min_reliability),
         )
         lay_out(adata, store)
     embedding = image_embedding(checkpoint, entry.path)
-    x = readout.inputs(features if readout.features else None, embedding)
-    require_finite(entry.slide_id, {"image embedding and features": x})
-    familiarity = np.full(len(x), np.nan)
-    if readout.look is not None:
-        familiarity = readout.look.familiarity(features)
+    require_finite(entry.slide_id, {"image embedding": embedding})
+    embedding = standardise_columns(embedding)
     adata.obs["familiarity"] = familiarity
     told = verdict(familiarity)
     if told:
@@ -165,13 +164,23 @@ def _predict_slide(
     }
 
     def rows(part: slice) -> Mapping[str, np.ndarray]:
-        found = readout.values(x[part])
+        read = None if features is None else features[part]
+        found = readout.values(readout.joined(read, embedding[part]))
         width = readout.width.astype(np.float32)
         return {"X": found, "layers/lower": found - width, "layers/upper": found + width}
 
     with atomic_path(target) as temporary:
         write_h5ad(temporary, adata, rows)
     return target
+
+
+def _familiarity(store: SlideStore, readout: Readout) -> np.ndarray:
+    """How much each patch (S,) looks like the training slides; NaN where that is not known."""
+    if readout.look is None:
+        return np.full(store.n_spots, np.nan)
+    name, starts = readout.features or HANDCRAFTED, range(0, store.n_spots, FEATURE_ROWS)
+    blocks = (store.features(name, slice(at, at + FEATURE_ROWS)) for at in starts)
+    return np.concatenate([readout.look.familiarity(block) for block in blocks])
 
 
 def _stores(
@@ -194,7 +203,9 @@ def _stores(
             pictures.append(path)
     if not pictures:
         return stores, []
-    made, failed = _prepared(checkpoint, readout, _rows(pictures, wanted.mpp), folder)
+    rows = _rows(pictures, wanted.mpp)
+    _refuse_trained(checkpoint, rows)
+    made, failed = _prepared(checkpoint, readout, rows, folder)
     if made and readout.features not in ("", HANDCRAFTED):
         source = readout.source
         report = features_report(
@@ -208,6 +219,22 @@ def _stores(
         failed += [f"{row.path.stem}: {row.note}" for row in report.failed]
         made = [path for path in made if path not in [row.path for row in report.failed]]
     return stores + made, failed
+
+
+def _refuse_trained(checkpoint: Checkpoint, rows: Sequence[SlideRow]) -> None:
+    """A picture gets the name of its file as slide id, which may not be that of a training slide.
+
+    Raises:
+        ConfigError: it is; says both ways out.
+    """
+    trained = [row for row in rows if row.slide_id in checkpoint.model.artifacts.train_slides]
+    for row in trained[:1]:
+        more = f", and {len(trained) - 1} more" * (len(trained) > 1)
+        raise ConfigError(
+            f"{row.image} would be the slide {row.slide_id!r}, a name that {checkpoint.path} was "
+            f"trained on{more}. If it is another slide, rename the file; if it is that one, give "
+            f"its store instead: --data STORES/{row.slide_id}.h5"
+        )
 
 
 def _rows(pictures: Sequence[Path], mpp: float | None) -> list[SlideRow]:

@@ -23,9 +23,9 @@ from hibio.data.slide import (
     colour_statistics,
     expression_slide,
     prepare_slide,
-    standardise_columns,
 )
 from hibio.data.splits import SlideEntry
+from hibio.data.stored_features import standardise_columns
 from hibio.keys import OBSM_SPATIAL, OBSM_UM
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
 from preprocessing.scale import SPACING_UM, spacing_um

@@ -24,6 +24,7 @@ from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput, VisionConfig
 from hibio.data.counts import ArrayCounts, CountSource, PanelMap, StoreCounts, reading
 from hibio.data.splits import SlideEntry
+from hibio.data.stored_features import StoredFeatures, standardise_columns
 from hibio.regions import fused_features
 from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
@@ -35,14 +36,6 @@ from preprocessing.store import SlideStore
 
 IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
 CHUNK_SPOTS = 20_000  # rows in memory at once while a larger one is streamed
-
-
-def standardise_columns(values: np.ndarray) -> np.ndarray:
-    """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
-    values = np.asarray(values, dtype=np.float64)
-    sd = values.std(axis=0)
-    centred = values - values.mean(axis=0)
-    return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
 
 
 def colour_statistics(patches: np.ndarray) -> np.ndarray:
@@ -79,8 +72,11 @@ def _check_width(
         )
 
 
-def image_fields(store: SlideStore, image: ImageInput) -> dict[str, Any]:
+def image_fields(store: SlideStore, image: ImageInput, *, whole: bool = True) -> dict[str, Any]:
     """Fields of a `PreparedSlide`: standardised features (S, F), or how its patches are read.
+
+    The features of a slide of more than `IN_MEMORY_SPOTS` spots, or not ``whole``, stay in its
+    store.
 
     Raises:
         ConfigError: no such features, or a slide whose stain cannot be measured.
@@ -106,7 +102,9 @@ def image_fields(store: SlideStore, image: ImageInput) -> dict[str, Any]:
             f"{', '.join(store.feature_names) or 'none'}); prepare again, or set data.image to "
             f"one of these or to {PATCHES!r}"
         )
-    return {"features_SF": standardise_columns(store.features(image.key))}
+    if whole and store.n_spots <= IN_MEMORY_SPOTS:
+        return {"features_SF": standardise_columns(store.features(image.key))}
+    return {"features_SF": StoredFeatures.of(store, image.key)}
 
 
 def sized_vision(
@@ -126,7 +124,7 @@ def sized_vision(
     if image.key == PATCHES:
         return config
     with SlideStore(paired[0].path) as store:
-        features_SF = image_fields(store, image)["features_SF"]
+        features_SF = image_fields(store, image, whole=False)["features_SF"]
     return dataclasses.replace(config, feature_dim=features_SF.shape[1])
 
 
@@ -328,7 +326,7 @@ class PreparedSlide:
     spot_group_S: np.ndarray
     neighbour_SN: np.ndarray
     distance_um_SN: np.ndarray
-    features_SF: np.ndarray | None
+    features_SF: np.ndarray | StoredFeatures | None
     use_patches: bool
     stain_6: np.ndarray | None
     genes_matched: int
@@ -386,7 +384,8 @@ def prepare_slide(
         image: what the vision tower reads (``model.config.vision.image_input(key)``); a stored
             feature key ("handcrafted") or ``patches`` as they are; None for counts only.
         hidden: genes to treat as not measured; their counts take no part in anything.
-        counts: False leaves all counts unread, for what is asked of the image alone.
+        counts: False leaves all counts unread, for what is asked of the image alone, and stored
+            features in the store until a tile asks for them.
 
     Raises:
         ConfigError: the store has an image but not these features or no context, shares too few
@@ -403,7 +402,7 @@ def prepare_slide(
         known: dict[str, Any] = {"path": path}
         if image is not None and store.has_image:
             check_widths(store, image, artifacts.settings)
-            known |= image_fields(store, image)
+            known |= image_fields(store, image, whole=counts)
         nothing = sparse.csr_matrix((store.n_spots, artifacts.n_genes), dtype=int)
         slide = expression_slide(
             StoreCounts(path, panel, store.n_spots) if counts else ArrayCounts(nothing),

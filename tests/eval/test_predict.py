@@ -16,6 +16,8 @@ from eval.predict import Wanted, fit_look, fit_readout, predict_folder, readout_
 from eval.predict.fit import TrainingRows, gene_set_readout, half_widths
 from hibio.cli import main
 from hibio.config.files import ConfigError
+from hibio.data import stored_features
+from hibio.data.stored_features import StoredFeatures, standardise_columns
 from hibio.model import HiBio
 from hibio.readout import Readout, read_readout, verdict, write_readout
 from preprocessing.files import files_in
@@ -145,6 +147,20 @@ def test_the_file_keeps_all_and_unknown_genes_name_the_nearest(fitted: Readout, 
         read_readout(tmp_path / "readout.h5")
 
 
+def test_features_that_stay_in_their_store_are_those_in_memory(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stored_features, "FEATURE_ROWS", 17)
+    with SlideStore(cohort.images / "bare.h5") as store:
+        kept = StoredFeatures.of(store, "handcrafted")
+        values = store.features("handcrafted")
+    whole = standardise_columns(values)
+    spots = np.random.default_rng(0).permutation(len(values))[:30]
+    assert kept.shape == whole.shape
+    np.testing.assert_allclose(kept[spots], whole[spots], atol=1e-5)
+    np.testing.assert_allclose(kept[10:40], whole[10:40], atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy with its read-out, without touching that of the other tests."""
@@ -243,6 +259,13 @@ def test_bad_input_is_told_and_nothing_is_written(
         assert code == 1
         assert words in capsys.readouterr().err
         assert not list(out.glob("*.h5ad"))
+    trained = sorted(load_checkpoint(checkpoint).model.artifacts.train_slides)[0]
+    shutil.copyfile(pictures / "a.png", tmp_path / f"{trained}.png")
+    asked = ["predict", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    assert main([*asked, "--data", str(tmp_path / f"{trained}.png"), "--mpp", "1"]) == 1
+    told = capsys.readouterr().err
+    assert f"would be the slide '{trained}', a name that" in told
+    assert f"--data STORES/{trained}.h5" in told
     bare = tmp_path / "bare_checkpoint"
     shutil.copytree(cohort.checkpoint, bare)
     (bare / "readout.h5").unlink(missing_ok=True)

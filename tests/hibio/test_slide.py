@@ -14,8 +14,9 @@ from hibio.config.files import ConfigError
 from hibio.data import fitting
 from hibio.data.counts import ArrayCounts, align_columns
 from hibio.data.dataset import PreparedSlides, image_batch, shuffled_pairs, slide_of_anndata
-from hibio.data.slide import expression_slide, prepare_slide, random_neighbours, standardise_columns
+from hibio.data.slide import expression_slide, prepare_slide, random_neighbours
 from hibio.data.splits import read_entries
+from hibio.data.stored_features import standardise_columns
 from preprocessing.graphs import DelaunayGraph
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
