@@ -42,7 +42,7 @@ from preprocessing.run.sifting import Sifted, SlideTask, sifted, sources, with_p
 from preprocessing.slide_row import SlideRow
 from preprocessing.store import SlideStore, verify_store
 from preprocessing.store.read import stores_in
-from preprocessing.store.verify import feature_word, few_features
+from preprocessing.store.verify import doubts, feature_word, few_features
 
 if TYPE_CHECKING:
     from hibio.model import HiBio
@@ -153,24 +153,18 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
         return [Finding("FAIL", row.slide_id, text, "are its files what the manifest says?")]
     except (DataError, OSError) as error:
         return [Finding("FAIL", row.slide_id, str(error), "correct the files or the manifest row")]
-    findings: list[Finding] = []
-    table = found.table
-    genes = len(table.gene_names)
-    word, few = feature_word(table.modality), few_features(genes, table.modality)
+    table, doubted = found.table, list(found.table.warnings)
     if found.picture is None:
         told = "no image: only counts can be used"
-        fix = "fill the column image if there is one"
-        findings.append(Finding("WARN", row.slide_id, told, fix))
-    if few is not None and not table.image_only:
-        findings.append(Finding("WARN", row.slide_id, f"only {genes} {word}", few))
-    findings += [
-        Finding("WARN", row.slide_id, warning.message, warning.fix) for warning in table.warnings
-    ]
-    size = f"{table.n_spots} spots x {genes} {word}"
+        doubted.insert(0, SlideWarning(told, "fill the column image if there is one"))
+    doubted += doubts(table.counts, table.modality, table.labels)
+    findings = [Finding("WARN", row.slide_id, one.message, one.fix) for one in doubted]
+    size = f"{table.n_spots} spots x {len(table.gene_names)} {feature_word(table.modality)}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
     summary = "; ".join([f"{size}, {table.mpp:.4g} um per pixel", *found.left_out()])
-    findings = findings or [Finding("PASS", row.slide_id, summary)]
+    if found.dropped or not findings:
+        findings.append(Finding("PASS", row.slide_id, summary))
     return findings if fit is None else _joined(findings, fit.finding(row.slide_id))
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
-from preprocessing.findings import Finding, Level
+from preprocessing.findings import Finding, Level, SlideWarning
 from preprocessing.hdf5 import oversized
 from preprocessing.slide_row import ROLES
 from preprocessing.spot_table import PROTEIN, repeated_names
@@ -120,10 +121,6 @@ def _check_names(store: SlideStore) -> list[Problem]:
         repeated = repeated_names(names)
         if repeated:
             problems.append(("FAIL", f"{what} occur twice (first: {repeated[0]!r})", _AGAIN))
-    count = len(store.gene_ids)
-    few = few_features(count, store.modality)
-    if few is not None and store.has_counts:
-        problems.append(("WARN", f"only {count} {feature_word(store.modality)}", few))
     return problems
 
 
@@ -140,9 +137,6 @@ def _check_counts(store: SlideStore) -> list[Problem]:
         return [("FAIL", "intensities are not finite numbers from 0 on", _AGAIN)]
     if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
         return [("FAIL", "counts are not non-negative integers", _AGAIN)]
-    depth = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
-    if depth < MIN_DEPTH:
-        return [("WARN", f"median depth is {depth:g} counts a spot", "expect noisy expression")]
     return []
 
 
@@ -192,10 +186,29 @@ def _check_features(store: SlideStore) -> list[Problem]:
     return problems
 
 
-def _check_labels(store: SlideStore) -> list[Problem]:
-    labels = store.labels()
-    return [
-        ("WARN", f"label column {name!r} is empty for every spot", "correct the labels file")
+def _check_doubts(store: SlideStore) -> list[Problem]:
+    found = doubts(store.counts(), store.modality, store.labels())
+    return [("WARN", one.message, one.fix) for one in found]
+
+
+def doubts(counts: csr_matrix, modality: str, labels: pd.DataFrame) -> list[SlideWarning]:
+    """What may disappoint in the content of a slide: few genes, few counts, empty labels.
+
+    Args:
+        counts: (S, G); without columns nothing was counted.
+        modality: "rna" or "protein".
+        labels: (S, columns), as `SlideStore.labels` gives them.
+    """
+    found: list[SlideWarning] = []
+    few = few_features(counts.shape[1], modality)
+    if few is not None and counts.shape[1]:
+        found.append(SlideWarning(f"only {counts.shape[1]} {feature_word(modality)}", few))
+    depth = float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
+    if 0 < depth < MIN_DEPTH and modality != PROTEIN:  # the sum of intensities is no depth
+        text = f"median depth is {depth:g} counts a spot"
+        found.append(SlideWarning(text, "expect noisy expression"))
+    return found + [
+        SlideWarning(f"label column {name!r} is empty for every spot", "correct the labels file")
         for name in labels.columns
         if labels[name].isin(["", np.nan]).all()
     ]
@@ -211,5 +224,5 @@ _CHECKS: tuple[Callable[[SlideStore], list[Problem]], ...] = (
     _check_places,
     _check_patches,
     _check_features,
-    _check_labels,
+    _check_doubts,
 )
