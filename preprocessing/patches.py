@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from preprocessing.errors import DataError
+from preprocessing.image_transform import image_matrix, moved
 from preprocessing.slides import Pixels, Slide
 
 CELL_PATCH_UM = 112.0  # where spots are no array, or finer than one: 224 px of 0.5 um (20x)
@@ -22,6 +23,8 @@ ARRAY_UM = (50.0, 500.0)  # pitches of arrays of spots; below them lie bins and 
 SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
 BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
+#: What may have been done to places that lie outside: axes swapped, or pointing the other way.
+_TURNED = ("transpose", "affine:1 0 0 0 -1 0", "affine:-1 0 0 0 1 0")
 
 
 @dataclass(frozen=True)
@@ -278,17 +281,29 @@ def _check_scale(slide: Slide, mpp: float, um: float, px: int) -> None:
             raise DataError(f"{slide.path}: {name} is {value}; expected a number above 0")
 
 
+def _outside(xy: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which of the places (S, 2) lie outside a picture of (width, height)."""
+    return np.asarray(~((xy >= 0) & (xy <= size)).all(axis=1))
+
+
 def _check_inside(slide: Slide, xy: NDArray[np.float64], barcodes: Sequence[str] | None) -> None:
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise DataError(f"{slide.path}: spot centres of shape {xy.shape}; expected (S, 2), x and y")
     width, height = slide.level_dimensions[0]
-    outside = np.flatnonzero(~((xy >= 0) & (xy <= (width, height))).all(axis=1))
+    size = (width, height)
+    outside = np.flatnonzero(_outside(xy, size))
     if outside.size:
         names = [f"spot {i}" if barcodes is None else str(barcodes[i]) for i in outside[:3]]
         x, y = xy[outside[0]]
+        turned = [t for t in _TURNED if not _outside(moved(xy, image_matrix(t, size)), size).any()]
+        fix = (
+            f"with {turned[0]!r} in the manifest column image_transform all lie inside"
+            if turned
+            else "set image_scale in the manifest (picture pixels per coordinate pixel)"
+        )
         raise DataError(
             f"{slide.path}: {outside.size} of {len(xy)} spot centres lie outside the picture of "
             f"{width} x {height} pixels: {', '.join(names)}{', ...' * (outside.size > 3)}; the "
-            f"first is at x {x:.1f}, y {y:.1f}. The coordinates belong to another picture or x and "
-            "y are swapped: set image_scale in the manifest (picture pixels per coordinate pixel)"
+            f"first is at x {x:.1f}, y {y:.1f}. The coordinates belong to another picture, or "
+            f"x and y are swapped or lead elsewhere: {fix}"
         )

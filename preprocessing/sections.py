@@ -4,6 +4,7 @@ Sections laid over one another give wrong neighbours, regions and patches in sil
 spots.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,18 +15,31 @@ from scipy.spatial import cKDTree
 
 from preprocessing.errors import DataError, did_you_mean
 
-LIBRARY = ("library_id", "library")  # scanpy and squidpy: one library is one capture area
-SECTION = (
-    *LIBRARY,
-    *("sample", "sample_id", "sample_name", "section", "section_id", "slide", "slide_id", "batch"),
-    *("orig.ident", "capture_area", "puck", "array_id", "replicate", "run"),
-)
+_THINGS = ("sample", "section", "slide", "tissue_section", "capture_area", "puck", "array")
+_BEINGS = ("donor", "patient", "individual", "subject", "specimen", "animal", "mouse")
+#: Words in names of columns, without case and what joins them.
+_SECTION = {
+    name.replace("_", "") + end
+    for name in (*_THINGS, *_BEINGS, "library")
+    for end in ("", "id", "name", "no", "number")
+} | {"batch", "origident", "replicate", "run"}
 ARRAY = ("array_row", "array_col")
 SUFFIX = "suffix"  # what stands behind the last hyphen of a barcode, as a column
 _MOST, _FEWEST = 100, 4  # values of a column that tells sections apart; spots a value
 _COINCIDING = 0.25  # part of the spots; fewer are cells whose centres were rounded
 _MIXED = 0.3  # of the neighbours of another section that two laid at random would have
 _ASKED = 2000
+_JOINS = re.compile(r"[\s._-]+")
+_BASES = re.compile(r"[ACGTN]{14,}")  # of a barcode that stands once on an array
+
+
+def is_library(name: object) -> bool:
+    """Whether a column says the capture area, by its name, as scanpy and squidpy call it."""
+    return _plain(name) in ("library", "libraryid")
+
+
+def _plain(name: object) -> str:
+    return _JOINS.sub("", str(name)).lower()
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,8 @@ def several_sections(
 
     It does where a column of libraries has several values (or the file several libraries, and no
     column says which of them this is), an array position occurs twice, spots lie at one place (of
-    cells: more than 25 percent), or the values of a column named like a section's are mixed in
-    space.
+    cells: more than 25 percent), the values of a column named like a section's (or a patient's)
+    are mixed in space, or more than 25 percent of the barcodes occur again but for their ends.
 
     Args:
         xy: (S, 2) places, any unit.
@@ -89,7 +103,7 @@ def several_sections(
     """
     if array is None and set(ARRAY) <= set(columns.columns):
         array = columns[list(ARRAY)].to_numpy()
-    for name in (str(name) for name in columns.columns if str(name).lower() in LIBRARY):
+    for name in map(str, filter(is_library, columns.columns)):
         sizes = _sizes(columns[name])
         if len(sizes) > 1:
             return Several(f"{len(sizes)} libraries in the column {name!r}", name, sizes)
@@ -120,10 +134,22 @@ def _overlaid(
         told = f"{twice} spots lie where another one lies"
         return Several(told, *_telling(xy, columns, barcodes))
     for name in columns.columns:
-        if str(name).lower() in SECTION and _mixed(xy, columns[name]):
+        if _plain(name) in _SECTION and _mixed(xy, columns[name]):
             told = f"the values of the column {name!r} lie over one another"
             return Several(told, str(name), _sizes(columns[name]))
-    return None
+    return _barcodes_again(columns, barcodes)
+
+
+def _barcodes_again(columns: pd.DataFrame, barcodes: NDArray[np.object_]) -> Several | None:
+    """Whether barcodes occur again with something else around them, as tables are joined."""
+    bases = [found[0] if (found := _BASES.search(str(name))) else str(name) for name in barcodes]
+    code = pd.factorize(np.array(bases, dtype=object))[0]
+    key = np.column_stack([code, np.zeros_like(code)])
+    twice = _repeats(key)
+    if twice <= _COINCIDING * len(barcodes):
+        return None
+    told = f"{twice} barcodes occur again, but for what stands around their bases"
+    return Several(told, *_telling(key, columns, barcodes))
 
 
 def suffixes(barcodes: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -184,7 +210,7 @@ def _candidates(
     columns: pd.DataFrame, barcodes: NDArray[np.object_]
 ) -> Iterator[tuple[str, pd.Series]]:
     """Columns of few values: those named like a section's first, then others, then suffixes."""
-    named = sorted(columns.columns, key=lambda name: str(name).lower() not in SECTION)
+    named = sorted(columns.columns, key=lambda name: _plain(name) not in _SECTION)
     for name in named:
         values = columns[name]
         measured = values.dtype.kind == "f" and (np.mod(values, 1) != 0).any()

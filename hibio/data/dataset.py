@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 
@@ -27,7 +28,7 @@ from hibio.data.slide import (
 from hibio.data.splits import SlideEntry
 from hibio.data.stored_features import standardise_columns
 from hibio.keys import OBSM_SPATIAL, OBSM_UM
-from preprocessing.readers.coordinates import VISIUM_PITCH_UM, hex_pitch_px
+from preprocessing.readers.coordinates import VISIUM_PITCH_UM, frame_xy, hex_pitch_px
 from preprocessing.scale import SPACING_UM, spacing_um
 from preprocessing.sections import SUFFIX, several_sections
 from preprocessing.spot_table import native_numbers
@@ -143,7 +144,9 @@ def slide_of_anndata(
     names = np.asarray(adata.var_names, dtype=str)
     if len({*names}) < len(names):
         raise ConfigError("adata.var_names holds a gene twice; call adata.var_names_make_unique()")
-    xy_um = np.asarray(adata.obsm[spatial], dtype=np.float64)[:, :2]
+    places = adata.obsm[spatial]
+    named = isinstance(places, pd.DataFrame) and places.shape[1] >= 2
+    xy_um = frame_xy(places) if named else np.asarray(places, dtype=np.float64)[:, :2]
     if not np.isfinite(xy_um).all():
         bad = int((~np.isfinite(xy_um)).any(axis=1).sum())
         raise ConfigError(f"adata.obsm[{spatial!r}]: {bad} spots have no finite coordinates")

@@ -25,6 +25,7 @@ _PAIRS = (
     ("x_location", "y_location"),
     ("xcoord", "ycoord"),
     ("imagecol", "imagerow"),
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
     ("x", "y"),
     ("X", "Y"),
 )
@@ -78,6 +79,14 @@ def find_pair(names: Iterable[str]) -> tuple[str, str, bool] | None:
     known = set(names)
     pair = next((pair for pair in _PAIRS if known.issuperset(pair)), None)
     return None if pair is None else (*pair, pair[0].endswith("_um"))
+
+
+def frame_xy(frame: pd.DataFrame) -> np.ndarray:
+    """Coordinates (S, 2) of a table that holds nothing else: x and y by name, else in order."""
+    named = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    pair = find_pair(named.columns)
+    names = list(named.columns[:2]) if pair is None else list(pair[:2])
+    return named[names].to_numpy(dtype=np.float64)
 
 
 def require_pair(names: Iterable[str], where: str) -> tuple[str, str, bool]:

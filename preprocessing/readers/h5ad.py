@@ -16,6 +16,7 @@ from preprocessing.readers.coordinates import (
     VISIUM_PITCH_UM,
     Scale,
     find_pair,
+    frame_xy,
     hex_pitch_px,
     number_pair,
     require_pair,
@@ -35,7 +36,7 @@ from preprocessing.readers.hdf5 import (
 )
 from preprocessing.readers.tenx import wanted_features
 from preprocessing.scale import Statement, hexagonal_spacing, stated
-from preprocessing.sections import LIBRARY, section_mask, several_sections
+from preprocessing.sections import is_library, section_mask, several_sections
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable, allowed_values, checked_counts
 
@@ -107,7 +108,7 @@ def _library(columns: pd.DataFrame, libraries: Sequence[str], section: str) -> s
     """The library in uns['spatial'] that the cells are of; None: none, or it is not said."""
     if len(libraries) < 2:
         return next(iter(libraries), None)
-    values = [columns[n].astype(str).unique() for n in columns if str(n).lower() in LIBRARY]
+    values = [columns[n].astype(str).unique() for n in columns if is_library(n)]
     named = [one[0] for one in values if len(one) == 1] + [section.partition("=")[2]]
     return next((name for name in named if name in libraries), None)
 
@@ -269,7 +270,7 @@ def _coordinates(
 def _obsm_values(node: Node) -> np.ndarray | None:
     if isinstance(node, h5py.Group):
         frame = read_frame(node)[0].select_dtypes("number")
-        values: np.ndarray = frame.to_numpy()
+        values = frame_xy(frame) if frame.shape[1] >= 2 else np.empty(0)
     else:
         values = node[()] if node.dtype.kind in "iuf" else np.empty(0)
     return values if values.ndim == 2 and values.shape[1] >= 2 else None

@@ -150,7 +150,7 @@ def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
-    """Read a table of strings; tab-separated when its first line has a tab, else by commas.
+    """Read a table of strings, separated by tabs, commas or semicolons (see `_separator`).
 
     A header one cell shorter than the rows, as R writes it, gets "row_name" in front.
 
@@ -196,7 +196,10 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
             f"{path} is not a table with equally many cells in each row ({str(error).strip()})"
         ) from error
     frame.columns = [str(c).strip() for c in frame.columns]
-    return frame.fillna("")
+    frame = frame.fillna("")
+    if separator == ";":  # as spreadsheets write where the comma stands in front of decimals
+        frame = frame.replace(r"^(-?\d+),(\d+)$", r"\1.\2", regex=True)
+    return frame
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -209,8 +212,10 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _separator(first: str, second: str) -> str:
-    """A tab where the first line has one, else a comma; the second tells where it has neither."""
-    return "\t" if "\t" in first or ("," not in first and "\t" in second) else ","
+    """A tab where the first line has one, else a comma; where neither, the second's tab, or ";"."""
+    if "\t" in first or ("," not in first and "\t" in second):
+        return "\t"
+    return ";" if ";" in first and "," not in first else ","
 
 
 def number_column(
@@ -300,7 +305,7 @@ def read_header(path: Path) -> Header:
     if len(names) < 2:
         raise DataError(
             f"{path}: the first line is no header of a table ({first.strip()[:60]!r}); expected "
-            "names separated by commas or tabs"
+            "names separated by commas, tabs or semicolons"
         )
     return Header(path, tuple(names), separator)
 

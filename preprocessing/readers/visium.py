@@ -275,9 +275,11 @@ def read_positions(path: Path) -> pd.DataFrame:
         frame = read_parquet(path)
     else:
         with open_text(path) as text:
-            first = text.readline()
+            first = text.readline().lower()
         has_header = any(name in first for name in ("barcode", COLUMNS[-1], _SEURAT[0][0]))
-        frame = _of_seurat(read_table(path, None if has_header else list(COLUMNS)))
+        frame = read_table(path, None if has_header else list(COLUMNS))
+        named = {name: name.lower() for name in frame.columns if name.lower() in COLUMNS}
+        frame = _of_seurat(frame.rename(columns=named))
     require_columns(frame, tuple(COLUMNS), path)
     if frame.empty:
         raise DataError(f"{path} lists no spots; expected {', '.join(COLUMNS)}")

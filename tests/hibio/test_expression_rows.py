@@ -4,6 +4,7 @@ import dataclasses
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -193,7 +194,8 @@ def test_micrometres_under_their_own_name_come_before_pixels(toy_stores, toy_art
     model = make_model(toy_artifacts)
     adata = as_adata(toy_stores, 40)
     wanted = model.encode_omics(adata)
-    adata.obsm["spatial_um"], adata.obsm["spatial"] = adata.obsm["spatial"], np.zeros((40, 2))
+    named = pd.DataFrame(adata.obsm["spatial"][:, ::-1], adata.obs_names, ["y", "x"])
+    adata.obsm["spatial_um"], adata.obsm["spatial"] = named, np.zeros((40, 2))
     np.testing.assert_array_equal(model.encode_omics(adata), wanted)
     with pytest.raises(ConfigError, match="lie at one place"):
         model.encode_omics(adata, "spatial")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from preprocessing import patches
 from preprocessing.errors import DataError
+from preprocessing.image_transform import image_matrix, moved
 from preprocessing.patches import (
     PatchConfig,
     iter_patches,
@@ -153,6 +154,23 @@ def test_centres_outside_are_named(folder: Path) -> None:
             iter_patches(slide, xy[:2], 0.5, 112.0, 224)
         with pytest.raises(DataError, match=r"shape \(5,\)"):
             iter_patches(slide, xy[:, 0], 0.5, 112.0, 224)
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        (lambda xy: xy[:, ::-1], "transpose"),
+        (lambda xy: xy * [1, -1], "affine:1 0 0 0 -1 0"),
+        (lambda xy: xy * [-1, 1], "affine:-1 0 0 0 1 0"),
+    ],
+)
+def test_axes_that_are_swapped_or_turned_are_named_with_what_mends_them(folder, turn, said) -> None:
+    xy = np.array([[800.0, 20], [10, 590], [850, 595]])
+    with open_slide(folder / "plain.png") as slide:
+        with pytest.raises(DataError, match=f"with '{said}' in the manifest column image_transfo"):
+            iter_patches(slide, turn(xy), 0.5, 112.0, 224)
+        back = moved(turn(xy), image_matrix(said, slide.level_dimensions[0]))
+    assert np.array_equal(back, xy)
 
 
 @pytest.mark.parametrize(

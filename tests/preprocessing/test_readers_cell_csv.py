@@ -145,7 +145,7 @@ def test_bad_cells_are_named(
         ("cell_id,G0\n,1\nb,2\n", "cell_id,x,y\na,1,2\n", "data row 1 has no id"),
         ("counts", "cell_id,x,y\na,1,2\n", "no header of a table"),
         ("cell_id,G0\na,1\nb,2\n", "cell_id,x,y,x\na,1,2,3\n", "column 'x' occurs twice"),
-        ("cell_id;G0\na;1\nb;2\n", "cell_id,x,y\na,1,2\n", "separated by commas or tabs"),
+        ("cell_id|G0\na|1\nb|2\n", "cell_id,x,y\na,1,2\n", "commas, tabs or semicolons"),
     ],
 )
 def test_tables_that_do_not_fit(tmp_path: Path, counts: str, cells: str, said: str):

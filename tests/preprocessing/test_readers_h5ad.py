@@ -121,13 +121,24 @@ def test_where_coordinates_and_scale_come_from(tmp_path: Path):
     np.testing.assert_array_equal(table.xy_um, draw_xy())
     with pytest.raises(DataError, match=r"in micrometres.*mpp 0\.5.*leave mpp empty"):
         read_spots(cell_row(tmp_path / "a.h5ad", "h5ad"))
-    for x, y in (("x", "y"), ("x_centroid", "y_centroid"), ("X", "Y")):
+    for x, y in (
+        ("x", "y"),
+        ("x_centroid", "y_centroid"),
+        ("X", "Y"),
+        ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ):
         data = toy_anndata(spatial=None)
         data.obs[x], data.obs[y] = draw_xy().T
         path = write_h5ad(tmp_path, data)
         np.testing.assert_array_equal(read_spots(cell_row(path, "h5ad")).xy_px0, draw_xy())
         with pytest.raises(DataError, match=r"mpp is unknown.*manifest column mpp.*x_um"):
             read_spots(cell_row(path, "h5ad", mpp=None))
+    data = toy_anndata(spatial=None)
+    for names in (["y", "x"], ["pxl_row_in_fullres", "pxl_col_in_fullres"], ["b", "a"]):
+        data.obsm["spatial"] = pd.DataFrame(draw_xy()[:, ::-1], data.obs_names, names)
+        found = read_spots(cell_row(write_h5ad(tmp_path, data), "h5ad")).xy_px0
+        turned = -1 if names != ["b", "a"] else 1  # x and y by their names, else in order
+        np.testing.assert_array_equal(found, draw_xy()[:, ::-1][:, ::turned])
     data = toy_anndata(spatial="X_spatial")
     data.uns["spatial"] = {"lib": {"scalefactors": {"microns_per_pixel": 0.3}}}
     table = read_spots(cell_row(write_h5ad(tmp_path, data), "h5ad", mpp=None))

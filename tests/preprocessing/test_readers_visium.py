@@ -6,6 +6,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from preprocessing import DataError
@@ -199,3 +200,15 @@ def test_missing_parts_of_the_folder_are_named(tmp_path: Path):
 def test_unknown_format(tmp_path: Path):
     with pytest.raises(DataError, match="formats are visium, visium_hd, legacy_st"):
         read_spots(replace(row_of(tmp_path), format="merfish"))
+
+
+@pytest.mark.parametrize("how", ["semicolons", "decimal comma", "capitals"])
+def test_positions_as_spreadsheets_write_them(tmp_path: Path, how: str):
+    truth = visium_folder(tmp_path)
+    path = tmp_path / "spatial" / "tissue_positions.csv"
+    frame = pd.read_csv(path)
+    if how == "capitals":
+        frame.rename(columns=str.upper).to_csv(path, index=False)
+    else:
+        frame.to_csv(path, sep=";", decimal="," if how == "decimal comma" else ".", index=False)
+    assert_is(read_visium(row_of(tmp_path)), truth, 2.0)

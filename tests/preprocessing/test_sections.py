@@ -32,6 +32,25 @@ def two(column: str | None = None, apart: float = 0.0) -> tuple[np.ndarray, pd.D
     return xy, columns if column is None else columns.assign(**{column: ["A1"] * N + ["B1"] * N})
 
 
+@pytest.mark.parametrize("column", ["Sample.Name", "slideID", "donor_id", "orig ident", None])
+def test_sections_that_are_told_by_names_of_columns_or_barcodes(column) -> None:
+    """Joined tables, the second a little aside: names by any spelling, or barcodes that return."""
+    xy, columns = two(column, 7.0)
+    bases = ["".join("ACGT"[i // 4**k % 4] for k in range(16)) for i in range(N)]
+    joined = [f"{base}-1-{k}" for k in "01" for base in bases]
+    own = np.array([f"s{i}" for i in range(2 * N)], dtype=object)
+    names = own if column else np.array(joined, dtype=object)
+    several = several_sections(xy, columns, names)
+    assert several is not None
+    assert several.column == (column or SUFFIX)
+    assert set(several.sizes.values()) == {N}
+    assert several_sections(xy, two()[1], own) is None
+    once = np.array([f"{base}-{k}" for k in "12" for base in bases[: N // 2]][:N], dtype=object)
+    half = np.array([f"{b}-1" for b in bases[: N - N // 5]] + [f"{b}-2" for b in bases[: N // 5]])
+    assert several_sections(XY, pd.DataFrame(index=range(N)), once) is not None
+    assert several_sections(XY, pd.DataFrame(index=range(N)), half.astype(object)) is None
+
+
 @pytest.mark.parametrize(
     ("column", "apart", "found"),
     [
@@ -40,7 +59,8 @@ def two(column: str | None = None, apart: float = 0.0) -> tuple[np.ndarray, pd.D
         ("library_id", 10_000.0, "library_id"),
         ("sample", 11.0, "sample"),  # nothing coincides, but they are mixed
         ("sample", 10_000.0, None),
-        ("donor", 11.0, None),
+        ("donor", 11.0, "donor"),
+        ("kind", 11.0, None),
         (None, 11.0, None),
     ],
 )
