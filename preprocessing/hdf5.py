@@ -127,7 +127,8 @@ def _require_filters(path: Path, file: h5py.File) -> None:
     if missing:
         raise DataError(
             f"{path} is packed with {', '.join(missing.values())}, which the HDF5 library here "
-            "cannot unpack: pip install 'hibio[hdf5]' and run again, or write it anew with gzip"
+            "cannot unpack and hdf5plugin can: pip install 'hibio[hdf5]' and run again, or write "
+            "it anew with gzip"
         )
 
 

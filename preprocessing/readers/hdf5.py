@@ -61,7 +61,7 @@ def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> It
         if any(word in str(error) for word in _NO_FILTER):
             raise DataError(
                 f"{path} is compressed by a filter that this HDF5 lacks ({_PLUGIN} has most of "
-                f"them): pip install 'hibio[hdf5]' and run again, or write the file with gzip"
+                "them): pip install 'hibio[hdf5]' and run again, or write the file with gzip"
             ) from error
         raise DataError(
             f"{path} is {damage} ({error}); expected {what}; download or write it again"

@@ -28,6 +28,8 @@ from tests.preprocessing.cell_sources import (
 )
 from tests.preprocessing.hd_cell_sources import segmented_folder
 from tests.preprocessing.sources import NO_REAL_DATA, REAL_DATA, visium_folder
+from tests.preprocessing.test_readers_stereoseq import write_bins as write_stereoseq_bins
+from tests.preprocessing.test_readers_stereoseq import write_cells as write_stereoseq_cells
 from tests.preprocessing.test_readers_visium_hd import PX, hd_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -251,3 +253,60 @@ def test_hd_sample_of_other_authors():
     theirs.obs["in_tissue"] = places["in_tissue"].reindex(theirs.obs_names)
     xy = places[["pxl_col_in_fullres", "pxl_row_in_fullres"]].reindex(theirs.obs_names)
     same(ours, theirs, xy.to_numpy(), ours.xy_px0)
+
+
+def stereoseq_folder(folder: Path) -> Path:
+    """The results of SAW as far as spatialdata-io looks at them; returns the bins of one DNB.
+
+    Its cells come from a second file with counts (.h5ad), which HiBio does not read: none here.
+    """
+    for name in ("02.count", "03.register", "041.cellcut", "04.tissuecut", "051.cellcluster"):
+        (folder / name).mkdir(parents=True)
+    write_stereoseq_cells(folder / "041.cellcut" / "s.cellbin.gef")
+    with h5py.File(folder / "041.cellcut" / "s.cellbin.gef", "a") as file:
+        group = file["cellBin"]
+        cells, genes = group["cell"][:], group["gene"][:]
+        del group["cell"], group["gene"]
+        more = ["dnbCount", "area", "cellTypeID", "clusterID"]
+        names = ["id", "x", "y", "offset", "geneCount", "expCount", *more]
+        group["cell"] = np.array(
+            [(*cell, 1, 1, 40, 0, 0) for cell in cells.tolist()], [(n, "i4") for n in names]
+        )
+        columns = [("geneName", "S64"), *((f"c{i}", "i4") for i in range(4))]
+        group["gene"] = np.array([(g[1], 0, 1, 1, 1) for g in genes.tolist()], columns)
+        group["geneExp"] = np.zeros(len(group["cellExp"]), [("cellID", "i4"), ("count", "i4")])
+        for name, size in (("cellExon", 6), ("geneExon", 3), ("cellTypeList", 1)):
+            group[name] = np.zeros(size)
+        for name in ("cellExpExon", "geneExpExon"):
+            group[name] = np.zeros(len(group["cellExp"]))
+        group["blockIndex"], group["blockSize"] = np.zeros(1), np.zeros(4)
+        ring = np.full((6, 32, 2), 32767)
+        ring[:, :4] = [[-2, -2], [2, -2], [2, 2], [-2, 2]]
+        group["cellBorder"] = ring
+    table = anndata.AnnData(np.ones((6, 3)))
+    table.write_h5ad(folder / "051.cellcluster" / "s.cell.cluster.h5ad")
+    bins = write_stereoseq_bins(folder / "04.tissuecut" / "s.gef", new=False)
+    with h5py.File(bins, "a") as file:
+        lines = file["geneExp/bin1/expression"][:]
+        del file["geneExp/bin50"], file["geneExp/bin1/expression"]
+        signed = [(name, "i4") for name in lines.dtype.names]  # they take no unsigned places
+        file["geneExp/bin1/expression"] = lines.astype(signed)
+        names = file["geneExp/bin1/gene"][:]
+        names["gene"] = [b"B", b"A", b"C"]  # nor two genes of one name
+        file["geneExp/bin1/gene"][:] = names
+        file["geneExp/bin1/expression"].attrs["resolution"] = np.array([500])
+    (folder / "02.count" / "s.gef").write_bytes(bins.read_bytes())
+    return bins
+
+
+def test_stereoseq(tmp_path: Path, spatialdata_io: Any):
+    bins = stereoseq_folder(tmp_path)
+    data = spatialdata_io.stereoseq(tmp_path, dataset_id="s")
+    ours = read_spots(SlideRow("s", "p", bins, "stereoseq", bin_um=0.5))
+    theirs, xy = data["bin1_table"], data["bin1_genes"].compute()[["x", "y"]].to_numpy()
+    theirs.obs_names = [f"{x}_{y}" for x, y in xy.tolist()]
+    same(ours, theirs, xy, ours.xy_px0)
+    same(ours, theirs, 0.5 * xy, ours.xy_um)
+    write_stereoseq_cells(tmp_path / "c.cellbin.gef")
+    cells = read_spots(SlideRow("c", "p", tmp_path / "c.cellbin.gef", "stereoseq"))
+    np.testing.assert_allclose(cells.xy_px0, centres(data["cells_circles"]))
