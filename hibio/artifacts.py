@@ -76,6 +76,11 @@ class KeywordScales:
     edge_spread: float
     edge_share: float
 
+    def __post_init__(self) -> None:
+        """Refuses spreads that cannot divide."""
+        if not (self.spread.min(initial=1.0) > 0.0 and 0.0 < self.edge_spread < np.inf):
+            raise ValueError("scales: a spread is not above 0")
+
     def with_genes(self, n_new: int) -> KeywordScales:
         """The same with genes behind that were no keyword of any training spot."""
         mean, spread = (
@@ -346,8 +351,9 @@ def _require_fit(artifacts: Artifacts) -> None:
         **{f"scales/{name}": scales[name] for name in ("use", "mean", "spread") if name in scales},
     }
     for name, values in by_gene.items():
-        if values.shape[0] != n_genes:
-            raise DataError(f"{name} has {values.shape[0]} genes, the vocabulary has {n_genes}")
+        wide = 1 if name.endswith("tfidf") or name.startswith("scales") else 2
+        if values.ndim != wide or values.shape[0] != n_genes:
+            raise DataError(f"{name} has shape {values.shape}, the vocabulary has {n_genes} genes")
         _require_finite(name, values.data if sparse.issparse(values) else values)
     for part in (factors, anchors):
         for name, values in vars(part).items():

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -135,13 +136,31 @@ def test_a_slide_of_another_look_is_foreign():
 
 
 def test_the_file_keeps_all_and_unknown_genes_name_the_nearest(fitted: Readout, tmp_path: Path):
-    write_readout(tmp_path / "readout.h5", dataclasses.replace(fitted, source={"patch_px": 32}))
+    look = fit_look(np.random.default_rng(0).standard_normal((90, 4)), np.repeat(["a", "b"], 45))
+    whole = dataclasses.replace(fitted, source={"patch_px": 32}, look=look)
+    write_readout(tmp_path / "readout.h5", whole)
     again = read_readout(tmp_path / "readout.h5")
     for name in ("weights", "reliability", "width", "low"):
         np.testing.assert_allclose(getattr(again, name), getattr(fitted, name), rtol=1e-6)
     assert again.of(["noise", "a", "a"]).names.tolist() == ["noise", "a"]
     with pytest.raises(ConfigError, match=r"'nois' \(nearest: 'noise'\)"):
         again.of(["a", "nois"])
+    for name, change, told in (
+        ("look/scale", lambda v: v * np.inf, "not finite"),
+        ("look/reference", lambda v: v[:, :-1], "look/reference has shape"),
+        ("look/held_out", lambda v: v[:, None], "look/held_out has shape"),
+        ("weights", lambda v: v * np.nan, "not finite"),
+    ):
+        write_readout(tmp_path / "other.h5", again)
+        with h5py.File(tmp_path / "other.h5", "r+") as file:
+            values = change(file[name][:])
+            del file[name]
+            file[name] = values
+        with pytest.raises(ConfigError, match=told):
+            read_readout(tmp_path / "other.h5")
+    write_readout(tmp_path / "other.h5", dataclasses.replace(again, source={"patch_px": 0}))
+    with pytest.raises(ConfigError, match=r"settings are .*patch_px.: 0"):
+        read_readout(tmp_path / "other.h5")
     (tmp_path / "readout.h5").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="remove the file"):
         read_readout(tmp_path / "readout.h5")

@@ -244,14 +244,20 @@ def call(arguments: list[str], log: Path) -> tuple[str, str]:
     return ("worked" if code == 0 else "refused"), said
 
 
-def start(arguments: list[str], log: Path, seconds: int = SECONDS) -> int:
-    """Start one command line in a fork that leads a group of processes; its id."""
+def start(
+    arguments: list[str], log: Path, seconds: int = SECONDS, file_bytes: int | None = None
+) -> int:
+    """Start one command line in a fork that leads a group of processes; its id.
+
+    ``file_bytes`` is the most that it may write to a file, as on a full disk.
+    """
     child = os.fork()
     if child:
         return child
     code = 9
     try:
         os.setsid()
+        torch.set_num_threads(1)  # a fork has none of the threads that there were
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
@@ -259,6 +265,8 @@ def start(arguments: list[str], log: Path, seconds: int = SECONDS) -> int:
         limit = GIGABYTES << 30
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20 * seconds)  # one that waits

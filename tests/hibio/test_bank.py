@@ -155,6 +155,8 @@ def at(place: int, value: int):
         (other("image", lambda v: v[:, :5]), "image has shape"),
         (other("image", lambda v: v[:, 0]), "image has shape"),
         (other("image", lambda v: v * np.nan), "140 of 140 image embeddings"),
+        (other("tfidf/data", lambda v: 9 * v), "tfidf has length 9, expected 1"),
+        (other("tfidf/data", lambda v: 0 * v), "tfidf has length 0, expected 1"),
         (other("slide", lambda v: np.arange(len(v))), "slide holds values of type"),
         (other("patient", lambda v: v[:-1]), "patient has shape"),
         (lambda f: f["tfidf"].attrs.__setitem__("shape", (140, 3)), "another vocabulary"),
