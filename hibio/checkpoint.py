@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import warnings
@@ -47,13 +48,19 @@ STATE_VERSION = 1
 def provenance() -> dict[str, Any]:
     """Versions of the packages that decide results, the machine, the commit and the command."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "packages": {"hibio": __version__, **{name: _version(name) for name in PACKAGES}},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "commit": _commit(),
     }
+
+
+def _program() -> str:
+    """What was called; `python -m hibio.cli` is `hibio`."""
+    name = Path(sys.argv[0]).name
+    return "hibio" if name == "__main__.py" else name
 
 
 def write_provenance(path: Path) -> None:

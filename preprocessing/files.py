@@ -241,18 +241,34 @@ def _locks(path: Path) -> bool:
     return True
 
 
+def holder(folder: Path | str) -> str | None:
+    """Which process holds a folder (`locked`); None for nobody, or one that is gone."""
+    try:
+        text = (Path(folder) / LOCK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    told, gone, _ = _owner(text)
+    return None if gone else told
+
+
+def _owner(text: str) -> tuple[str, bool, bool]:
+    """Of a lock: who, whether that process is gone, whether it is one of this machine."""
+    try:
+        owner = json.loads(text)
+        pid, here = int(owner["pid"]), owner["machine"] == _host()
+        told = f"process {pid} on {owner['host']}, since {owner['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "a process that wrote no name", False, False
+    return told, here and not (_runs(pid) and owner["started"] == _started(pid)), here
+
+
 def _take_over(path: Path) -> None:
     """Remove the lock of a process of this machine that is gone; refuse any other."""
     try:
         text = path.read_text(encoding="utf-8")
-        owner = json.loads(text)
-        pid, here = int(owner["pid"]), owner["machine"] == _host()
-        told = f"process {pid} on {owner['host']}, since {owner['since']}"
-        gone = here and not (_runs(pid) and owner["started"] == _started(pid))
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError):
-        gone, here, told = False, False, "a process that wrote no name"
+    told, gone, here = _owner(text)
     if not gone:
         more = f"; if it is gone, remove {path}" * (not here)
         raise DataError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hibio.cli import config, data, demo, doctor, evaluation, model, pathways
+from hibio.cli import config, data, demo, doctor, evaluation, model, pathways, runs
 from hibio.cli.command import Command, run_line
 
 #: Every command by name, in the order of the help.
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for group in (data, pathways, config, model, evaluation, demo, doctor)
+    for group in (data, pathways, config, model, evaluation, runs, demo, doctor)
     for command in group.COMMANDS
 }
 
