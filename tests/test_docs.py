@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from preprocessing.readers import READERS
+from preprocessing.slide_row import SlideRow
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
@@ -85,3 +89,12 @@ def test_a_planted_reference_to_nothing_is_found(tmp_path, page, code, words):
     found = [*broken(tmp_path), *unknown_sections(tmp_path)]
     assert len(found) == 1
     assert words in found[0]
+
+
+def test_every_format_and_column_is_described():
+    """Each reader has its row or point in docs/data.md, each column of the manifest its row."""
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    for name in READERS:
+        assert re.search(rf"^(\| `{name}` \||- \*\*.*\(`{name}`\):)", text, re.M), name
+    columns = {name for row in re.findall(r"^\| (`.*`) \|", text, re.M) for name in row.split("`")}
+    assert {field.name for field in fields(SlideRow)} <= columns
