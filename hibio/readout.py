@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ import h5py
 import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
+from scipy.special import softmax
 
 from hibio.checkpoint import READOUT, verify_file
 from hibio.config.files import ConfigError
 from hibio.data.stored_features import standardise_columns
 from hibio.keys import UNS
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, plain_name
 from preprocessing.hdf5 import hdf5_writer, open_guarded, require_arrays
 
 GENE, GENE_SET = "gene", "gene set"
@@ -91,6 +92,48 @@ def verdict(familiarity_S: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
+class LabelProbe:
+    """Classes of a label from an image: a linear softmax whose probabilities are calibrated.
+
+    Attributes:
+        name: column of the training slides' labels.
+        classes: (C,) names, sorted.
+        weights, bias: (F, C) and (C,) on the inputs of the read-out, temperature included.
+        temperature: what the logits were divided by, so that held-out units are told as often as
+            said; above 1: the probe was too sure.
+        accuracy, low, high, n_units: balanced accuracy of held-out units (by their stored features
+            alone, as the reliability of a gene), its 95 % interval, and their number.
+        error: expected calibration error there, in ten bins of the largest probability.
+        unit: what was held out: patients, slides or blocks.
+    """
+
+    name: str
+    classes: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+    temperature: float
+    accuracy: float
+    low: float
+    high: float
+    n_units: int
+    error: float
+    unit: str
+
+    def probabilities(self, x_nF: np.ndarray) -> np.ndarray:
+        """Probability (n, C) float32 of each class."""
+        return np.asarray(softmax(x_nF @ self.weights + self.bias, axis=1), dtype=np.float32)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a user has to know of it, as AnnData holds it."""
+        few = self.n_units < MIN_PATIENTS or self.unit != "patients"
+        note = f"fewer than {MIN_PATIENTS} patients were held out" if few else ""
+        numbers = ("temperature", "accuracy", "low", "high", "n_units", "error", "unit")
+        known = {name: getattr(self, name) for name in numbers}
+        return {**known, "chance": 1.0 / len(self.classes), "note": note}
+
+
+@dataclass(frozen=True)
 class Readout:
     """Linear maps from an image to genes, and what is known of each.
 
@@ -114,6 +157,7 @@ class Readout:
         look: of the training slides; None where it is not known.
         untrained: (n, P) principal axes of the stored features of the training spots, those of the
             reference bank, standardised within slides; gene sets are measured on them.
+        labels: probes of the labels that the training slides have.
         source: how the stored features were made (`hibio features`), and the pixels of a patch.
     """
 
@@ -135,6 +179,7 @@ class Readout:
     look: Look | None = None
     untrained: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    labels: tuple[LabelProbe, ...] = ()
 
     def inputs(self, features_SF: np.ndarray | None, embedding_SD: np.ndarray) -> np.ndarray:
         """Inputs (S, F) float32 of one slide, each column standardised over it.
@@ -238,6 +283,26 @@ class Readout:
         )
 
 
+def add_labels(adata: anndata.AnnData, readout: Readout, inputs: Iterable[np.ndarray]) -> None:
+    """Put predicted labels into AnnData: class and its probability in ``obs``, all in ``obsm``.
+
+    Args:
+        adata: of S spots.
+        readout: with probes.
+        inputs: (n, F) of the read-out, block by block of spots.
+    """
+    parts = [[probe.probabilities(x_nF) for probe in readout.labels] for x_nF in inputs]
+    for number, probe in enumerate(readout.labels):
+        share_SC, name = np.concatenate([part[number] for part in parts]), plain_name(probe.name)
+        likeliest = pd.Categorical(probe.classes[share_SC.argmax(axis=1)], probe.classes.tolist())
+        adata.obs[f"predicted_{name}"] = likeliest
+        adata.obs[f"predicted_{name}_probability"] = share_SC.max(axis=1)
+        table = pd.DataFrame(share_SC, index=adata.obs_names, columns=probe.classes.tolist())
+        adata.obsm[f"probability_{name}"] = table
+    told = {plain_name(probe.name): probe.told for probe in readout.labels}
+    adata.uns[UNS] = {**adata.uns[UNS], "labels": told}
+
+
 def predicted(
     readout: Readout,
     image: Any,
@@ -267,7 +332,8 @@ def predicted(
         kept = {"obs": image.obs.copy(), "obsm": dict(image.obsm), "uns": dict(image.uns)}
         image = np.asarray(image.obsm[readout.features])
     features = image if image.ndim == 2 else None
-    found = chosen.values(chosen.inputs(features, encode(image)))
+    x_SF = chosen.inputs(features, encode(image))
+    found = chosen.values(x_SF)
     width = chosen.width.astype(np.float32)
     layers = {"lower": found - width, "upper": found + width}
     adata = anndata.AnnData(X=found, layers=layers, var=chosen.var(MIN_RELIABILITY), **kept)
@@ -276,6 +342,8 @@ def predicted(
         familiarity = readout.look.familiarity(features)
     adata.obs["familiarity"] = familiarity
     adata.uns[UNS] = {"coverage": readout.coverage, "reliability": readout.words}
+    if readout.labels:
+        add_labels(adata, readout, [x_SF])
     return adata
 
 
@@ -297,6 +365,13 @@ def write_readout(path: Path, readout: Readout) -> None:
         if readout.look is not None:
             for name, values in vars(readout.look).items():
                 file[f"look/{name}"] = values.astype(np.float32)
+        for number, probe in enumerate(readout.labels):
+            group = file.create_group(f"labels/{number}")
+            known = dict(vars(probe))
+            group["classes"] = known.pop("classes").astype(h5py.string_dtype())
+            for name in ("weights", "bias"):
+                group[name] = known.pop(name).astype(np.float32)
+            group.attrs["settings"] = json.dumps(known)
 
 
 def read_readout(path: Path) -> Readout:
@@ -351,7 +426,8 @@ def _read(file: h5py.File) -> Readout:
     known["ids"] = np.full(n, "")
     for name in texts:
         known[name] = file[name].asstr()[:].astype(str)
-    readout = Readout(**known, look=look, **json.loads(file.attrs["settings"]))
+    labels = tuple(_read_label(file[f"labels/{n}"]) for n in range(len(file.get("labels", ()))))
+    readout = Readout(**known, look=look, labels=labels, **json.loads(file.attrs["settings"]))
     if not all(np.isfinite(x).all() for x in (readout.weights, readout.mean, readout.spread)):
         raise DataError("weights are not finite")
     words = (readout.unit, readout.features, readout.source.get("encoder", ""))
@@ -359,3 +435,14 @@ def _read(file: h5py.File) -> Readout:
     if not all(isinstance(word, str) for word in words) or not (int(size) > 0 < coverage < 1):
         raise DataError(f"settings are {file.attrs['settings']}")
     return readout
+
+
+def _read_label(group: h5py.Group) -> LabelProbe:
+    n = int(group["classes"].shape[0])
+    expected = {"weights": ("number", (None, n)), "bias": ("number", (n,))}
+    require_arrays(group, {"classes": ("text", (n,)), **expected})
+    arrays: dict[str, Any] = {name: group[name][:] for name in expected}
+    if not all(np.isfinite(one).all() for one in arrays.values()):
+        raise DataError("weights of a label are not finite")
+    classes = group["classes"].asstr()[:].astype(str)
+    return LabelProbe(classes=classes, **arrays, **json.loads(group.attrs["settings"]))

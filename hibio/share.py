@@ -56,7 +56,7 @@ SLIDE = "slide"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PATH = re.compile(r"/[^/\s]+/|[A-Za-z]:[\\/]|~[\\/]")
 #: Parts of the HDF5 files whose texts are names of genes and sets.
-_GENES = ("genes", "anchors", "database", "names", "kinds")
+_GENES = ("genes", "anchors", "database", "names", "ids", "kinds")
 
 
 @dataclass(frozen=True)

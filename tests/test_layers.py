@@ -33,6 +33,7 @@ LAYERS = (
     ("eval.against", "eval.ablation", "eval.hest_bench", "eval.predict"),
     ("eval.predict.run",),
     ("eval.predict.fit",),
+    ("eval.predict.labels",),
     ("eval.export", "eval.query", "eval.run"),
     ("eval.report", "eval.settings"),
     ("eval.compare",),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 from scipy.stats import t as student
 from tqdm import tqdm
@@ -33,6 +34,7 @@ from eval.measures.ridge import (
     inner_predictions,
     ridge_weights,
 )
+from eval.predict.labels import fit_labels
 from eval.query import gene_sets
 from hibio.bank import bank_spots, read_bank
 from hibio.checkpoint import BANK, READOUT, add_checksum
@@ -44,6 +46,7 @@ from hibio.data.stored_features import standardise_columns
 from hibio.readout import (
     GENE,
     GENE_SET,
+    LabelProbe,
     Look,
     Readout,
     distances,
@@ -176,17 +179,21 @@ def reliabilities(
         own = rows.groups == unit
         slides = [own & (rows.slides == slide) for slide in np.unique(rows.slides[own])]
         by_unit.append(_mean([pearson_per_gene(held_out[one], truth[one]) for one in slides]))
-    table = np.array(by_unit)
-    n = np.isfinite(table).sum(axis=0)
-    mean = _mean(by_unit)
-    square = np.where(np.isfinite(table), (table - mean) ** 2, 0.0).sum(axis=0)
-    error = np.sqrt(square / np.maximum(n - 1, 1) / np.maximum(n, 1))
-    reach = np.where(n >= MIN_UNITS, error * student.ppf(0.975, np.maximum(n - 1, 1)), np.nan)
-    low, high = np.maximum(mean - reach, -1.0), np.minimum(mean + reach, 1.0)
+    mean, low, high, n = over_units(np.array(by_unit))
     return {"reliability": mean, "low": low, "high": high, "n_units": n}
 
 
-def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
+def over_units(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean (T,) of the units (U, T) that have a value, its 95 % interval, and how many they are."""
+    n = np.isfinite(table).sum(axis=0)
+    mean = _mean(table)
+    square = np.where(np.isfinite(table), (table - mean) ** 2, 0.0).sum(axis=0)
+    error = np.sqrt(square / np.maximum(n - 1, 1) / np.maximum(n, 1))
+    reach = np.where(n >= MIN_UNITS, error * student.ppf(0.975, np.maximum(n - 1, 1)), np.nan)
+    return mean, np.maximum(mean - reach, -1.0), np.minimum(mean + reach, 1.0), n
+
+
+def _mean(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Mean of the values that are there; NaN without any."""
     table = np.array(values)
     n = np.isfinite(table).sum(axis=0)
@@ -289,7 +296,7 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
     assert image is not None
     key = "" if image.key == PATCHES else image.key
     total = sum(entry.n_spots for entry in entries)
-    x, y, look, known, xy_um, patients, slides = [], [], [], [], [], [], []
+    x, y, look, known, xy_um, patients, slides, labels = [], [], [], [], [], [], [], []
     ids: dict[str, str] = {}
     for entry in tqdm(entries, desc="read-out", disable=None, leave=False):
         embedding = image_embedding(checkpoint, entry.path)
@@ -301,6 +308,7 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
             ids |= zip(store.gene_names, store.gene_ids, strict=True)
             look.append(features[kept])
             xy_um.append(store.xy_um[kept])
+            labels.append(store.labels().iloc[kept])
         known.append(alone[kept].astype(np.float64))
         x.append(np.hstack([alone, standardise_columns(embedding)][not key :])[kept])
         y.append(normalised(counts, artifacts.modality))
@@ -328,8 +336,26 @@ def _fitted(checkpoint: Checkpoint, entries: Sequence[SlideEntry]) -> Readout:
         features=key,
         look=fit_look(raw, rows.groups),
         untrained=untrained,
+        labels=label_probes(rows, pd.concat(labels)),
         source={**source, **(origin or {})},
     )
+
+
+def label_probes(rows: TrainingRows, labels: pd.DataFrame) -> tuple[LabelProbe, ...]:
+    """A probe of every column of categories (S,) that differ within a slide."""
+    found = []
+    for name in labels.columns[[labels[one].dtype.kind == "O" for one in labels]]:
+        probe = fit_labels(
+            str(name),
+            labels[name].fillna("").astype(str).to_numpy(),
+            (rows.x, rows.untrained),
+            rows.groups,
+            rows.slides,
+            unit=rows.unit,
+            interval=over_units,
+        )
+        found += [probe] if probe is not None else []
+    return tuple(found)
 
 
 def gene_set_readout(checkpoint: Checkpoint, readout: Readout, source: str) -> Readout:

@@ -31,11 +31,12 @@ from eval.predict.fit import gene_set_readout, readout_of
 from hibio.backbones.features import features_report
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
-from hibio.data.stored_features import FEATURE_ROWS, StoredFeatures, standardise_columns
+from hibio.data.stored_features import StoredFeatures, blocks, standardise_columns
 from hibio.keys import UNS
 from hibio.readout import (
     MIN_RELIABILITY,
     Readout,
+    add_labels,
     verdict,
 )
 from preprocessing import prepare
@@ -62,6 +63,7 @@ class Wanted:
         gene_sets: anything that `pathways.load_pathways` takes; None for no sets.
         min_reliability: genes below are written and marked as not trusted.
         mpp: micrometres per pixel of slide images that do not say it.
+        labels: predict the labels of the training slides too.
         weights: of the frozen encoder whose features the model reads, for slide images.
     """
 
@@ -69,6 +71,7 @@ class Wanted:
     gene_sets: str | None = None
     min_reliability: float = MIN_RELIABILITY
     mpp: float | None = None
+    labels: bool = False
     weights: Path | None = None
 
     @property
@@ -107,6 +110,12 @@ def predict_folder(
     wanted = wanted or Wanted()
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     readout = readout_of(checkpoint)
+    if wanted.labels and not readout.labels:
+        raise ConfigError(
+            f"{checkpoint.path} predicts no labels: none of its training slides has two classes of "
+            "one, or its read-out is of an older HiBio (then remove readout.h5: it is fitted again "
+            "where the training stores are); leave --labels out, or train on annotated slides"
+        )
     names = wanted.names
     chosen = readout if names is None else readout.of(names)
     if wanted.gene_sets is not None:
@@ -131,6 +140,7 @@ def _predict_slide(
 ) -> Path:
     target = out / f"{entry.slide_id}.predict.h5ad"
     asked = [readout.names.tolist(), wanted.gene_sets, wanted.min_reliability]
+    asked += ["labels"] * wanted.labels
     with SlideStore(entry.path) as store:
         made_of = {
             "checkpoint_sha256": checkpoint.sha256,
@@ -163,9 +173,15 @@ def _predict_slide(
         "familiarity": told,
     }
 
-    def rows(part: slice) -> Mapping[str, np.ndarray]:
+    def inputs(part: slice) -> np.ndarray:
         read = None if features is None else features[part]
-        found = readout.values(readout.joined(read, embedding[part]))
+        return readout.joined(read, embedding[part])
+
+    if wanted.labels:
+        add_labels(adata, readout, map(inputs, blocks(len(embedding))))
+
+    def rows(part: slice) -> Mapping[str, np.ndarray]:
+        found = readout.values(inputs(part))
         width = readout.width.astype(np.float32)
         return {"X": found, "layers/lower": found - width, "layers/upper": found + width}
 
@@ -178,9 +194,9 @@ def _familiarity(store: SlideStore, readout: Readout) -> np.ndarray:
     """How much each patch (S,) looks like the training slides; NaN where that is not known."""
     if readout.look is None:
         return np.full(store.n_spots, np.nan)
-    name, starts = readout.features or HANDCRAFTED, range(0, store.n_spots, FEATURE_ROWS)
-    blocks = (store.features(name, slice(at, at + FEATURE_ROWS)) for at in starts)
-    return np.concatenate([readout.look.familiarity(block) for block in blocks])
+    name = readout.features or HANDCRAFTED
+    parts = (store.features(name, part) for part in blocks(store.n_spots))
+    return np.concatenate([readout.look.familiarity(part) for part in parts])
 
 
 def _stores(

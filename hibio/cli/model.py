@@ -121,6 +121,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="genes below are written and marked (held-out Pearson, default 0.1)",
     )
+    add("--labels", action="store_true", help="predict the labels of the training slides too")
     add("--mpp", type=float, metavar="UM", help="micrometres a pixel of images that do not say it")
     add("--weights", type=Path, metavar="FILE", help="of the frozen encoder, for slide images")
 
@@ -134,6 +135,7 @@ def predict(options: argparse.Namespace) -> int:
         gene_sets=options.gene_sets,
         min_reliability=options.min_reliability,
         mpp=options.mpp,
+        labels=options.labels,
         weights=options.weights,
     )
     written = predict_folder(options.checkpoint, options.data, options.out, wanted)

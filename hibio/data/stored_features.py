@@ -24,6 +24,11 @@ def standardise_columns(values: np.ndarray) -> np.ndarray:
     return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
 
 
+def blocks(n_spots: int) -> list[slice]:
+    """Rows that are read at once."""
+    return [slice(at, at + FEATURE_ROWS) for at in range(0, n_spots, FEATURE_ROWS)]
+
+
 @dataclass(frozen=True)
 class StoredFeatures:
     """Features of one store, standardised over the slide, read for the spots that are asked for.
@@ -51,9 +56,9 @@ class StoredFeatures:
             DataError: no features of this name, or not all are finite.
         """
         mean, square = np.zeros(1), np.zeros(1)
-        for start in range(0, store.n_spots, FEATURE_ROWS):
-            part = store.features(name, slice(start, start + FEATURE_ROWS)).astype(np.float64)
-            own, n = part.mean(axis=0), len(part)
+        for rows in blocks(store.n_spots):
+            part = store.features(name, rows).astype(np.float64)
+            own, n, start = part.mean(axis=0), len(part), rows.start
             apart = own - mean
             square = square + ((part - own) ** 2).sum(axis=0) + apart**2 * start * n / (start + n)
             mean = mean + apart * n / (start + n)

@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.stats import pearsonr
@@ -14,7 +15,15 @@ from sklearn.linear_model import Ridge
 
 from eval.embed import load_checkpoint
 from eval.predict import Wanted, fit_look, fit_readout, predict_folder, readout_of
-from eval.predict.fit import TrainingRows, gene_set_readout, half_widths
+from eval.predict.fit import (
+    TrainingRows,
+    gene_set_readout,
+    half_widths,
+    label_probes,
+    over_units,
+)
+from eval.predict.labels import calibration_error, fit_labels
+from hibio.checkpoint import add_checksum
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from hibio.data import stored_features
@@ -296,3 +305,85 @@ def test_bad_input_is_told_and_nothing_is_written(
         pytest.raises(ConfigError, match=r"no readout[.]h5, which predictions need"),
     ):
         predict_folder(bare, [cohort.images], tmp_path / "out")
+
+
+def labelled(n_patients: int, seed: int, n: int = 60):
+    """Three classes by a known softmax of the inputs, whose offset differs between patients."""
+    x, _, patient = spots(n_patients, seed, n)
+    rng = np.random.default_rng([seed, 1])
+    shift = np.repeat(0.3 * rng.standard_normal((n_patients, 3)), n, axis=0)
+    logits = x @ (2.0 * np.random.default_rng(9).standard_normal((6, 3))) + shift
+    share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    chosen = (rng.random((len(x), 1)) > share.cumsum(axis=1)).sum(axis=1)
+    return x, np.array(["a", "b", "c"])[np.minimum(chosen, 2)], patient
+
+
+def test_a_label_of_a_new_patient_is_right_as_often_as_said():
+    x, y, patient = labelled(12, 1)
+    frame = pd.DataFrame({"tissue": y, "depth": 1.0, "whole": patient}).astype({"depth": float})
+    frame[["tissue", "whole"]] = frame[["tissue", "whole"]].astype(object)
+    rows = rows_of(x, patient)
+    (probe,) = label_probes(rows, frame)
+    assert probe.name == "tissue"  # no measurement, and no label of a whole slide
+    new, truth, _ = labelled(60, 2)
+    share = probe.probabilities(new)
+    np.testing.assert_allclose(share.sum(axis=1), 1.0, rtol=1e-5)
+    assert calibration_error(share, truth, probe.classes) < 0.03
+    right = probe.classes[share.argmax(axis=1)]
+    found = np.mean([(right[truth == one] == one).mean() for one in probe.classes])
+    assert probe.low < found < probe.high
+    assert (probe.n_units, probe.unit, probe.told["note"]) == (12, "patients", "")
+    sharper = dataclasses.replace(probe, weights=3.0 * probe.weights, bias=3.0 * probe.bias)
+    assert calibration_error(sharper.probabilities(new), truth, probe.classes) > 0.05
+
+
+def test_calibration_error_by_hand():
+    share = np.array([[0.75, 0.25], [0.75, 0.25], [0.05, 0.95]])
+    y, classes = np.array(["a", "b", "b"]), np.array(["a", "b"])
+    assert calibration_error(share, y, classes) == pytest.approx((2 * 0.25 + 0.05) / 3)
+
+
+def test_labels_few_classes_and_one_patient():
+    x, y, patient = labelled(3, 3)
+    y[(patient == "p0") & (y == "c")] = "a"  # a class that a patient lacks
+    y[::7] = ""
+    arguments = (x, x), patient, patient
+    probe = fit_labels("t", y, *arguments, unit="patients", interval=over_units)
+    assert np.isfinite(probe.weights).all()
+    two = np.where(y == "c", "", y)
+    assert fit_labels("t", two, *arguments, unit="patients", interval=over_units).weights.shape == (
+        6,
+        2,
+    )
+    one = fit_labels(
+        "t", np.where(patient == "p1", y, ""), *arguments, unit="patients", interval=over_units
+    )
+    assert np.isnan(one.accuracy)
+    assert one.temperature == 1.0
+    assert one.told["note"] == "fewer than 3 patients were held out"
+
+
+def test_labels_of_a_slide_are_written_and_of_a_checkpoint_without_refused(
+    cohort: Cohort, checkpoint: Path, tmp_path: Path
+):
+    (path,) = predict_folder(
+        checkpoint, [cohort.images / "bare.h5"], tmp_path / "a", Wanted(genes=("all",), labels=True)
+    )
+    adata = anndata.read_h5ad(path)
+    name = min(adata.uns["hibio"]["labels"])
+    share = adata.obsm[f"probability_{name}"]
+    np.testing.assert_allclose(share.sum(axis=1), 1.0, rtol=1e-5)
+    assert adata.obs[f"predicted_{name}"].tolist() == share.idxmax(axis=1).tolist()
+    told = adata.uns["hibio"]["labels"][name]
+    assert 0 < told["accuracy"] <= 1
+    with SlideStore(cohort.images / "bare.h5") as store:
+        direct = HiBio.from_checkpoint(checkpoint).predict(store.features("handcrafted"))
+    np.testing.assert_allclose(direct.obsm[f"probability_{name}"], share, atol=1e-3)
+    older = tmp_path / "older"
+    shutil.copytree(checkpoint, older)
+    readout = read_readout(older / "readout.h5")
+    write_readout(older / "readout.h5", dataclasses.replace(readout, labels=()))
+    add_checksum(older / "readout.h5")
+    with pytest.raises(ConfigError, match="predicts no labels: none of its training slides"):
+        predict_folder(older, [cohort.images], tmp_path / "b", Wanted(labels=True))
+    assert not (tmp_path / "b").exists()
