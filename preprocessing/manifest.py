@@ -25,6 +25,16 @@ from preprocessing.spot_table import MODALITIES, RNA
 REQUIRED = ("slide_id", "patient_id", "counts")
 _NUMBERS = ("mpp", "image_scale", "pitch_um", "bin_um")
 _MAX_DEPTH = 6
+_R = "in R, write counts and places as .h5ad (zellkonverter::writeH5AD) or as text tables"
+_FOREIGN = {
+    (".rds", ".rdata", ".rda"): f"an R object; {_R}",
+    (".h5seurat",): f"a Seurat file; {_R}",
+    (".zip", ".tar", ".tar.gz", ".tgz", ".7z"): "packed; unpack it and name what is inside",
+    (".h5ad.gz", ".h5.gz", ".loom.gz", ".gef.gz"): "packed; unpack it with gunzip",
+    (".xlsx", ".xls", ".ods"): "a spreadsheet; save it as CSV (UTF-8)",
+    (".h5mu",): "a MuData file; write one modality of it as .h5ad (mdata['rna'].write_h5ad)",
+    (".cloupe",): "for Loupe Browser; name the folder that Space Ranger wrote beside it",
+}
 
 
 def _text(name: str, text: str, base: Path) -> str:
@@ -126,7 +136,7 @@ def _parse_row(
     if not values.get("format"):
         parsed["format"] = _detected(parsed)
         if parsed["format"] is None:
-            problems.append(_unknown_format(values))
+            problems.append(_unknown_format(values, parsed.get("counts")))
     if parsed.get("format"):
         filled = {name for name, text in values.items() if text}
         problems += format_of(str(parsed["format"])).misfits(parsed, filled)
@@ -141,9 +151,11 @@ def _detected(parsed: Mapping[str, object]) -> str | None:
     return detect_format(*(path if isinstance(path, Path) else None for path in paths))
 
 
-def _unknown_format(values: Mapping[str, str]) -> str:
+def _unknown_format(values: Mapping[str, str], counts: object) -> str:
     if not values["counts"]:
         return "it names neither counts nor an image; fill one of them"
+    if isinstance(counts, Path) and (foreign := foreign_file(counts)) is not None:
+        return f"{values['counts']} is {foreign}"
     return (
         f"the format of {values['counts']} does not show; check the path, or write one of "
         f"{', '.join(READERS)} into the column format"
@@ -226,9 +238,21 @@ def _outcome_problems(rows: Sequence[SlideRow]) -> list[str]:
     ]
 
 
+def foreign_file(path: Path) -> str | None:
+    """What a file is that no reader reads, by its name, and what to do; None: it may be read."""
+    found = (told for ends, told in _FOREIGN.items() if path.name.lower().endswith(ends))
+    return next(found, None) if path.is_file() else None
+
+
 def missing_files(row: SlideRow) -> list[str]:
-    """Return one sentence for each file of ``row`` that does not exist."""
-    return [
+    """Return one sentence for each file of ``row`` that is missing, or for other programs."""
+    foreign = [
+        f"slide {row.slide_id}: {name} file {value} is {told}"
+        for name in PATH_COLUMNS
+        if name != "image" and isinstance(value := getattr(row, name), Path)
+        if (told := foreign_file(value)) is not None
+    ]
+    return foreign + [
         f"slide {row.slide_id}: {name} file {value} does not exist; correct the path "
         "(relative paths start at the manifest's folder or at --root)"
         for name in (*PATH_COLUMNS, "image_transform")

@@ -142,6 +142,8 @@ def _overlaid(
 
 def _barcodes_again(columns: pd.DataFrame, barcodes: NDArray[np.object_]) -> Several | None:
     """Whether barcodes occur again with something else around them, as tables are joined."""
+    if not pd.Index(barcodes).is_unique:
+        return None  # rows written twice: the reader says so
     bases = [found[0] if (found := _BASES.search(str(name))) else str(name) for name in barcodes]
     code = pd.factorize(np.array(bases, dtype=object))[0]
     key = np.column_stack([code, np.zeros_like(code)])

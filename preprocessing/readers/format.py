@@ -38,8 +38,10 @@ _GENOMES = {  # names of genomes, without version -> the organism, as the manife
     r"Sscrofa[\d.]+|susScr\d+": ("pig", "sus scrofa"),
     r"Mmul_[\d.]+|rheMac\d+": ("macaque", "macaca mulatta"),
 }
-_PREFIX = re.compile(rf"({'|'.join(_GENOMES)})(-[A-Za-z0-9.-]+)?_+(?=.)")
+#: Seurat writes "-" for every "_" in names of genes.
+_PREFIX = re.compile(rf"({'|'.join(_GENOMES)})(?:(?:-[A-Za-z0-9.-]+)?_+|-+)(?=.)")
 _SHOWN = 4
+_ALIKE, _DEEP, _EVEN = 20, 100.0, 0.01  # spots, mean and deviation of totals that look normalised
 
 
 def counts_file(row: SlideRow) -> dict[str, Path]:
@@ -68,6 +70,7 @@ class Format:
         no_protein: why the modality cannot be "protein", as it follows "format NAME"; "": it can.
         complain: values of a row by column (None: empty, absent: unusable) -> sentences on what
             ``needs`` and ``forbids`` cannot say.
+        applies: ending of files of image_transform that `read` applies itself.
         loupe: alignment files of Loupe and Space Ranger may lie beside the image.
         lay: row, open slide and edge of a patch in um -> spots, for slides without counts.
     """
@@ -84,6 +87,7 @@ class Format:
     forbids: Mapping[str, str] = field(default_factory=lambda: {**NO_BINS, **NO_LAYERS})
     no_protein: str = ""
     complain: Callable[[Mapping[str, object]], list[str]] = lambda columns: []
+    applies: str | None = None
     loupe: bool = False
     lay: Callable[[SlideRow, Slide, float], SpotTable] | None = None
 
@@ -186,16 +190,33 @@ def read_slide_spots(
 def _on_image(row: SlideRow, form: Format, slide: Slide, table: SpotTable) -> SpotTable:
     """The spots where the manifest or an alignment file of Loupe says that the image shows them."""
     size, told = slide.level_dimensions[0], row.image_transform
-    if told and Path(told).suffix.lower() != ".json":
+    ending = Path(told).suffix.lower()
+    if isinstance(told, Path) and ending == form.applies:
+        return table
+    if told and ending != ".json":
         name = getattr(told, "name", told)
         return table.transformed(image_matrix(told, size), f"image_transform {name}")
     return aligned(row, table, size, slide.mpp) if told or form.loupe else table
 
 
 def _measured(table: SpotTable, organism: str) -> SpotTable:
-    """The genes that were measured, with a warning of names that can be none."""
+    """The genes that were measured, with warnings of names and values that can be none."""
     table = measured_genes(table, organism)
-    return warned(table, [SlideWarning(*told) for told in odd_names(map(str, table.gene_names))])
+    odd = [SlideWarning(*told) for told in odd_names(map(str, table.gene_names))]
+    return warned(table, odd + _normalised(table))
+
+
+def _normalised(table: SpotTable) -> list[SlideWarning]:
+    """A warning where all spots have the same total, which counts never have."""
+    totals = np.asarray(table.counts.sum(axis=1), dtype=np.float64).ravel()
+    totals = totals[totals > 0]
+    if table.modality == PROTEIN or len(totals) < _ALIKE or totals.mean() < _DEEP:
+        return []
+    if totals.std() > _EVEN * totals.mean():
+        return []
+    told = f"all {len(totals)} spots have a total of about {np.median(totals):,.0f}"
+    fix = "give the raw counts, if these are normalised values that were rounded"
+    return [SlideWarning(told, fix)]
 
 
 def measured_genes(table: SpotTable, organism: str = "") -> SpotTable:

@@ -1,9 +1,10 @@
-"""Two tables joined by the names of their rows, with and without the ending "-1" of barcodes.
+"""Two tables joined by the names of their rows, also where one of them spells them otherwise.
 
 Shapes: R rows of one table, n of the other, S of both.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import pandas as pd
 from preprocessing.errors import DataError
 
 _ENDING = re.compile(r"-\d+$")  # the GEM well, which 10x writes behind a barcode
+_DOT = re.compile(r"\.(?=\d+$)")
+_NUMBER = re.compile(r"0*(\d+)(?:\.0+)?")
+_ENOUGH = 0.5  # of the names of the smaller table must join by another spelling
 
 
 def match_rows(
@@ -31,7 +35,7 @@ def match_rows(
         (S,) row numbers of the first and of the second table.
 
     Raises:
-        DataError: no key is in both, also without an ending "-1" that one of them lacks.
+        DataError: no key is in both, by no spelling.
     """
     keys, known, how = alike(keys, known)
     found = pd.Index(known).get_indexer(pd.Index(keys))
@@ -46,6 +50,52 @@ def match_rows(
 
 
 def alike(keys: Any, known: Any) -> tuple[Any, Any, list[str]]:
+    """Both keys spelled alike, where no name is in both and so they join.
+
+    Tried: without the one ending (mostly "-1") that only one table has, numbers without ".0" and
+    leading zeros, "." for "-" before the ending (R), small letters, and without what
+    all names of only one table begin with. Names that another spelling makes equal stay.
+
+    Returns:
+        (R,) and (n,) keys, and notes on what was changed.
+    """
+    if pd.Index(keys).isin(known).any():
+        return keys, known, []
+    begins = [_begin(keys), _begin(known)]
+    spellings: list[tuple[str, Callable[[str], str]]] = [
+        ("", lambda name: name),
+        ("with numbers as numbers", _plain_number),
+        ("with '-' for '.' before the last number", lambda name: _DOT.sub("-", name)),
+        ("whatever the case", str.lower),
+    ]
+    if sum(map(bool, begins)) == 1:
+        begin = "".join(begins)
+        told = f"without {begin!r}, with which all names of one of the tables begin"
+        spellings.append((told, lambda name: name.removeprefix(begin)))
+    for told, spell in spellings:
+        new = [np.array([spell(str(n)) for n in one], dtype=object) for one in (keys, known)]
+        first, second, how = _without_one_ending(*new)
+        least = 1 if not told else _ENOUGH * min(len(first), len(second))
+        unique = pd.Index(first).is_unique and pd.Index(second).is_unique
+        if (not told or unique) and pd.Index(first).isin(second).sum() >= least:
+            return first, second, ([f"joined {told}"] if told else []) + how
+    return keys, known, []
+
+
+def _plain_number(name: str) -> str:
+    found = _NUMBER.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def _begin(names: Any) -> str:
+    """What all names begin with, up to a character that joins words; "" where that is nothing."""
+    texts = [str(name) for name in names]
+    first, last = min(texts, default=""), max(texts, default="")  # all others lie between
+    same = next((i for i, c in enumerate(first) if last[i : i + 1] != c), len(first))
+    return first[: max(first.rfind(mark, 0, same) for mark in "_:#/|") + 1]
+
+
+def _without_one_ending(keys: Any, known: Any) -> tuple[Any, Any, list[str]]:
     """Both keys without the one ending (mostly "-1") that only one of them has, where so they join.
 
     Two different endings stay: they are sections of one matrix.

@@ -1,12 +1,13 @@
 """Stereo-seq: GEM text or GEF (HDF5), a count a gene and DNB, in square bins or, of cells, by cell.
 
 x and y count DNBs from the file's own offset (OffsetX and OffsetY, minX and minY), which is not
-added: a picture of the whole chip may need an image_transform. Shapes: S bins or cells, G genes.
+added: a warning says what a picture of the whole chip needs. Shapes: S bins or cells, G genes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
+from preprocessing.findings import SlideWarning
 from preprocessing.readers.cells import OWN_PLACES, Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.format import NO_LAYERS, file_name
@@ -48,16 +50,22 @@ def read_stereoseq(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     where it is empty).
     """
     read = _read_gef if _is_gef(row.counts_path) else _read_gem
-    cells, dnb_um, bins = read(row)
+    cells, dnb_um, bins, begin = read(row)
     said = stated(dnb_um, "the step of a Stereo-seq chip")
     table = cell_table(row, cells, Scale(said=said), image_mpp)
+    if any(begin) and row.image is not None and not row.image_transform:
+        shift = " ".join(f"{dnb * dnb_um / table.mpp:g}" for dnb in begin)
+        told = f"x and y begin at DNB {begin[0]}, {begin[1]} of the chip, which is not added"
+        fix = f"if the image shows the whole chip, write shift:{shift} into image_transform"
+        table = replace(table, warnings=(*table.warnings, SlideWarning(told, fix)))
     if bins is None or row.pitch_um is not None:
         return table
     um = bins * dnb_um
     return replace(table, pitch_um=um, notes=(*table.notes, f"bins of {um:g} um"))
 
 
-_Read = tuple[Cells, float, int | None]  # um between DNBs, and DNBs along the edge of a bin
+#: Um between DNBs, DNBs along the edge of a bin, and where x and y begin on the chip.
+_Read = tuple[Cells, float, int | None, tuple[int, int]]
 
 
 def _step(row: SlideRow, dnb_um: float) -> int:
@@ -72,7 +80,8 @@ def _step(row: SlideRow, dnb_um: float) -> int:
 
 def _read_gem(row: SlideRow) -> _Read:
     path = row.counts_path
-    header, skipped = _head(path)
+    header, comments = _head(path)
+    skipped, begin = len(comments), (_begin(comments, "X"), _begin(comments, "Y"))
     count = next((name for name in _COUNTS if name in header), None)
     genes = [name for name in _NAMES if name in header]
     if count is None or not genes or not {"x", "y"} <= set(header):
@@ -93,7 +102,7 @@ def _read_gem(row: SlideRow) -> _Read:
         block["lines"] = 1
         parts.append(block.groupby([*keys, *genes[:2]], sort=False, as_index=False).sum())
     cells = _summed(pd.concat(parts), keys, genes[:2], count, step)
-    return cells, DNB_UM, None if by_cell else step
+    return cells, DNB_UM, None if by_cell else step, begin
 
 
 def _read_gef(row: SlideRow) -> _Read:
@@ -105,7 +114,8 @@ def _read_gef(row: SlideRow) -> _Read:
             raise DataError(f"{path}: resolution {told[0]} nm; expected some 500: write it again")
         if _BIN in file:
             step = _step(row, dnb_um)
-            return _gef_bins(path, file, step), dnb_um, step
+            cells = _gef_bins(path, file, step)
+            return cells, dnb_um, step, _offset(file[f"{_BIN}/expression"].attrs, "min")
         if _CELLS not in file:
             inside = ", ".join(file.get("geneExp", file)) or "nothing"
             raise DataError(
@@ -115,7 +125,12 @@ def _read_gef(row: SlideRow) -> _Read:
             raise DataError(
                 f"{path} holds cells and no bins; leave bin_um empty, or give the tissue.gef"
             )
-        return _gef_cells(path, file), dnb_um, None
+        return _gef_cells(path, file), dnb_um, None, _offset(file.attrs, "offset")
+
+
+def _offset(attrs: Mapping[str, Any], name: str) -> tuple[int, int]:
+    x, y = (int(np.ravel(attrs.get(f"{name}{axis}", 0))[0]) for axis in "XY")
+    return x, y
 
 
 def _gef_table(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
@@ -201,13 +216,21 @@ def _summed(lines: pd.DataFrame, keys: list[str], genes: list[str], count: str, 
     return Cells(counts, barcodes, ids, names, xy, pd.DataFrame(index=range(len(spots))))
 
 
-def _head(path: Path) -> tuple[list[str], int]:
-    """Names of the columns, and how many lines of comments stand in front of them."""
+def _head(path: Path) -> tuple[list[str], list[str]]:
+    """Names of the columns, and the lines of comments that stand in front of them."""
+    comments: list[str] = []
     with open_text(path) as text:
-        for skipped, line in enumerate(text):
+        for line in text:
             if not line.startswith("#"):
-                return line.rstrip("\r\n").split("\t"), skipped
+                return line.rstrip("\r\n").split("\t"), comments
+            comments.append(line.strip())
     raise DataError(f"{path} has no table below its comments; download it again")
+
+
+def _begin(comments: list[str], axis: str) -> int:
+    """OffsetX or OffsetY of the comments; 0 where they say no whole number."""
+    told = next((c.partition("=")[2] for c in comments if c.startswith(f"#Offset{axis}=")), "")
+    return int(told) if told.strip().isdecimal() else 0
 
 
 def _blocks(path: Path, skipped: int, used: list[str], count: str) -> Iterator[pd.DataFrame]:

@@ -26,6 +26,7 @@ from preprocessing.errors import DataError
 MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
 _TRUE = ("1", "1.0", "true", "t", "yes", "y")
 _FALSE = ("0", "0.0", "false", "f", "no", "n")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_RATIO = 200  # unpacked over packed bytes (tables of counts: 10 to 100, deflate: 1,032) ...
 HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
@@ -80,7 +81,7 @@ def is_gzip(path: Path) -> bool:
 
 
 @contextmanager
-def open_unpacked(path: Path) -> Iterator[BinaryIO]:
+def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
     """Open a file for reading bytes, gzipped or not (told by its first bytes, not by its name).
 
     Reading raises DataError where the content is beyond the bounds.
@@ -100,6 +101,8 @@ def most_bytes(path: Path) -> int:
 def open_text(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 text file, gzipped or not (told by its first bytes, not by its name).
 
+    UTF-16 with its mark in front, which spreadsheets call Unicode text, is read too.
+
     Raises:
         DataError: the file is missing, is not text, or its gzip stream is damaged or unpacks
             beyond the bounds of this module.
@@ -108,9 +111,12 @@ def open_text(path: Path) -> Iterator[TextIO]:
         raise DataError(f"{path} does not exist or is not a file; correct the path")
     with open_unpacked(path) as content:
         try:
-            yield io.TextIOWrapper(content, encoding="utf-8-sig")
+            wide = content.peek(2)[:2] in _UTF_16
+            yield io.TextIOWrapper(content, encoding="utf-16" if wide else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text ({error}); give a text table") from error
+            raise DataError(
+                f"{path} is not UTF-8 text ({error}); give a text table, saved as UTF-8"
+            ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(
                 f"{path} is a damaged gzip file ({error}); download or compress it again"

@@ -28,6 +28,7 @@ _VALUE_BYTES = 2  # "0" and the end of the line, in the dense form
 _MARKED = re.compile(r"(.*?)matrix\.mtx(\.gz)?")
 _H5 = re.compile(r"(.*?)(filtered|raw)_feature_bc_matrix\.h5")
 _EARLIER = {"genes", "gene_names", "barcodes", "data", "indices", "indptr"}  # Cell Ranger 2
+_HEADS = {"gene", "genes", "gene_id", "gene_name", "id", "name", "symbol", "feature", "feature_id"}
 _WHAT = "filtered_feature_bc_matrix.h5 with the group 'matrix', as written by Space Ranger"
 
 
@@ -86,8 +87,16 @@ def read_tenx(path: Path, modality: str = RNA) -> TenxMatrix:
         with open_hdf5(path, _WHAT, "not a complete 10x matrix") as file:
             return _h5_matrix(path, _h5_group(path, file), modality)
     matrix, barcodes, ids, names, types = _read_mex(path)
+    told = []
+    if matrix.shape[0] + 1 == len(ids) and str(ids[0]).lower() in _HEADS:
+        ids, names, types = ids[1:], names[1:], types[1:]
+        told.append("first line of the features left out: names of columns")
+    if matrix.shape == (len(barcodes), len(ids)) and len(barcodes) != len(ids):
+        matrix = matrix.T
+        told.append("matrix was barcodes x features; turned round")
     _check_size(path, matrix.shape, (len(ids), len(barcodes)))
     genes, notes = wanted_features(types, modality, str(path))
+    notes = [*told, *notes]
     counts = checked_counts(csr_matrix(matrix.T)[:, genes], modality, barcodes, names[genes])
     return TenxMatrix(counts, barcodes, ids[genes], names[genes], tuple(notes))
 

@@ -169,6 +169,8 @@ def _hint(bases: list[Path]) -> str:
             return "; this is a Visium HD sample: write format visium_hd"
         if any(base.glob("*raw_feature_bc_matrix*")):
             return "; it holds the raw matrix only, copy the filtered one"
+        if others := files_in(base, "*.h5"):
+            return f"; if {others[0].name} is its matrix, name that file in the column counts"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Xenium output folders: cell-feature matrix and cells, in micrometres by definition."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
+from preprocessing.findings import SlideWarning
 from preprocessing.image_transform import read_matrix
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
@@ -19,8 +21,11 @@ from preprocessing.spot_table import SpotTable
 _MATRIX = "cell_feature_matrix"
 _CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
 _ALIGNMENT, _EXPERIMENT = "imagealignment.csv", "experiment.xenium"
+_EXPLORER = "matrix.csv"  # as Xenium Explorer calls the same numbers
 _PIXEL_UM = 0.2125  # of the morphology image, where the experiment does not say it
 _PLACE = ["x_centroid", "y_centroid"]
+_MORPHOLOGY = "morphology"
+APPLIES = ".csv"
 
 
 def find_xenium_files(folder: Path) -> tuple[Path, Path]:
@@ -59,7 +64,17 @@ def read_xenium(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     columns = frame.drop(columns=["cell_id", *_PLACE]).iloc[places].reset_index(drop=True)
     xy = frame[_PLACE].iloc[places].to_numpy(dtype=np.float64)
     cells = Cells.of_matrix(matrix, rows, xy, columns, notes)
-    return cell_table(row, cells, _scale(row), image_mpp)
+    scale = _scale(row)
+    if scale.to_image is not None:
+        return cell_table(replace(row, image_transform=""), cells, scale, image_mpp)
+    table = cell_table(row, cells, scale, image_mpp)
+    if row.image is None or row.image_transform or row.image.name.startswith(_MORPHOLOGY):
+        return table
+    told = f"no *{_ALIGNMENT} of {row.image.name} was found: its places are taken for micrometres "
+    told += "over mpp, as on the morphology image"
+    fix = f"of a picture taken after the run, name that file (Xenium Explorer: {_EXPLORER}) in "
+    fix += "image_transform"
+    return replace(table, warnings=(*table.warnings, SlideWarning(told, fix)))
 
 
 def find_alignment(row: SlideRow) -> Path | None:
@@ -67,12 +82,17 @@ def find_alignment(row: SlideRow) -> Path | None:
 
     It leads from the pixels of that picture to those of the morphology image: of SAMPLE_he_image
     it is SAMPLE_he_imagealignment.csv, beside the picture or in the folder; else the only such
-    file there. The morphology image itself, and a row with image_transform, have none.
+    file there, or the matrix.csv that Xenium Explorer saves. A .csv that the row names in
+    image_transform is such a text. The morphology image, and a row with another image_transform,
+    have none.
 
     Raises:
         DataError: several, and none has the name of the picture.
     """
-    if row.image is None or row.image_transform or row.image.name.startswith("morphology"):
+    named_one = row.image_transform
+    if isinstance(named_one, Path) and named_one.suffix.lower() == APPLIES:
+        return named_one
+    if row.image is None or named_one or row.image.name.startswith(_MORPHOLOGY):
         return None
     named = f"{row.image.name.partition('.')[0]}alignment.csv"
     folders = dict.fromkeys(path.resolve() for path in (row.image.parent, row.counts_path))
@@ -83,7 +103,8 @@ def find_alignment(row: SlideRow) -> Path | None:
             f"{found[0]} and {found[1].name} both say how a picture lies to the cells, and none is "
             f"{named}; name the right one in the manifest column image_transform, or move the other"
         )
-    return one or next(iter(found), None)
+    explorer = (path for folder in folders if (path := folder / _EXPLORER).is_file())
+    return one or next(iter(found), None) or next(explorer, None)
 
 
 def _scale(row: SlideRow) -> Scale:
@@ -115,7 +136,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
 def _sources(row: SlideRow) -> dict[str, Path]:
     matrix, cells = find_xenium_files(row.counts_path)
     alignment = find_alignment(row)
-    more = {} if alignment is None else {"alignment": alignment}
+    more = {} if alignment is None or row.image_transform else {"alignment": alignment}
     return {**matrix_files(matrix), "spots": cells, **more}
 
 
@@ -134,4 +155,5 @@ FORMAT = cell_format(
     detect=lambda counts, spots: any(counts.glob(f"{_MATRIX}*")) and any(counts.glob("cells.*")),
     discover=_discover,
     layout="Xenium folders",
+    applies=APPLIES,
 )

@@ -16,14 +16,14 @@ import pytest
 from scipy.io import mmread, mmwrite
 
 from preprocessing import DataError
-from preprocessing.manifest import draft_manifest, read_manifest
+from preprocessing.manifest import draft_manifest, missing_files, read_manifest, scan_manifest
 from preprocessing.readers.format import read_spots, source_files
-from preprocessing.readers.joins import match_rows
 from preprocessing.slide_row import SlideRow
 from preprocessing.store.read import stores_in
 from tests.preprocessing.cell_sources import (
     NAMES,
     cell_row,
+    csv_pair,
     draw_xy,
     merscope_folder,
     toy_anndata,
@@ -94,9 +94,32 @@ def apple(folder: Path) -> None:
         (path.parent / f"._{path.name}").write_bytes(APPLE)
 
 
+def named_features(folder: Path) -> None:
+    path = folder / MEX / "features.tsv.gz"
+    told = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(gzip.compress(f"gene_id\tgene_name\ttype\n{told}".encode()))
+
+
+def turned_matrix(folder: Path) -> None:
+    path = folder / MEX / "matrix.mtx"
+    mmwrite(path, mmread(path).T.tocoo(), field="integer")
+
+
+def marked_positions(folder: Path) -> None:
+    lines_of(folder / POSITIONS, lambda line: f"S1_{line}" if line.startswith("BC") else line)
+
+
+def positions_of_r(folder: Path) -> None:
+    lines_of(folder / POSITIONS, lambda line: line.replace("-1,", ".1,", 1))
+
+
 @pytest.mark.parametrize(
     ("change", "noted"),
     [
+        (named_features, "first line of the features left out"),
+        (turned_matrix, "matrix was barcodes x features; turned round"),
+        (marked_positions, "joined without 'S1_', with which all names of one of the tables"),
+        (positions_of_r, "joined with '-' for '.' before the last number"),
         (in_words, "2 spots outside the tissue"),
         (in_quotes, ""),
         (without_ending, "joined without the ending '-1'"),
@@ -112,8 +135,8 @@ def test_read_as_the_folder_before_the_change(
     truth = visium_folder(tmp_path / "s", h5=False)
     change(tmp_path / "s")
     table = read_spots(row_of(tmp_path / "s"))
-    if change in (without_ending, positions_without_ending):
-        bare = [name.removesuffix("-1") for name in table.barcodes]
+    if change in (without_ending, positions_without_ending, marked_positions, positions_of_r):
+        bare = [str(name).removesuffix("-1") for name in table.barcodes]
         assert bare == [name.removesuffix("-1") for name in truth.barcodes]
         table = replace(table, barcodes=np.array(truth.barcodes, dtype=object))
     assert_is(table, truth, mpp=2.0)
@@ -177,38 +200,6 @@ def test_in_tissue_of_cells_is_that_of_positions(tmp_path: Path, kind: str):
     data.obs["in_tissue"] = ["maybe", *["1"] * (data.n_obs - 1)]
     with pytest.raises(DataError, match=r"'in_tissue' are neither 1 nor 0.*data row 1, 'maybe'"):
         read_spots(cell_row(write_h5ad(tmp_path, data), "h5ad"))
-
-
-def joined(keys: list[str], known: list[str]) -> tuple[list[int], list[int], list[str]]:
-    notes: list[str] = []
-    rows, places = match_rows(keys, known, "nothing joins", notes, "left out")
-    return rows.tolist(), places.tolist(), notes
-
-
-def test_rows_join_by_a_plain_loop_with_and_without_an_ending():
-    keys, known = ["c", "a", "x", "b"], ["a", "b", "c"]
-    loop = [(i, known.index(key)) for i, key in enumerate(keys) if key in known]
-    rows, places, notes = joined(keys, known)
-    assert list(zip(rows, places, strict=True)) == loop
-    assert notes == ["1 left out"]
-    told = "joined without the ending '-1', which one of the tables lacks"
-    ended = [f"{key}-1" for key in keys]
-    assert joined(ended, known) == (rows, places, [told, "1 left out"])
-    assert joined(keys, [f"{key}-1" for key in known]) == (rows, places, [told, "1 left out"])
-    assert joined(ended, ["a-1"])[2] == ["3 left out"]  # nothing is removed where names join
-
-
-@pytest.mark.parametrize(
-    ("keys", "known", "said"),
-    [
-        (["a-1", "b-1", "a-2"], ["a", "b"], r"\(-1, -2 here, none there\).*another section"),
-        (["a-2", "b-2"], ["a-1", "b-1"], r"\(-2 here, -1 there\)"),
-        ([f"cell-{i}" for i in range(9)], [f"cell-{i}" for i in range(9, 19)], "nothing joins$"),
-    ],
-)
-def test_endings_of_several_sections_do_not_join(keys: list[str], known: list[str], said: str):
-    with pytest.raises(DataError, match=said):
-        joined(keys, known)
 
 
 def test_hidden_files_are_no_stores(tmp_path: Path):
@@ -294,6 +285,9 @@ def test_names_of_genomes(tmp_path: Path):
     told = "names of genes begin with their genome (GRCh38: 4 genes): prefix removed"
     assert told in table.notes
     mixed = ["GRCh38_G0", "mm10___G1", "GRCh38_G2", "mm10___G3", "EGFP"]
+    of_seurat = [name.replace("_", "-") for name in mixed]
+    table = read_spots(cell_row(with_names(tmp_path / "d", of_seurat), "h5ad", organism="human"))
+    assert table.gene_names.tolist() == ["G0", "G2", "EGFP"]
     path = with_names(tmp_path / "b", mixed)
     with pytest.raises(DataError, match=r"2 genomes.*GRCh38: 2, mm10: 2.*human or mouse.*organism"):
         read_spots(cell_row(path, "h5ad"))
@@ -317,6 +311,63 @@ def test_control_probes_are_no_genes(tmp_path: Path):
     path = with_names(tmp_path / "b", [f"Blank-{i}" for i in range(5)])
     with pytest.raises(DataError, match="5 genes and all are control probes"):
         read_spots(cell_row(path, "h5ad"))
+
+
+def test_values_that_were_normalised_and_rounded_are_doubted(tmp_path: Path):
+    counts = draw_counts(30, 9)
+    data = toy_anndata(np.rint(counts / counts.sum(1, keepdims=True) * 1e4))
+    (warning,) = read_spots(cell_row(write_h5ad(tmp_path, data), "h5ad")).warnings
+    assert "all 30 spots have a total of about 10,000" in warning.message
+    assert "raw counts" in warning.fix
+    assert read_spots(cell_row(write_h5ad(tmp_path, toy_anndata(counts)), "h5ad")).warnings == ()
+
+
+def test_tables_in_utf_16(tmp_path: Path):
+    first, second, counts = csv_pair(tmp_path)
+    row = cell_row(first, "csv", spots=second)
+    wanted = read_spots(row)
+    for path in (first, second):
+        path.write_bytes(path.read_bytes().decode().encode("utf-16"))
+    found = read_spots(row)
+    np.testing.assert_array_equal(found.counts.toarray(), counts)
+    np.testing.assert_array_equal(found.xy_um, wanted.xy_um)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.rds", "an R object; in R, write"),
+        ("a.tar.gz", "packed; unpack it and name"),
+        ("a.h5ad.gz", "packed; unpack it with gunzip"),
+        ("a.XLSX", "a spreadsheet; save it as CSV"),
+        ("a.h5mu", "a MuData file; write one modality"),
+    ],
+)
+def test_files_of_other_programs_are_named_with_what_to_do(tmp_path: Path, name: str, words: str):
+    (tmp_path / name).write_bytes(b"abc")
+    (tmp_path / "m.csv").write_text(f"slide_id,patient_id,counts,format\ns,p,{name},\n")
+    problems = scan_manifest(tmp_path / "m.csv")[1] or missing_files(
+        cell_row(tmp_path / name, "h5ad")
+    )
+    assert f"{name} is {words}" in problems[0]
+    assert missing_files(cell_row(tmp_path / name, "visium"))[0].endswith(problems[0][-20:])
+
+
+def test_merscope_on_its_mosaic(tmp_path: Path):
+    merscope_folder(tmp_path / "region_0")
+    told = np.array([[9.0, 0.5, -40], [0, -9.0, 700], [0, 0, 1]])
+    image = tmp_path / "region_0" / "images" / "mosaic_PolyT_z3.tif"
+    image.parent.mkdir()
+    np.savetxt(image.with_name("micron_to_mosaic_pixel_transform.csv"), told)
+    row = SlideRow("s", "p", tmp_path / "region_0", "merscope", image=image)
+    table = read_spots(row)
+    np.testing.assert_allclose(table.xy_px0, draw_xy() @ told[:2, :2].T + told[:2, 2])
+    assert table.mpp == pytest.approx(1 / 9)
+    assert source_files(row)["alignment"].name == "micron_to_mosaic_pixel_transform.csv"
+    moved = replace(row, image=tmp_path / "region_0" / "mosaic_DAPI_z0.tif")
+    np.testing.assert_array_equal(read_spots(moved).xy_px0, table.xy_px0)
+    other = replace(row, image=tmp_path / "region_0" / "he.tif", mpp=0.5)
+    np.testing.assert_allclose(read_spots(other).xy_px0, draw_xy() * 2)
 
 
 def test_merscope(tmp_path: Path):

@@ -98,6 +98,10 @@ def test_bins_are_those_of_the_gem(tmp_path: Path, new: bool, bin_um, monkeypatc
     for name in ("gene_names", "gene_ids", "barcodes", "xy_px0", "xy_um"):
         assert np.array_equal(getattr(one, name), getattr(other, name))
     assert (one.pitch_um, one.notes) == (other.pitch_um, other.notes)
+    for row in (gem, gef):
+        (doubt,) = read_spots(replace(row, image=tmp_path / "whole.tif", mpp=0.5)).warnings
+        assert "begin at DNB 900, 0 of the chip" in doubt.message
+        assert "shift:900 0" in doubt.fix
     assert detect_format(gef.counts, None, None) == "stereoseq"
     assert source_files(gef) == {"counts": gef.counts}
 

@@ -9,6 +9,7 @@ import pytest
 
 from preprocessing import DataError
 from preprocessing.readers.format import read_spots, source_files
+from preprocessing.slide_row import SlideRow
 from tests.preprocessing.cell_sources import (
     BARCODES,
     NAMES,
@@ -62,11 +63,34 @@ def test_xenium_on_a_picture_taken_after_the_run(tmp_path: Path):
         read_spots(replace(row, image=tmp_path / "morphology.ome.tif", mpp=0.5)).xy_px0,
         draw_xy() / 0.5,
     )
+    (doubt,) = naive_warnings(replace(row, image=tmp_path / "morphology.tif", mpp=0.5), "he.tif")
+    assert "no *imagealignment.csv of he.tif was found" in doubt
+    free = tmp_path / "elsewhere" / "alignment_of_explorer.csv"  # named: as if it lay beside
+    free.parent.mkdir()
+    (tmp_path / "s_he_imagealignment.csv").rename(free)
+    named = replace(row, image_transform=free)
+    np.testing.assert_array_equal(read_spots(named).xy_px0, table.xy_px0)
+    assert source_files(named)["image_transform"] == free
+    (tmp_path / "matrix.csv").write_text(free.read_text())
+    np.testing.assert_array_equal(read_spots(row).xy_px0, table.xy_px0)
+    free.rename(tmp_path / "s_he_imagealignment.csv")
     with pytest.raises(DataError, match="leave image_scale empty"):
         read_spots(replace(row, image_scale=2.0))
     np.savetxt(tmp_path / "s_if_imagealignment.csv", told, delimiter=",")
     with pytest.raises(DataError, match="image_transform"):
         read_spots(replace(row, image=tmp_path / "other.tif"))
+
+
+def naive_warnings(row: SlideRow, name: str) -> list[str]:
+    """Doubts of a picture that has no alignment file; none of the morphology image."""
+    assert read_spots(row).warnings == ()
+    assert row.counts is not None
+    folder = row.counts / "pictures"
+    alignment = next(row.counts.glob("*imagealignment.csv"))
+    alignment.rename(alignment.with_suffix(".off"))
+    found = [one.message for one in read_spots(replace(row, image=folder / name)).warnings]
+    alignment.with_suffix(".off").rename(alignment)
+    return found
 
 
 def test_xenium_files_that_are_missing_or_do_not_fit(tmp_path: Path):
