@@ -45,6 +45,8 @@ class SlideBatch:
         slide_ids: the B slides.
         target_SM: soft pathway targets (rows sum to 1, or 0 for "no target").
         expression_SH: target genes, log-normalised and standardised per slide.
+        frequency_SH: the same genes as shares of a spot's counts (rows of unit length; intensities:
+            as above), standardised per slide.
         features_SF: stored image features, standardised per slide.
         patches_SCHW: image patches, uint8 RGB.
         context_SCHW: wider patches of the same spots with as many pixels, uint8 RGB.
@@ -75,6 +77,7 @@ class SlideBatch:
     slide_ids: tuple[str, ...]
     target_SM: Tensor | None = None
     expression_SH: Tensor | None = None
+    frequency_SH: Tensor | None = None
     features_SF: Tensor | None = None
     patches_SCHW: Tensor | None = None
     context_SCHW: Tensor | None = None
@@ -178,11 +181,11 @@ class LevelPair:
 
 @dataclass(frozen=True)
 class MaskedView:
-    """Predictions of the masked view: values (S, K), own vector and neighbour mean (S, V)."""
+    """Predictions of the masked view: values (S, K), own vector (S, V), niche (S, H)."""
 
     value_SK: Tensor
     own_SV: Tensor
-    around_SV: Tensor
+    niche_SH: Tensor
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ TERMS: dict[str, str] = {
     TERM_MEMBER: "spot -> own region of the other tower, other regions as negatives",
     TERM_MASKED: "reconstruction of masked keyword-gene values",
     TERM_PROFILE: "the spot's own vector from its unmasked genes",
-    TERM_NEIGHBOUR: "the neighbours' mean vector from the masked spot",
+    TERM_NEIGHBOUR: "expression of the spot and its neighbours together, from the masked spot",
     TERM_SPATIAL: "two views of a spot and its similar spatial neighbours against the others",
     TERM_DECORRELATION: "off-diagonal covariance penalty on the omics embedding",
     TERM_EXPRESSION: "expression of the target genes from the image tower",

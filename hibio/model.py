@@ -104,7 +104,7 @@ class HiBio(nn.Module):
                 table_G[:-1] = torch.from_numpy(fitted)
             self.register_buffer(name, table_G, persistent=False)
         self.own_head = nn.Linear(width, n_factors)
-        self.around_head = nn.Linear(width, n_factors)
+        self.niche_head = nn.Linear(width, len(artifacts.target_genes))
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self.log_scale_anchor = nn.Parameter(torch.tensor(-math.log(config.anchor_temperature)))
         self.anchors = AnchorTable(artifacts, width, learned=config.anchor == "table")
@@ -178,12 +178,12 @@ class HiBio(nn.Module):
         return MaskedView(
             self.decoder(joint).squeeze(2),
             self.own_head(embedding_SD),
-            self.around_head(embedding_SD),
+            self.niche_head(_unit_variance(embedding_SD)),
         )
 
     def expression(self, image_SD: Tensor) -> Tensor:
         """Target genes from the normalised image embedding, (S, H) standardised per slide."""
-        return self.expression_head(image_SD * math.sqrt(image_SD.shape[1]))
+        return self.expression_head(_unit_variance(image_SD))
 
     def anchor_embeddings(self, fresh_m: Tensor | None = None) -> Tensor:
         """Unit anchor embeddings (M, D).
@@ -421,7 +421,7 @@ class HiBio(nn.Module):
             wrong = [name for name, values in state.items() if not values.isfinite().all()]
             if wrong:
                 raise ConfigError(f"{len(wrong)} tensors hold NaN or infinity, such as {wrong[0]}")
-            model.load_state_dict(state)
+            model.load_state_dict(_as_of_now(state, model))
         except ConfigError as error:
             raise ConfigError(f"{weights}: {error}") from error
         except Exception as error:
@@ -487,6 +487,23 @@ class HiBio(nn.Module):
         self.omics.load_state_dict(source.omics.state_dict())
         if hasattr(self.omics, "encode"):
             self.decoder.load_state_dict(source.decoder.state_dict())
+
+
+def _as_of_now(state: dict[str, Tensor], model: HiBio) -> dict[str, Tensor]:
+    """Weights of a checkpoint, those of an older HiBio without the head that only training reads.
+
+    Until 0.1 the neighbour term asked for the neighbours' mean vector (``around_head``).
+    """
+    if "around_head.weight" not in state:
+        return state
+    kept = {name: one for name, one in state.items() if not name.startswith("around_head.")}
+    fresh = {f"niche_head.{name}": one for name, one in model.niche_head.state_dict().items()}
+    return fresh | kept
+
+
+def _unit_variance(embedding_SD: Tensor) -> Tensor:
+    """Rows of length sqrt(D), from which linear heads read: directions alone count."""
+    return F.normalize(embedding_SD, dim=1) * math.sqrt(embedding_SD.shape[1])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

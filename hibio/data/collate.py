@@ -209,6 +209,7 @@ def slide_part(
         "region_of_spot_LS": np.where(is_core, regions_LS[:, spots], -1),
         "target_SM": expression.target_SM,
         "expression_SH": expression.expression_SH,
+        "frequency_SH": expression.frequency_SH,
     }
     if expression.part_SK is not None:
         part["part_SK"] = expression.part_SK

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn.preprocessing import normalize
 
 from hibio.artifacts import Artifacts, FitSettings
 from hibio.config.files import ConfigError
@@ -136,6 +137,7 @@ class ExpressionRows:
     value_SK: np.ndarray
     target_SM: np.ndarray
     expression_SH: np.ndarray
+    frequency_SH: np.ndarray
     part_SK: np.ndarray | None = None
 
     def take(self, spots: np.ndarray) -> ExpressionRows:
@@ -152,7 +154,7 @@ class SlideExpression:
         source: its counts on the vocabulary.
         artifacts: fitted on training slides.
         niche_SN: spots whose counts weigh the genes of each (-1 pads), or None.
-        mean_H: slide mean of each target gene.
+        mean_H: slide mean of each target gene, log-normalised and then as a frequency (2 H).
         sd_H: its standard deviation; inf for a gene that does not vary.
         kept: all rows, or None where they are computed when asked for.
     """
@@ -186,12 +188,14 @@ class SlideExpression:
         fitted = self.artifacts
         tfidf, profile = fitted.weigh(counts, near)
         gene, value = fitted.keywords(tfidf, fitted.settings.genes.keyword_genes)
-        targets = _target_genes(counts[: len(gene)], fitted)
+        targets = (_target_genes(counts[: len(gene)], fitted) - self.mean_H) / self.sd_H
+        expression, frequency = np.split(targets.astype(np.float32), 2, axis=1)
         return ExpressionRows(
             gene.astype(np.int64),
             value,
             _pathway_targets(tfidf, fitted),
-            ((targets - self.mean_H) / self.sd_H).astype(np.float32),
+            expression,
+            frequency,
             None if profile is tfidf else _values_at(profile, gene),
         )
 
@@ -249,7 +253,7 @@ def read_expression(
 ) -> tuple[SlideExpression, np.ndarray]:
     """Stream a slide once: its expression, and the raw spot vectors (S, V)."""
     vectors: list[np.ndarray] = []
-    total = np.zeros(len(artifacts.target_genes))
+    total = np.zeros(2 * len(artifacts.target_genes))
     square = np.zeros_like(total)
     slide = SlideExpression(source, artifacts, niche_SN, total, square)
     whole = source.n_spots <= IN_MEMORY_SPOTS
@@ -280,7 +284,10 @@ def _values_at(rows: sparse.csr_matrix, gene: np.ndarray) -> np.ndarray:
 
 
 def _target_genes(counts: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
-    return normalised(counts, artifacts.modality)[:, artifacts.target_genes].toarray()
+    """Target genes (n, 2 H): log-normalised, then their frequencies in rows of unit length."""
+    log = normalised(counts, artifacts.modality)
+    rows = normalize(counts) if artifacts.modality == "rna" else log
+    return np.hstack([one[:, artifacts.target_genes].toarray() for one in (log, rows)])
 
 
 def _pathway_targets(tfidf: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:

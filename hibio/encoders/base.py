@@ -88,6 +88,12 @@ def neighbour_mean(
     return torch.where(n_S1 > 0, total_SV / n_S1.clamp(min=1.0), vector_SV)
 
 
+def niche_mean(value_SH: Tensor, neighbour_SN: Tensor) -> Tensor:
+    """Mean of each spot and its spatial neighbours together, (S, H); see `neighbour_mean`."""
+    n_S1 = (neighbour_SN >= 0).sum(dim=1, keepdim=True)
+    return (value_SH + n_S1 * neighbour_mean(value_SH, neighbour_SN)) / (1 + n_S1)
+
+
 class AttentionPool(nn.Module):
     """Softmax-weighted mean of the members of each group, vectors of length ``width`` (D)."""
 

@@ -25,7 +25,7 @@ from hibio.batch import LevelPair, LossOutput, SlideBatch
 from hibio.config.files import ConfigError
 from hibio.config.training import ObjectiveConfig, StageConfig
 from hibio.data.collate import Views, dropped_view, padded_factors, thinned_view, with_queries
-from hibio.encoders.base import neighbour_mean
+from hibio.encoders.base import niche_mean
 from hibio.encoders.genes import OmicsMask, mean_value, relative_values
 from hibio.losses.contrastive import NearDuplicates, info_nce, soft_info_nce, spot_to_region
 from hibio.losses.masked import decorrelation, masked_mse, rows_mse
@@ -191,12 +191,13 @@ class Objective(nn.Module):
         view = self.model.masked_view(batch, mask)
         core = batch.core_S
         hidden_SK = mask.gene_SK & core[:, None]
-        around_SV = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
-        n_values = core.sum() * around_SV.shape[1]
+        assert batch.frequency_SH is not None
+        niche_SH = niche_mean(batch.frequency_SH, batch.neighbour_SN)
+        n_vectors, n_niches = (core.sum() * one.shape[1] for one in (view.own_SV, niche_SH))
         means = {
             keys.TERM_MASKED: (masked_mse(view.value_SK, target_SK, hidden_SK), hidden_SK.sum()),
-            keys.TERM_PROFILE: (rows_mse(view.own_SV, batch.vector_SV, core), n_values),
-            keys.TERM_NEIGHBOUR: (rows_mse(view.around_SV, around_SV, core), n_values),
+            keys.TERM_PROFILE: (rows_mse(view.own_SV, batch.vector_SV, core), n_vectors),
+            keys.TERM_NEIGHBOUR: (rows_mse(view.niche_SH, niche_SH, core), n_niches),
         }
         return {SUM + term: _sum_row(mean, count) for term, (mean, count) in means.items()}
 

@@ -64,7 +64,7 @@ def test_hidden_values_reach_no_prediction(model, batch, mask):
         vector_SV=batch.vector_SV + moved * batch.vector_scale_SV,
     )
     before, after = model.masked_view(batch, mask), model.masked_view(other, mask)
-    for name in ("value_SK", "own_SV", "around_SV"):
+    for name in ("value_SK", "own_SV", "niche_SH"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), atol=2e-4, rtol=0)
     leaky = dataclasses.replace(batch, value_SK=batch.value_SK + change)  # vector left as it was
     assert not torch.allclose(model.masked_view(leaky, mask).own_SV, before.own_SV, atol=1e-3)
@@ -78,7 +78,7 @@ def test_the_own_vector_of_a_hidden_spot_reaches_nobody(model, batch, mask):
         batch, vector_SV=batch.vector_SV + 9.0 * mask.spot_S[:, None].float()
     )
     before, after = model.masked_view(batch, mask), model.masked_view(other, mask)
-    for name in ("value_SK", "own_SV", "around_SV"):
+    for name in ("value_SK", "own_SV", "niche_SH"):
         assert torch.equal(getattr(after, name), getattr(before, name))
     assert not torch.equal(model.omics(batch), model.omics(other))  # unmasked it does
 

@@ -183,6 +183,18 @@ def test_weights_of_another_model_are_refused(checkpoint):
         HiBio.from_checkpoint(checkpoint)
 
 
+def test_a_checkpoint_from_before_the_niche_head_embeds_as_before(checkpoint, model, slide):
+    path = checkpoint / "model.safetensors"
+    state = load_file(path)
+    for name in ("weight", "bias"):
+        del state[f"niche_head.{name}"]
+        state[f"around_head.{name}"] = state[f"own_head.{name}"].clone()
+    save_file(state, path)
+    write_checksums(checkpoint)
+    old = HiBio.from_checkpoint(checkpoint).encode_slide(slide).omics
+    np.testing.assert_array_equal(old, model.eval().encode_slide(slide).omics)
+
+
 def test_an_unknown_key_in_a_checkpoint_is_told(checkpoint, model):
     settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
     settings["model"]["embed_dims"] = 4

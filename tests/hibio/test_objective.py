@@ -15,7 +15,6 @@ from hibio.config.files import ConfigError
 from hibio.config.model import VisionConfig
 from hibio.config.training import ObjectiveConfig, StageConfig
 from hibio.data.collate import Views
-from hibio.encoders.base import neighbour_mean
 from hibio.encoders.genes import relative_values
 from hibio.losses.contrastive import info_nce, soft_info_nce
 from hibio.run import expand, train_job
@@ -142,7 +141,7 @@ def moved(model) -> set[str]:
             {"vision", "image_head", "omics", "omics_head", "log_scale_anchor"},
         ),
         ({keys.TERM_SPATIAL: 1.0}, {"omics", "omics_head", "log_scale"}),
-        (MASKED, {"omics", "omics_head", "decoder", "own_head", "around_head"}),
+        (MASKED, {"omics", "omics_head", "decoder", "own_head", "niche_head"}),
         ({keys.TERM_EXPRESSION: 1.0}, {"vision", "image_head", "expression_head"}),
     ],
 )
@@ -235,11 +234,14 @@ def test_masked_terms_against_their_definitions(model, batch):
         view = model.masked_view(batch, mask)
     target = relative_values(batch.value_SK, batch.gene_SK < 400)
     target = model.standardised(target, batch.gene_SK)
-    around = neighbour_mean(batch.vector_SV, batch.neighbour_SN)
+    around = [
+        torch.cat([batch.frequency_SH[[spot]], batch.frequency_SH[near[near >= 0]]]).mean(dim=0)
+        for spot, near in enumerate(batch.neighbour_SN)
+    ]
     expected = {
         keys.TERM_MASKED: (view.value_SK - target)[mask.gene_SK].square().mean(),
         keys.TERM_PROFILE: (view.own_SV - batch.vector_SV).square().mean(),
-        keys.TERM_NEIGHBOUR: (view.around_SV - around).square().mean(),
+        keys.TERM_NEIGHBOUR: (view.niche_SH - torch.stack(around)).square().mean(),
     }
     terms = losses(model, batch, MASKED, seed=0).terms
     for name, value in expected.items():

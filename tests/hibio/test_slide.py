@@ -57,6 +57,9 @@ def test_targets_against_the_definitions(slide, counts, toy_artifacts):
     varying = target.std(axis=0) > 0
     expected = (target - target.mean(axis=0)) / np.where(varying, target.std(axis=0), 1.0)
     np.testing.assert_allclose(all_rows(slide).expression_SH, expected, atol=1e-4)
+    share = (counts / np.linalg.norm(counts, axis=1, keepdims=True))[:, toy_artifacts.target_genes]
+    expected = (share - share.mean(axis=0)) / np.where(varying, share.std(axis=0), 1.0)
+    np.testing.assert_allclose(all_rows(slide).frequency_SH, expected, atol=1e-4)
     total = all_rows(slide).target_SM.sum(axis=1)
     assert np.all(np.isclose(total, 1.0, atol=1e-5) | (total == 0))
     assert (all_rows(slide).target_SM > 0).sum(axis=1).max() <= 5
