@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 
 from eval.embed import Checkpoint
 from eval.errors import FoldError
@@ -32,7 +33,7 @@ from hibio.data.splits import SlideEntry
 from hibio.keys import MAIN
 from pathways import PathwayAnchors, PathwayDatabase, fit_anchors, matched_random
 from preprocessing.coexpression import GeneFactors, spot_vectors, standardise
-from preprocessing.graphs import neighbour_mean
+from preprocessing.graphs import neighbour_mean, smooth
 
 Transform = Callable[[sparse.csr_matrix, np.ndarray], dict[str, sparse.csr_matrix]]
 Decoded = dict[str, dict[str, np.ndarray]]
@@ -57,11 +58,12 @@ def baselines(
         features: slide_id -> (S, F) stored image features, for the raw-feature row.
 
     Returns:
-        ``coordinates``, ``log_depth``, ``pca_expression`` and ``pca_expression_neighbours``; with
-        factors ``lsa`` and ``lsa_neighbours``; with features ``raw_features``.
+        ``coordinates``, ``log_depth``, ``pca_expression``, ``pca_expression_neighbours`` and
+        ``niche_pca``; with factors ``lsa`` and ``lsa_neighbours``; with features ``raw_features``.
     """
     slides = (*train, *test)
     rows = [coordinates(slides), log_depth(slides), *pca_expression(train, test)]
+    rows.append(niche_pca(train, test))
     if factors is not None:
         rows += lsa(slides, factors)
     if features is not None:
@@ -145,6 +147,29 @@ def pca_expression(train: Sequence[SlideData], test: Sequence[SlideData]) -> lis
         Representation("pca_expression", omics=own, notes=note, aligned=False),
         Representation("pca_expression_neighbours", omics=beside, notes=note, aligned=False),
     ]
+
+
+def niche_pca(train: Sequence[SlideData], test: Sequence[SlideData]) -> Representation:
+    """PCA of what the neighbour term of the model asks for (docs/method.md 3.1), without training.
+
+    Variable genes' shares of the counts (unit rows), z-scored per slide, are averaged over a spot
+    and its neighbours; PCA is fitted on training slides.
+    """
+    genes = variable_genes(train, PCA_GENES)
+    niche = {}
+    for slide in (*train, *test):
+        rna = slide.modality == "rna"
+        rows = normalize(slide.counts, copy=True) if rna else expression(slide)
+        niche[slide.slide_id] = smooth(zscore(rows[:, genes].toarray()), slide.neighbours, 1)
+    fitted_on = np.concatenate([niche[slide.slide_id] for slide in train])
+    size = min(PCA_COMPONENTS, *fitted_on.shape)
+    pca = PCA(size, svd_solver="randomized", random_state=SEED).fit(fitted_on)
+    return Representation(
+        "niche_pca",
+        omics={name: pca.transform(rows) for name, rows in niche.items()},
+        notes=(f"PCA {size} of {len(genes)} genes' shares, mean of a spot and its neighbours",),
+        aligned=False,
+    )
 
 
 def lsa(slides: Sequence[SlideData], factors: GeneFactors) -> list[Representation]:

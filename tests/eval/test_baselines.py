@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 
 from eval.errors import FoldError
@@ -57,6 +58,7 @@ def test_every_row_is_there_with_every_slide(toy_fold):
         "log_depth",
         "pca_expression",
         "pca_expression_neighbours",
+        "niche_pca",
         "lsa",
         "lsa_neighbours",
         "raw_features",
@@ -106,7 +108,23 @@ def test_pca_is_that_of_the_training_slides(toy_fold, monkeypatch):
     np.testing.assert_allclose(np.abs(cosine) / norm, 1.0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["pca_expression", "lsa", "raw_features", "log_depth"])
+def test_niche_pca_keeps_the_distances_of_niches(toy_fold, monkeypatch):
+    monkeypatch.setattr(baselines, "PCA_GENES", 12)
+    slide = toy_fold.test[0]
+    rows = baselines.niche_pca([slide], [slide]).omics[slide.slide_id]
+    genes = variable_genes([slide], 12)
+    dense = slide.counts.toarray()
+    share = (dense / np.linalg.norm(dense, axis=1, keepdims=True))[:, genes]
+    share = (share - share.mean(axis=0)) / share.std(axis=0)
+    niche = np.stack(
+        [share[[spot, *near[near >= 0]]].mean(axis=0) for spot, near in enumerate(slide.neighbours)]
+    )
+    np.testing.assert_allclose(pdist(rows), pdist(niche), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["pca_expression", "niche_pca", "lsa", "raw_features", "log_depth"]
+)
 def test_other_counts_on_one_test_slide_change_no_other_slide(toy_fold, name):
     changed = make_fold(changed="c2")
     before, after = toy_fold.model(name).omics, changed.model(name).omics
