@@ -20,7 +20,7 @@ from scipy import sparse
 from hibio.config.data import GenesConfig, PathwaysConfig
 from hibio.config.files import ConfigError, to_dict, without_renamed
 from hibio.config.schema import build_section
-from pathways.anchors import PathwayAnchors
+from pathways.anchors import PathwayAnchors, soft_targets
 from pathways.database import PathwayDatabase
 from preprocessing.coexpression import GeneFactors, GeneGraph, spot_vectors, standardise_global
 from preprocessing.coexpression.spot_groups import SpotGroups
@@ -169,6 +169,18 @@ class Artifacts:
     def keywords(self, tfidf: sparse.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Keyword genes of each row: index (S, k) padded with G, TF-IDF value (S, k) padded 0."""
         return keywords_among(tfidf, k, self.node_genes)
+
+    def pathway_targets(self, tfidf: sparse.csr_matrix) -> np.ndarray:
+        """Soft targets (S, M) of TF-IDF rows; M may be 0."""
+        if self.n_pathways == 0:
+            return np.zeros((tfidf.shape[0], 0), dtype=np.float32)
+        pathways = self.settings.pathways
+        return soft_targets(
+            self.anchors.match(tfidf),
+            temperature=pathways.temperature,
+            top=pathways.top,
+            threshold=pathways.threshold,
+        )
 
     def set_inputs(self, sets_MG: sparse.csr_matrix, k: int) -> tuple[np.ndarray, ...]:
         """Gene sets as the omics branch reads a spot (docs/method.md 2, anchor embedding).

@@ -20,11 +20,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hibio import __version__
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "anndata", "h5py")
 #: Of a run folder: the newest checkpoint, and the one before it; the folder of its rehearsal.
@@ -322,3 +325,14 @@ def verdicts_on(checkpoint: Path) -> list[dict[str, Any]]:
     if not (checkpoint / TRAINER).is_file():
         return []
     return list(load_trainer_state(checkpoint).get("verdicts", ()))
+
+
+def renewed(state: dict[str, Tensor], niche_head: nn.Module) -> dict[str, Tensor]:
+    """Weights of a checkpoint; those of an older HiBio with a new head, which only training reads.
+
+    Until 0.1 the neighbour term asked for the neighbours' mean vector (``around_head``).
+    """
+    if "around_head.weight" not in state:
+        return state
+    kept = {name: one for name, one in state.items() if not name.startswith("around_head.")}
+    return {f"niche_head.{name}": one for name, one in niche_head.state_dict().items()} | kept

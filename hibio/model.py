@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from hibio.artifacts import Artifacts, read_artifacts
 from hibio.batch import LevelPair, MaskedView, SlideBatch
-from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, READOUT, WEIGHTS, verify_files
+from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, READOUT, WEIGHTS, renewed, verify_files
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
 from hibio.data.dataset import image_batch, slide_of_anndata
 from hibio.data.fold_in import fold_in_genes
 from hibio.data.slide import PreparedSlide
-from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code
+from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code, unit_variance
 from hibio.encoders.genes import OmicsMask
 from hibio.encoders.omics import AnchorTable, build_omics_encoder, set_batch, sets_matrix
 from hibio.encoders.vision import build_vision_encoder
@@ -178,12 +178,12 @@ class HiBio(nn.Module):
         return MaskedView(
             self.decoder(joint).squeeze(2),
             self.own_head(embedding_SD),
-            self.niche_head(_unit_variance(embedding_SD)),
+            self.niche_head(unit_variance(embedding_SD)),
         )
 
     def expression(self, image_SD: Tensor) -> Tensor:
         """Target genes from the normalised image embedding, (S, H) standardised per slide."""
-        return self.expression_head(_unit_variance(image_SD))
+        return self.expression_head(unit_variance(image_SD))
 
     def anchor_embeddings(self, fresh_m: Tensor | None = None) -> Tensor:
         """Unit anchor embeddings (M, D).
@@ -421,7 +421,7 @@ class HiBio(nn.Module):
             wrong = [name for name, values in state.items() if not values.isfinite().all()]
             if wrong:
                 raise ConfigError(f"{len(wrong)} tensors hold NaN or infinity, such as {wrong[0]}")
-            model.load_state_dict(_as_of_now(state, model))
+            model.load_state_dict(renewed(state, model.niche_head))
         except ConfigError as error:
             raise ConfigError(f"{weights}: {error}") from error
         except Exception as error:
@@ -487,23 +487,6 @@ class HiBio(nn.Module):
         self.omics.load_state_dict(source.omics.state_dict())
         if hasattr(self.omics, "encode"):
             self.decoder.load_state_dict(source.decoder.state_dict())
-
-
-def _as_of_now(state: dict[str, Tensor], model: HiBio) -> dict[str, Tensor]:
-    """Weights of a checkpoint, those of an older HiBio without the head that only training reads.
-
-    Until 0.1 the neighbour term asked for the neighbours' mean vector (``around_head``).
-    """
-    if "around_head.weight" not in state:
-        return state
-    kept = {name: one for name, one in state.items() if not name.startswith("around_head.")}
-    fresh = {f"niche_head.{name}": one for name, one in model.niche_head.state_dict().items()}
-    return fresh | kept
-
-
-def _unit_variance(embedding_SD: Tensor) -> Tensor:
-    """Rows of length sqrt(D), from which linear heads read: directions alone count."""
-    return F.normalize(embedding_SD, dim=1) * math.sqrt(embedding_SD.shape[1])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -27,7 +27,6 @@ from hibio.data.counts import ArrayCounts, CountSource, PanelMap, StoreCounts, r
 from hibio.data.splits import SlideEntry
 from hibio.data.stored_features import StoredFeatures, standardise_columns
 from hibio.regions import fused_features
-from pathways.anchors import soft_targets
 from preprocessing.coexpression import spot_vectors, standardise
 from preprocessing.errors import DataError
 from preprocessing.graphs import SpotGraph, spatial_graph
@@ -193,7 +192,7 @@ class SlideExpression:
         return ExpressionRows(
             gene.astype(np.int64),
             value,
-            _pathway_targets(tfidf, fitted),
+            fitted.pathway_targets(tfidf),
             expression,
             frequency,
             None if profile is tfidf else _values_at(profile, gene),
@@ -288,18 +287,6 @@ def _target_genes(counts: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray
     log = normalised(counts, artifacts.modality)
     rows = normalize(counts) if artifacts.modality == "rna" else log
     return np.hstack([one[:, artifacts.target_genes].toarray() for one in (log, rows)])
-
-
-def _pathway_targets(tfidf: sparse.csr_matrix, artifacts: Artifacts) -> np.ndarray:
-    if artifacts.n_pathways == 0:
-        return np.zeros((tfidf.shape[0], 0), dtype=np.float32)
-    pathways = artifacts.settings.pathways
-    return soft_targets(
-        artifacts.anchors.match(tfidf),
-        temperature=pathways.temperature,
-        top=pathways.top,
-        threshold=pathways.threshold,
-    )
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ def niche_mean(value_SH: Tensor, neighbour_SN: Tensor) -> Tensor:
     return (value_SH + n_S1 * neighbour_mean(value_SH, neighbour_SN)) / (1 + n_S1)
 
 
+def unit_variance(embedding_SD: Tensor) -> Tensor:
+    """Rows of length sqrt(D), from which linear heads read: directions alone count."""
+    return nn.functional.normalize(embedding_SD, dim=1) * math.sqrt(embedding_SD.shape[1])
+
+
 class AttentionPool(nn.Module):
     """Softmax-weighted mean of the members of each group, vectors of length ``width`` (D)."""
 
