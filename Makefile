@@ -1,6 +1,10 @@
 # make demo         simulate, prepare, train, embed, evaluate and report on this machine's CPU
 # make test         ruff, mypy and the tests, as CI runs them
 # make test-newest  the same with the newest versions that setup.cfg allows, in .venv-newest
+# make test-lowest  the tests with the lowest, those of constraints-lowest.txt, in .venv-lowest
+# make docs         the documentation site: site/index.html
+# make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
+# make licenses     the licence of every package that is installed with HiBio
 # make lock         write constraints.txt anew from those newest versions; commit it if test-newest passes
 # make format       let ruff put the code in order
 # make clean        remove the environments, caches and what the demo wrote
@@ -21,7 +25,7 @@ PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-newest lock format clean
+.PHONY: help demo test test-newest test-lowest docs wheel licenses lock format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,6 +43,31 @@ test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
+# ruff and mypy judge the code by the locked versions alone.
+test-lowest: constraints-lowest.txt
+	$(MAKE) .venv-lowest/installed-test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2
+
+constraints-lowest.txt: setup.cfg
+	{ echo "# The lowest versions that setup.cfg allows; made by: make constraints-lowest.txt"; \
+		sed -n 's/^    \([A-Za-z0-9_.-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\).*/\1==\3.*/p' setup.cfg | sort -fu; } > $@
+
+docs: $(TEST)
+	$(PIP) install -e ".[docs]" < /dev/null
+	$(BIN)/python -m mkdocs build --strict
+
+# The wheel is built from the sdist, so that the sdist is whole.
+wheel: $(TEST)
+	rm -rf dist .venv-wheel
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(PIP) wheel --no-deps --wheel-dir dist dist/*.tar.gz < /dev/null
+	$(PYTHON) -m venv .venv-wheel
+	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
+	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
+
+licenses: $(BASE)
+	$(BIN)/hibio doctor --licenses
+
 # Local labels (+cpu, +cu130) go: the same versions of torch serve a CPU and a CUDA build, whose
 # own packages torch pins itself.
 lock:
@@ -53,7 +82,7 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest .venv-wheel demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hibio import __version__
 from hibio.cli.command import Command
@@ -239,6 +240,32 @@ def optional_packages() -> list[Finding]:
     return list(found.values())
 
 
+def licences() -> list[tuple[str, str, str]]:
+    """Name, version and licence, as each declares it, of every package that comes with HiBio.
+
+    They are what the base and the extras need, and what these need in turn, where it is installed.
+    """
+    found: dict[str, tuple[str, str, str]] = {}
+    todo = [r.name for extra in ("", *_EXTRAS) for r in _requirements("hibio", extra)]
+    while todo:
+        name = canonicalize_name(todo.pop())
+        version = _version(name)
+        if name not in found and version is not None:
+            found[name] = (name, version, _licence(metadata.metadata(name)))
+            todo += [requirement.name for requirement in _requirements(name)]
+    return sorted(found.values())
+
+
+def _licence(declared: Any) -> str:
+    """SPDX where it is declared, else the classifiers, else the first line of the text."""
+    if declared.get("License-Expression"):
+        return str(declared["License-Expression"])
+    classified = [line for line in declared.get_all("Classifier") or () if "License ::" in line]
+    named = [line.rpartition(" :: ")[2] for line in classified]
+    text = str(declared.get("License") or "").strip()
+    return ", ".join(named) or (text.splitlines()[0][:60] if text else "not declared")
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -313,12 +340,20 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="its training stores")
     parser.add_argument("--json", action="store_true", help="as JSON, e.g. for an issue")
+    parser.add_argument(
+        "--licenses", action="store_true", help="tell the licence of every package instead"
+    )
 
 
 def doctor(options: argparse.Namespace) -> int:
     """``hibio doctor``."""
     from hibio.config.files import ConfigError
 
+    if options.licenses:
+        found = licences()
+        lines = [f"{name:<28} {version:<18} {licence}" for name, version, licence in found]
+        print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
+        return 0
     if options.checkpoint is None:
         if options.data is not None:
             raise ConfigError("--data goes with --checkpoint DIR")

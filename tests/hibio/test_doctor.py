@@ -115,6 +115,16 @@ def test_the_findings_as_json(monkeypatch, capsys):
     assert found == {"level": "FAIL", "subject": "torch", "message": "none", "fix": "pip it"}
 
 
+def test_every_licence_that_comes_with_hibio(capsys):
+    found = {name: (version, licence) for name, version, licence in doctor.licences()}
+    assert found["numpy"][0] == metadata.version("numpy")
+    assert found["numpy"][1].startswith("BSD-3-Clause")
+    assert {"torch", "sympy"} <= set(found)  # what torch needs too
+    assert "pytest" not in found
+    assert cli.main(["doctor", "--licenses"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(found)
+
+
 def test_lines_are_aligned():
     findings = [Finding("PASS", "torch", "2.13.0"), Finding("WARN", "deepspeed", "none", "pip it")]
     assert doctor.format_findings(findings).splitlines() == [

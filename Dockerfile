@@ -1,0 +1,10 @@
+# docker build -t hibio . && docker run --rm -v "$PWD:/data" hibio demo
+FROM python:3.13-slim
+WORKDIR /opt/hibio
+COPY . .
+RUN pip install --no-cache-dir --constraint constraints.txt ".[encoders,hub,slide,hdf5,parquet,spatialdata]" \
+    && useradd --create-home hibio && install -d -o hibio /data
+USER hibio
+WORKDIR /data
+ENTRYPOINT ["hibio"]
+CMD ["--help"]
