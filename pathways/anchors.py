@@ -18,6 +18,7 @@ from pathways.errors import PathwayError
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+FEW_SETS = 8  # for which no block of rows is laid out dense
 BLOCK_SPOTS = 1024
 UNIT_TOLERANCE = 1e-3
 CONSTANT_SD = 1e-6
@@ -42,7 +43,8 @@ def row_blocks(tfidf: csr_matrix) -> Iterable[csr_matrix]:
 def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
     """Unit rows (S, G) times unit columns (G, M) -> dense (S, M).
 
-    A block of rows is laid out dense, since a set has few genes and a spot many.
+    A block of rows is laid out dense, since a set has few genes and a spot many; for few sets the
+    sets are.
     """
     if not sparse.issparse(tfidf) or tfidf.shape[1] != matrix.shape[0]:
         raise PathwayError(
@@ -50,12 +52,14 @@ def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
             "genes, in the order of the fitted panel."
         )
     tfidf = csr_matrix(tfidf)
-    longest = tfidf.multiply(tfidf).sum(axis=1).max() if tfidf.shape[0] else 0.0
+    longest = tfidf.power(2).sum(axis=1).max() if tfidf.shape[0] else 0.0
     if not longest <= (1 + UNIT_TOLERANCE) ** 2:
         raise PathwayError(
             f"a TF-IDF row has length {np.sqrt(longest):.3g}; expected L2-normalised rows (length "
             "1). Pass the output of TfidfReweighter.transform, not counts."
         )
+    if matrix.shape[1] <= FEW_SETS:
+        return np.asarray(tfidf @ matrix.toarray(), dtype=np.float32)
     out = np.empty((tfidf.shape[0], matrix.shape[1]), dtype=np.float32)
     sets = csr_matrix(matrix.T)
     for start, part in enumerate(row_blocks(tfidf)):

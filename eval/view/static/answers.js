@@ -66,7 +66,7 @@ const files = {
     if (found.error) throw new Error(found.error);
     const row = Object.keys(found.about).indexOf(name), n = state.slide.spots;
     if (row < 0)
-      throw new Error(`${name} was not exported; there are: ${cohort.exported.join(", ")}`);
+      throw new Error(`${name} was not exported; there are ${cohort.exported.slice(0, 8).join(", ")}${cohort.exported.length > 8 ? " ..." : ""}`);
     found.all = found.all || floats(found.values);
     return { values: found.all.subarray(row * n, (row + 1) * n), about: found.about[name] };
   },

@@ -242,6 +242,7 @@ async function two(on) {
   state.two = on;
   $("two").setAttribute("aria-pressed", on);
   $("pane-b").hidden = $("form-b").hidden = !on;
+  panes[0].viewer.addOnceHandler("resize", () => setTimeout(whole));
   if (on && !panes[1]) {
     panes.push(new Pane("b"));
   }
@@ -249,7 +250,6 @@ async function two(on) {
     if (!$("name-b").value) [$("name-b").value, $("kind-b").value] = [$("name-a").value, otherKind()];
     await panes[1].open();
     Pane.leading = panes[0];
-    setTimeout(() => KEYS[0](), 100); // once pane A has its new size
     await regions();
     await heat("b");
   }
@@ -272,6 +272,10 @@ function theme() {
   compare();
 }
 
+function whole() {
+  panes.filter((pane) => pane.viewer.isOpen()).forEach((pane) => pane.viewer.viewport.goHome(true));
+}
+
 const step = (by) => guard(async () => {
   const i = Math.min(Math.max((state.spot ?? -by) + by, 0), state.slide.spots - 1);
   await choose(i);
@@ -288,7 +292,7 @@ const level = (by) => guard(async () => {
 const KEYS = {
   "/": () => $("name-a").focus(), b: () => $("two").click(), l: () => $("lasso").click(), t: theme,
   "[": level(-1), "]": level(1), n: step(1), p: step(-1), ",": turn(-1), ".": turn(1),
-  0: () => panes.forEach((pane) => pane.viewer.viewport.goHome()),
+  0: whole,
   "+": () => panes.forEach((pane) => pane.viewer.viewport.zoomBy(1.4)),
   "-": () => panes.forEach((pane) => pane.viewer.viewport.zoomBy(1 / 1.4)),
   m: guard(async () => {
