@@ -193,7 +193,7 @@ def main() -> None:
             if CHROMIUM and has_openseadragon():
                 columns[size]["gene measured, in the page"] = f"{in_the_page(cohort, address):.0f}"
         columns[size]["peak memory, MB"] = f"{peak_megabytes():,.0f}"
-    print(f"ms | {' | '.join(f'{size:,} spots' for size in columns)}")
+    print(f"milliseconds | {' | '.join(f'{size:,} spots' for size in columns)}")
     for name in columns[options.sizes[0]]:
         print(f"{name} | {' | '.join(of[name] for of in columns.values())}", flush=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ class Cohort:
         data: Path,
         *,
         slides: Path | None = None,
+        predictions: Path | None = None,
         sets: str | None = None,
         only: Sequence[str] = (),
     ) -> None:
@@ -48,12 +50,15 @@ class Cohort:
             checkpoint: a checkpoint, or a run that holds one.
             data: folder of stores.
             slides: folder of the slide images; None: thumbnails of the stores are shown.
+            predictions: folder of what `hibio predict` wrote of this data by this checkpoint, which
+                is shown then; None: the page predicts.
             sets: what `pathways.load_pathways` takes; None: those of the checkpoint.
             only: slides to show, in this order, or `UNSEEN`; all when empty.
 
         Raises:
-            ConfigError: no checkpoint, several, or a store that was replaced since training.
-            DataError: no stores, two of one name, or no folder of slides.
+            ConfigError: no checkpoint, several, a store that was replaced since training, or no
+                folder where one is named.
+            DataError: no stores, or two of one name.
             PathwayError: an unknown database, or one that shares no genes with the model.
         """
         self.model = Model(checkpoint, sets)
@@ -66,9 +71,10 @@ class Cohort:
             self.entries = {slide_id: self.entry(slide_id) for slide_id in chosen}
         if not self.entries:
             raise ConfigError(f"{data}: every slide there was trained on; name some with --only")
-        if slides is not None and not slides.is_dir():
-            raise ConfigError(f"--slides {slides} is no folder; give that of the slide images")
-        self.folder = slides
+        for option, folder in (("--slides", slides), ("--predictions", predictions)):
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"{option} {folder} is no folder")
+        self.folder, self.predictions = slides, predictions
         self.lock = threading.RLock()
         self._embedded: dict[str, Embedded] = {}
         self._seen: dict[str, ViewedSlide] = {}
@@ -129,7 +135,8 @@ class Cohort:
 
     def _viewed(self, entry: SlideEntry) -> ViewedSlide:
         slide_id = entry.slide_id
-        return ViewedSlide(self.model, entry, lambda: self.embedded(slide_id), self.folder)
+        embed = partial(self.embedded, slide_id)
+        return ViewedSlide(self.model, entry, embed, self.folder, self.predictions)
 
     def patches(self, slide_id: str, spots: Sequence[int]) -> np.ndarray:
         """Patches (n, px, px, 3) uint8 of some spots.

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from eval.embed import not_ours
 from eval.view.cohort import Cohort
 from eval.view.page import page_files
 from eval.view.slide import Kind, ViewedSlide
 from hibio.config.files import ConfigError
+from preprocessing.files import not_ours
 from preprocessing.store.layout import encode_jpeg
 
 MADE = "hibio-view.json"  # says that a folder was written here
@@ -39,7 +39,8 @@ def export_page(cohort: Cohort, out: Path, names: Sequence[str] = ()) -> Path:
         ``<out>/index.html``.
 
     Raises:
-        ConfigError: an unknown name, or files of someone else in ``out``.
+        ConfigError: an unknown name.
+        DataError: files of someone else in ``out``.
     """
     files = page_files()
     asked = list(dict.fromkeys(names)) or default_names(cohort)
@@ -90,7 +91,8 @@ def _kept(facts: dict[str, Any], asked: Sequence[str]) -> dict[str, Any]:
 
 def _slide_files(cohort: Cohort, slide: ViewedSlide, asked: Sequence[str], folder: Path) -> None:
     slide_id, n = slide.entry.slide_id, slide.entry.n_spots
-    _script(folder, "slide", slide.facts())
+    places = slide.xy_px0.round(1).ravel().tolist()
+    _script(folder, "slide", slide.facts() | {"xy": places})
     for name in cohort.model.levels:
         _script(folder / "regions", name, slide.regions(name))
     kinds: tuple[Kind, ...] = ("measured", "predicted")

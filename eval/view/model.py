@@ -75,6 +75,11 @@ class Model:
         return database.restrict(genes, min_genes=FEWEST, max_genes=MOST)[0]
 
     @cached_property
+    def seal(self) -> str:
+        """Hash of the weights and the artifacts."""
+        return self.checkpoint.sha256
+
+    @cached_property
     def _background(self) -> np.ndarray:
         assert self.bank is not None
         return self.artifacts.anchors.background(self.bank.tfidf)

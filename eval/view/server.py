@@ -57,6 +57,11 @@ class Answers:
         """One slide."""
         return _json(self._slide(request).facts())
 
+    def places(self, request: Any) -> Any:
+        """Level-0 pixels of the spots, x and y of each in turn, as float32."""
+        data = self._slide(request).xy_px0.astype("<f4").tobytes()
+        return _response(data, "application/octet-stream")
+
     def tile(self, request: Any) -> Any:
         """A tile of the deep zoom."""
         level, column, row = (_whole(request, name) for name in ("level", "column", "row"))
@@ -133,6 +138,7 @@ def application(cohort: Cohort, *, token: str = "", hosts: tuple[str, ...] = LOO
         "/page/{name}": answers.page,
         "/data/cohort.json": answers.facts,
         f"{in_slide}/slide.json": answers.slide,
+        f"{in_slide}/places": answers.places,
         f"{in_slide}/tiles/{{level}}/{{column}}_{{row}}.jpg": answers.tile,
         f"{in_slide}/heat": answers.heat,
         f"{in_slide}/regions/{{level}}.json": answers.regions,

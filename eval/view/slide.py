@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import anndata
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
-from eval.embed import spot_diameter
+from eval.embed import hashes_of, spot_diameter
 from eval.export import region_outlines
 from eval.query import GeneSets, image_scores, nearest_in_bank
 from eval.view.model import Model, UnknownName, plain
@@ -23,8 +25,9 @@ from eval.view.tiles import DeepZoom
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.splits import SlideEntry
-from hibio.readout import MIN_RELIABILITY, verdict
+from hibio.readout import GENE, GENE_SET, MIN_RELIABILITY, verdict
 from pathways import PathwayDatabase
+from preprocessing.hdf5 import open_guarded
 from preprocessing.selection import normalised
 from preprocessing.store import SlideStore
 
@@ -61,7 +64,12 @@ class ViewedSlide:
     """One slide; what is large is computed when it is first asked for."""
 
     def __init__(
-        self, model: Model, entry: SlideEntry, embed: Callable[[], Embedded], folder: Path | None
+        self,
+        model: Model,
+        entry: SlideEntry,
+        embed: Callable[[], Embedded],
+        folder: Path | None = None,
+        predictions: Path | None = None,
     ) -> None:
         """Read the places of the spots.
 
@@ -70,9 +78,10 @@ class ViewedSlide:
             entry: the slide.
             embed: gives its embeddings.
             folder: of the slide images, or None.
+            predictions: folder of files of `hibio predict`, or None.
         """
         self.model, self.entry, self.folder = model, entry, folder
-        self._embed = embed
+        self.predictions, self._embed = predictions, embed
         with SlideStore(entry.path) as store:
             self.xy_px0, self.mpp, self.xy_um = store.xy_px0, store.mpp, store.xy_um
             self.barcodes = [str(one) for one in store.barcodes]
@@ -94,7 +103,6 @@ class ViewedSlide:
             "diameter": self.diameter,
             "tiles": self.zoom.facts,
             "verdict": self._verdict(),
-            "xy": self.xy_px0.round(1).ravel().tolist(),
         }
 
     def _verdict(self) -> str:
@@ -110,13 +118,15 @@ class ViewedSlide:
             UnknownName: the model does not know it.
             ConfigError: it was not measured, or cannot be predicted.
         """
+        if kind == "predicted" and asked.strip() in self._filed.index:
+            return self._from_file(asked.strip())
         question = self.model.question(asked)
         if isinstance(question, str) and question in self.model.genes:
             return self._gene(question, kind)
         return self._set(question, kind)
 
     def _gene(self, name: str, kind: Kind) -> Heat:
-        about = {"title": name, "kind": kind, "unit": EXPRESSION, "of": "gene"}
+        about = {"title": name, "kind": kind, "unit": EXPRESSION, "of": GENE}
         if kind == "measured":
             column = self.expression[:, self.model.genes[name]]
             return Heat(np.asarray(column.toarray(), dtype=np.float32).ravel(), about)
@@ -124,9 +134,45 @@ class ViewedSlide:
         if readout is None:
             raise ConfigError(self.model.missing["genes"])
         one = readout.of([name])
-        row = one.var(MIN_RELIABILITY).iloc[0]
-        about |= {n: plain(row[n]) for n in row.index if str(n).startswith("reliability")}
-        return Heat(one.values(self.inputs).ravel(), about | {"note": str(row["note"])})
+        about |= _known(one.var(MIN_RELIABILITY).iloc[0])
+        return Heat(one.values(self.inputs).ravel(), about)
+
+    @cached_property
+    def _filed(self) -> pd.DataFrame:
+        """Names of the file of `hibio predict`, with what is known of each; none without a file.
+
+        Raises:
+            ConfigError: it is of another checkpoint or store, or was not made by `predict`.
+        """
+        path = self._file
+        made_of = None if path is None else hashes_of(path)
+        if path is None or made_of is None:
+            return pd.DataFrame()
+        with SlideStore(self.entry.path) as store:
+            wanted = {"checkpoint_sha256": self.model.seal, "store_sha256": store.sha256}
+        if made_of != wanted:
+            other = " and ".join(n.partition("_")[0] for n in wanted if made_of[n] != wanted[n])
+            raise ConfigError(
+                f"{path} was predicted from another {other} than is shown; predict again, or leave "
+                "--predictions out: the page predicts by itself"
+            )
+        return anndata.read_h5ad(path, backed="r").var
+
+    @property
+    def _file(self) -> Path | None:
+        folder = self.predictions
+        return None if folder is None else folder / f"{self.entry.slide_id}.predict.h5ad"
+
+    def _from_file(self, name: str) -> Heat:
+        assert self._file is not None
+        column = list(self._filed.index).index(name)
+        row = self._filed.iloc[column]
+        with open_guarded(self._file) as file:
+            values = file["X"][:, column]
+        of = str(row["feature_type"])
+        about = {"title": name, "kind": "predicted", "of": of, "from": self._file.name}
+        unit = EXPRESSION if of == GENE else SCORE
+        return Heat(np.asarray(values, dtype=np.float32), about | {"unit": unit} | _known(row))
 
     def _set(self, question: str | PathwayDatabase, kind: Kind) -> Heat:
         if isinstance(question, PathwayDatabase):
@@ -139,7 +185,7 @@ class ViewedSlide:
         about = {
             "title": sets.names[column],
             "kind": kind,
-            "of": "gene set",
+            "of": GENE_SET,
             "unit": SCORE if kind == "measured" else RELATIVE,
             "genes": list(sets.genes[column]),
         }
@@ -302,6 +348,12 @@ class ViewedSlide:
         if self.model.readout is None:
             raise ConfigError(self.model.missing["genes"])
         return self.model.readout.names.tolist(), self.model.readout.values(self.inputs)
+
+
+def _known(row: pd.Series) -> dict[str, Any]:
+    """What is known of a prediction."""
+    reliability = {str(n): plain(row[n]) for n in row.index if str(n).startswith("reliability")}
+    return reliability | {"note": str(row["note"])}
 
 
 def compared(

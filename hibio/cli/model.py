@@ -190,6 +190,12 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the slide images; without it the small pictures in the stores are shown",
     )
     add(
+        "--predictions",
+        type=Path,
+        metavar="DIR",
+        help="show these files of `hibio predict`; without it the page predicts by itself",
+    )
+    add(
         "--only",
         nargs="+",
         default=[],
@@ -225,6 +231,7 @@ def view(options: argparse.Namespace) -> int:
         options.checkpoint,
         options.data,
         slides=options.slides,
+        predictions=options.predictions,
         sets=options.gene_sets,
         only=options.only,
     )

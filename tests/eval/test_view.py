@@ -26,6 +26,7 @@ from eval.view.slide import compared
 from eval.view.tiles import DeepZoom
 from hibio.cli import main
 from hibio.config.files import ConfigError
+from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from tests.eval.image_cohort import Cohort
 
@@ -89,6 +90,16 @@ def test_a_heatmap_is_what_query_and_predict_write(
     row = genes.var.loc[gene]
     assert about["reliability"] == pytest.approx(row["reliability"], rel=1e-3)
     assert (about["reliability_n"], about["note"]) == (row["reliability_n"], row["note"])
+    filed = Viewed(checkpoint, cohort.stores, predictions=tmp_path, only=[SLIDE, "sim002"])
+    again = filed.slide(SLIDE).heat(gene, "predicted")
+    np.testing.assert_array_equal(again.values, genes[:, gene].X.ravel())
+    assert again.about == about | {"from": f"{SLIDE}.predict.h5ad"}
+    assert "from" not in filed.slide("sim002").heat(gene, "predicted").about  # it has no file
+    shutil.copy(tmp_path / f"{SLIDE}.predict.h5ad", tmp_path / "sim002.predict.h5ad")
+    with pytest.raises(ConfigError, match="another store than is shown"):
+        Viewed(checkpoint, cohort.stores, predictions=tmp_path).slide("sim002").heat(
+            gene, "predicted"
+        )
     measured, about = heat(client, SLIDE, gene, "measured")
     with SlideStore(cohort.stores / f"{SLIDE}.h5") as store:
         counts = store.counts()[:, store.gene_names == gene].toarray().ravel()
@@ -282,7 +293,7 @@ def test_the_exported_page_holds_the_same_answers(cohort: Cohort, checkpoint: Pa
     export_page(viewed, tmp_path / "page", names[:1])  # its own folder is written anew
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="was not made by this command"):
+    with pytest.raises(DataError, match="was not made by this command"):
         export_page(viewed, tmp_path / "other", names)
     with pytest.raises(UnknownName, match="nearest"):
         export_page(viewed, tmp_path / "new", [names[1] + "x"])

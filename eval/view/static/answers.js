@@ -37,7 +37,10 @@ const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.c
 
 const server = {
   cohort: () => json("cohort.json"),
-  slide: (id) => json(`${of(id)}/slide.json`),
+  async slide(id) {
+    const facts = await json(`${of(id)}/slide.json`), places = await ask(`${of(id)}/places`);
+    return { ...facts, xy: new Float32Array(await places.arrayBuffer()) };
+  },
   regions: (id, level) => json(`${of(id)}/regions/${level}.json`),
   tile: (id, level, x, y) => `data/${of(id)}/tiles/${level}/${x}_${y}.jpg`,
   async heat(id, name, kind) {

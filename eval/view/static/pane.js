@@ -60,7 +60,7 @@ function colours(values, [low, high]) {
 }
 
 function reliability(about) {
-  if (about.kind !== "predicted" || about.of !== "gene") return "";
+  if (about.reliability === undefined) return "";
   const [r, low, high] = ["reliability", "reliability_low", "reliability_high"].map((n) => about[n]);
   const range = low === null ? "" : ` (95 %: ${number(low)} to ${number(high)})`;
   const note = about.note ? `; ${about.note}` : "";
@@ -189,7 +189,7 @@ class Pane {
     const trust = reliability(about);
     const parts = [el("p", {}, ...lines), bar,
       el("div", { className: "ends" }, el("span", {}, number(ends[0])), el("span", {}, number(ends[1]))),
-      el("p", { className: "soft" }, about.unit)];
+      el("p", { className: "soft" }, about.from ? `${about.unit}; from ${about.from}` : about.unit)];
     if (trust) parts.push(el("p", { className: about.note ? "bad" : "soft" }, trust));
     if (about.genes) parts.push(el("p", { className: "soft" }, `${about.genes.length} genes: ${about.genes.slice(0, 8).join(", ")}${about.genes.length > 8 ? ", ..." : ""}`));
     this.legend.replaceChildren(...parts);
