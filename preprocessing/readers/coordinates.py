@@ -26,6 +26,8 @@ _PAIRS = (
     ("xcoord", "ycoord"),
     ("imagecol", "imagerow"),
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("x_pixel", "y_pixel"),
+    ("pixel_x", "pixel_y"),
     ("x", "y"),
     ("X", "Y"),
 )

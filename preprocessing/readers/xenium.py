@@ -81,8 +81,9 @@ def find_alignment(row: SlideRow) -> Path | None:
     """The text of 3 x 3 numbers that 10x gives with a picture taken after the run.
 
     It leads from the pixels of that picture to those of the morphology image: of SAMPLE_he_image
-    it is SAMPLE_he_imagealignment.csv, beside the picture or in the folder; else the only such
-    file there, or the matrix.csv that Xenium Explorer saves. A .csv that the row names in
+    it is SAMPLE_he_imagealignment.csv, beside the picture or in the folder, or what Xenium
+    Explorer saves (IMAGE_matrix.csv, IMAGE_alignment_files/matrix.csv); else the only such file
+    there, or matrix.csv. A .csv that the row names in
     image_transform is such a text. The morphology image, and a row with another image_transform,
     have none.
 
@@ -94,17 +95,21 @@ def find_alignment(row: SlideRow) -> Path | None:
         return named_one
     if row.image is None or named_one or row.image.name.startswith(_MORPHOLOGY):
         return None
-    named = f"{row.image.name.partition('.')[0]}alignment.csv"
+    stem = row.image.name.partition(".")[0]
+    named = f"{stem}alignment.csv"
+    names = (named, f"{stem}_{_EXPLORER}", f"{stem}_alignment_files/{_EXPLORER}")
     folders = dict.fromkeys(path.resolve() for path in (row.image.parent, row.counts_path))
+    there = (p for name in names for folder in folders if (p := folder / name).is_file())
+    if (one := next(there, None)) is not None:
+        return one
     found = [p for folder in folders for p in files_in(folder, f"*{_ALIGNMENT}")]
-    one = next((path for path in found if path.name == named), None)
-    if one is None and len(found) > 1:
+    if len(found) > 1:
         raise DataError(
             f"{found[0]} and {found[1].name} both say how a picture lies to the cells, and none is "
             f"{named}; name the right one in the manifest column image_transform, or move the other"
         )
-    explorer = (path for folder in folders if (path := folder / _EXPLORER).is_file())
-    return one or next(iter(found), None) or next(explorer, None)
+    found += [path for folder in folders if (path := folder / _EXPLORER).is_file()]
+    return next(iter(found), None)
 
 
 def _scale(row: SlideRow) -> Scale:

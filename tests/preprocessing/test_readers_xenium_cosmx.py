@@ -71,8 +71,11 @@ def test_xenium_on_a_picture_taken_after_the_run(tmp_path: Path):
     named = replace(row, image_transform=free)
     np.testing.assert_array_equal(read_spots(named).xy_px0, table.xy_px0)
     assert source_files(named)["image_transform"] == free
-    (tmp_path / "matrix.csv").write_text(free.read_text())
-    np.testing.assert_array_equal(read_spots(row).xy_px0, table.xy_px0)
+    for name in ("matrix.csv", "s_he_image_matrix.csv", "s_he_image_alignment_files/matrix.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(free.read_text())
+        np.testing.assert_array_equal(read_spots(row).xy_px0, table.xy_px0)
+        (tmp_path / name).unlink()
     free.rename(tmp_path / "s_he_imagealignment.csv")
     with pytest.raises(DataError, match="leave image_scale empty"):
         read_spots(replace(row, image_scale=2.0))
