@@ -227,6 +227,25 @@ def image_embedding(checkpoint: Checkpoint, store: Path) -> np.ndarray:
     return found
 
 
+def image_regions(
+    checkpoint: Checkpoint, store: Path, image: np.ndarray
+) -> dict[str, pd.Categorical]:
+    """Columns of the regions of a slide from its image embeddings (S, D) alone, level by level."""
+    slide = prepare_slide(store, checkpoint.model.artifacts, None, counts=False)
+    feature_SF = slide.fused(None, image)
+    regions = slide_regions(feature_SF, slide.xy_um, slide.graph, checkpoint.run.regions)
+    return region_columns(checkpoint, slide.slide_id, regions)
+
+
+def region_columns(
+    checkpoint: Checkpoint, slide_id: str, regions_LS: np.ndarray
+) -> dict[str, pd.Categorical]:
+    """Name of the region of each spot, by the column of its level."""
+    names = [keys.OBS_REGION + name for name in checkpoint.run.regions.levels]
+    named = (region_names(slide_id, region_S) for region_S in regions_LS)
+    return dict(zip(names, named, strict=True))
+
+
 def region_embedding(model: HiBio, embedding: SlideEmbedding, region: np.ndarray) -> np.ndarray:
     """Embedding (S, D) of each spot's region: pooled omics, or image where there are no counts."""
     rows = embedding.omics if embedding.omics is not None else embedding.image
@@ -244,7 +263,7 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
     """Counts, labels, coordinates, embeddings and regions of one slide."""
     slide, embedding, regions = embed_slide(checkpoint, store_path)
     with SlideStore(store_path) as store:
-        own = [keys.OBS_REGION + name for name in checkpoint.run.regions.levels]
+        own = region_columns(checkpoint, slide.slide_id, regions)
         labels = obs_columns(store, taken=(keys.OBS_SLIDE, *own))
         obs = store.labels().set_axis(list(labels), axis=1)
         obs.index = pd.Index(store.barcodes)
@@ -257,8 +276,8 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
         adata.obsm[keys.OBSM_OMICS] = embedding.omics
     middle = regions[len(regions) // 2]
     adata.obsm[keys.OBSM_REGION] = region_embedding(checkpoint.model, embedding, middle)
-    for column, region_S in zip(own, regions, strict=True):
-        adata.obs[column] = region_names(slide.slide_id, region_S)
+    for column, names in own.items():
+        adata.obs[column] = names
     adata.uns[keys.UNS] = {
         "slide_id": slide.slide_id,
         "patient_id": slide.patient_id,

@@ -21,6 +21,7 @@ from eval.embed import (
     checked,
     hashes_of,
     image_embedding,
+    image_regions,
     lay_out,
     load_checkpoint,
     one_checkpoint,
@@ -64,6 +65,7 @@ class Wanted:
         min_reliability: genes below are written and marked as not trusted.
         mpp: micrometres per pixel of slide images that do not say it.
         labels: predict the labels of the training slides too.
+        regions: the region of each spot at every level too, as the image alone gives them.
         weights: of the frozen encoder whose features the model reads, for slide images.
     """
 
@@ -72,6 +74,7 @@ class Wanted:
     min_reliability: float = MIN_RELIABILITY
     mpp: float | None = None
     labels: bool = False
+    regions: bool = False
     weights: Path | None = None
 
     @property
@@ -140,7 +143,7 @@ def _predict_slide(
 ) -> Path:
     target = out / f"{entry.slide_id}.predict.h5ad"
     asked = [readout.names.tolist(), wanted.gene_sets, wanted.min_reliability]
-    asked += ["labels"] * wanted.labels
+    asked += ["labels"] * wanted.labels + ["regions"] * wanted.regions
     with SlideStore(entry.path) as store:
         made_of = {
             "checkpoint_sha256": checkpoint.sha256,
@@ -158,6 +161,9 @@ def _predict_slide(
         lay_out(adata, store)
     embedding = image_embedding(checkpoint, entry.path)
     require_finite(entry.slide_id, {"image embedding": embedding})
+    if wanted.regions:
+        for column, names in image_regions(checkpoint, entry.path, embedding).items():
+            adata.obs[column] = names
     embedding = standardise_columns(embedding)
     adata.obs["familiarity"] = familiarity
     told = verdict(familiarity)

@@ -122,6 +122,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         help="genes below are written and marked (held-out Pearson, default 0.1)",
     )
     add("--labels", action="store_true", help="predict the labels of the training slides too")
+    add("--regions", action="store_true", help="write the regions of the image, level by level")
     add("--mpp", type=float, metavar="UM", help="micrometres a pixel of images that do not say it")
     add("--weights", type=Path, metavar="FILE", help="of the frozen encoder, for slide images")
 
@@ -136,6 +137,7 @@ def predict(options: argparse.Namespace) -> int:
         min_reliability=options.min_reliability,
         mpp=options.mpp,
         labels=options.labels,
+        regions=options.regions,
         weights=options.weights,
     )
     written = predict_folder(options.checkpoint, options.data, options.out, wanted)

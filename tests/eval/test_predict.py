@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import pearsonr
 from sklearn.linear_model import Ridge
 
-from eval.embed import load_checkpoint
+from eval.embed import embed_to_anndata, load_checkpoint
 from eval.predict import Wanted, fit_look, fit_readout, predict_folder, readout_of
 from eval.predict.fit import (
     TrainingRows,
@@ -23,6 +23,7 @@ from eval.predict.fit import (
     over_units,
 )
 from eval.predict.labels import calibration_error, fit_labels
+from hibio import keys
 from hibio.checkpoint import add_checksum
 from hibio.cli import main
 from hibio.config.files import ConfigError
@@ -363,13 +364,22 @@ def test_labels_few_classes_and_one_patient():
     assert one.told["note"] == "fewer than 3 patients were held out"
 
 
-def test_labels_of_a_slide_are_written_and_of_a_checkpoint_without_refused(
+def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refused(
     cohort: Cohort, checkpoint: Path, tmp_path: Path
 ):
     (path,) = predict_folder(
-        checkpoint, [cohort.images / "bare.h5"], tmp_path / "a", Wanted(genes=("all",), labels=True)
+        checkpoint,
+        [cohort.images / "bare.h5"],
+        tmp_path / "a",
+        Wanted(labels=True, regions=True),
     )
     adata = anndata.read_h5ad(path)
+    embedded = embed_to_anndata(load_checkpoint(checkpoint), cohort.images / "bare.h5").obs
+    levels = [keys.OBS_REGION + "300um", keys.OBS_REGION + "600um"]
+    assert set(levels) <= set(adata.obs)
+    for level in levels:
+        assert adata.obs[level].tolist() == embedded[level].tolist()
+        assert adata.obs[level].nunique() > 1
     name = min(adata.uns["hibio"]["labels"])
     share = adata.obsm[f"probability_{name}"]
     np.testing.assert_allclose(share.sum(axis=1), 1.0, rtol=1e-5)
