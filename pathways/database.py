@@ -316,8 +316,15 @@ def _renamed(rows: list[tuple[int, list[str]]]) -> tuple[list[tuple[int, list[st
 
 
 def _read_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:
-    """Non-blank rows with their line numbers, all as long as the header."""
-    reader = csv.reader(io.StringIO(read_text(path)), delimiter=separator)
+    """Non-blank rows with their line numbers, all as long as the header.
+
+    A first line without ``separator`` says another: semicolons, as spreadsheets write, or tabs.
+    """
+    text = read_text(path)
+    first = text.split("\n", 1)[0]
+    if separator not in first:
+        separator = max((separator, *";\t,"), key=first.count)
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
     try:
         rows = [(reader.line_num, fields) for fields in reader if any(f.strip() for f in fields)]
     except csv.Error as error:

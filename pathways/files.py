@@ -371,7 +371,7 @@ def read_grp(path: str | Path) -> list[GeneSet]:
     if odd is not None:
         raise PathwayError(
             f"{path}: {odd!r} is no gene; expected a list of genes, one a line. Write genes with "
-            "weights as a table source, target, weight (.tsv)."
+            "weights as a table source, target, weight (.tsv), and call a GMT file .gmt."
         )
     name = Path(path).name.removesuffix(".gz")
     return _named_once(path, [(name.rpartition(".")[0] or name, "", genes)])

@@ -33,7 +33,7 @@ def test_separators_gzip_and_optional_weight(tmp_path: Path) -> None:
         ("source\ttarget\nA\tG\n\nB\tG\nA\tG\n", ["line 2", "line 5", "G in A"]),
         ("source\ttarget\nA\t\n", ["line 2", "empty source or target"]),
         ("source\ttarget\nA\tG\tx\n", ["line 2", "3 fields, the header has 2"]),
-        ("source,target\nA,G\n", ["line 1", "missing"]),
+        ("source target\nA G\n", ["line 1", "missing"]),
         ("source\ttarget\n", ["no rows"]),
         ("", ["empty"]),
     ],

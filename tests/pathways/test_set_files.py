@@ -56,6 +56,8 @@ PLAIN = gmt(NA)
             ("source,target\n" + "".join(f"{s},{g}\n" for s, g in ONES)).encode("utf-16"),
             "",
         ),
+        ("s.csv", "source;target\n" + "".join(f"{s};{g}\n" for s, g in ONES), ""),
+        ("s.tsv", "source,target\n" + "".join(f"{s},{g}\n" for s, g in ONES), ""),
         ("m.csv", "gs_cat,gs_name,gene_symbol\n" + "".join(f"H,{s},{g}\n" for s, g in ONES), ""),
         ("c.tsv", "term\tgene\n" + "".join(f"{s}\t{g}\n" for s, g in [*ONES, *ONES]), "12 pairs"),
         (
