@@ -254,7 +254,7 @@ def _refuse_rows(name: str, table: pd.DataFrame, wrong: "pd.Series[bool]", what:
     """Raise for marked rows, naming how many, and the first."""
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        values = ", ".join(f"{c}={table[c].iloc[first]!r}" for c in COLUMNS)
+        values = ", ".join(f"{c}={table[c].tolist()[first]!r}" for c in COLUMNS)
         raise PathwayError(
             f"{name}: {int(wrong.sum())} row(s) with {what}; the first is table row {first + 1} "
             f"({values}). Correct or remove them."

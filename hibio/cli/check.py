@@ -189,12 +189,13 @@ def check_sets(source: str) -> list[Finding]:
         try:
             database = load_pathways(source)
         except PathwayError as error:
-            return [Finding("FAIL", source, str(error), "correct the source of the gene sets")]
+            text = str(error).removeprefix(f"{source}: ")
+            return [Finding("FAIL", source, text, "correct the source of the gene sets")]
     told = [one.message.args for one in caught if isinstance(one.message, GeneSetWarning)]
     if controls := [gene for gene in database.genes if CONTROL.match(gene)]:
         found = f"{len(controls)} of the genes are control probes ({', '.join(controls[:5])})"
         told.append((found, "take them out: counts are read without them"))
-    if database.id_type == "unknown":
+    if database.id_type == "unknown" and not told:  # odd names are of no kind
         found = f"identifiers of no one kind ({', '.join(database.genes[:5])}, ...)"
         told.append((found, "write all as symbols, all as Ensembl or all as Entrez ids"))
     alike: dict[frozenset[str], list[str]] = {}
