@@ -38,6 +38,7 @@ _BASE = "picture with the frame of the slide"
 _NAMED = re.compile(r"alignment|image-registration|^[VH]\w+-\w+-[A-D]\d?\b", re.IGNORECASE)
 _PICTURE = re.compile(r"(_tissue)?_image$")
 _FIELD_UM = 25_000.0  # a slide is 25 mm wide; the CytAssist instrument sees some 15 of them
+_COARSE_UM = 3.0  # a pixel of the instrument's picture has 4 to 5 um, a microscope's at most 2
 _MOST = 0.5  # of the spots must lie inside a picture
 _SHARE = 0.05  # part of the spots by which one way is better than another
 _LEAST = 10  # spots in common with a file
@@ -169,6 +170,8 @@ def aligned(row: SlideRow, table: SpotTable, size: tuple[int, int], mpp: float |
     case = _Case(table, name, size, row.mpp or mpp)
     try:
         used, matrix = case.matrix(files, own)
+        if row.image_transform and not used:
+            raise NotUsable(f"{files[0]} is about other pictures than this one; {_WAYS}")
     except NotUsable as error:
         if row.image_transform:
             raise
@@ -216,7 +219,7 @@ class _Case:
             raise NotUsable(f"{names} may be of another slide, by the name")
         if len({one.slide for one in used}) > 1:
             raise NotUsable(f"{names} are of several slides")
-        return names, self._way(used, names)
+        return self._way(used, names)
 
     def _plain(self) -> bool:
         """Whether nothing speaks against the places as they are."""
@@ -229,22 +232,35 @@ class _Case:
         xy = moved(self.table.xy_px0, matrix)
         return float(((xy >= 0) & (xy <= np.asarray(self.size))).all(axis=1).mean())
 
-    def _way(self, files: list[Alignment], names: str) -> Matrix | None:
-        """What takes the places to the picture.
+    def _way(self, files: list[Alignment], names: str) -> tuple[str, Matrix | None]:
+        """The files that tell what takes the places to the picture, and that.
 
         Whose pixels the places are is told by the spots of the files, else by um per pixel; which
         picture is at hand by its name, um per pixel and size; then by how many spots lie inside.
         """
-        frames = {f"picture of {one.path}": one.to_cytassist for one in files}
-        known: dict[str, Matrix] = {n: m for n, m in frames.items() if m is not None}
+        pictures = {f"picture of {one.path}": one.to_cytassist for one in files}
+        known: dict[str, Matrix] = {n: m for n, m in pictures.items() if m is not None}
         if not known and len(files) > 1:
             raise NotUsable(f"which of {names} is of this image is not known")
+        told = bool(known)
         known[_BASE] = np.eye(3)
         mpp = next((one.mpp for one in files if one.mpp is not None), None)
         mpps = {n: None if mpp is None else mpp * enlarges(m) for n, m in known.items()}
-        fits = [fit for one in files if (fit := _fit(one.spots, self.table)) is not None]
-        starts = fits[:1] or [m for n, m in known.items() if _agree(self.own, mpps[n])]
-        ends = [m for n, m in known.items() if self._can_be(n, mpps[n], len(known) > 1)]
+        fit = next((fit for one in files if (fit := _fit(one.spots, self.table)) is not None), None)
+        cytassist = told or (mpp or 0.0) > _COARSE_UM
+        ends = [m for n, m in known.items() if self._can_be(n, mpps[n], cytassist)]
+        if fit is None:
+            starts = [m for n, m in known.items() if _agree(self.own, mpps[n])]
+            if not starts and (not told or (self.mpp is not None and self._plain())):
+                return "", None  # it is about other pictures than that of the places and this one
+        else:
+            starts = [fit]
+            if not any(_is_of(one, self.table) for one in files):
+                ends.append(fit)  # places of a third picture, which may be the one at hand
+        return names, self._best(starts, ends, names)
+
+    def _best(self, starts: list[Matrix], ends: list[Matrix], names: str) -> Matrix | None:
+        """What takes the places from one of the frames to another; None: nothing has to."""
         ways: list[tuple[float, Matrix]] = []
         for start, end in product(starts, ends):
             matrix = _affine(np.linalg.inv(end) @ start, self.table.xy_px0)

@@ -99,22 +99,39 @@ def test_places_of_one_picture_on_the_other(tmp_path, kind, places, size, there)
 def test_a_new_picture_aligned_after_the_run(tmp_path) -> None:
     """The places are of a picture that no file knows: the array of spots leads there."""
     older = MICRO * 0.7 + np.array([50.0, -20.0])
+    table = spots_at(older, 0.5 / 0.7)
     path = loupe(tmp_path / "spatial" / "V1-2-A1.json")
-    found = aligned(sample(tmp_path), spots_at(older), LARGE, None)
+    found = aligned(sample(tmp_path), table, LARGE, 0.5)
     assert np.abs(found.xy_px0 - MICRO).max() < 1e-3
+    assert aligned(sample(tmp_path), table, LARGE, 0.5 / 0.7).image_transform is None  # as before
+    with pytest.raises(DataError, match="in 2 ways"):
+        aligned(sample(tmp_path), table, LARGE, None)
     other = tmp_path / "pictures" / "b.tif"  # elsewhere, and no name says that it is its own
     row = replace(sample(tmp_path / "run"), image=other)
     path.rename(loupe(other.with_name("V1-2-A1.json")))
-    found = aligned(row, spots_at(older), LARGE, None)
+    found = aligned(row, table, LARGE, None)
     assert (found.warnings, found.notes) == ((), ())
-    found = aligned(row, spots_at(older), SMALL, None)
+    found = aligned(row, table, SMALL, None)
     assert np.array_equal(found.xy_px0, older)
     assert "V1-2-A1.json may be of another slide" in found.warnings[0].message
     assert "image_transform" in found.warnings[0].fix
     found = aligned(
-        replace(row, image_transform=other.with_name("V1-2-A1.json")), spots_at(older), LARGE, None
+        replace(row, image_transform=other.with_name("V1-2-A1.json")), table, LARGE, 0.5
     )
     assert np.abs(found.xy_px0 - MICRO).max() < 1e-3
+
+
+def test_a_file_about_the_instrument_alone_moves_nothing_on_the_microscope(tmp_path) -> None:
+    """Space Ranger laid the two pictures over one another itself: there is no transform."""
+    path = tmp_path / "s-fiducials-image-registration.json"
+    for kind, array in (("spots", True), ("hd", False)):
+        loupe(path, None, kind=kind)
+        found = aligned(sample(tmp_path), spots_at(MICRO, 0.5, array=array), LARGE, None)
+        assert np.array_equal(found.xy_px0, MICRO)
+        assert found.warnings == ()
+    loupe(path, None)
+    found = aligned(sample(tmp_path, "cytassist_image.tiff"), spots_at(MICRO, 0.5), SMALL, None)
+    assert np.abs(found.xy_px0 - CYTA).max() < 1e-3  # where the spots of the file lie
 
 
 def test_two_pictures_of_a_visium_hd_slide(tmp_path) -> None:
@@ -154,7 +171,6 @@ def test_names_and_um_per_pixel_decide_where_sizes_do_not(tmp_path) -> None:
         ("{}", "neither a transform between pictures"),
         ('{"cytAssistInfo": {"transformImages": [1, 2]}}', "is no alignment of Loupe"),
         ('{"cytAssistInfo": {"transformImages": [0, 0, 0, 0, 0, 0, 0, 0, 1]}}', "not a transform"),
-        ('{"oligo": "A", "transform": [1, 0, 0, 0, 1, 0, 0, 0, 1]}', "no way by it leads"),
         ('{"cytAssistInfo": {"transformImages": [1,0,0,0,1,0,1e-4,0,1]}}', "no affine one"),
     ],
 )
@@ -170,6 +186,17 @@ def test_one_that_cannot_be_used_is_named_with_its_reason(tmp_path, told, words)
     row = sample(tmp_path, image_transform=tmp_path / "s_alignment_file.json")
     with pytest.raises(DataError, match=words):
         aligned(row, table, LARGE, 0.5)
+
+
+def test_one_that_contradicts_what_is_known(tmp_path) -> None:
+    path = loupe(tmp_path / "s_alignment_file.json", kind="hd")
+    table = spots_at(MICRO, 0.5, array=False)
+    (warning,) = aligned(sample(tmp_path), table, LARGE, 2.0).warnings
+    assert "no way by it leads the places (0.5 um a pixel)" in warning.message
+    assert "20000 x 16000 pixels of 2 um" in warning.message
+    loupe(path, None, kind="hd")
+    with pytest.raises(DataError, match=r"s_alignment_file\.json is about other pictures"):
+        aligned(sample(tmp_path, image_transform=path), table, LARGE, 0.5)
 
 
 def test_what_the_manifest_says_goes_before_files(tmp_path) -> None:
