@@ -245,13 +245,22 @@ class SlideStore:
 
     @property
     def xy_um(self) -> np.ndarray:
-        """Spot centres in micrometres, (S, 2) float64."""
-        return np.asarray(self._file[layout.XY_UM][:])
+        """Spot centres in micrometres, (S, 2) float64; DataError when not all are finite."""
+        return self._centres(layout.XY_UM)
 
     @property
     def xy_px0(self) -> np.ndarray:
-        """Spot centres in level-0 pixels of the image, (S, 2) float64."""
-        return np.asarray(self._file[layout.XY_PX0][:])
+        """Spot centres in level-0 pixels of the image, (S, 2) float64; DataError as `xy_um`."""
+        return self._centres(layout.XY_PX0)
+
+    def _centres(self, name: str) -> np.ndarray:
+        xy_S2 = np.asarray(self._file[name][:])
+        wrong = int((~np.isfinite(xy_S2)).any(axis=1).sum())
+        if wrong:
+            raise DataError(
+                f"{self.path}: {name} of {wrong} of {len(xy_S2)} spots are not finite; {_AGAIN}"
+            )
+        return xy_S2
 
     @property
     def left_out_px0(self) -> np.ndarray:

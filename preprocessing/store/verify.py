@@ -142,8 +142,6 @@ def _check_counts(store: SlideStore) -> list[Problem]:
 
 def _check_places(store: SlideStore) -> list[Problem]:
     xy_px0, xy_um = store.xy_px0, store.xy_um
-    if not (np.isfinite(xy_px0).all() and np.isfinite(xy_um).all()):
-        return [("FAIL", "coordinates are not finite", _AGAIN)]
     problems: list[Problem] = []
     if store.n_spots > 1 and (xy_um == xy_um[:1]).all():
         problems.append(("FAIL", "all spots have the same coordinates", "correct the positions"))

@@ -111,6 +111,13 @@ def moved(batch: SlideBatch) -> SlideBatch:
 def tower(name: str) -> nn.Module:
     if name == "features":
         return build_vision_encoder(VisionConfig(name="features", feature_dim=6, width=8)).eval()
+    if name.startswith("timm"):
+        torch.manual_seed(0)
+        how: dict[str, Any] = {"standardise": "pretrained", "context": "patch"}
+        own = VisionConfig(name="timm", timm_name="test_vit", pretrained=False)
+        return build_vision_encoder(
+            dataclasses.replace(own, **how if name != "timm" else {})
+        ).eval()
     changes: dict[str, dict[str, Any]] = {
         "graph_hierarchy": {},
         "heist": {"variant": "heist", **PUBLISHED},
@@ -122,10 +129,17 @@ def tower(name: str) -> nn.Module:
 
 def batch_of() -> SlideBatch:
     torch.manual_seed(0)
-    return dataclasses.replace(make_batch(), features_SF=torch.randn(S, 6))
+    patches = torch.randint(0, 256, (2, S, 3, 32, 32), dtype=torch.uint8)
+    return dataclasses.replace(
+        make_batch(),
+        features_SF=torch.randn(S, 6),
+        patches_SCHW=patches[0],
+        context_SCHW=patches[1],
+        stain_S6=torch.rand(S, 6),
+    )
 
 
-TOWERS = ("graph_hierarchy", "heist", "mlp", "features")
+TOWERS = ("graph_hierarchy", "heist", "mlp", "features", "timm", "timm, its own colours")
 Make = Callable[..., Tensor]
 LOSSES: dict[str, Callable[[Make, Make], Tensor]] = {
     "info_nce": lambda e, i: info_nce(e(N, D), e(N, D), e(1)[0], None, i(N), "mixed"),

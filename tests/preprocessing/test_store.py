@@ -296,15 +296,19 @@ def test_another_schema_of_a_part_is_refused_at_opening(tmp_path: Path, damage, 
     assert [f.level for f in verify_store(path)] == ["FAIL"]
 
 
-def test_features_that_are_not_finite_are_counted_by_spot(tmp_path: Path):
+def test_values_that_are_not_finite_are_counted_by_spot(tmp_path: Path):
     path = tmp_path / "S1.h5"
     write(path)
     with h5py.File(path, "r+") as file:
         values = np.ones((SPOTS, 4))
         values[2, 1] = values[2, 3] = np.nan
         replaced(file, "features/handcrafted", values)
-    with SlideStore(path) as store, pytest.raises(DataError, match=rf"of 1 of {SPOTS} spots"):
-        store.features("handcrafted")
+        replaced(file, "spots/xy_um", values[:, :2])
+    with SlideStore(path) as store:
+        with pytest.raises(DataError, match=rf"S1.h5: features .* of 1 of {SPOTS} spots"):
+            store.features("handcrafted")
+        with pytest.raises(DataError, match=rf"S1.h5: spots/xy_um of 1 of {SPOTS} spots"):
+            _ = store.xy_um
 
 
 def test_a_thumbnail_that_claims_many_pixels_is_refused(tmp_path: Path):
