@@ -4,14 +4,14 @@
 # 12 minutes at most. The exit code is the number of parts that failed. Logs lie in OUT (gpu).
 # `--dry [OUT]` tries every part on a CPU with the smallest sizes, before the day.
 set -uo pipefail
-DRY=""; [ "${1:-}" = --dry ] && { DRY=1; shift; }
+DRY="" slower=1; [ "${1:-}" = --dry ] && { DRY=1 slower=6; shift; }
 OUT=${1:-gpu} PYTHON=${PYTHON:-python} failed=0
 export PYTHONPATH=${PYTHONPATH:-$PWD}
 mkdir -p "$OUT"
 part() { # name, seconds, command
-  local name=$1 limit=$2 code; shift 2
-  timeout "${DRY:+6}$limit" "$@" > "$OUT/$name.log" 2>&1; code=$?
-  echo "== $name: exit $code (124: over ${DRY:+6}$limit s): $*"; tail -n 12 "$OUT/$name.log"
+  local name=$1 limit=$(($2 * slower)) code; shift 2
+  timeout "$limit" "$@" > "$OUT/$name.log" 2>&1; code=$?
+  echo "== $name: exit $code (124: over $limit s): $*"; tail -n 12 "$OUT/$name.log"
   [ "$code" -eq 0 ] || failed=$((failed + 1))
 }
 step="--device cuda --rounds 3" omics="--sizes 1000 10000 --rounds 3 --points 0"

@@ -171,6 +171,7 @@ def group_runs(leader: int) -> bool:
 def interrupted(line: list[object], place: Path, how: int, after: float) -> tuple[str, list[str]]:
     """Start a command and send it a signal: how it ended, and what was wrong with that."""
     log = place / "said.txt"
+    log.touch()  # the signal may come first
     child = start([*map(str, line)], log, SECONDS)
     time.sleep(after)
     os.kill(child, how)

@@ -275,16 +275,26 @@ def require_schema(file: h5py.File) -> None:
     numbers = ["mpp", *(["patch_um", "patch_px"] if PATCHES in file else [])]
     numbers += ["context_um"] if CONTEXT in file else []
     for name in numbers:
-        if not np.issubdtype(np.asarray(file.attrs.get(name)).dtype, np.number):
-            raise DataError(f"the attribute {name} is no number")
+        value = _number(file, name)
+        if not 0.0 < value < np.inf:
+            raise DataError(f"the attribute {name} is {value}, expected a number above 0")
+
+
+def _number(item: h5py.File | h5py.Dataset, name: str) -> float:
+    value = np.asarray(item.attrs.get(name))
+    if value.shape or value.dtype.kind not in "iuf":
+        raise DataError(f"the attribute {name} is no number")
+    return float(value)
 
 
 def _require_labels(file: h5py.File, spots: int) -> None:
     for name, column in file[LABELS].items():
         text = isinstance(column, h5py.Dataset) and h5py.check_string_dtype(column.dtype)
         require_arrays(file[LABELS], {name: ("text" if text else "number", (spots,))})
-        if not {"name", "position"} <= set(column.attrs):
-            raise DataError(f"{LABELS}/{name} lacks the attribute name or position")
+        if not isinstance(column.attrs.get("name"), str):
+            raise DataError(f"{LABELS}/{name} lacks the attribute name, a text")
+        if not np.isfinite(_number(column, "position")):
+            raise DataError(f"{LABELS}/{name}: the attribute position is not finite")
 
 
 def seal(file: h5py.File) -> None:

@@ -91,8 +91,6 @@ def _check_ids(store: SlideStore) -> list[Problem]:
         problems.append(("FAIL", "patient_id is empty", "fill it in the manifest; prepare again"))
     if store.role not in ("", *ROLES):
         problems.append(("FAIL", f"role is {store.role!r}", "correct the manifest; prepare again"))
-    if not (np.isfinite(store.mpp) and store.mpp > 0):
-        problems.append(("FAIL", f"mpp is {store.mpp}", "give mpp in the manifest; prepare again"))
     return problems
 
 

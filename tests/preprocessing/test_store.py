@@ -261,6 +261,11 @@ def test_verify_finds_planted_damage(tmp_path: Path, damage, said: str):
     assert all(f.fix for f in findings)
 
 
+def labelled(file: h5py.File, **attributes: object) -> None:
+    file["spots/label/x"] = np.ones(SPOTS)
+    file["spots/label/x"].attrs.update(attributes)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -283,6 +288,11 @@ def test_verify_finds_planted_damage(tmp_path: Path, damage, said: str):
         (lambda f: replaced(f, "spots/label", 3), "damaged attributes"),
         (lambda f: f.__setitem__("spots/label/x", np.ones(SPOTS)), "lacks the attribute"),
         (lambda f: f.__setitem__("spots/label/x", np.ones(2)), "x has shape"),
+        (lambda f: labelled(f, name="x", position="x"), "position is no number"),
+        (lambda f: labelled(f, name="x", position=np.nan), "position is not finite"),
+        (lambda f: labelled(f, name=[1], position=1), "lacks the attribute name"),
+        (lambda f: f.attrs.__setitem__("mpp", [1.0, 2.0]), "mpp is no number"),
+        (lambda f: f.attrs.__setitem__("patch_um", 0), "patch_um is 0.0, expected"),
     ],
 )  # fmt: skip
 def test_another_schema_of_a_part_is_refused_at_opening(tmp_path: Path, damage, said: str):
