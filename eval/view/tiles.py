@@ -24,7 +24,7 @@ SAME_SIZE = 2  # pixels of level 0 by which an image may differ from that of the
 BLANK = 256  # pixels, of the white ground of a slide without image
 
 
-class _Levels:
+class SlideLevels:
     """A slide as OpenSlide's `DeepZoomGenerator` reads one."""
 
     properties: dict[str, str] = {}  # noqa: RUF012 - never written
@@ -70,7 +70,7 @@ class DeepZoom:
             black = BLACK_AS_WHITE in store.attrs.get("notes", ())
             self._slide = open_slide(path, black_is_background=black)
             self.size_px0 = self._checked(store, path)
-            source: Any = _Levels(self._slide)
+            source: Any = SlideLevels(self._slide)
         elif store.thumbnail is not None and store.thumbnail_downsample is not None:
             picture = Image.fromarray(store.thumbnail)
             down = store.thumbnail_downsample

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import openslide
 import pytest
+from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from scipy import sparse
 
@@ -23,10 +25,11 @@ from eval.view.export import export_page
 from eval.view.model import UnknownName
 from eval.view.server import application, serve
 from eval.view.slide import compared
-from eval.view.tiles import DeepZoom
+from eval.view.tiles import OVERLAP, TILE, DeepZoom, SlideLevels
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
+from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
 from tests.eval.image_cohort import Cohort
 
@@ -187,6 +190,23 @@ def test_tiles_are_the_slide_and_say_when_they_are_not(cohort: Cohort, viewed: V
         Image.new("RGB", (640, 480)).save(other / f"{SLIDE}.tif")
         with pytest.raises(ConfigError, match=r"640 x 480 pixels.*--slides"):
             DeepZoom(store, other)
+
+
+def test_a_real_slide_has_the_tiles_that_openslide_makes():
+    path = Path(__file__).resolve().parents[3] / "shared/data/slides/CMU-1-Small-Region.svs"
+    if not path.is_file():
+        pytest.skip("needs the shared slides")
+    with openslide.OpenSlide(path) as theirs, open_slide(path) as ours:
+        true, made = (DeepZoomGenerator(s, TILE, OVERLAP) for s in (theirs, SlideLevels(ours)))
+        assert true.level_tiles == made.level_tiles
+        for level, place in (
+            (0, (0, 0)),
+            (9, (0, 0)),
+            (11, (2, 1)),
+            (true.level_count - 1, (1, 4)),
+        ):
+            one, other = true.get_tile(level, place), made.get_tile(level, place)
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 ODD = [

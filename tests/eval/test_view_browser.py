@@ -4,6 +4,7 @@ Skipped where Chromium is not installed.
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -30,6 +31,9 @@ pytestmark = [
         reason="no OpenSeadragon in this checkout: `make view-assets`",
     ),
 ]
+
+
+AXE = os.environ.get("HIBIO_AXE", "")
 
 
 @pytest.fixture(scope="module")
@@ -151,5 +155,21 @@ def test_the_exported_page_works_from_a_disk_without_webgl(viewed: Viewed, tmp_p
         browser.until("$('status').classList.contains('bad')")
         assert "was not exported" in browser.value("$('status').textContent")
         assert browser.complaints() == []
+    finally:
+        browser.close()
+
+
+@pytest.mark.skipif(not AXE, reason="name axe.min.js of npm's axe-core in HIBIO_AXE")
+def test_nothing_bars_the_page_for_anybody(address: str, tmp_path: Path):
+    browser = Browser(tmp_path)
+    try:
+        browser.go(f"{address}#slide={SLIDE}&two=1&level=1&spot=7")
+        browser.press("$('region-area')")
+        browser.until("!$('area').hidden")
+        browser.call("Runtime.evaluate", expression=Path(AXE).read_text(encoding="utf-8"))
+        for theme in ("light", "dark"):
+            browser.value(f"document.documentElement.dataset.theme = '{theme}'")
+            found = "axe.run().then((r) => r.violations.map((v) => v.id + v.nodes[0].html))"
+            assert browser.value(found) == []
     finally:
         browser.close()

@@ -176,7 +176,7 @@ async function showArea(ring, spots) {
     .map((name, i) => ({ name, in: columns.inside[i], out: columns.outside[i], sd: columns.sd[i] }))
     .map((row) => ({ ...row, effect: row.sd > 0 ? (row.in - row.out) / row.sd : 0 }));
   const genes = part(found.genes), sets = found.sets ? part(found.sets) : [];
-  const top = (rows) => table(["", "inside", "outside", "sd apart"], rows.filter((row) => row.effect > 0).sort((a, b) => b.effect - a.effect)
+  const top = (rows) => table(["name", "inside", "outside", "sd apart"], rows.filter((row) => row.effect > 0).sort((a, b) => b.effect - a.effect)
     .slice(0, 10).map((row) => [row.name, number(row.in), number(row.out), number(row.effect)]));
   const name = `${state.slide.id}-area`;
   const save = (text, kind, ending) => el("button", { type: "button", onclick: () => download(`${name}.${ending}`, text(), kind) }, ending.toUpperCase());
