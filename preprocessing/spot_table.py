@@ -22,6 +22,7 @@ PROTEIN: Modality = "protein"
 MODALITIES: tuple[Modality, ...] = (RNA, PROTEIN)
 SOURCE_COLUMNS = ("source_id", "source_name")  # of a gene, before a gene table named it
 _CURVE_BITS = 16
+_ALIKE, _DEEP, _EVEN = 20, 100.0, 0.01  # spots, mean and deviation of totals that look normalised
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,18 @@ def whole_counts(data: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         whole = (data >= 0) & (data <= np.iinfo(np.int32).max)
         return np.asarray(whole & (np.mod(data, 1) == 0) if data.dtype.kind == "f" else whole)
+
+
+def even_total(counts: csr_matrix) -> float | None:
+    """The median total of a spot, where all spots (S, G) have nearly the same; else None.
+
+    Counts never have: normalised values do, also rounded ones.
+    """
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    totals = totals[totals > 0]
+    if len(totals) < _ALIKE or totals.mean() < _DEEP or totals.std() > _EVEN * totals.mean():
+        return None
+    return float(np.median(totals))
 
 
 def allowed_values(data: np.ndarray, modality: str) -> bool:

@@ -31,7 +31,7 @@ from hibio.keys import OBSM_SPATIAL, OBSM_UM
 from preprocessing.readers.coordinates import VISIUM_PITCH_UM, frame_xy, hex_pitch_px
 from preprocessing.scale import SPACING_UM, spacing_um
 from preprocessing.sections import SUFFIX, several_sections
-from preprocessing.spot_table import native_numbers
+from preprocessing.spot_table import RNA, even_total, native_numbers
 from preprocessing.stain import StainMethod, stain_normaliser
 
 _COUNTS = "counts"  # the layer that is taken where X holds none
@@ -141,6 +141,13 @@ def slide_of_anndata(
             "the spot centres in micrometres there, or name their key (spatial=...)"
         )
     counts = _counts_of(adata, layer, artifacts.modality)
+    total = even_total(counts) if artifacts.modality == RNA else None
+    if total is not None:
+        warnings.warn(
+            f"all spots of adata have a total of about {total:,.0f}, which counts hardly have: "
+            "give the raw counts, if these are normalised values that were rounded",
+            stacklevel=3,
+        )
     names = np.asarray(adata.var_names, dtype=str)
     if len({*names}) < len(names):
         raise ConfigError("adata.var_names holds a gene twice; call adata.var_names_make_unique()")

@@ -21,7 +21,7 @@ from preprocessing.readers.alignment import aligned, find_alignments
 from preprocessing.scale import IMAGE_FILE, check_patch, check_ranges, compare_scale, stated
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow
 from preprocessing.slides.pixels import Slide
-from preprocessing.spot_table import PROTEIN, SpotTable, unique_gene_names
+from preprocessing.spot_table import PROTEIN, SpotTable, even_total, unique_gene_names
 
 NO_BINS = {"bin_um": "has no bins of Visium HD"}
 NO_LAYERS = {"layer": "has no layers"}
@@ -41,7 +41,6 @@ _GENOMES = {  # names of genomes, without version -> the organism, as the manife
 #: Seurat writes "-" for every "_" in names of genes.
 _PREFIX = re.compile(rf"({'|'.join(_GENOMES)})(?:(?:-[A-Za-z0-9.-]+)?_+|-+)(?=.)")
 _SHOWN = 4
-_ALIKE, _DEEP, _EVEN = 20, 100.0, 0.01  # spots, mean and deviation of totals that look normalised
 
 
 def counts_file(row: SlideRow) -> dict[str, Path]:
@@ -207,14 +206,10 @@ def _measured(table: SpotTable, organism: str) -> SpotTable:
 
 
 def _normalised(table: SpotTable) -> list[SlideWarning]:
-    """A warning where all spots have the same total, which counts never have."""
-    totals = np.asarray(table.counts.sum(axis=1), dtype=np.float64).ravel()
-    totals = totals[totals > 0]
-    if table.modality == PROTEIN or len(totals) < _ALIKE or totals.mean() < _DEEP:
+    total = None if table.modality == PROTEIN else even_total(table.counts)
+    if total is None:
         return []
-    if totals.std() > _EVEN * totals.mean():
-        return []
-    told = f"all {len(totals)} spots have a total of about {np.median(totals):,.0f}"
+    told = f"all spots have a total of about {total:,.0f}, which counts hardly have"
     fix = "give the raw counts, if these are normalised values that were rounded"
     return [SlideWarning(told, fix)]
 

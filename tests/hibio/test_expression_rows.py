@@ -209,6 +209,15 @@ def test_cells_without_a_place_are_refused(toy_stores, toy_artifacts):
         model.encode_omics(as_adata(toy_stores, 9, xy=np.full((9, 2), np.nan)))
 
 
+def test_rounded_normalised_values_are_warned_of(toy_stores, toy_artifacts):
+    adata = as_adata(toy_stores, 40)
+    values = sparse.csr_matrix(adata.X).toarray().astype(np.float64)
+    slide_of_anndata(adata, toy_artifacts)
+    adata.X = np.rint(values / values.sum(axis=1, keepdims=True) * 1e5)
+    with pytest.warns(UserWarning, match="a total of about 100,0"):
+        slide_of_anndata(adata, toy_artifacts)
+
+
 def test_negative_missing_and_repeated_values_are_refused(toy_stores, toy_artifacts):
     model = make_model(toy_artifacts)
     adata = as_adata(toy_stores, 9)
