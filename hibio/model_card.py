@@ -108,7 +108,9 @@ Weights are safetensors, the rest is HDF5 and YAML: no code comes with it.
 |---|---|
 | made with | HiBio {{ versions.hibio }}, torch {{ versions.torch }} |
 | genes | {{ artifacts.n_genes }} ({{ artifacts.modality }}) |
-| image | {{ run.data.image or "none" }}, tower {{ run.model.vision.name }} |
+{% if run.model.vision.name != "none" %}
+| image | {{ run.data.image }}, tower {{ run.model.vision.name }} |
+{% endif %}
 {% if artifacts.settings.patch_um %}
 | patch | {{ "%g" | format(artifacts.settings.patch_um) }} um |
 {% endif %}
@@ -156,6 +158,12 @@ marked as trusted. The {{ best | length }} best; all are in `predict(...).var`:
 | {{ gene }} | {{ "%.3f" | format(one.reliability) }} | {{ "%.3f to %.3f" | format(
 one.reliability_low, one.reliability_high) }} | {{ one.reliability_n }} | {{ "%.2f" | format(
 one.coverage) }} |
+{% endfor %}
+{% for one in readout.labels %}
+
+Label {{ one.name }} ({{ one.classes | join(", ") }}): balanced accuracy
+{{ "%.3f" | format(one.accuracy) }}, of chance {{ "%.3f" | format(1 / one.classes | length) }},
+in {{ one.n_units }} held-out {{ one.unit }}; calibration error {{ "%.3f" | format(one.error) }}.
 {% endfor %}
 {% else %}
 It predicts no genes: it was shared without a read-out.

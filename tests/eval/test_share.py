@@ -76,11 +76,12 @@ def test_it_answers_the_same_to_the_last_bit(
     models = [HiBio.from_checkpoint(checkpoint), HiBio.from_pretrained(shared)]
     images = [model.encode_image(features) for model in models]
     assert images[0].tobytes() == images[1].tobytes()
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "bare.h5").hardlink_to(cohort.images / "bare.h5")
     for name, work in {
-        "predict": lambda path, out: predict_folder(
-            path, [cohort.images], out, Wanted(gene_sets="default")
-        ),
-        "query": lambda path, out: query_folder(path, cohort.images, "default", out),
+        "predict": lambda path, out: predict_folder(path, [data], out, Wanted(gene_sets="default")),
+        "query": lambda path, out: query_folder(path, data, "default", out),
     }.items():
         found = []
         for number, path in enumerate((checkpoint, shared)):
@@ -104,6 +105,7 @@ def test_the_card_says_what_was_trained_on_measured_and_can_be_relied_on(
     readout = read_readout(checkpoint / "readout.h5")
     best = readout.names[np.nanargmax(readout.reliability)]
     assert f"| {best} | {np.nanmax(readout.reliability):.3f} |" in card
+    assert f"balanced accuracy\n{readout.labels[0].accuracy:.3f}, of chance 0." in card
     assert "Weights: not stated" in card
     assert 'from_pretrained("hf-hub:ORG/my-model")' in card
 

@@ -75,6 +75,17 @@ def test_five_lines_of_python_train_what_the_commands_train(
         HiBio.fit(slides, images, TINY, **more)
 
 
+def test_counts_alone_train_the_omics_tower(toy_stores: Path, tmp_path: Path):
+    adata = section(toy_stores / "sim001.h5")
+    small = {"genes": TINY["genes"], "sampler": {"batch_spots": 400}}
+    tower = {"embed_dim": 16, "omics": {"width": 16, "layers": 1, "heads": 2}}
+    model = HiBio.fit(adata, config={**small, "model": tower}, out=tmp_path, mpp=4.0)
+    assert model.vision is None
+    assert model.artifacts.train_slides == ("slide1",)
+    assert HiBio.from_checkpoint(model.save_pretrained(tmp_path / "shared")).vision is None
+    assert "| image |" not in (tmp_path / "shared" / "README.md").read_text()
+
+
 def test_what_cannot_be_is_told(toy_stores: Path, tmp_path: Path):
     adata = section(toy_stores / "sim001.h5")
     for words, images, more in (
