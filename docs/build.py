@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import os
 import posixpath
 import re
@@ -14,6 +15,7 @@ import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,26 @@ BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/*.md")  # pages that ar
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 PART = re.compile(r"<!-- README: (.+?) -->")
 NEEDS = re.compile(r"<!-- needs: (.+?) -->")
+SHOWS = re.compile(r"<!-- shows: (.+?) -->")
+DOORS = re.compile(r"<!-- doors: (.+?) -->")
 HEADING = re.compile(r"^## (.+)$", re.M)
-MATH = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.S)
+MATH = re.compile(r'<(div|span) class="arithmatex">\s*\\[\[(](.*?)\\[\])]\s*</\1>', re.S)
 SECONDS = 600  # of one cell
 
-# The one script that is not in a Python package: mermaid draws docs/architecture.md.
-MERMAID = "mermaid@11.12.0"
-MERMAID_SHA256 = "07e37dfa97b337ccc85365d57eddf99b9706f09db3b59b260d0333b23b343c4b"
+# Scripts that are in no Python package, from npm: what draws docs/architecture.md, and what lets the
+# search run in a page that is read as a file. Name in the site: package, file in it, its sha256.
+VENDORED = {
+    "mermaid.min.js": (
+        "mermaid@11.12.0",
+        "package/dist/mermaid.min.js",
+        "07e37dfa97b337ccc85365d57eddf99b9706f09db3b59b260d0333b23b343c4b",
+    ),
+    "iframe-worker.js": (
+        "iframe-worker@1.0.4",
+        "package/shim/index.js",
+        "e8e412dbcfea9b7e31b5ffa288d7b6035915e714c542f4176a0cdbe262fc9609",
+    ),
+}
 
 
 def part(name: str) -> str:
@@ -132,17 +147,27 @@ def executed(path: Path, work: Path) -> Any:
     from nbclient.exceptions import CellExecutionError
 
     notebook = cells(path)
-    if not needed(path):
-        os.environ.update(OMP_NUM_THREADS="1", DATA=str(DATA), REPOSITORY=str(ROOT))
-        resources = {"metadata": {"path": str(work)}}
-        try:
-            NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
-        except CellExecutionError as error:
-            outputs = [
-                one.get("text", "") for cell in notebook.cells for one in cell.get("outputs", [])
-            ]
-            raise ValueError(f"{path.name}: {error}\n{''.join(outputs)[-2000:]}") from None
+    for cell in notebook.cells:  # so that no command fails in silence
+        cell.source = re.sub(r"\A%%bash\n", "%%bash\nset -eo pipefail\n", cell.source)
+    if needed(path):
+        return notebook
+    os.environ.update(OMP_NUM_THREADS="1", DATA=str(DATA), REPOSITORY=str(ROOT))
+    resources = {"metadata": {"path": str(work)}}
+    try:
+        NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
+    except CellExecutionError:
+        ran = [cell for cell in notebook.cells if cell.get("outputs")]
+        told = "".join(output.get("text", output.get("evalue", "")) for output in ran[-1].outputs)
+        raise ValueError(f"{path.name} failed at\n{ran[-1].source}\n{told}") from None
     return notebook
+
+
+def opening(path: Path) -> str:
+    """What stands under the title of a tutorial: its notebook, and whether it was run."""
+    text = f"[Download this page as a notebook]({path.stem}.ipynb){{.md-button}}"
+    if missing := needed(path):
+        text += f"\n\n!!! note\n\n    Not run in this build: {', '.join(missing)} is not at hand."
+    return text
 
 
 def page_text(prose: Any, notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
@@ -206,7 +231,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add what is linked outside docs/, the notebooks, their pictures, and mermaid."""
+    """Add what is linked outside docs/, the notebooks, their pictures, and scripts."""
     from mkdocs.structure.files import File
 
     def add(uri: str, **of: Any) -> None:
@@ -219,16 +244,20 @@ def on_files(files: Any, config: Any) -> Any:
     for uri in sorted({target for page in files.documentation_pages() for target in linked(page)}):
         if (ROOT / uri).is_file() and not uri.startswith("docs/"):
             add(uri, abs_src_path=str(ROOT / uri))
-    tutorials = [
-        ROOT / "docs" / uri for uri in in_order(config.nav) if uri.startswith("tutorials/")
-    ]
+    named = [ROOT / "docs" / uri for uri in in_order(config.nav) if uri.startswith("tutorials/")]
+    tutorials = [path for path in named if path.stem != "index"]
     for name, notebook in run_tutorials(tutorials).items():
-        prose = cells(ROOT / "docs/tutorials" / f"{name}.md")
-        TUTORIALS[name], pictures = page_text(prose, notebook, name)
+        path = ROOT / "docs/tutorials" / f"{name}.md"
+        prose = cells(path)
+        text, pictures = page_text(prose, notebook, name)
+        TUTORIALS[name] = re.sub(r"^# .*$", rf"\g<0>\n\n{opening(path)}", text, count=1, flags=re.M)
         add(f"tutorials/{name}.ipynb", content=written(notebook))
+        for shown in SHOWS.findall(text):
+            add(f"tutorials/{Path(shown).name}", content=(CACHE / "work" / shown).read_text())
         for file, picture in pictures.items():
             add(f"tutorials/{file}", content=picture)
-    add("assets/mermaid.min.js", content=mermaid())
+    for name in VENDORED:
+        add(f"assets/{name}", content=vendored(name))
     return files
 
 
@@ -257,26 +286,26 @@ def linked(page: Any) -> Iterator[str]:
         yield posixpath.normpath(posixpath.join(posixpath.dirname(source), match[2]))
 
 
-def mermaid() -> bytes:
-    """The script that draws diagrams, from npm, once.
+def vendored(name: str) -> bytes:
+    """A script from npm, fetched once.
 
     Raises:
         ValueError: it is not the file of the pinned version.
     """
-    kept = ROOT / ".cache" / "mermaid.min.js"
+    package, member, sha256 = VENDORED[name]
+    kept = ROOT / ".cache" / name
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
-        told = subprocess.run(
-            ["npm", "pack", MERMAID, "--silent"], cwd=kept.parent, check=True, capture_output=True
-        )
+        command = ["npm", "pack", package, "--silent"]
+        told = subprocess.run(command, cwd=kept.parent, check=True, capture_output=True)
         archive = kept.parent / told.stdout.decode().split()[-1]
         with tarfile.open(archive) as tar:
-            member = tar.extractfile("package/dist/mermaid.min.js")
-            kept.write_bytes(member.read() if member else b"")
+            file = tar.extractfile(member)
+            kept.write_bytes(file.read() if file else b"")
         archive.unlink()
     found = hashlib.sha256(kept.read_bytes()).hexdigest()
-    if found != MERMAID_SHA256:
-        raise ValueError(f"{kept} of {MERMAID} has the sha256 {found}, not {MERMAID_SHA256}")
+    if found != sha256:
+        raise ValueError(f"{kept} of {package} has the sha256 {found}, not {sha256}; remove it")
     return kept.read_bytes()
 
 
@@ -287,7 +316,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     text = relinked(
         TUTORIALS.get(name, markdown) if uri.startswith("tutorials/") else markdown, source, uri
     )
+    text = SHOWS.sub(lambda match: f"[Open it]({Path(match[1]).name}){{.md-button}}", text)
+    text = DOORS.sub(lambda match: doors(match[1]), text)
     return PART.sub(lambda match: relinked(part(match[1]), "README.md", uri), text)
+
+
+def doors(package: str) -> str:
+    """The public names of a package, each as mkdocstrings documents it where it lives."""
+    face = importlib.import_module(package)
+    public = [getattr(face, name) for name in face.__all__ if not name.startswith("__")]
+    return "\n\n".join(f"::: {one.__module__}.{one.__qualname__}" for one in public)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -295,9 +333,8 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     from latex2mathml.converter import convert
 
     def drawn(match: re.Match[str]) -> str:
-        return convert(
-            match[2].replace("&amp;", "&"), display="block" if match[1] == "div" else "inline"
-        )
+        display = "block" if match[1] == "div" else "inline"
+        return convert(unescape(match[2]), display=display)
 
     return MATH.sub(drawn, html)
 

@@ -108,6 +108,24 @@ def test_the_code_of_a_tutorial_is_valid(page, tmp_path, monkeypatch):
         load_config(GridConfig if "\nrows:" in Path(name).read_text() else RunConfig, Path(name))
 
 
+def told(tree: ast.AST) -> Iterator[str]:
+    """Texts of the code, with `…` where a value is put in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_messages_of_the_how_to_are_those_of_the_code():
+    files = [path for folder in build.CODE for path in (ROOT / folder).rglob("*.py")]
+    texts = "\n".join(text for path in files for text in told(ast.parse(path.read_text())))
+    quoted = QUOTED.findall((ROOT / "docs/howto/errors.md").read_text(encoding="utf-8"))
+    assert len(quoted) > 30
+    assert [message for message in quoted if message not in texts] == []
+
+
 @pytest.mark.parametrize(
     ("source", "page", "text", "becomes"),
     [
