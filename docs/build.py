@@ -34,8 +34,8 @@ HEADING = re.compile(r"^## (.+)$", re.M)
 MATH = re.compile(r'<(div|span) class="arithmatex">\s*\\[\[(](.*?)\\[\])]\s*</\1>', re.S)
 SECONDS = 600  # of one cell
 
-# Scripts that are in no Python package, from npm: what draws docs/architecture.md, and what lets the
-# search run in a page that is read as a file. Name in the site: package, file in it, its sha256.
+# Scripts that are in no Python package, from npm: what draws docs/architecture.md, and what lets
+# the search run in a page that is read as a file. Name: package, file in it, its sha256.
 VENDORED = {
     "mermaid.min.js": (
         "mermaid@11.12.0",
@@ -244,31 +244,32 @@ def on_files(files: Any, config: Any) -> Any:
     for uri in sorted({target for page in files.documentation_pages() for target in linked(page)}):
         if (ROOT / uri).is_file() and not uri.startswith("docs/"):
             add(uri, abs_src_path=str(ROOT / uri))
-    named = [ROOT / "docs" / uri for uri in in_order(config.nav) if uri.startswith("tutorials/")]
-    tutorials = [path for path in named if path.stem != "index"]
-    for name, notebook in run_tutorials(tutorials).items():
-        path = ROOT / "docs/tutorials" / f"{name}.md"
-        prose = cells(path)
-        text, pictures = page_text(prose, notebook, name)
-        TUTORIALS[name] = re.sub(r"^# .*$", rf"\g<0>\n\n{opening(path)}", text, count=1, flags=re.M)
-        add(f"tutorials/{name}.ipynb", content=written(notebook))
-        for shown in SHOWS.findall(text):
-            add(f"tutorials/{Path(shown).name}", content=(CACHE / "work" / shown).read_text())
-        for file, picture in pictures.items():
-            add(f"tutorials/{file}", content=picture)
+    for uri, content in tutorial_files(config):
+        add(uri, content=content)
     for name in VENDORED:
         add(f"assets/{name}", content=vendored(name))
     return files
 
 
-TUTORIALS: dict[str, str] = {}  # name -> text with outputs, of the build that is under way
-
-
-def written(notebook: Any) -> str:
-    """A notebook as a file."""
+def tutorial_files(config: Any) -> Iterator[tuple[str, str | bytes]]:
+    """Notebooks, pictures and shown pages of the tutorials; their texts are kept in `TUTORIALS`."""
     import nbformat
 
-    return nbformat.writes(notebook)
+    named = [ROOT / "docs" / uri for uri in in_order(config.nav) if uri.startswith("tutorials/")]
+    tutorials = [path for path in named if path.stem != "index"]
+    ran = run_tutorials(tutorials)
+    for path in tutorials:
+        text, pictures = page_text(cells(path), ran[path.stem], path.stem)
+        head = rf"\g<0>\n\n{opening(path)}"
+        TUTORIALS[path.stem] = re.sub(r"^# .*$", head, text, count=1, flags=re.M)
+        yield f"tutorials/{path.stem}.ipynb", nbformat.writes(ran[path.stem])
+        for shown in SHOWS.findall(text):
+            yield f"tutorials/{Path(shown).name}", (CACHE / "work" / shown).read_bytes()
+        for file, picture in pictures.items():
+            yield f"tutorials/{file}", picture
+
+
+TUTORIALS: dict[str, str] = {}  # name -> text with outputs, of the build that is under way
 
 
 def in_order(entries: list[Any]) -> Iterator[str]:

@@ -50,13 +50,13 @@ def navigation() -> list[str]:
 def commands(text: str) -> Iterator[list[str]]:
     """The arguments of every `hibio` line of a block."""
     text = HERE.sub("", text).replace("\\\n", " ")
-    for line in text.splitlines():
-        lexer = shlex.shlex(re.sub(r"\$\w+", "1", line), posix=True, punctuation_chars=True)
+    for line in re.findall(r"^(?:\w+=\S+ )?hibio (.*)$", text, re.M):
+        line = re.sub(r"\d?>&?\s*\S+", "", re.sub(r"\$\w+", "1", line))
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words = list(lexer)
-        if words[:1] == ["hibio"]:
-            ends = (i for i, word in enumerate(words) if set(word) <= set("|&;<>"))
-            yield words[1 : next(ends, len(words))]
+        ends = (i for i, word in enumerate(words) if set(word) <= set("|&;"))
+        yield words[: next(ends, len(words))]
 
 
 def misunderstood(page: Path, parser: argparse.ArgumentParser) -> Iterator[str]:
