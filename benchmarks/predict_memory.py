@@ -21,10 +21,10 @@ from hibio.artifacts import read_artifacts
 from hibio.checkpoint import ARTIFACTS, READOUT
 from hibio.readout import read_readout
 
-CHILD = (
-    "import resource, sys; from hibio.cli import main; code = main(sys.argv[1:]); "
-    "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); "
-    "sys.exit(code)"
+CHILD = (  # whose own peak is asked of the kernel: that of getrusage begins with its parent's
+    "import sys; from pathlib import Path; from hibio.cli import main; code = main(sys.argv[1:]); "
+    "print('VmHWM', Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0], "
+    "file=sys.stderr); sys.exit(code)"
 )
 
 
@@ -45,7 +45,7 @@ def measured(checkpoint: Path, data: Path, mpp: float, out: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, words)], capture_output=True, text=True, check=True
     )
-    kib = int(done.stderr.rpartition("peak")[2])
+    kib = int(done.stderr.rpartition("VmHWM")[2])
     return f"{kib / 1024:.0f} MiB | {time.monotonic() - begin:.0f} s"
 
 
