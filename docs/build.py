@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -151,7 +152,8 @@ def executed(path: Path, work: Path) -> Any:
         cell.source = re.sub(r"\A%%bash\n", "%%bash\nset -eo pipefail\n", cell.source)
     if needed(path):
         return notebook
-    os.environ.update(OMP_NUM_THREADS="1", DATA=str(DATA), REPOSITORY=str(ROOT))
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    os.environ.update(OMP_NUM_THREADS="1", DATA=str(DATA), REPOSITORY=str(ROOT), PATH=commands)
     resources = {"metadata": {"path": str(work)}}
     try:
         NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
