@@ -3,8 +3,8 @@ FROM python:3.13-slim
 WORKDIR /opt/hibio
 COPY . .
 RUN pip install --no-cache-dir --constraint constraints.txt ".[encoders,hub,slide,hdf5,parquet,spatialdata]" \
-    && useradd --create-home hibio && install -d -o hibio /data
-USER hibio
+    && useradd --create-home --uid 1000 hibio && install -d -o hibio /data
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["hibio"]
 CMD ["--help"]

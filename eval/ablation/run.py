@@ -223,11 +223,12 @@ def run_grid(
         write_provenance(grid.out / PROVENANCE)  # first: it says who made the others
         dump_config(grid, grid.out / "grid.yaml")
     bench = Bench(list(grid.tasks))
-    for job in chosen:
+    for job in tqdm(chosen, desc="ablate", unit="job", disable=None):
         if job.cell.cohort is not None:
             make_cohort(job.cell.cohort)
         if not is_done(job, bench.tasks):
-            print(f"[{job.number}/{len(jobs)}] {job.name}", flush=True)
+            with tqdm.external_write_mode():
+                print(f"[{job.number}/{len(jobs)}] {job.name}", flush=True)
             with locked(job.folder):
                 bench.run(job)
     if index is not None and not report_only:

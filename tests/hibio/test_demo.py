@@ -103,6 +103,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, ca
 NOT_IN_THE_BASE = (
     *("timm", "torchvision", "huggingface_hub", "imagecodecs", "pyvips", "pylibCZIrw"),
     *("hdf5plugin", "pyarrow", "tensorboard", "wandb", "mlflow", "deepspeed", "distributed"),
+    *("starlette", "uvicorn", "argcomplete"),
 )
 SMALL = {
     "simulate": ["--slides", "3", "--patients", "3", "--spots", "70", "--genes", "400"],
