@@ -29,7 +29,7 @@ WEIGHTS="import sys; from hibio.backbones.networks import ensure_torchvision; en
   part compile 140 "$PYTHON" benchmarks/train_step.py $step --compile
   part omics 110 "$PYTHON" benchmarks/omics.py $omics   # cells/s
   part contrast 90 "$PYTHON" benchmarks/contrast.py $contrast   # tiles
-  part stores 60 bash -c "'$PYTHON' -m hibio.cli simulate --out '$OUT/cohort' --slides 2 --spots $spots && '$PYTHON' -m hibio.cli prepare '$OUT/cohort/manifest.csv' --out '$OUT/stores'"
+  part stores 60 bash -c "'$PYTHON' -m hibio.cli simulate --out '$OUT/cohort' --slides 2 --patients 2 --spots $spots && '$PYTHON' -m hibio.cli prepare '$OUT/cohort/manifest.csv' --out '$OUT/stores'"
   part weights 20 "$PYTHON" -c "$WEIGHTS" $encoder "$OUT/vit.safetensors"
   part features 70 "$PYTHON" -m hibio.cli features "$OUT/stores" --encoder $encoder --weights "$OUT/vit.safetensors" --device $device --batch 256
 }

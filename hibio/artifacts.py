@@ -366,7 +366,8 @@ def _require_fit(artifacts: Artifacts) -> None:
         wide = 1 if name.endswith("tfidf") or name.startswith("scales") else 2
         if values.ndim != wide or values.shape[0] != n_genes:
             raise DataError(f"{name} has shape {values.shape}, the vocabulary has {n_genes} genes")
-        _require_finite(name, values.data if sparse.issparse(values) else values)
+        least = 0.0 if name.endswith("tfidf") else -np.inf
+        _require_finite(name, values.data if sparse.issparse(values) else values, least)
     for part in (factors, anchors):
         for name, values in vars(part).items():
             if isinstance(values, np.ndarray):
@@ -381,9 +382,11 @@ def _require_fit(artifacts: Artifacts) -> None:
         raise DataError(f"{artifacts.n_folded_in} of {n_genes} genes were folded in")
 
 
-def _require_finite(name: str, values: np.ndarray) -> None:
+def _require_finite(name: str, values: np.ndarray, least: float = -np.inf) -> None:
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise DataError(f"{name}: not all are finite numbers")
+    if values.min(initial=0.0) < least:
+        raise DataError(f"{name}: {values.min()} is below {least:g}")
 
 
 def _require_genes(name: str, index: np.ndarray | None, end: int) -> None:

@@ -82,15 +82,18 @@ class Wanted:
         """The genes asked for; None for all.
 
         Raises:
-            ConfigError: a file without genes.
+            ConfigError: no gene is named, or what is asked of them is no correlation.
         """
+        if not -1.0 <= self.min_reliability <= 1.0:
+            raise ConfigError(f"--min-reliability is {self.min_reliability}, expected -1 to 1")
         if self.genes == (ALL,):
             return None
         if len(self.genes) > 1 or not Path(self.genes[0]).is_file():
-            return tuple(name for text in self.genes for name in text.split(",") if name)
-        found = tuple(Path(self.genes[0]).read_text(encoding="utf-8-sig").split())
+            found = tuple(name for text in self.genes for name in text.split(",") if name)
+        else:
+            found = tuple(Path(self.genes[0]).read_text(encoding="utf-8-sig").split())
         if not found:
-            raise ConfigError(f"{self.genes[0]} names no gene; write one a line")
+            raise ConfigError(f"{self.genes[0]!r} names no gene; write one a line")
         return found
 
 

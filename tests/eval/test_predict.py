@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -397,3 +398,16 @@ def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refus
     with pytest.raises(ConfigError, match="predicts no labels: none of its training slides"):
         predict_folder(older, [cohort.images], tmp_path / "b", Wanted(labels=True))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"genes": (",",)}, "',' names no gene"),
+        ({"min_reliability": float("nan")}, "--min-reliability is nan, expected -1 to 1"),
+        ({"min_reliability": 5.0}, "--min-reliability is 5.0"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], told: str):
+    with pytest.raises(ConfigError, match=told):
+        _ = Wanted(**asked).names

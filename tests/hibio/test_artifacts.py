@@ -209,6 +209,7 @@ def beyond(values):
         (replaced("anchors/indices", beyond), "cannot be read"),
         (replaced("anchors/indptr", beyond), "cannot be read"),
         (replaced("tfidf/df", lambda v: v[:-1]), "cannot be read"),
+        (replaced("tfidf/df", beyond), r"tfidf: -\d.* is below 0"),
         (replaced("scales/use", lambda v: v[:-1]), r"scales/use has shape \(399,\)"),
         (replaced("scales/spread", lambda v: v[:, None]), r"scales/spread has shape \(400, 1\)"),
         (replaced("scales/spread", lambda v: 0 * v), "a spread is not above 0"),
