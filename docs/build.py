@@ -266,12 +266,17 @@ def tutorial_files(config: Any) -> Iterator[tuple[str, str | bytes]]:
         TUTORIALS[path.stem] = re.sub(r"^# .*$", head, text, count=1, flags=re.M)
         yield f"tutorials/{path.stem}.ipynb", nbformat.writes(ran[path.stem])
         for shown in SHOWS.findall(text):
-            yield f"tutorials/{Path(shown).name}", (CACHE / "work" / shown).read_bytes()
+            yield f"tutorials/{flat(shown)}", (CACHE / "work" / shown).read_bytes()
         for file, picture in pictures.items():
             yield f"tutorials/{file}", picture
 
 
 TUTORIALS: dict[str, str] = {}  # name -> text with outputs, of the build that is under way
+
+
+def flat(path: str) -> str:
+    """The name in the site of a file that a tutorial wrote."""
+    return path.replace("/", "-")
 
 
 def in_order(entries: list[Any]) -> Iterator[str]:
@@ -319,7 +324,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     text = relinked(
         TUTORIALS.get(name, markdown) if uri.startswith("tutorials/") else markdown, source, uri
     )
-    text = SHOWS.sub(lambda match: f"[Open it]({Path(match[1]).name}){{.md-button}}", text)
+    text = SHOWS.sub(lambda match: f"[Open it]({flat(match[1])}){{.md-button}}", text)
     text = DOORS.sub(lambda match: doors(match[1]), text)
     return PART.sub(lambda match: relinked(part(match[1]), "README.md", uri), text)
 
