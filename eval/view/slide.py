@@ -32,6 +32,7 @@ from preprocessing.selection import normalised
 from preprocessing.store import SlideStore
 
 Kind = Literal["measured", "predicted"]
+LOOKED_AT = 10_000  # spots that say whether a slide is foreign
 KEYWORDS = 12  # genes that are shown of a spot
 EXPRESSION = "log expression, on the scale of the training spots"
 SCORE = "match score: standard deviations above the mean of the training spots"
@@ -102,14 +103,16 @@ class ViewedSlide:
             "spots": len(self.xy_px0),
             "diameter": self.diameter,
             "tiles": self.zoom.facts,
-            "verdict": self._verdict(),
+            "verdict": self._verdict,
         }
 
+    @cached_property
     def _verdict(self) -> str:
         readout = self.model.readout
         if readout is None or readout.look is None or not readout.features:
             return ""
-        return verdict(readout.look.familiarity(self._features))
+        step = -(-len(self.xy_px0) // LOOKED_AT)
+        return verdict(readout.look.familiarity(self._features[::step]))
 
     def heat(self, asked: str, kind: Kind) -> Heat:
         """Values of a gene, a set or a list over the slide.
