@@ -2,6 +2,9 @@
 # make test         ruff, mypy and the tests, as CI runs them
 # make test-newest  the same with the newest versions that setup.cfg allows, in .venv-newest
 # make test-lowest  the tests with the lowest, those of constraints-lowest.txt, in .venv-lowest
+# make test-browser the page of hibio view in headless Chromium (needs npm and chromium)
+# make test-readers the readers beside spatialdata-io and squidpy, in .venv-readers
+# make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
 # make licenses     the licence of every package that is installed with HiBio
@@ -25,12 +28,14 @@ PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-newest test-lowest docs wheel licenses lock format clean
+.PHONY: help demo test test-newest test-lowest test-browser test-readers view-assets docs wheel licenses lock format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
+# Without npm the demo has no page to look at; it says so.
 demo: $(BASE)
+	-$(MAKE) view-assets
 	$(BIN)/hibio demo --out demo
 
 test: $(TEST)
@@ -42,6 +47,17 @@ test: $(TEST)
 test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
+view-assets: $(BASE)
+	$(BIN)/python -m eval.view.page
+
+test-browser: $(TEST) view-assets
+	$(BIN)/python -m pytest -rs tests/eval/test_view_browser.py
+
+test-readers:
+	$(MAKE) .venv-readers/installed-test VENV=.venv-readers CONSTRAINTS=
+	.venv-readers/bin/python -m pip install "spatialdata-io>=0.7" "squidpy>=1.8"
+	.venv-readers/bin/python -m pytest -rs tests/preprocessing/test_readers_oracle.py
 
 # ruff and mypy judge the code by the locked versions alone.
 test-lowest: constraints-lowest.txt
@@ -57,7 +73,7 @@ docs: $(TEST)
 	$(BIN)/python -m mkdocs build --strict
 
 # The wheel is built from the sdist, so that the sdist is whole.
-wheel: $(TEST)
+wheel: $(TEST) view-assets
 	rm -rf dist .venv-wheel
 	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
 	$(PIP) wheel --no-deps --wheel-dir dist dist/*.tar.gz < /dev/null
@@ -82,7 +98,7 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .venv-wheel demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest .venv-readers .venv-wheel demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -55,7 +55,7 @@ class PatternExpression:
         """Rows of ``spots``, in their order."""
         pattern = spots % len(self.gene_PK)
         nothing = np.zeros((len(spots), 1), np.float32)
-        return ExpressionRows(self.gene_PK[pattern], self.value_PK[pattern], *[nothing] * 3)
+        return ExpressionRows(self.gene_PK[pattern], self.value_PK[pattern], *[nothing] * 4)
 
 
 @dataclass(frozen=True)

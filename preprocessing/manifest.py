@@ -241,7 +241,8 @@ def _outcome_problems(rows: Sequence[SlideRow]) -> list[str]:
 def foreign_file(path: Path) -> str | None:
     """What a file is that no reader reads, by its name, and what to do; None: it may be read."""
     found = (told for ends, told in _FOREIGN.items() if path.name.lower().endswith(ends))
-    return next(found, None) if path.is_file() else None
+    there = os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+    return next(found, None) if there else None
 
 
 def missing_files(row: SlideRow) -> list[str]:

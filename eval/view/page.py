@@ -86,4 +86,7 @@ def page_file(name: str) -> tuple[bytes, str]:
 
 
 if __name__ == "__main__":
-    print(fetch_openseadragon())
+    try:
+        print(fetch_openseadragon())
+    except ConfigError as problem:
+        raise SystemExit(f"hibio view: {problem}") from problem

@@ -133,7 +133,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_zero(toy_stores, tmp_path
 def test_a_stop_before_the_first_step_exits_as_stopped_too(toy_stores, tmp_path, number):
     """While slides are read and artifacts fitted: no step to finish, nothing to save."""
     process = start(run_config(toy_stores, tmp_path / "run"), tmp_path)
-    wait_until(process, lambda: (tmp_path / "run" / "provenance.json").is_file())
+    wait_until(process, lambda: (tmp_path / "run" / "config.yaml").is_file())
     process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == STOPPED, told

@@ -152,7 +152,7 @@ def test_the_doctor_looks_into_a_checkpoint(toy_stores, tmp_path, run):
     assert rows["gene: value"]["start"]["token"] == pytest.approx(1 / 3, rel=0.01)
     assert rows["gene: value"]["trained"] != rows["gene: value"]["start"]
     assert_refused(run("doctor", "--checkpoint", job.folder), "--checkpoint needs --data")
-    assert_refused(run("doctor", "--data", toy_stores), "go with --checkpoint")
+    assert_refused(run("doctor", "--data", toy_stores), "--data goes with --checkpoint DIR")
     empty = tmp_path / "other"
     empty.mkdir()
     (empty / "sim003.h5").write_bytes((toy_stores / "sim003.h5").read_bytes())

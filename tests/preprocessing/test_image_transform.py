@@ -83,6 +83,7 @@ def test_the_manifest_column(tmp_path: Path) -> None:
     )
     problems = " ".join(scan_manifest(path)[1])
     assert all(word in problems for word in ("rot91", "without an image", "without counts"))
-    write_manifest([replace(found[0], image_transform=tmp_path / "gone.csv")], path)
+    lost = tmp_path / "lost.csv"
+    write_manifest([replace(found[0], image_transform=tmp_path / "gone.csv")], lost)
     with pytest.raises(DataError, match=r"image_transform file .*gone\.csv does not exist"):
-        read_manifest(path)
+        read_manifest(lost)
