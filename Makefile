@@ -70,7 +70,7 @@ constraints-lowest.txt: setup.cfg
 
 docs: $(TEST)
 	$(PIP) install -e ".[docs]" < /dev/null
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The wheel is built from the sdist, so that the sdist is whole.
 wheel: $(TEST) view-assets
@@ -98,7 +98,7 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .venv-readers .venv-wheel demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest .venv-readers .venv-wheel demo build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
