@@ -81,7 +81,7 @@ LAYERS = (
         "preprocessing.slides",
         "preprocessing.tfidf",
     ),
-    ("preprocessing.zarr_bounds",),
+    ("preprocessing.workers", "preprocessing.zarr_bounds"),
     (
         "preprocessing.files",
         "preprocessing.graphs",

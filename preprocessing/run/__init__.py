@@ -1,11 +1,8 @@
 """Manifest -> slide stores: one file a slide, resumable; one bad slide never stops the others."""
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from preprocessing.errors import DataError
 from preprocessing.files import remove_abandoned, require_plain_name
@@ -15,10 +12,10 @@ from preprocessing.manifest import scan_manifest
 from preprocessing.patches import PatchConfig
 from preprocessing.run.preparation import SlideResult, Status, attempt_slide
 from preprocessing.run.sifting import Images, QualityConfig, SlideTask
-from preprocessing.run.workers import interruptible, prepare_in_processes, prepare_on_cluster
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
+from preprocessing.workers import Lost, gathered
 
 __all__ = ["PrepareReport", "SlideResult", "Status", "prepare"]
 
@@ -97,7 +94,7 @@ def prepare(
     Raises:
         DataError: the manifest as a whole cannot be used, or an argument is out of range.
     """
-    _check(workers, minutes, images, genes)
+    _check(minutes, images, genes)
     require_backend(backend)
     out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
     rows = _rows(manifest, root)
@@ -106,26 +103,28 @@ def prepare(
     tasks = [SlideTask(row, out / f"{row.slide_id}.h5", *same) for row in rows]
     remove_abandoned(out)
     try:
-        return _report(tasks, _results(tasks, workers, scheduler, 60 * minutes))
+        return _report(tasks, workers, scheduler, 60 * minutes)
     finally:
         remove_abandoned(out)
 
 
-def _report(tasks: list[SlideTask], found: Generator[SlideResult, None, None]) -> PrepareReport:
-    """Wait for all results, with a progress bar; they come in any order."""
-    results: dict[str, SlideResult] = {}
-    bar = tqdm(total=len(tasks), desc="prepare", unit="slide", disable=None)
-    with interruptible(), closing(found), bar:
-        for result in found:
-            results[result.slide_id] = result
-            bar.update()
-    return PrepareReport(tuple(results[task.row.slide_id] for task in tasks))
+def _report(
+    tasks: list[SlideTask], workers: int, scheduler: str | None, limit_s: float
+) -> PrepareReport:
+    named = {task.row.slide_id: task for task in tasks}
+    found = gathered(attempt_slide, named, "prepare", workers, scheduler, limit_s)
+    return PrepareReport(
+        tuple(
+            SlideResult(name, "failed", one.reason, seconds=one.seconds)
+            if isinstance(one, Lost)
+            else one
+            for name, one in found.items()
+        )
+    )
 
 
-def _check(workers: int, minutes: float, images: str, genes: GeneMapConfig | None) -> None:
+def _check(minutes: float, images: str, genes: GeneMapConfig | None) -> None:
     """Refuses arguments, and a gene table that cannot be used, before any slide."""
-    if workers < 0:
-        raise DataError(f"workers is {workers}; expected 0 (this process) or more processes")
     if not minutes > 0:
         raise DataError(f"minutes is {minutes}; expected more than 0 minutes a slide")
     if images not in ENCODERS:
@@ -146,14 +145,3 @@ def _rows(manifest: str | Path | Sequence[SlideRow], root: str | Path | None) ->
     if problems:
         raise DataError(f"manifest {manifest}: " + "; ".join(problems))
     return rows
-
-
-def _results(
-    tasks: list[SlideTask], workers: int, scheduler: str | None, limit_s: float
-) -> Generator[SlideResult, None, None]:
-    if scheduler is not None:
-        yield from prepare_on_cluster(tasks, scheduler)
-    elif workers > 0:
-        yield from prepare_in_processes(tasks, min(workers, len(tasks)), limit_s)
-    else:
-        yield from map(attempt_slide, tasks)

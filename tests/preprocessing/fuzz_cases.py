@@ -26,8 +26,8 @@ from preprocessing import prepare
 from preprocessing.errors import DataError
 from preprocessing.run.preparation import SlideResult
 from preprocessing.run.sifting import SlideTask
-from preprocessing.run.workers import prepare_in_processes
 from preprocessing.slide_row import SlideRow
+from preprocessing.workers import Lost, in_processes
 from tests.preprocessing.fuzz_bases import BASES, PATCH, manifest
 
 MEMORY_BYTES = 4 * 2**30
@@ -79,12 +79,14 @@ def run_cases(cases: list[Case], folder: Path, workers: int) -> Iterator[tuple[C
         (good / base).mkdir(parents=True, exist_ok=True)
         BASES[base](good / base)
     known = {case.name: case for case in cases}
-    tasks = []
+    tasks = {}
     for case in cases:
         row = SlideRow(case.name, "p", good / case.base, f"{case.damage}|{case.seed}")
-        tasks.append(SlideTask(row, folder / case.name / "out", PATCH))
-    for result in prepare_in_processes(tasks, workers, CASE_S, attempt_case):
-        yield known[result.slide_id], result
+        tasks[case.name] = SlideTask(row, folder / case.name / "out", PATCH)
+    for name, result in in_processes(attempt_case, tasks, workers, CASE_S):
+        if isinstance(result, Lost):
+            result = SlideResult(name, "failed", result.reason, seconds=result.seconds)
+        yield known[name], result
 
 
 def attempt_case(task: SlideTask) -> SlideResult:

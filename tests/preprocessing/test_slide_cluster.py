@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from preprocessing import DataError, prepare, stores_in
+from preprocessing import workers as slide_cluster
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.run import workers as slide_cluster
 from preprocessing.run.sifting import SlideTask
-from preprocessing.run.workers import prepare_on_cluster
+from preprocessing.workers import Lost, on_cluster
 from tests.preprocessing import faulty
 from tests.preprocessing.same_store import assert_same_store
 from tests.preprocessing.sources import legacy_slide
@@ -66,10 +66,9 @@ def test_a_cluster_gives_the_same_stores_and_continues(
 def test_a_lost_worker_is_the_reason_of_its_slide_only(tmp_path: Path, cluster: Any) -> None:
     row, _ = legacy_slide(tmp_path, "A1", image=False)
     rows = [replace(row, slide_id=name) for name in ("A1", "crash", "B1")]
-    tasks = [SlideTask(r, tmp_path / "out" / f"{r.slide_id}.h5", PATCH) for r in rows]
-    address = cluster.scheduler_address
-    found = {r.slide_id: r for r in prepare_on_cluster(tasks, address, faulty.attempt)}
-    assert found["crash"].status == "failed"
+    tasks = {r.slide_id: SlideTask(r, tmp_path / f"{r.slide_id}.h5", PATCH) for r in rows}
+    found = dict(on_cluster(faulty.attempt, tasks, cluster.scheduler_address))
+    assert isinstance(found["crash"], Lost)
     for name in ("A1", "B1"):  # skipped: finished, and the result was lost with the other slide
         assert found[name].status in ("done", "skipped"), found
     assert "its worker was lost" in found["crash"].reason

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from preprocessing import prepare, stores_in
+from preprocessing import workers as slide_workers
 from preprocessing.patches import PatchConfig
-from preprocessing.run import workers as slide_workers
+from preprocessing.run.preparation import attempt_slide
 from preprocessing.run.sifting import SlideTask
-from preprocessing.run.workers import interruptible, prepare_in_processes
+from preprocessing.workers import Lost, in_processes, interruptible
 from tests.preprocessing import faulty
 from tests.preprocessing.sources import legacy_slide
 
@@ -24,10 +25,11 @@ PATCH = PatchConfig(200.0, 16)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tasks(folder: Path, *names: str) -> list[SlideTask]:
+def tasks(folder: Path, *names: str) -> dict[str, SlideTask]:
     row, _ = legacy_slide(folder, "A1", image=False)
     rows = [replace(row, slide_id=name) for name in names]
-    return [SlideTask(row, folder / "out" / f"{row.slide_id}.h5", PATCH) for row in rows]
+    out = folder / "out"
+    return {row.slide_id: SlideTask(row, out / f"{row.slide_id}.h5", PATCH) for row in rows}
 
 
 def children() -> set[int | None]:
@@ -39,9 +41,10 @@ def test_crash_hang_and_kill_cost_one_slide_each(
 ) -> None:
     monkeypatch.setattr(slide_workers, "_GRACE_S", 0.3)
     jobs = tasks(tmp_path, "crash", "A1", "hang", "B1", "kill", "leave", "C1")
-    found = {r.slide_id: r for r in prepare_in_processes(jobs, 2, 12.0, faulty.attempt)}
+    found = dict(in_processes(faulty.attempt, jobs, 2, 12.0))
     assert len(found) == 7
-    assert {n for n, r in found.items() if r.status == "done"} == {"A1", "B1", "C1"}
+    assert {n for n, r in found.items() if not isinstance(r, Lost)} == {"A1", "B1", "C1"}
+    assert {found[name].status for name in ("A1", "B1", "C1")} == {"done"}
     assert "a library crashed (SIGSEGV)" in found["crash"].reason
     assert "no result after 0.2" in found["hang"].reason
     assert "ended from outside (signal 9)" in found["kill"].reason
@@ -51,16 +54,16 @@ def test_crash_hang_and_kill_cost_one_slide_each(
 
 def test_one_process_is_enough_and_leaves_with_the_last_slide(tmp_path: Path) -> None:
     before = children()
-    found = list(prepare_in_processes(tasks(tmp_path, "A1", "B1"), 1, 60.0))
-    assert [(r.slide_id, r.status) for r in found] == [("A1", "done"), ("B1", "done")]
+    found = in_processes(attempt_slide, tasks(tmp_path, "A1", "B1"), 1, 60.0)
+    assert [(name, r.status) for name, r in found] == [("A1", "done"), ("B1", "done")]
     assert children() - before == set()
 
 
 def test_stopping_early_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slide_workers, "_GRACE_S", 0.3)
     before = children()
-    results = prepare_in_processes(tasks(tmp_path, "A1", "hang", "B1"), 2, 60.0, faulty.attempt)
-    assert next(results).slide_id == "A1"
+    results = in_processes(faulty.attempt, tasks(tmp_path, "A1", "hang", "B1"), 2, 60.0)
+    assert next(results)[0] == "A1"
     results.close()
     assert children() - before == set()
 
