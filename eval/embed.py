@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import warnings
@@ -44,6 +45,7 @@ from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
 from preprocessing.scale import spacing_um
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
+from preprocessing.workers import each
 
 SUMMARY = "embed.json"
 _HASHES = ("checkpoint_sha256", "store_sha256")  # what an .h5ad of ours was made from
@@ -325,14 +327,24 @@ def region_names(slide_id: str, labels: np.ndarray) -> pd.Categorical:
 
 
 def embed_folder(
-    checkpoint_path: Path, data: Path, out: Path, fold_in: Path | None = None
+    checkpoint_path: Path,
+    data: Path,
+    out: Path,
+    fold_in: Path | None = None,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    only: str | None = None,
 ) -> list[Path]:
     """Write ``<out>/<slide_id>.h5ad`` for every store; whole files of the same inputs are kept.
 
     With ``fold_in``, a folder of bridge stores, genes of the data that the model never saw are
     folded in by their co-expression there with known ones, and the account of all is printed.
+    ``workers`` and ``scheduler`` are as in `preprocessing.workers.each`, a slide a task, and
+    ``only`` is the slide of a task.
 
     Raises:
+        DataError: slides that failed in other processes; the others are written.
         ConfigError: no checkpoint, several, no store, values that are not finite, or a file in
             ``out`` that `embed` did not make.
     """
@@ -341,23 +353,32 @@ def embed_folder(
     checked(checkpoint, entries)
     open_folder(out)
     targets = {entry.slide_id: out / f"{entry.slide_id}.h5ad" for entry in entries}
-    known = {slide: hashes_of(target, "layout") for slide, target in targets.items()}
+    for target in targets.values():
+        hashes_of(target)
     _refuse_other_summary(out / SUMMARY)
+    if workers or scheduler:
+        call = functools.partial(embed_folder, checkpoint_path, data, out, fold_in)
+        calls = {slide: functools.partial(call, only=slide) for slide in targets}
+        each(calls, workers, scheduler, "embed")
     weights = checkpoint.sha256
     if fold_in is not None:
         checkpoint, weights = _folded_in(checkpoint, stores_in(fold_in), entries)
     written = []
     for entry in tqdm(entries, desc="embed", disable=None):
+        if only not in (None, entry.slide_id):
+            continue
         target = targets[entry.slide_id]
         with SlideStore(entry.path) as store:
             wanted = dict(zip((*_HASHES, "layout"), (weights, store.sha256, LAYOUT), strict=True))
-        if known[entry.slide_id] != wanted:
+        if hashes_of(target, "layout") != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
             adata.uns[keys.UNS]["checkpoint_sha256"] = weights
             require_finite(entry.slide_id, dict(adata.obsm))
             with atomic_path(target) as temporary:
                 write_h5ad(temporary, adata)
         written.append(target)
+    if only is not None:
+        return written
     summary = {"checkpoint": str(checkpoint.path), "slides": [path.name for path in written]}
     with atomic_path(out / SUMMARY) as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")

@@ -60,7 +60,7 @@ def export_folder(kind: str, data: Path, out: Path, names: Sequence[str] = ()) -
     if kind == "qc" and names:
         raise ConfigError("quality has no names to choose from; leave --names out")
     written = []
-    tables = _tables(data) if kind != "qc" else [data] if data.is_file() else stores_in(data)
+    tables = _tables(data) if kind != "qc" else stores_in(data)
     for path in tables:
         genes: dict[str, dict[str, str]] = {}
         if kind == "qc":

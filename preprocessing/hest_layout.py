@@ -55,7 +55,7 @@ def write_hest(stores: str | Path, out: str | Path) -> list[HestSample]:
         DataError: no store, or a damaged one.
     """
     stores, out = Path(stores), Path(out)
-    paths = [stores] if stores.is_file() else stores_in(stores)
+    paths = stores_in(stores)
     return [_write_sample(path, out) for path in paths]
 
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from hibio.config.files import ConfigError, dump_config
 from hibio.data.splits import Split
 from hibio.run import fitted, split_of, train_job
 from preprocessing.files import locked, refuse_others
+from preprocessing.workers import each
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +41,15 @@ def run(options: argparse.Namespace) -> int:
         print(listing(grid, plan(grid, options.data)))
         return 0
     index, parts, report_only = options.index, options.parts, options.report_only
-    report = run_grid(grid, options.data, index=index, parts=parts, report_only=report_only)
+    report = run_grid(
+        grid,
+        options.data,
+        index=index,
+        parts=parts,
+        report_only=report_only,
+        workers=options.workers,
+        scheduler=options.scheduler,
+    )
     again = f"hibio ablate --config {options.config}"
     again += f" --data {options.data}" if options.data else ""
     again += f" --out {options.out}" if options.out else ""
@@ -197,6 +207,8 @@ def run_grid(
     index: int | None = None,
     parts: int | None = None,
     report_only: bool = False,
+    workers: int = 0,
+    scheduler: str | None = None,
 ) -> Path | None:
     """Run a grid, or a part of it; what is done already is kept.
 
@@ -206,6 +218,8 @@ def run_grid(
         index: run only this job (or part), from 1; the table is then left to ``report_only``.
         parts: see `part_of`.
         report_only: run nothing, join what is done.
+        workers: processes, each on one job at a time; see `preprocessing.workers.each`.
+        scheduler: address of a Dask cluster that takes their place.
 
     Returns:
         The report, or None where only a part was run.
@@ -226,6 +240,11 @@ def run_grid(
     for job in tqdm(chosen, desc="ablate", unit="job", disable=None):
         if job.cell.cohort is not None:
             make_cohort(job.cell.cohort)
+    if workers or scheduler:
+        todo = [job for job in chosen if not is_done(job, bench.tasks)]
+        calls = {job.name: partial(run_grid, grid, data, index=job.number) for job in todo}
+        each(calls, workers, scheduler, "ablate", "job")
+    for job in chosen:
         if not is_done(job, bench.tasks):
             with tqdm.external_write_mode():
                 print(f"[{job.number}/{len(jobs)}] {job.name}", flush=True)

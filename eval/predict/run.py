@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -50,6 +51,7 @@ from preprocessing.run.preparation import HANDCRAFTED
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
 from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
+from preprocessing.workers import each
 
 PICTURES = (*SLIDE_SUFFIXES, ".tif", ".tiff", ".png", ".jpg", ".jpeg")
 ALL = "all"
@@ -98,7 +100,13 @@ class Wanted:
 
 
 def predict_folder(
-    checkpoint_path: Path, data: Sequence[Path], out: Path, wanted: Wanted | None = None
+    checkpoint_path: Path,
+    data: Sequence[Path],
+    out: Path,
+    wanted: Wanted | None = None,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
 ) -> list[Path]:
     """Write ``<out>/<slide_id>.predict.h5ad`` for every slide with an image; whole ones are kept.
 
@@ -107,6 +115,8 @@ def predict_folder(
         data: folders of stores, stores, slide images, folders of images.
         out: folder; stores of slide images are made in ``<out>/stores``.
         wanted: what to predict.
+        workers: processes, each on one slide at a time; see `preprocessing.workers.each`.
+        scheduler: address of a Dask cluster that takes their place.
 
     Raises:
         ConfigError: no slide with an image, an unknown gene, a checkpoint without what it needs, or
@@ -127,11 +137,15 @@ def predict_folder(
     if wanted.gene_sets is not None:
         chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))
     open_folder(out)
-    stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted)
+    elsewhere = (workers, scheduler)
+    stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted, elsewhere)
     entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]
     if not entries and not failed:
         raise ConfigError(f"{', '.join(map(str, data))}: no slide with an image")
     checked(checkpoint, entries)
+    if workers or scheduler:
+        call = partial(predict_folder, checkpoint_path, out=out, wanted=wanted)
+        each({e.slide_id: partial(call, [e.path]) for e in entries}, *elsewhere, "predict")
     written = [
         _predict_slide(checkpoint, entry, chosen, out, wanted)
         for entry in tqdm(entries, desc="predict", unit="slide", disable=None)
@@ -209,7 +223,12 @@ def _familiarity(store: SlideStore, readout: Readout) -> np.ndarray:
 
 
 def _stores(
-    checkpoint: Checkpoint, readout: Readout, data: Sequence[Path], folder: Path, wanted: Wanted
+    checkpoint: Checkpoint,
+    readout: Readout,
+    data: Sequence[Path],
+    folder: Path,
+    wanted: Wanted,
+    elsewhere: tuple[int, str | None],
 ) -> tuple[list[Path], list[str]]:
     """Stores of what was given, made where it is a slide image; and what could not be read."""
     stores: list[Path] = []
@@ -230,16 +249,18 @@ def _stores(
         return stores, []
     rows = _rows(pictures, wanted.mpp)
     _refuse_trained(checkpoint, rows)
-    made, failed = _prepared(checkpoint, readout, rows, folder)
+    made, failed = _prepared(checkpoint, readout, rows, folder, elsewhere)
     if made and readout.features not in ("", HANDCRAFTED):
         source = readout.source
         report = features_report(
-            folder,
+            made,
             source.get("encoder", readout.features),
             weights=wanted.weights,
             scale=source.get("scale", "spot"),
             stain=source.get("stain", "none"),
             input_px=source.get("input_px"),
+            workers=elsewhere[0],
+            scheduler=elsewhere[1],
         )
         failed += [f"{row.path.stem}: {row.note}" for row in report.failed]
         made = [path for path in made if path not in [row.path for row in report.failed]]
@@ -289,12 +310,17 @@ def _rows(pictures: Sequence[Path], mpp: float | None) -> list[SlideRow]:
 
 
 def _prepared(
-    checkpoint: Checkpoint, readout: Readout, rows: Sequence[SlideRow], folder: Path
+    checkpoint: Checkpoint,
+    readout: Readout,
+    rows: Sequence[SlideRow],
+    folder: Path,
+    elsewhere: tuple[int, str | None],
 ) -> tuple[list[Path], list[str]]:
     settings = checkpoint.model.artifacts.settings
     assert checkpoint.image_input is not None
     wide = settings.context_um[0] if checkpoint.image_input.context else None
     patch = PatchConfig(settings.patch_um, int(readout.source["patch_px"]), wide)
-    report = prepare(rows, folder, patch=patch)
+    workers, scheduler = elsewhere
+    report = prepare(rows, folder, patch=patch, workers=workers, scheduler=scheduler)
     made = [folder / f"{row.slide_id}.h5" for row in report.rows if row.status != "failed"]
     return made, [f"{row.slide_id}: {row.reason}" for row in report.failed]

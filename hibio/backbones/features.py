@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, st
 from preprocessing.store import SlideStore, file_sha256
 from preprocessing.store.read import stores_in
 from preprocessing.store.write import add_features, feature_origin
+from preprocessing.workers import Lost, gathered
 
 TOLERANCE = 0.2  # a resolution that differs from the expected one by up to this share is not told
 Status = Literal["done", "replaced", "skipped", "no image", "failed"]
@@ -111,16 +113,18 @@ def scale_note(backbone: Backbone, patch_um: float, patch_px: int, slide_mpp: fl
 
 
 def features_report(
-    stores: str | Path,
+    stores: str | Path | Sequence[Path],
     encoder: str,
     *,
     weights: Path | None = None,
     batch: int = 64,
     device: str = "auto",
-    workers: int = 1,
+    threads: int = 1,
     scale: Scale = "spot",
     stain: StainMethod = "none",
     input_px: int | None = None,
+    workers: int = 0,
+    scheduler: str | None = None,
 ) -> FeaturesReport:
     """Run the encoder over every store; one bad store does not stop the others.
 
@@ -129,38 +133,49 @@ def features_report(
     spots of 1536: 0.3 GB) and written at its end.
 
     Args:
-        stores: folder of stores, or one store.
+        stores: folder of stores, one store, or some.
         encoder: see :func:`hibio.backbones.resolve.resolve_backbone`.
         weights: local weights file; None: the hub's cache, else the hub.
         batch: patches of one forward pass.
         device: auto | cpu | cuda. bf16 is used on CUDA only.
-        workers: threads that decode patches ahead; 0 decodes between the passes.
+        threads: that decode patches ahead; 0 decodes between the passes.
         scale: which patches: "spot", "context" (a store without them fails), or "both", whose
             features stand side by side.
         stain: none | macenko | reinhard: bring the patches of each slide to one stain before.
         input_px: side of the square that the encoder reads; None: what it was trained on.
+        workers: processes that encode a store at a time; 0: this one.
+        scheduler: address of a Dask cluster that takes their place.
 
     Raises:
         ConfigError: the encoder, its weights, the device or an argument cannot be used.
         DataError: no store there.
     """
-    if batch < 1 or workers < 0:
-        raise ConfigError(f"batch is {batch}, workers {workers}; expected at least 1 and 0")
+    if batch < 1 or threads < 0:
+        raise ConfigError(f"batch is {batch}, threads {threads}; expected at least 1 and 0")
     if input_px is not None and input_px < LEAST_PX:
         raise ConfigError(f"input_px is {input_px}; expected at least {LEAST_PX} pixels, e.g. 112")
     for name, given, choices in (("scale", scale, Scale), ("stain", stain, StainMethod)):
         if given not in get_args(choices):
             raise ConfigError(f"{name} is {given!r}; choose {', '.join(get_args(choices))}")
     target = _device(device)
-    stores = Path(stores)
-    paths = [stores] if stores.is_file() else stores_in(stores)
+    if isinstance(stores, str | Path):
+        stores = stores_in(stores)
     native = resolve_backbone(encoder)
     backbone = native.at(input_px)
     file = find_weights(backbone, weights)
     resized = backbone.input_px != native.input_px
-    job = _Job(backbone, file, target, scale, stain, batch, workers, resized)
-    bar = tqdm(paths, desc=job.name, unit="slide", disable=None)
-    return FeaturesReport(job.name, tuple(_attempt(path, job) for path in bar))
+    job = _Job(backbone, file, target, scale, stain, batch, threads, resized)
+    tasks = {path.stem: path for path in stores}
+    found = gathered(functools.partial(_attempt, job=job), tasks, job.name, workers, scheduler)
+    return FeaturesReport(
+        job.name,
+        tuple(
+            SlideFeatures(tasks[name], "failed", seconds=row.seconds, note=row.reason)
+            if isinstance(row, Lost)
+            else row
+            for name, row in found.items()
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +188,7 @@ class _Job:
     scale: Scale
     stain: StainMethod
     batch: int
-    workers: int
+    threads: int
     resized: bool
 
     @functools.cached_property
@@ -261,7 +276,7 @@ def _encode_store(path: Path, job: _Job) -> SlideFeatures:
                 spots=store.n_spots,
                 network=job.network,
                 batch=job.batch,
-                workers=job.workers,
+                workers=job.threads,
                 progress=bar.update,
             )
             values = np.hstack([encode(read) for read in readers])

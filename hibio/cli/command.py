@@ -59,6 +59,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers(parser: argparse.ArgumentParser, default: int = 0, unit: str = "slide") -> None:
+    """Declare where the work of a command is done, a slide or a job at a time."""
+    add = parser.add_argument
+    text = f"processes, each on one {unit} at a time (default {default or '0: in this one'})"
+    add("--workers", type=int, default=default, metavar="N", help=text)
+    text = "of a Dask cluster that takes the place of --workers"
+    add("--scheduler", metavar="ADDRESS", help=text)
+
+
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of ``hibio``; what it parses has ``run`` and ``commands``, the table itself."""
     parser = argparse.ArgumentParser(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hibio.cli.command import Command, add_folder
+from hibio.cli.command import Command, add_folder, add_workers
 
 #: Options of ``hibio simulate`` that are numbers: setting of `SimulateConfig`, type, words.
 _SIMULATE: dict[str, tuple[str, type, str]] = {
@@ -123,11 +123,8 @@ def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="UM",
         help="store a second, wider patch of each spot too, e.g. 448 (default 0: none)",
     )
-    add("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     add("--slide-backend", default="auto", metavar="B", help="openslide, pyvips, cucim")
-    add(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that takes the place of --workers"
-    )
+    add_workers(parser, default=1)
     add("--minutes", type=float, default=120.0, metavar="N", help="give up a slide after (120)")
     add(
         "--gene-table",
@@ -221,7 +218,8 @@ def _features_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", type=Path, metavar="FILE", help="local weights of the encoder")
     add("--batch", type=int, default=64, metavar="N", help="patches a pass (64)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--workers", type=int, default=1, metavar="N", help="decoding threads (1)")
+    add("--threads", type=int, default=1, metavar="N", help="that decode patches ahead (1)")
+    add_workers(parser)
     add(
         "--scale",
         choices=("spot", "context", "both"),
@@ -264,7 +262,9 @@ def features(options: argparse.Namespace) -> int:
         weights=options.weights,
         batch=options.batch,
         device=options.device,
+        threads=options.threads,
         workers=options.workers,
+        scheduler=options.scheduler,
         scale=options.scale,
         stain=options.stain,
         input_px=options.input_px,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hibio.cli.command import Command, add_config, add_folder
+from hibio.cli.command import Command, add_config, add_folder, add_workers
 
 
 def _eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +166,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--parts", type=int, metavar="N", help="with --index: run part I of N, not one job")
     add("--list", action="store_true", help="show the jobs with their numbers")
     add("--report-only", action="store_true", help="run nothing, table what is done")
+    add_workers(parser, unit="job")
 
 
 def ablate(options: argparse.Namespace) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from hibio.cli.command import Command, add_config, add_folder
+from hibio.cli.command import Command, add_config, add_folder, add_workers
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,11 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     add_folder(parser, "--checkpoint")
     add_folder(parser, "--data", "stores")
     add_folder(parser, "--out")
+    add_workers(parser)
+
+
+def _where(options: argparse.Namespace) -> dict[str, Any]:
+    return {"workers": options.workers, "scheduler": options.scheduler}
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +76,9 @@ def embed(options: argparse.Namespace) -> int:
     """``hibio embed``."""
     from eval.embed import embed_folder
 
-    written = embed_folder(options.checkpoint, options.data, options.out, options.fold_in)
+    written = embed_folder(
+        options.checkpoint, options.data, options.out, options.fold_in, **_where(options)
+    )
     print(f"wrote {len(written)} files to {options.out}")
     return 0
 
@@ -88,7 +96,12 @@ def query(options: argparse.Namespace) -> int:
     from eval import query_folder
 
     written = query_folder(
-        options.checkpoint, options.data, options.gene_set, options.out, options.readout
+        options.checkpoint,
+        options.data,
+        options.gene_set,
+        options.out,
+        options.readout,
+        **_where(options),
     )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
@@ -125,6 +138,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     add("--regions", action="store_true", help="write the regions of the image, level by level")
     add("--mpp", type=float, metavar="UM", help="micrometres a pixel of images that do not say it")
     add("--weights", type=Path, metavar="FILE", help="of the frozen encoder, for slide images")
+    add_workers(parser)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -140,7 +154,9 @@ def predict(options: argparse.Namespace) -> int:
         regions=options.regions,
         weights=options.weights,
     )
-    written = predict_folder(options.checkpoint, options.data, options.out, wanted)
+    written = predict_folder(
+        options.checkpoint, options.data, options.out, wanted, **_where(options)
+    )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 

@@ -447,12 +447,14 @@ class SlideStore:
 
 
 def stores_in(folder: str | Path) -> list[Path]:
-    """Return the stores (``*.h5``, without hidden files) of a folder, sorted by name.
+    """Return the stores (``*.h5``, without hidden files) of a folder, sorted by name; or the one.
 
     Raises:
         DataError: no such folder, or no store in it.
     """
     folder = Path(folder)
+    if folder.suffix == ".h5" and folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that `hibio prepare` wrote")
     found = files_in(folder, "*.h5")
