@@ -1,4 +1,4 @@
-"""Commands on models: train, embed, query, predict, share, view."""
+"""Commands on models: train, embed, query, predict, share, view, index, search."""
 
 from __future__ import annotations
 
@@ -260,6 +260,47 @@ def view(options: argparse.Namespace) -> int:
     return 0
 
 
+def index(options: argparse.Namespace) -> int:
+    """``hibio index``."""
+    from eval.index import index_folder
+
+    for table in index_folder(options.checkpoint, options.data, options.out, **_where(options)):
+        print(table)
+    return 0
+
+
+def _search_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("index", type=Path, metavar="INDEX", help="what `hibio index` wrote")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--like", metavar="NAME", help="SLIDE:BARCODE, or a region, of the index")
+    asked.add_argument("--genes", nargs="+", metavar="GENE", help="a list of genes")
+    asked.add_argument("--patch", type=Path, metavar="FILE", help="a picture of a patch")
+    sides = ("image", "omics")
+    add("--by", choices=sides, default="image", help="what of --like asks (default image)")
+    add("--find", choices=sides, help="what is compared (default: omics, of a gene list image)")
+    add("--level", default="spot", metavar="NAME", help="spot (default), or regions: 600um")
+    add(
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only rows with these: slide_id, patient_id, tissue, organism, technology, or a "
+        "label; values of one key are alternatives",
+    )
+    add("--top", type=int, default=10, metavar="K", help="so many (10)")
+    add("--checkpoint", type=Path, metavar="DIR", help="needed for --genes and --patch")
+    add_folder(parser, "--out")
+
+
+def search(options: argparse.Namespace) -> int:
+    """``hibio search``."""
+    from eval.search import search as run
+
+    print("\n".join(f"wrote {path}" for path in run(options)))
+    return 0
+
+
 COMMANDS = (
     Command(
         "train",
@@ -302,5 +343,19 @@ COMMANDS = (
         "hibio view --checkpoint runs/demo --data stores --slides slides",
         view,
         _view_arguments,
+    ),
+    Command(
+        "index",
+        "index the spots and regions of a cohort for `hibio search`",
+        "hibio index --checkpoint runs/demo --data stores --out index",
+        index,
+        _add_checkpoint,
+    ),
+    Command(
+        "search",
+        "find the spots or regions of a cohort that are nearest to one, to genes or to a patch",
+        "hibio search index --like A1:spot007 --find omics --where tissue=breast --out found",
+        search,
+        _search_arguments,
     ),
 )

@@ -49,10 +49,10 @@ def test_a_cluster_writes_what_one_process_does(
     ) as cluster:
         there = {"scheduler": cluster.scheduler_address}
         many, one = Path("many"), Path("one")
+        features_report(Path("stores"), encoder, weights=Path(weights.name), device="cpu", **there)
         embed_folder(cohort.checkpoint, Path("stores"), many, **there)
         query_folder(cohort.checkpoint, Path("stores"), "default", many, **there)
         predict_folder(cohort.checkpoint, [Path("stores")], many, Wanted(("AR",)), **there)
-        features_report(Path("stores"), encoder, weights=Path(weights.name), device="cpu", **there)
         embed_folder(cohort.checkpoint, stores, one)
         query_folder(cohort.checkpoint, stores, "default", one)
         predict_folder(cohort.checkpoint, [stores], one, Wanted(("AR",)))

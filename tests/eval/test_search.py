@@ -1,0 +1,141 @@
+"""`hibio index` and `hibio search`: recall, filters, parts on disk, questions of every kind."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from eval import index as build
+from eval.embed import embed_to_anndata, load_checkpoint
+from eval.index import index_folder
+from eval.search import SPOT, Index, Rows, exact, gene_list, picture
+from hibio.cli import main
+from hibio.config.files import ConfigError
+from hibio.data.splits import read_entries
+from preprocessing.store import SlideStore
+from preprocessing.store.read import stores_in
+from tests.eval.image_cohort import Cohort
+
+faiss = pytest.importorskip("faiss", reason='pip install "hibio[search]"')
+
+
+@pytest.fixture(scope="module")
+def indexed(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("index")
+    tables = index_folder(cohort.checkpoint, cohort.stores, out, part=150)
+    assert {t.name for t in tables} >= {"spot.image", "spot.omics", "300um.image", "600um.omics"}
+    assert all(value >= 0.99 for table in tables for value in table.recall.values())
+    return out
+
+
+def test_the_nearest_are_those_of_the_embeddings(cohort: Cohort, indexed: Path):
+    checkpoint, index = load_checkpoint(cohort.checkpoint), Index(indexed)
+    frames = [embed_to_anndata(checkpoint, e.path) for e in read_entries(stores_in(cohort.stores))]
+    omics = np.concatenate([a.obsm["X_hibio_omics"] for a in frames if a.n_vars])
+    names = [f"{a.obs.slide_id.iloc[0]}:{n}" for a in frames if a.n_vars for n in a.obs_names]
+    question = frames[-1].obsm["X_hibio_image"][7]
+    found = index.nearest(question, "omics", k=5)
+    cosine = omics @ question
+    assert found["distance"].tolist() == pytest.approx(np.sort(1 - cosine)[:5], abs=2e-3)
+    place = {name: 1 - value for name, value in zip(names, cosine, strict=True)}
+    np.testing.assert_allclose(found["distance"], [place[n] for n in found["name"]], atol=2e-3)
+    one = frames[-1]
+    own = index.rows.named("600um", one.obs["hibio_region_600um"].iloc[3])[1]["omics"]
+    np.testing.assert_allclose(own, one.obsm["X_hibio_region"][3], atol=2e-3)
+
+
+def test_many_lists_in_parts_find_what_all_rows_do(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(build, "EXACT", 100)
+    rng = np.random.default_rng(0)
+    made = rng.standard_normal((8, 12)).astype(np.float32)
+    (tmp_path / "slides").mkdir()
+    for slide in ("a", "b", "c"):
+        x = made[rng.integers(0, 8, 400)] + 0.4 * rng.standard_normal((400, 12))
+        x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+        with build.h5py.File(tmp_path / "slides" / f"{slide}.h5", "w") as file:
+            file["spot/image"] = x
+            file["spot/name"] = np.array([f"{slide}:{i}" for i in range(400)]).astype(build.TEXT)
+    rows = Rows(tmp_path, ("a", "b", "c"))
+    table = build._build(rows, SPOT, "image", 400)
+    assert (tmp_path / "spot.image.lists").stat().st_size > 1200 * 12 * 2
+    assert not list(tmp_path.glob(".*part"))
+    assert (table.n, table.lists) == (1200, 35)
+    assert 1 <= table.probed < 35
+    assert table.recall["image"] >= 0.99
+    question = np.concatenate([block[:3] for _, block in rows.vectors(SPOT, "image")])
+    every = np.concatenate([block for _, block in rows.vectors(SPOT, "image")])
+    number, cosine = exact(rows, SPOT, "image", question, 4)
+    np.testing.assert_allclose(cosine, -np.sort(-(question @ every.T), axis=1)[:, :4], rtol=1e-5)
+    assert number[:, 0].tolist() == [0, 1, 2, 400, 401, 402, 800, 801, 802]
+
+
+def test_what_is_chosen_by_is_kept(indexed: Path, monkeypatch):
+    index = Index(indexed)
+    row, own = index.rows.named(SPOT, index.rows.described(SPOT, np.array([130]))["name"].iloc[0])
+    assert row == 130
+    where = {"slide_id": ["sim001", "sim003"], "tissue": ["simulated"]}
+    mask = index.mask(SPOT, where)
+    few = index.nearest(own["image"], "omics", k=8, mask=mask)
+    assert set(few["slide_id"]) <= {"sim001", "sim003"}
+    monkeypatch.setattr("eval.search.EXACT", 0)  # by the lists, as with many rows
+    same = index.nearest(own["image"], "omics", k=8, mask=mask)
+    pd.testing.assert_frame_equal(few, same, atol=1e-4)
+    label = sorted(index.rows.columns)[0]
+    value = few[label].iloc[0]
+    found = index.nearest(own["image"], "omics", k=8, mask=index.mask(SPOT, {label: [value]}))
+    assert set(found[label]) == {value}
+    for wrong, told in (({"organ": ["x"]}, "no 'organ'"), ({"tissue": ["x"]}, "no spot has")):
+        with pytest.raises(ConfigError, match=told):
+            index.mask(SPOT, wrong)
+
+
+def test_genes_a_patch_and_a_spot_are_questions(cohort: Cohort, indexed: Path, tmp_path: Path):
+    checkpoint, index = load_checkpoint(cohort.checkpoint), Index(indexed)
+    genes = checkpoint.model.artifacts.genes[:5].tolist()
+    known = checkpoint.model.encode_gene_sets({"s": genes})[0]
+    np.testing.assert_allclose(gene_list(checkpoint, [*genes, "nothing"]), known, rtol=1e-6)
+    with pytest.raises(ConfigError, match="none of the genes nothing"):
+        gene_list(checkpoint, ["nothing"])
+    with SlideStore(cohort.stores / "sim001.h5") as store:
+        Image.fromarray(store.patches(np.array([3]))[0]).save(tmp_path / "patch.png")
+        barcode = store.barcodes[3]
+    assert np.linalg.norm(picture(checkpoint, index, tmp_path / "patch.png")) == pytest.approx(1)
+    there = ["--checkpoint", str(cohort.checkpoint)]
+    for number, asked in enumerate(
+        (
+            ["--like", f"sim001:{barcode}", "--find", "image"],
+            ["--genes", *genes, *there],
+            ["--patch", str(tmp_path / "patch.png"), "--top", "3", *there],
+        )
+    ):
+        out = tmp_path / str(number)
+        assert main(["search", str(indexed), *asked, "--out", str(out)]) == 0
+        table = pd.read_csv(out / "nearest.csv")
+        assert len(table) == (3 if "--patch" in asked else 10)
+        assert table["distance"].is_monotonic_increasing
+        assert (out / "nearest.png").read_bytes().startswith(b"\x89PNG")
+    itself = pd.read_csv(tmp_path / "0" / "nearest.csv").iloc[0]
+    assert itself["name"] == f"sim001:{barcode}"
+    assert itself["distance"] == pytest.approx(0, abs=2e-3)
+
+
+def test_another_checkpoint_and_no_index_are_refused(
+    cohort: Cohort, indexed: Path, tmp_path: Path, capsys
+):
+    before = {path: path.stat().st_mtime_ns for path in (indexed / "slides").iterdir()}
+    index_folder(cohort.checkpoint, cohort.stores, indexed, part=150)  # resumed: no slide anew
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    text = (indexed / "index.json").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    sealed = text.replace(load_checkpoint(cohort.checkpoint).sha256, "0" * 64)
+    (other / "index.json").write_text(sealed)
+    with pytest.raises(ConfigError, match="is the index of another checkpoint"):
+        index_folder(cohort.checkpoint, cohort.stores, other)
+    line = ["search", str(tmp_path), "--like", "sim001:x", "--out", str(tmp_path / "o")]
+    assert main(line) == 1
+    assert "is no index" in capsys.readouterr().err
+    assert main(["search", str(indexed), *line[2:]]) == 1
+    assert "no spot 'sim001:x' in the index" in capsys.readouterr().err
