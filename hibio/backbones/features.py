@@ -167,15 +167,13 @@ def features_report(
     job = _Job(backbone, file, target, scale, stain, batch, threads, resized)
     tasks = {path.stem: path for path in stores}
     found = gathered(functools.partial(_attempt, job=job), tasks, job.name, workers, scheduler)
-    return FeaturesReport(
-        job.name,
-        tuple(
-            SlideFeatures(tasks[name], "failed", seconds=row.seconds, note=row.reason)
-            if isinstance(row, Lost)
-            else row
-            for name, row in found.items()
-        ),
-    )
+    return FeaturesReport(job.name, tuple(_row(tasks[name], one) for name, one in found.items()))
+
+
+def _row(path: Path, found: SlideFeatures | Lost) -> SlideFeatures:
+    if not isinstance(found, Lost):
+        return found
+    return SlideFeatures(path, "failed", seconds=found.seconds, note=found.reason)
 
 
 @dataclass(frozen=True)
