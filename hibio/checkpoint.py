@@ -45,7 +45,8 @@ UNVERIFIED = (
 SCHEMA_VERSION = 1
 #: Of what ``trainer.pt`` holds. 0 is what the first versions wrote, without a number; it is read
 #: to know whether a run is finished, and not trained on: their batches were drawn in another way.
-STATE_VERSION = 1
+#: 2: the neighbour term asks for the niche's genes.
+STATE_VERSION = 2
 
 
 def provenance() -> dict[str, Any]:

@@ -237,8 +237,8 @@ def load_newest(folder: Path) -> SavedRun | None:
     trainer = load_trainer_state(checkpoint)
     if trainer["schema_version"] < STATE_VERSION:
         raise ConfigError(
-            f"{checkpoint}: of a run that an older HiBio began, whose batches were drawn in "
-            "another way, so it cannot be trained on to the same end. It embeds and evaluates as "
+            f"{checkpoint}: of a run that an older HiBio began, whose batches or terms were "
+            "others, so it cannot be trained on to the same end. It embeds and evaluates as "
             "it is; train again in another folder (--set out=DIR), or resume with the version "
             "that began it (provenance.json of the run)"
         )

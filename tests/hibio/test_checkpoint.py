@@ -189,5 +189,5 @@ def test_a_trainer_state_of_the_first_version_is_read_and_a_newer_one_refused(tm
     assert load_trainer_state(target) == {"step": 7, "schema_version": 0}
     torch.save({"step": 7, "schema_version": STATE_VERSION + 1}, target / "trainer.pt")
     write_checksums(target)
-    with pytest.raises(ConfigError, match=r"trainer state 2, .* reads up to 1; update HiBio"):
+    with pytest.raises(ConfigError, match=r"trainer state 3, .* reads up to 2; update HiBio"):
         load_trainer_state(target)
