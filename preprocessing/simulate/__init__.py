@@ -6,9 +6,8 @@ active where, which domain every spot lies in, and how much of it the image show
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 import pandas as pd
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import sparse
 from tqdm import tqdm
 
@@ -86,29 +84,16 @@ def write_pyramid(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
         for number, level in enumerate(levels):
             per_cm = 1e4 / (mpp * 2**number)
             writer.write(
-                _jpeg_tiles(level),
-                shape=level.shape,
-                dtype=level.dtype,
+                level,
                 tile=(_TILE, _TILE),
-                photometric="ycbcr",
-                subsampling=(2, 2),
+                photometric="rgb",
                 compression="jpeg",
+                compressionargs={"level": _JPEG_QUALITY},
                 subfiletype=1 if number else 0,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-
-
-def _jpeg_tiles(level: NDArray[np.uint8]) -> Iterator[bytes]:
-    """Tiles row by row, black beyond the picture, by Pillow: needs no other codec."""
-    for top, left in np.ndindex(*(-(-length // _TILE) for length in level.shape[:2])):
-        tile = np.zeros((_TILE, _TILE, 3), np.uint8)
-        part = level[top * _TILE :, left * _TILE :][:_TILE, :_TILE]
-        tile[: part.shape[0], : part.shape[1]] = part
-        file = io.BytesIO()
-        Image.fromarray(tile).save(file, "jpeg", quality=_JPEG_QUALITY, subsampling="4:2:0")
-        yield file.getvalue()
 
 
 def _halve(level: NDArray[np.uint8]) -> NDArray[np.uint8]:

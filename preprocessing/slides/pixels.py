@@ -104,7 +104,7 @@ def damage_named(path: Path) -> Iterator[None]:
         if "imagecodecs" in str(error):
             raise DataError(
                 f"{path}: packed in a way that needs imagecodecs (JPEG, JPEG 2000, LZW, ... of "
-                f'TIFF, 16 bits of PNG): pip install "hibio[slide]" ({error})'
+                f"TIFF, 16 bits of PNG): pip install imagecodecs ({error})"
             ) from error
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or cut "

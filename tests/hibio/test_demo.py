@@ -102,7 +102,7 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, ca
 #: Packages of the extras, of which a slide needs none to be prepared, trained on and queried
 #: (scikit-learn asks for pyarrow by its entry in sys.modules, so that one stays).
 NOT_IN_THE_BASE = (
-    *("timm", "torchvision", "huggingface_hub", "imagecodecs", "pyvips", "pylibCZIrw"),
+    *("timm", "torchvision", "huggingface_hub", "pyvips", "pylibCZIrw"),
     *("hdf5plugin", "tensorboard", "wandb", "mlflow", "deepspeed", "distributed"),
     *("starlette", "uvicorn", "argcomplete"),
 )

@@ -12,7 +12,7 @@ import tifffile
 from scipy import sparse, stats
 
 from preprocessing.errors import DataError
-from preprocessing.simulate import SimulateConfig, simulate_cohort, write_pyramid
+from preprocessing.simulate import SimulateConfig, simulate_cohort
 
 PROGRAMMES = {f"P{p:02d}": [f"GENE{(9 * p + g) % 260}" for g in range(12)] for p in range(26)}
 CONFIG = SimulateConfig(n_slides=6, n_patients=3, n_spots=130, n_genes=400, seed=5)
@@ -59,25 +59,6 @@ def test_openslide_opens_pyramids_with_mpp(cohort):
     with tifffile.TiffFile(cohort.root / cohort.rows.image[0]) as file:
         assert [page.is_tiled for page in file.pages] == [True] * len(file.pages)
         assert [page.is_reduced for page in file.pages] == [False] + [True] * (len(file.pages) - 1)
-
-
-def test_a_pyramid_is_what_tifffile_makes_with_its_own_codec(tmp_path):
-    """Byte for byte, so that the base needs no imagecodecs and old seeds give old slides."""
-    pytest.importorskip("imagecodecs")
-    picture = np.random.default_rng(0).integers(0, 256, (300, 401, 3), np.uint8)
-    write_pyramid(tmp_path / "a.tif", picture, 0.5)
-    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
-        how = {"compression": "jpeg", "compressionargs": {"level": 90}, "photometric": "rgb"}
-        how |= {"tile": (256, 256), "resolutionunit": "CENTIMETER", "metadata": None}
-        writer.write(picture, **how, subfiletype=0, resolution=(2e4, 2e4))
-
-    def contents(name: str) -> tuple[set[str], list[bytes]]:
-        with tifffile.TiffFile(tmp_path / name) as file:
-            page = file.pages[0]
-            parts = file.filehandle.read_segments(page.dataoffsets, page.databytecounts)
-            return {tag.name for tag in page.tags}, [bytes(data) for data, _ in parts]
-
-    assert contents("a.tif") == contents("b.tif")
 
 
 def test_mpp_scales_the_picture_and_positions(tmp_path, cohort):
