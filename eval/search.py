@@ -361,9 +361,13 @@ def picture(checkpoint: Checkpoint, index: Index, path: Path) -> np.ndarray:
         raise ConfigError(
             f"{checkpoint.path} does not read a patch alone; prepare its slide and ask with --like"
         )
-    look = np.mean([one for s in index.rows.slides if (one := _look(index, s)) is not None], axis=0)
+    looks = {s: one for s in index.rows.slides if (one := _look(index, s)) is not None}
+    if not looks:
+        raise ConfigError("no slide of the index has an image that is there, to look alike")
+    look = np.mean([*looks.values()], axis=0)
     if asked.key == PATCHES:
-        side = int(SlideStore(Path(index.about[index.rows.slides[0]]["path"])).attrs["patch_px"])
+        with SlideStore(Path(index.about[next(iter(looks))]["path"])) as store:
+            side = int(store.attrs["patch_px"])
         pixels = np.asarray(image.resize((side, side)))[None]
         batch = image_batch(pixels, model.artifacts, pixels if asked.context else None, asked.stain)
         batch = replace(batch, stain_S6=torch.from_numpy(look.astype(np.float32)))
@@ -446,6 +450,9 @@ def search(options: argparse.Namespace) -> list[Path]:
         raise ConfigError(f"--top is {options.top}; expected at least 1")
     index, find, patch = Index(options.index), options.find or "omics", None
     level = options.level
+    if level not in index.rows.levels:
+        hint = did_you_mean(level, index.rows.levels)
+        raise ConfigError(f"no level {level!r} in the index{hint}")
     if options.like is not None:
         number, found = index.rows.named(level, options.like)
         if options.by not in found:

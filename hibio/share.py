@@ -226,7 +226,9 @@ def _renamed_run(run: RunConfig, names: Names) -> RunConfig:
 
 
 def _bare(source: str) -> str:
-    """A source of gene sets without the folders of its file."""
+    """A source of gene sets, or several joined by "+", without the folders of its files."""
+    if "+" in source:
+        return "+".join(_bare(one) for one in source.split("+"))
     control, _, rest = source.rpartition(":") if ":" in source else ("", "", source)
     name = re.split(r"[\\/]", rest)[-1]
     return f"{control}:{name}" if control and not re.search(r"[\\/]", control) else name
@@ -242,8 +244,12 @@ def _renamed(artifacts: Artifacts, names: Names) -> Artifacts:
         }
         for slide, seal in artifacts.seals.items()
     }
+    database = artifacts.database
+    if database is not None:
+        database = dataclasses.replace(database, name=_bare(database.name))
     return dataclasses.replace(
         artifacts,
+        database=database,
         train_slides=tuple(names.slides[one] for one in artifacts.train_slides),
         seals=seals,
         settings=dataclasses.replace(
@@ -279,7 +285,7 @@ def leaks(folder: Path, names: Names) -> list[str]:
         if place == CARD:  # whose words and numbers are no ids
             parts = [one for one in parts if len(one) > 2 and not one.isdigit()]
         hits = [one for one in (text, *parts) if one in old]
-        if hits or any(_PATH.match(word) for word in re.split(r"[\s'\"(=,`]+", text)):
+        if hits or any(_PATH.match(word) for word in re.split(r"[\s'\"(=,`+:]+", text)):
             found.append(f"{place}: {(hits or [text])[0][:60]!r}")
     return found
 
@@ -334,8 +340,8 @@ def measured(checkpoint: Path, run: RunConfig, results: Path | None = None) -> l
     Raises:
         ConfigError: the file named is missing, cannot be read, or is of other weights.
     """
-    root = checkpoint.resolve().parents[2]
-    beside = [place / "eval" / "results.json" for place in (root.parent, root.parent.parent)]
+    above = [*checkpoint.resolve().parents][3:5]
+    beside = [place / "eval" / "results.json" for place in above]
     for path in [one for one in beside if one.is_file()] if results is None else [results]:
         try:
             tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"]
@@ -343,6 +349,8 @@ def measured(checkpoint: Path, run: RunConfig, results: Path | None = None) -> l
             own = made_of["checkpoints"].get(f"{run.variant}/{run.folds[0]}/{run.seeds[0]}")
             rows = [row for name, task in tasks.items() for row in _headline(name, task, run)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            if results is None:
+                continue
             raise ConfigError(
                 f"{path}: no results of `hibio eval` can be read ({error})"
             ) from error

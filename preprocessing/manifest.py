@@ -274,7 +274,7 @@ def write_manifest(rows: Sequence[SlideRow], path: str | Path) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow([_cell_text(getattr(row, name), base) for name in COLUMNS])
-    if path.exists() and path.read_bytes() != text.getvalue().encode():
+    if path.is_dir() or (path.exists() and path.read_bytes() != text.getvalue().encode()):
         raise DataError(f"{path} is there, with other content; move it, or give another --out")
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", newline="")

@@ -165,7 +165,9 @@ def _predict_slide(
         made_of = {
             "checkpoint_sha256": checkpoint.sha256,
             "store_sha256": store.sha256,
-            "asked_sha256": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+            "asked_sha256": hashlib.sha256(
+                json.dumps(asked).encode() + readout.weights.tobytes()
+            ).hexdigest(),
         }
         if hashes_of(target, "asked_sha256") == made_of:
             return target

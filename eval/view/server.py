@@ -166,7 +166,7 @@ def _guarded(answer: Callable[..., Any], token: str, lock: Any) -> Endpoint:
             return answer(*parts)
 
     async def endpoint(request: Any) -> Any:
-        given = request.cookies.get(COOKIE) or request.query_params.get("token", "")
+        given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
         if token and not hmac.compare_digest(given.encode(), token.encode()):
             return _error(401, "this page needs the token that `hibio view` printed: ?token=...")
         parts: tuple[Any, ...] = (request,)

@@ -109,7 +109,12 @@ class ViewedSlide:
     @cached_property
     def _verdict(self) -> str:
         readout = self.model.readout
-        if readout is None or readout.look is None or not readout.features:
+        if (
+            not self.entry.has_image
+            or readout is None
+            or readout.look is None
+            or not readout.features
+        ):
             return ""
         step = -(-len(self.xy_px0) // LOOKED_AT)
         return verdict(readout.look.familiarity(self._features[::step]))

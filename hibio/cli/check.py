@@ -215,6 +215,9 @@ def check_sets(source: str) -> list[Finding]:
 def _holds_sets(path: Path) -> bool:
     """Whether this is a file of gene sets, or the name of a source of them."""
     source = path.name.lower().removesuffix(".gz")
+    table = source.endswith((".csv", *TABLE_SUFFIXES)) and path.is_file()
+    if table and "slide_id" in text_head(path).replace("\0", ""):  # a manifest
+        return False
     if source.endswith(".csv"):
         header = set(re.findall(r"\w+", text_head(path).replace("\0", "").split("\n")[0]))
         return any(header >= set(pair) for pair in (COLUMNS[:2], *ALIKE))

@@ -29,7 +29,7 @@ _GIB = 1024**3
 _EXTRAS = {
     "encoders": "frozen and tuned patch encoders: `hibio features`, data.image: patches",
     "hub": "weights and shared models of the hub",
-    "slide": "TIFF packed as JPEG, JPEG 2000 or LZW, deep PNG; a second reader of slides",
+    "slide": "a second reader of slides (pyvips)",
     "czi": "what OpenSlide does not read of CZI",
     "hdf5": "AnnData packed by other filters than gzip and lzf",
     "parquet": "tables in parquet: Space Ranger, Visium HD, Xenium",
@@ -37,7 +37,8 @@ _EXTRAS = {
     "view": "`hibio view`: slides in a browser",
     "tracking": "`log.to`: tensorboard, wandb, mlflow",
     "train": "training over several GPUs with ZeRO",
-    "cluster": "`hibio prepare --scheduler`",
+    "search": "`hibio index`, `hibio search`",
+    "cluster": "`--scheduler`: slides and jobs on a Dask cluster",
     "completion": "completion of commands by the shell",
 }
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,10 @@ def _run_row(folder: Path) -> RunRow:
         done, of = _finished(folder), _planned(config)
     except ConfigError as error:
         return RunRow(folder, "broken", "", seconds, "", str(error))
-    resume = f"hibio train --config {folder / CONFIG} --resume {folder}"
-    measure = f"hibio eval --checkpoint {folder} --data {config.data.stores} --out {folder}/eval"
+    here, config_file = shlex.quote(str(folder)), shlex.quote(str(folder / CONFIG))
+    resume = f"hibio train --config {config_file} --resume {here}"
+    stores, out = (shlex.quote(str(one)) for one in (config.data.stores, folder / "eval"))
+    measure = f"hibio eval --checkpoint {here} --data {stores} --out {out}"
     state, then = ("trained", measure) if of is None or done >= of else ("stopped", resume)
     found = _newest_results(folder)
     if found is not None and state == "trained":
@@ -81,6 +84,7 @@ def _run_row(folder: Path) -> RunRow:
 
 def _grid_row(folder: Path) -> RunRow:
     from hibio.checkpoint import PROVENANCE, read_log
+    from preprocessing.files import LOCK, holder
 
     logs = folder.rglob("log.jsonl")
     seconds = sum(record.get("seconds", 0.0) for log in logs for record in read_log(log))
@@ -92,6 +96,9 @@ def _grid_row(folder: Path) -> RunRow:
     if missing == 0:
         return RunRow(folder, "measured", f"{of}/{of}", seconds, headline, f"{folder}/report.html")
     done = "?" if missing is None else of - missing
+    owners = (holder(lock.parent) for lock in folder.rglob(LOCK))
+    if (owner := next(filter(None, owners), None)) is not None:
+        return RunRow(folder, "running", f"{done}/{of}", seconds, headline, owner)
     again = str(provenance.get("command", "hibio ablate, as it was begun"))
     return RunRow(folder, "stopped", f"{done}/{of}", seconds, headline, again)
 

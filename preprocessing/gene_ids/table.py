@@ -28,8 +28,17 @@ from preprocessing.readers.tables import read_table, require_columns
 REQUIRED = ("id", "symbol", "organism")
 OPTIONAL = ("aliases", "ortholog")
 SYMBOL, ID, ORTHOLOG = "symbol", "id", "ortholog"
+_NO_HEADER = re.compile(r"ENS[A-Z]*G\d|Gene Expression$")  # what a first line has that is none
 CALLED = {  # column -> what tables of Ensembl BioMart, HGNC, MGI, R and Space Ranger call it
-    "id": ("gene stable id", "ensembl gene id", "ensgene", "gene id", "gene ids", "ensembl id"),
+    "id": (
+        "gene stable id",
+        "ensembl gene id",
+        "ensgene",
+        "gene id",
+        "gene ids",
+        "ensembl id",
+        "ensembl",
+    ),
     "symbol": (
         "gene name",
         "external gene name",
@@ -186,8 +195,9 @@ def draft_gene_table(
         DataError: a table cannot be read, has no id or symbol, or no ortholog has a symbol of it.
     """
     frame = read_table(source)
-    if any(name.startswith(("ENS", "Gene Expression")) for name in frame.columns):  # no header
-        frame = read_table(source, list(FEATURES[: frame.shape[1]]))
+    if any(_NO_HEADER.match(name) for name in frame.columns):
+        more = (f"column {n}" for n in range(frame.shape[1]))
+        frame = read_table(source, [*FEATURES, *more][: frame.shape[1]])
     table = _recognised(frame)
     if not (table["id"] != "").any() and not (table["symbol"] != "").any():
         names = ", ".join(("id", *CALLED["id"], "symbol", *CALLED["symbol"]))
@@ -229,8 +239,12 @@ def _orthologs(path: Path, symbols: "pd.Series[str]") -> list[str]:
     known = set(symbols) - {""}
     own = frame.isin(known).sum().to_numpy().argmax()
     found: dict[str, set[str]] = {}
-    for row in frame.itertuples(index=False):
-        found.setdefault(row[own], set()).update({row[1 - own]} - {"", "NA"})
+    pairs = [tuple(row) for row in frame.to_numpy()]
+    if known & set(frame.columns):  # no header
+        pairs.append(tuple(frame.columns))
+    for pair in pairs:
+        if pair[own]:
+            found.setdefault(pair[own], set()).update({pair[1 - own]} - {"", "NA"})
     if not known & set(found):
         raise DataError(f"{path}: none of its symbols is one of the table; give that organism's")
     return ["|".join(sorted(found.get(symbol, ()))) for symbol in symbols]

@@ -137,12 +137,14 @@ def find_alignments(row: SlideRow) -> tuple[list[Path], bool]:
     if image.stem.endswith(SCALED):
         return [], False
     base = counts if counts.is_dir() else counts.parent
-    bases = [base, *base.parents[:2]] if base.name.startswith("square_") else [base]
+    deep = base.name.startswith("square_") or base.name in ("segmented_outputs", "binned_outputs")
+    bases = [base, *base.parents[:2]] if deep else [base]
     places = [one / name for one in bases for name in (".", "outs", "spatial", "outs/spatial")]
     inside = _named(places)
     found = dict.fromkeys([*_named([image.parent]), *inside])
     starts = (_PICTURE.sub("", image.name.partition(".")[0]), base.name, row.slide_id)
-    own = [path for path in found if path.name.startswith(starts)] or inside
+    begins = re.compile(f"({'|'.join(map(re.escape, filter(None, starts)))})(?![^\\W_])")
+    own = [path for path in found if begins.match(path.name)] or inside
     return own or list(found), bool(own)
 
 

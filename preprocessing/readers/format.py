@@ -329,7 +329,7 @@ def source_files(row: SlideRow) -> dict[str, Path]:
     form = format_of(row.format)
     files = form.sources(row)
     if form.loupe and not row.image_transform:
-        files |= {f"alignment/{path.name}": path for path in find_alignments(row)[0]}
+        files |= {f"alignment/{n}/{p.name}": p for n, p in enumerate(find_alignments(row)[0])}
     others = {"image": row.image, "labels": row.labels, "image_transform": row.image_transform}
     return files | {role: path for role, path in others.items() if isinstance(path, Path)}
 

@@ -165,10 +165,14 @@ def _placed(
     outputs = _by_system(stored)
     usable = [name for name in outputs if shared is None or name in shared]
     if not usable:
+        several = len(outputs) > 1 and GLOBAL not in outputs
         raise DataError(
             f"{folder} has the coordinate systems {', '.join(outputs)}, the image "
-            f"{', '.join(shared or ())}: none in common; say in the manifest column "
-            "image_transform what takes the places to the image (shift:0 0 if nothing does)"
+            f"{', '.join(shared or ())}: none in common; "
+            + "write it with one transformation, and "
+            * several
+            + "say in the manifest column image_transform what takes the places to the image "
+            "(shift:0 0 if nothing does)"
         )
     name = GLOBAL if GLOBAL in usable else usable[0]
     if name != GLOBAL and shared is None and len(outputs) > 1:

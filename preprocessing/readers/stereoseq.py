@@ -108,7 +108,8 @@ def _read_gem(row: SlideRow) -> _Read:
 def _read_gef(row: SlideRow) -> _Read:
     path = row.counts_path
     with open_hdf5(path, "a GEF file of Stereo-seq") as file:
-        told = np.ravel(file.attrs.get("resolution", 1000 * DNB_UM))  # nm
+        bins = file[f"{_BIN}/expression"].attrs if _BIN in file else {}
+        told = np.ravel(bins.get("resolution", file.attrs.get("resolution", 1000 * DNB_UM)))  # nm
         dnb_um = float(told[0]) / 1000
         if not 0 < dnb_um < 100:
             raise DataError(f"{path}: resolution {told[0]} nm; expected some 500: write it again")

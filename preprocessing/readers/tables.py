@@ -155,6 +155,9 @@ def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
+_DECIMAL_COMMA = r"-?\d*(,\d+)?"  # a whole column of a spreadsheet
+
+
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
     """Read a table of strings, separated by tabs, commas or semicolons (see `_separator`).
 
@@ -204,7 +207,8 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
     frame.columns = [str(c).strip() for c in frame.columns]
     frame = frame.fillna("")
     if separator == ";":  # as spreadsheets write where the comma stands in front of decimals
-        frame = frame.replace(r"^(-?\d+),(\d+)$", r"\1.\2", regex=True)
+        numeric = frame.apply(lambda cells: cells.str.fullmatch(_DECIMAL_COMMA).all())
+        frame.loc[:, numeric] = frame.loc[:, numeric].replace(",", ".", regex=True)
     return frame
 
 

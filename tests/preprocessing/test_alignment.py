@@ -14,7 +14,7 @@ from preprocessing.errors import DataError
 from preprocessing.image_transform import moved
 from preprocessing.manifest import write_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.readers.alignment import aligned, read_alignment
+from preprocessing.readers.alignment import aligned, find_alignments, read_alignment
 from preprocessing.readers.format import source_files
 from preprocessing.readers.visium import read_positions
 from preprocessing.scale import Statement
@@ -199,6 +199,15 @@ def test_one_that_contradicts_what_is_known(tmp_path) -> None:
         aligned(sample(tmp_path, image_transform=path), table, LARGE, 0.5)
 
 
+def test_the_file_of_slide_10_is_not_that_of_slide_1(tmp_path) -> None:
+    (tmp_path / "S1").mkdir()
+    row = SlideRow("S1", "p", tmp_path / "S1", "visium", image=tmp_path / "S1.tif")
+    other = loupe(tmp_path / "S10_alignment_file.json")
+    assert find_alignments(row) == ([other.resolve()], False)
+    own = loupe(tmp_path / "S1_alignment_file.json")
+    assert find_alignments(row) == ([own.resolve()], True)
+
+
 def test_what_the_manifest_says_goes_before_files(tmp_path) -> None:
     loupe(tmp_path / "s_alignment_file.json")
     loupe(tmp_path / "other_alignment.json", area="B1")
@@ -241,7 +250,7 @@ def test_from_a_folder_to_its_store(tmp_path) -> None:
     image = tmp_path / "s" / "spatial" / "cytassist_image.png"
     tissue_image(image, 260, 240)
     row = SlideRow("s", "p", tmp_path / "s", "visium", image=image)
-    assert source_files(row)[f"alignment/{path.name}"].name == path.name
+    assert source_files(row)[f"alignment/0/{path.name}"].name == path.name
     (result,) = prepare([row], tmp_path / "out", patch=PatchConfig(100.0, 16)).rows
     with SlideStore(tmp_path / "out" / "s.h5") as store:
         assert store.mpp == pytest.approx(10.0)

@@ -403,3 +403,17 @@ def test_a_source_of_ids_only_keeps_them_beside_the_symbols():
     assert (names.tolist(), ids.tolist()) == (["Cdc45", "Gnai3"], keys)
     again = map_genes(names, ids, counts, table)
     assert (again[0].tolist(), again[1].tolist()) == (names.tolist(), keys)
+
+
+def test_tables_of_r_arc_and_orthologs_without_a_header(tmp_path):
+    source, pairs, out = tmp_path / "r.tsv", tmp_path / "pairs.tsv", tmp_path / "genes.tsv"
+    source.write_text(f"SYMBOL\tENSEMBL\nTP53\t{TP53}\n\t{ACTB}\nACTB\t{GAPDH}\n")
+    pairs.write_text("TP53\tTrp53\nACTB\tActb\n\tGm1\n")
+    draft_gene_table(source, out, organism="human", orthologs=pairs)
+    lines = [line.split("\t") for line in out.read_text().splitlines()]
+    found = {row[0]: dict(zip(lines[0], row, strict=True)) for row in lines[1:]}
+    assert [found[one]["symbol"] for one in (TP53, ACTB, GAPDH)] == ["TP53", "", "ACTB"]
+    assert [found[one]["ortholog"] for one in (TP53, ACTB, GAPDH)] == ["Trp53", "", "Actb"]
+    (tmp_path / "features.tsv").write_text(f"{TP53}\tTP53\tGene Expression\tchr17\t1\t2\n")
+    draft_gene_table(tmp_path / "features.tsv", out, organism="human")
+    assert out.read_text().splitlines()[1].startswith(f"{TP53}\tTP53")

@@ -45,14 +45,14 @@ def write_bins(path: Path, new: bool = True, nm: int | None = 500, scale: str = 
     count = np.bincount(lines[:, 0], minlength=3)
     offset = np.concatenate([[0], np.cumsum(count)[:-1]])
     with h5py.File(path, "w") as file:
-        if nm is not None:
-            file.attrs["resolution"] = np.array([nm], dtype=np.uint32)
         file["geneExp/bin1/gene"] = genes(new, offset=("u4", offset), count=("u4", count))
         table = {n: ("u4", lines[:, i]) for i, n in enumerate("xy", start=1)}
         data = file.create_dataset(
             "geneExp/bin1/expression", data=structured(table | {"count": (scale, lines[:, 3])})
         )
         data.attrs["minX"] = np.array([900], dtype=np.int32)
+        if nm is not None:
+            data.attrs["resolution"] = np.array([nm], dtype=np.uint32)
         file["geneExp/bin50/expression"] = structured({"x": ("u4", [0])})
     return path
 
@@ -157,7 +157,10 @@ def test_one_row_a_chip_is_drafted(tmp_path: Path) -> None:
         (lambda f: f.pop("geneExp/bin1/gene"), "bin1/gene has the columns none"),
         (lambda f: swap(f, "gene", genes(True)), "columns geneID, geneName; expected offset"),
         (lambda f: swap(f, "expression", f["geneExp/bin1/expression"][:-1]), "do not cover"),
-        (lambda f: f.attrs.__setitem__("resolution", 0), "resolution 0 nm"),
+        (
+            lambda f: f["geneExp/bin1/expression"].attrs.update(resolution=0),
+            "resolution 0 nm",
+        ),
         (
             lambda f: swap(f, "gene", structured({n: ("u4", [1]) for n in ("offset", "count")})),
             "without a name|do not cover",

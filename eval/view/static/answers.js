@@ -67,7 +67,7 @@ const files = {
   async heat(id, name, kind) {
     const found = await file(`${of(id)}/${kind}`);
     if (found.error) throw new Error(found.error);
-    const row = Object.keys(found.about).indexOf(name), n = state.slide.spots;
+    const row = cohort.exported.indexOf(name), n = state.slide.spots;
     if (row < 0)
       throw new Error(`${name} was not exported; there are ${cohort.exported.slice(0, 8).join(", ")}${cohort.exported.length > 8 ? " ..." : ""}`);
     found.all = found.all || floats(found.values);
