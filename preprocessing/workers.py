@@ -85,6 +85,16 @@ def _called(call: Callable[[], R]) -> R | Lost:
         return Lost(text, time.monotonic() - begin)
 
 
+def require_workers(workers: int) -> None:
+    """Refuse fewer than 0 processes.
+
+    Raises:
+        DataError: that.
+    """
+    if workers < 0:
+        raise DataError(f"workers is {workers}; expected 0 (this process) or more processes")
+
+
 def gathered(
     attempt: Callable[[T], R],
     tasks: Mapping[str, T],
@@ -124,8 +134,7 @@ def results(
     Raises:
         DataError: fewer than 0 workers; or as `on_cluster` says.
     """
-    if workers < 0:
-        raise DataError(f"workers is {workers}; expected 0 (this process) or more processes")
+    require_workers(workers)
     if scheduler is not None:
         yield from on_cluster(attempt, tasks, scheduler)
     elif workers > 0:

@@ -15,7 +15,7 @@ from preprocessing.run.sifting import Images, QualityConfig, SlideTask
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import require_backend
 from preprocessing.store.layout import ENCODERS
-from preprocessing.workers import Lost, gathered
+from preprocessing.workers import Lost, gathered, require_workers
 
 __all__ = ["PrepareReport", "SlideResult", "Status", "prepare"]
 
@@ -94,6 +94,7 @@ def prepare(
     Raises:
         DataError: the manifest as a whole cannot be used, or an argument is out of range.
     """
+    require_workers(workers)
     _check(minutes, images, genes)
     require_backend(backend)
     out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
