@@ -39,8 +39,10 @@ def _copy(options: argparse.Namespace) -> None:
 
     def by_name(found: re.Match[str]) -> str:
         """What it is based on lies beside the shipped file, and has a name from anywhere."""
-        other = (source.parent / found[2]).resolve().relative_to(SHIPPED.resolve())
-        return f"{found[1]}: {other.with_suffix('')}"
+        other, shipped = (source.parent / found[2]).resolve(), SHIPPED.resolve()
+        if not other.is_relative_to(shipped):  # based on a file of the user's own
+            return f"{found[1]}: {other}"
+        return f"{found[1]}: {other.relative_to(shipped).with_suffix('')}"
 
     text = source.read_text(encoding="utf-8").replace(f"configs/{options.name}.yaml", str(out))
     with atomic_path(out) as temporary:

@@ -180,8 +180,11 @@ def _share_arguments(parser: argparse.ArgumentParser) -> None:
 def share(options: argparse.Namespace) -> int:
     """``hibio share``."""
     from eval.embed import one_checkpoint
+    from hibio.config.files import ConfigError
     from hibio.share import push_folder, require_hub_name, share_checkpoint
 
+    if options.public and not options.push:
+        raise ConfigError("--public goes with --push ORG/NAME")
     if options.push:
         require_hub_name(options.push)
     folder = share_checkpoint(

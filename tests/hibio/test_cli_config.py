@@ -62,6 +62,14 @@ def test_a_copy_says_the_same_from_another_folder(name, tmp_path, monkeypatch, c
         assert load_config(RunConfig, "mine.yaml") == load_config(RunConfig, name)
 
 
+def test_a_file_based_on_one_of_the_users_own_is_copied(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("seeds: [7]\n")
+    Path("mine.yaml").write_text("base: base.yaml\n")
+    told(capsys, "copy", "mine.yaml", "--out", "other.yaml")
+    assert f"base: {(tmp_path / 'base.yaml').resolve()}" in Path("other.yaml").read_text()
+
+
 def test_a_copy_never_overwrites(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     told(capsys, "copy", "manifests/shared_data.csv")
