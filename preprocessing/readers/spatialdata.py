@@ -22,7 +22,7 @@ from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.format import NO_BINS
 from preprocessing.readers.geometry import ragged_centroids, transform_matrix, wkb_centroids
 from preprocessing.readers.joins import first_names, match_rows
-from preprocessing.readers.tables import read_parquet
+from preprocessing.readers.parquet import read_parquet
 from preprocessing.readers.tenx import wanted_features
 from preprocessing.sections import Several
 from preprocessing.slide_row import SlideRow, drafted_row

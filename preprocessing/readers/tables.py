@@ -1,13 +1,13 @@
-"""Text, gzip and Parquet tables, read within bounds; errors name file and row.
+"""Text tables, gzipped or not, read within bounds; errors name file and row.
 
 Shapes: R rows, C columns of numbers.
 """
 
 import csv
 import gzip
-import importlib.util
 import io
 import json
+import re
 import warnings
 import zlib
 from collections import Counter
@@ -91,10 +91,15 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedReader]:
         yield io.BufferedReader(BoundedGzip(path, raw), 1 << 17) if packed else raw
 
 
+def most_unpacked(size: int) -> int:
+    """How many bytes may come out of so many packed ones."""
+    return max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES))
+
+
 def most_bytes(path: Path) -> int:
     """How many bytes the content of a file can have at most."""
     size = path.stat().st_size
-    return max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES)) if is_gzip(path) else size
+    return most_unpacked(size) if is_gzip(path) else size
 
 
 @contextmanager
@@ -155,7 +160,7 @@ def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-_DECIMAL_COMMA = r"-?\d*(,\d+)?"  # a whole column of a spreadsheet
+_DECIMAL_COMMA = r"-?\d*(,\d+)?([eE][-+]?\d+)?"  # a whole column of a spreadsheet
 
 
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
@@ -206,10 +211,25 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
         ) from error
     frame.columns = [str(c).strip() for c in frame.columns]
     frame = frame.fillna("")
-    if separator == ";":  # as spreadsheets write where the comma stands in front of decimals
-        numeric = frame.apply(lambda cells: cells.str.fullmatch(_DECIMAL_COMMA).all())
-        frame.loc[:, numeric] = frame.loc[:, numeric].replace(",", ".", regex=True)
+    for name in _comma_columns(frame, separator):
+        frame[name] = frame[name].str.replace(",", ".")
     return frame
+
+
+def _comma_columns(frame: pd.DataFrame, separator: str) -> list[Any]:
+    """Columns of texts that are numbers, perhaps with a comma in front of their decimals.
+
+    Only where cells are separated by semicolons: so spreadsheets of many countries write both.
+    """
+    texts = frame.select_dtypes("object") if separator == ";" else []
+    return [c for c in texts if frame[c].dropna().str.fullmatch(_DECIMAL_COMMA).all()]
+
+
+def _comma_hint(text: str) -> str:
+    """What to do about a cell that would be a number with a point."""
+    is_one = "," in text and re.fullmatch(_DECIMAL_COMMA, text)
+    hint = "; for decimals write a point, or save the table with semicolons between its cells"
+    return hint if is_one else ""
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -246,6 +266,7 @@ def number_column(
         raise DataError(
             f"{path}: {int(bad.sum())} cells of column {column!r} are not numbers (first: "
             f"data row {row + 1}, {text.iloc[row]!r}); correct or remove these rows"
+            f"{_comma_hint(text.iloc[row])}"
         )
     return values
 
@@ -344,6 +365,8 @@ def read_wide_table(header: Header, n_ids: int) -> WideTable:
         "low_memory": True,
     }
     for frame in _frames(header, options):
+        for name in _comma_columns(frame, header.separator):
+            frame[name] = frame[name].str.replace(",", ".")
         ids.append(_id_texts(header, frame.iloc[:, :n_ids], row))
         blocks.append(csr_matrix(_numbers(header, frame.iloc[:, n_ids:], row)))
         row += len(frame)
@@ -380,7 +403,11 @@ def read_typed(path: Path, texts: tuple[str, ...] = ()) -> pd.DataFrame:
     frames = list(_frames(header, options))
     if not frames or not len(frames[0]):
         raise DataError(f"{path} has no rows below the header")
-    return frames[0]
+    (frame,) = frames
+    for name in _comma_columns(frame, header.separator):
+        if name not in texts:
+            frame[name] = pd.to_numeric(frame[name].str.replace(",", "."))
+    return frame
 
 
 def _frames(header: Header, options: dict[str, object]) -> Iterator[pd.DataFrame]:
@@ -435,59 +462,11 @@ def _numbers(header: Header, frame: pd.DataFrame, first: int) -> np.ndarray:
     bad = np.argwhere(~np.isfinite(block))
     if len(bad):
         row, place = bad[0]
+        text = str(frame.iloc[row, place])
         raise DataError(
             f"{header.path}: data row {first + row + 1}, column "
-            f"{header.names[frame.columns[place]]!r}: {str(frame.iloc[row, place])!r} is not a "
-            "finite number; give 0 where nothing was measured, or remove the row (a file cut "
-            "short ends like this too)"
+            f"{header.names[frame.columns[place]]!r}: {text!r} is not a finite number; give 0 "
+            "where nothing was measured, or remove the row (a file cut short ends like this too)"
+            f"{_comma_hint(text.strip())}"
         )
     return block
-
-
-def require_pyarrow(path: Path) -> None:
-    """Raise DataError where the parquet file ``path`` cannot be read for want of pyarrow."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise DataError(
-            f"{path} is a parquet file, which needs pyarrow: pip install 'hibio[parquet]'"
-        )
-
-
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a parquet table, a file or a folder of files.
-
-    Raises:
-        DataError: pyarrow is missing, or the file is damaged, or claims more than it can hold.
-    """
-    require_pyarrow(path)
-    try:
-        require_sound_parquet(path)
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a complete parquet file ({error})") from error
-
-
-def require_sound_parquet(path: Path) -> None:
-    """Refuse a parquet file, or a folder of them, whose values would fill the memory.
-
-    A few bytes can stand for millions of equal values. Only what the file says of itself is read.
-
-    Raises:
-        DataError: its values, 8 bytes each, are more than `MOST_RATIO` times its size.
-        OSError: damaged (so is ValueError).
-    """
-    from pyarrow.parquet import read_metadata
-
-    parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-    for part in parts:
-        if part != path and part.name.startswith(("_", ".")):
-            continue
-        known, size = read_metadata(part), part.stat().st_size
-        groups = [known.row_group(i) for i in range(known.num_row_groups)]
-        values = sum(g.column(c).num_values for g in groups for c in range(g.num_columns))
-        claimed = max(8 * values, sum(group.total_byte_size for group in groups))
-        if claimed > max(HARMLESS_BYTES, min(MOST_RATIO * size, MOST_BYTES)):
-            raise DataError(
-                f"{part}: {values:,} values in {size / 2**20:,.2f} MiB of parquet; expected at "
-                f"most {MOST_RATIO} times its size once read: it is damaged, or made to fill the "
-                "memory; if it is right, write it as .csv and give that file"
-            )

@@ -20,11 +20,11 @@ from preprocessing.readers.coordinates import (
 from preprocessing.readers.format import Format, file_name, first_file
 from preprocessing.readers.joins import first_names, match_rows
 from preprocessing.readers.labels import labels_of
+from preprocessing.readers.parquet import read_parquet
 from preprocessing.readers.tables import (
     number_column,
     open_text,
     read_json_object,
-    read_parquet,
     read_table,
     require_columns,
     text_head,

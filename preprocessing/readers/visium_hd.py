@@ -15,10 +15,9 @@ from preprocessing.errors import DataError
 from preprocessing.readers.coordinates import row_mpp, row_step, step_px
 from preprocessing.readers.format import NO_LAYERS, Format
 from preprocessing.readers.joins import first_names
+from preprocessing.readers.parquet import require_pyarrow, require_sound_parquet
 from preprocessing.readers.tables import (
     require_columns,
-    require_pyarrow,
-    require_sound_parquet,
     truth_column,
 )
 from preprocessing.readers.tenx import read_tenx

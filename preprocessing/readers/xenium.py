@@ -13,7 +13,8 @@ from preprocessing.image_transform import read_matrix
 from preprocessing.readers.cells import Cells, cell_format, cell_table
 from preprocessing.readers.coordinates import Scale
 from preprocessing.readers.joins import first_names, match_rows
-from preprocessing.readers.tables import read_json_object, read_parquet, read_typed, require_columns
+from preprocessing.readers.parquet import read_parquet
+from preprocessing.readers.tables import read_json_object, read_typed, require_columns
 from preprocessing.readers.tenx import matrix_files, read_tenx
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import SpotTable

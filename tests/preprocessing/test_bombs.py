@@ -14,6 +14,7 @@ from preprocessing import DataError
 from preprocessing.hdf5 import oversized, require_sound_sizes
 from preprocessing.readers import tables as unpacked
 from preprocessing.readers.hdf5 import open_hdf5
+from preprocessing.readers.parquet import read_parquet
 from preprocessing.readers.tables import (
     is_gzip,
     most_bytes,
@@ -141,10 +142,10 @@ def test_a_parquet_file_that_stands_for_more_than_it_holds(tmp_path: Path, as_fo
         frame = pd.DataFrame({"x": values})
         frame.to_parquet(part)
         if values.any():
-            pd.testing.assert_frame_equal(unpacked.read_parquet(path), frame)
+            pd.testing.assert_frame_equal(read_parquet(path), frame)
         else:
             with pytest.raises(DataError, match=rf"{part.name}: 400,000 values in 0\.00 MiB"):
-                unpacked.read_parquet(path)
+                read_parquet(path)
 
 
 def test_an_hdf5_file_that_claims_more_than_it_holds(tmp_path: Path) -> None:

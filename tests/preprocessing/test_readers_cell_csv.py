@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from preprocessing import DataError
 from preprocessing.readers.format import read_spots
-from preprocessing.readers.tables import read_header, read_typed, read_wide_table
+from preprocessing.readers.tables import (
+    number_column,
+    read_header,
+    read_table,
+    read_typed,
+    read_wide_table,
+)
 from tests.preprocessing.cell_sources import (
     BARCODES,
     CELLS,
@@ -75,7 +81,7 @@ def test_coordinates_inside_the_counts_table(tmp_path: Path):
     xy, values = draw_xy(), np.random.default_rng(0).random((CELLS, 2)).round(3)
     rows = [[f"c{i}", "ab"[i % 2], 7, *xy[i], *values[i]] for i in range(CELLS)]
     path = write_table(tmp_path / "p.csv", ["id", "kind", "area", "X", "Y", "CD3", "CD8"], rows)
-    table = read_spots(cell_row(path, "csv", modality="protein"))
+    table = read_spots(cell_row(path, "csv", modality="protein", mpp=None))
     assert table.counts.dtype == np.float32
     np.testing.assert_allclose(table.counts.toarray(), values, rtol=1e-6)
     assert table.labels.columns.tolist() == ["kind"]
@@ -237,3 +243,25 @@ def test_arbitrary_bytes_give_a_table_or_a_data_error(
         except DataError:
             continue
         assert len(getattr(table, "ids", table)) > 0
+
+
+def test_numbers_with_a_decimal_comma(tmp_path: Path):
+    """Read where semicolons separate the cells; elsewhere the message says what to do."""
+    path = tmp_path / "cells.csv"
+    path.write_text("id;kind;x_um;y_um;A;B\nc,1;1,2;0,5;10;0;1,5e1\nc,2;x;1,25;20;2,5;\n")
+    with pytest.raises(DataError, match="'' is not a finite number"):
+        read_wide_table(read_header(path), 4)
+    path.write_text(path.read_text().replace("2,5;\n", "2.5;3\n"))
+    table = read_spots(cell_row(path, "csv", modality="protein", mpp=None))
+    assert table.barcodes.tolist() == ["c,1", "c,2"]
+    assert table.xy_um.tolist() == [[0.5, 10.0], [1.25, 20.0]]
+    assert table.labels["kind"].tolist() == ["1,2", "x"]
+    assert table.counts.toarray().tolist() == [[0.0, 15.0], [2.5, 3.0]]
+    typed = read_typed(path, ("id",))
+    assert typed["x_um"].tolist() == [0.5, 1.25]
+    assert typed["id"].tolist() == ["c,1", "c,2"]
+    path.write_text(path.read_text().replace(";", "\t"))
+    with pytest.raises(DataError, match=r"column 'B': '1,5e1'.*; for decimals write a point"):
+        read_spots(cell_row(path, "csv", modality="protein", mpp=None))
+    with pytest.raises(DataError, match=r"'x_um'.*'0,5'.*; for decimals write a point"):
+        number_column(read_table(path), "x_um", path)
