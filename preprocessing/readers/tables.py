@@ -221,8 +221,13 @@ def _comma_columns(frame: pd.DataFrame, separator: str) -> list[Any]:
 
     Only where cells are separated by semicolons: so spreadsheets of many countries write both.
     """
-    texts = frame.select_dtypes("object") if separator == ";" else []
-    return [c for c in texts if frame[c].dropna().str.fullmatch(_DECIMAL_COMMA).all()]
+    if separator != ";":
+        return []
+    return [
+        c
+        for c in frame.select_dtypes("object")
+        if frame[c].dropna().str.fullmatch(_DECIMAL_COMMA).all()
+    ]
 
 
 def _comma_hint(text: str) -> str:

@@ -81,7 +81,7 @@ def test_coordinates_inside_the_counts_table(tmp_path: Path):
     xy, values = draw_xy(), np.random.default_rng(0).random((CELLS, 2)).round(3)
     rows = [[f"c{i}", "ab"[i % 2], 7, *xy[i], *values[i]] for i in range(CELLS)]
     path = write_table(tmp_path / "p.csv", ["id", "kind", "area", "X", "Y", "CD3", "CD8"], rows)
-    table = read_spots(cell_row(path, "csv", modality="protein", mpp=None))
+    table = read_spots(cell_row(path, "csv", modality="protein"))
     assert table.counts.dtype == np.float32
     np.testing.assert_allclose(table.counts.toarray(), values, rtol=1e-6)
     assert table.labels.columns.tolist() == ["kind"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from preprocessing import DataError
-from preprocessing.readers import tables as parquet
+from preprocessing.readers import parquet
 from preprocessing.readers.coordinates import hex_pitch_px
 from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.visium import read_visium
