@@ -1,7 +1,7 @@
 """Speed of the co-expression graph: `python benchmarks/coexpression.py [--genes G --spots S]`.
 
-Times the plain way (SciPy ranks, np.corrcoef, full argsort) and `gene_graph` at one small size in
-the same run, checks that both give the same weights, prints the ratio, and then times `gene_graph`
+Times the plain way (SciPy ranks, np.corrcoef, full argsort) and our graph at one small size in
+the same run, checks that both give the same weights, prints the ratio, and then times ours
 alone at the size asked for: over every spot, and with `group_gene_graphs` one graph for each of
 several groups of the same spots. Run it with nothing else on the machine.
 """
@@ -15,8 +15,8 @@ import numpy as np
 from scipy import sparse, stats
 from timing import seconds
 
-from preprocessing.coexpression import GeneGraph, gene_graph, group_gene_graphs
-from preprocessing.coexpression.gene_graph import EdgeRule
+from preprocessing.coexpression import GeneGraph, group_gene_graphs
+from preprocessing.coexpression.gene_graph import EdgeRule, graph_of_samples
 
 PAIRS_GENES = 60  # for the per-pair loop, which is scaled up from this many genes
 
@@ -58,13 +58,8 @@ def pair_seconds(values: sparse.csr_matrix) -> float:
 
 def run(values: sparse.csr_matrix) -> GeneGraph:
     """The graph over every spot, all genes allowed."""
-    spots, genes = values.shape
-    return gene_graph(
-        lambda: iter([values]),
-        genes,
-        EdgeRule(min_information=0, min_detected=1),
-        max_spots=spots,
-    )
+    rule = EdgeRule(min_information=0, min_detected=1)
+    return graph_of_samples([values], values.shape[1], rule)
 
 
 def run_groups(values: sparse.csr_matrix, n_groups: int) -> list[GeneGraph]:
@@ -93,14 +88,14 @@ def main() -> None:
     ours, plain = seconds(lambda: run(small)), seconds(lambda: plain_graph(small, n_edges))
     np.testing.assert_allclose(graph.weight, wanted, atol=1e-3)
     size = f"{given.small_genes} genes x {given.small_spots} spots"
-    print(f"{size}: gene_graph {ours:.2f} s, corrcoef {plain:.2f} s, ratio {plain / ours:.1f}")
+    print(f"{size}: our graph {ours:.2f} s, corrcoef {plain:.2f} s, ratio {plain / ours:.1f}")
     pairs = pair_seconds(small)
     print(f"{size}: per-pair loop about {pairs:.0f} s (scaled), ratio {pairs / ours:.0f}")
     large = draw(given.spots, given.genes)
     whole = seconds(lambda: run(large))
     filled = large.nnz / np.prod(large.shape)
     size = f"{given.genes} genes x {given.spots} spots"
-    print(f"{size} ({filled:.0%} stored): gene_graph {whole:.2f} s")
+    print(f"{size} ({filled:.0%} stored): our graph {whole:.2f} s")
     split = seconds(lambda: run_groups(large, given.groups))
     print(f"{size}: group_gene_graphs, {given.groups} groups, {split:.2f} s")
 

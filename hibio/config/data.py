@@ -34,10 +34,7 @@ class GenesConfig:
         target_genes: genes predicted from the image tower (highest variance on training slides).
         graph_edges: strongest co-expression edges kept for each gene; null: 8 sqrt(n) of the n
             genes that are keywords of some training spot, in at most 32 MB.
-        graph_spots: training spots sampled for a gene graph.
         graph_groups: label-free groups of spots that have a gene graph of their own.
-        graph_smoothing: rounds of MAGIC-like smoothing before the gene graphs are fitted; the
-            information between genes then measures the smoothing too, so it is off (0).
     """
 
     tfidf: str = "shrunken"
@@ -52,9 +49,7 @@ class GenesConfig:
     exclude: tuple[str, ...] = ()
     target_genes: Annotated[int, Range(1)] = 200
     graph_edges: Annotated[int, Range(1)] | None = None
-    graph_spots: Annotated[int, Range(2)] = 2000
     graph_groups: Annotated[int, Range(1, 1000)] = 1
-    graph_smoothing: Annotated[int, Range(0, 100)] = 0
 
 
 @dataclass(frozen=True)

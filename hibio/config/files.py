@@ -31,7 +31,15 @@ RENAMED: dict[tuple[str, ...], str] = {
         "a key of an older HiBio; write optim.precision: auto | fp32 | bf16 instead. A run that it "
         "began embeds and evaluates as it is, and cannot be trained on: train again in another "
         "folder (--set out=DIR)"
-    )
+    ),
+    ("genes", "graph_smoothing"): (
+        "a key of an older HiBio; leave it out: information between smoothed genes measures the "
+        "smoothing. A run that had it keeps its gene graphs"
+    ),
+    ("genes", "graph_spots"): (
+        "a key of an older HiBio; leave it out: 2,000 training spots are sampled for a gene graph. "
+        "A run that had another number keeps its gene graphs"
+    ),
 }
 EVERY = "*"  # in a dotted key: every entry of a list
 #: Runs, grids (``ablation/``), manifests and job files that come with HiBio.

@@ -29,7 +29,7 @@ from preprocessing.coexpression import (
     standardise,
 )
 from preprocessing.coexpression.gene_graph import EdgeRule, edge_limit, pair_edges
-from preprocessing.coexpression.spot_groups import Smoothing, fit_spot_groups
+from preprocessing.coexpression.spot_groups import fit_spot_groups
 from preprocessing.graphs import SpotGraph, spatial_graph
 from preprocessing.selection import KeywordOverlap, keyword_overlap, select_genes
 from preprocessing.spot_table import RNA
@@ -316,9 +316,6 @@ def _fit_expression(
         n_genes,
         groups.n_groups,
         EdgeRule(n_edges, among=among),
-        max_spots=genes.graph_spots,
-        smoothing=Smoothing(genes.graph_smoothing),
-        vectors=vectors,
         seed=seed,
     )
     gene = np.concatenate(values.gene)

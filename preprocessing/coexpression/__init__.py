@@ -7,7 +7,7 @@ from preprocessing.coexpression.gene_factors import (
     standardise,
     standardise_global,
 )
-from preprocessing.coexpression.gene_graph import GeneGraph, gene_graph, rank_normal_scores
+from preprocessing.coexpression.gene_graph import GeneGraph, rank_normal_scores
 from preprocessing.coexpression.slide_blocks import TfidfBlocks
 from preprocessing.coexpression.spot_groups import group_gene_graphs
 
@@ -16,7 +16,6 @@ __all__ = [
     "GeneGraph",
     "TfidfBlocks",
     "fit_gene_factors",
-    "gene_graph",
     "group_gene_graphs",
     "rank_normal_scores",
     "spot_vectors",

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import ndtri
 
-from preprocessing.coexpression.slide_blocks import TfidfBlocks, even_quota, read_blocks
 from preprocessing.errors import DataError
 
 _CEILING = 1 - 1e-6  # of r^2: copies of a gene get MI 6.9 instead of infinity
@@ -67,7 +66,7 @@ def average_places(ordered: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class GeneGraph:
-    """The strongest co-expression edges of every gene, as `gene_graph` fits them.
+    """The strongest co-expression edges of every gene, as `group_gene_graphs` fits them.
 
     Attributes:
         neighbour: (G, E) int32 other genes by falling weight, padded with G. An edge is listed
@@ -83,7 +82,7 @@ class GeneGraph:
         if self.neighbour.ndim != 2 or self.neighbour.shape != self.weight.shape:
             raise DataError(
                 f"a gene graph needs neighbour and weight of one shape (G, E); found "
-                f"{self.neighbour.shape} and {self.weight.shape}. Fit it with gene_graph."
+                f"{self.neighbour.shape} and {self.weight.shape}. Fit it with group_gene_graphs."
             )
 
     @property
@@ -178,51 +177,6 @@ def pair_edges(
         edges += int((others > 0).sum())
         square += float(others.var(axis=1).sum()) * others.shape[1]
     return edges / max(pairs, 1), float(np.sqrt(square / max(pairs, 1)))
-
-
-def gene_graph(
-    blocks: TfidfBlocks,
-    n_genes: int,
-    rule: EdgeRule | None = None,
-    *,
-    max_spots: int = 2000,
-    seed: int = 0,
-) -> GeneGraph:
-    """Fits the co-expression graph from training spots; the sign of a correlation is ignored.
-
-    Holds (max_spots, G) float32 scores and (block, G) correlations at once. Sampling noise of r^2
-    is about 1 / spots, so below some 200 spots raise min_information.
-
-    Args:
-        blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
-        n_genes: G.
-        rule: which edges are kept; None: the usual ones.
-        max_spots: training spots used, spread evenly over slides.
-        seed: of the sample of spots.
-
-    Returns:
-        The graph. A gene that does not vary, or is too rare, has no edge.
-
-    Raises:
-        DataError: max_spots below 1, fewer than 3 spots, or another number of genes.
-    """
-    check_max_spots(max_spots)
-    sizes = np.array([one.shape[0] for one in read_blocks(blocks, n_genes)], dtype=np.int64)
-    quota = even_quota(sizes, max_spots)
-    rng = np.random.default_rng(seed)
-    samples = []
-    for one, take in zip(read_blocks(blocks, n_genes), quota, strict=True):
-        if take:
-            samples.append(one[np.sort(rng.choice(one.shape[0], size=int(take), replace=False))])
-    return graph_of_samples(samples, n_genes, rule or EdgeRule())
-
-
-def check_max_spots(max_spots: int) -> None:
-    """Refuses a sample of no spots."""
-    if max_spots < 1:
-        raise DataError(
-            f"gene graph: max_spots is {max_spots}, expected at least 1 (2000 is usual)."
-        )
 
 
 def graph_of_samples(

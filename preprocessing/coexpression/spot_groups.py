@@ -9,20 +9,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from preprocessing.coexpression.gene_graph import (
     EdgeRule,
     GeneGraph,
-    check_max_spots,
     graph_of_samples,
 )
 from preprocessing.coexpression.slide_blocks import (
@@ -177,38 +175,6 @@ def _checked(vectors: NDArray[Any], width: int | None) -> NDArray[Any]:
     return values
 
 
-@dataclass(frozen=True)
-class Smoothing:
-    """MAGIC-like averaging of sampled spots over their neighbours in spot-vector space.
-
-    Off by default: it makes genes look alike that are only noise on one programme, so that the
-    information between them measures the diffusion and no longer the genes. It is here to compare.
-
-    Attributes:
-        rounds: how often; 0 is off.
-        neighbours: k, spots averaged with each spot in one round.
-    """
-
-    rounds: int = 0
-    neighbours: int = 5
-
-    def __post_init__(self) -> None:
-        """Refuses impossible numbers."""
-        if self.rounds < 0 or self.neighbours < 1:
-            raise DataError(
-                f"smoothing: {self.rounds} rounds over {self.neighbours} neighbours; expected 0 or "
-                "more rounds over at least 1 neighbour (0 and 5 are usual)."
-            )
-
-
-@dataclass
-class _GroupSample:
-    """Sampled spots of one group: rows and vectors of each slide that has any."""
-
-    rows: list[sparse.csr_matrix]
-    vectors: list[NDArray[Any]]
-
-
 def group_gene_graphs(
     blocks: TfidfBlocks,
     groups: SpotArrays,
@@ -218,15 +184,15 @@ def group_gene_graphs(
     *,
     max_spots: int = 2000,
     min_group_spots: int = 200,
-    smoothing: Smoothing | None = None,
-    vectors: SpotArrays | None = None,
     seed: int = 0,
 ) -> list[GeneGraph]:
-    """Fits the graph of each group as `gene_graph` would on its spots alone.
+    """Fits the co-expression graph of each group; the sign of a correlation is ignored.
 
     Reads the groups twice and the slides once. Holds T x max_spots sparse rows, and the dense
     scores of one group at a time. In a group of n sampled spots an edge also needs 5 / n nats,
-    because the noise of r^2 is 1 / n; one group alone is the corpus and gets `gene_graph`.
+    because the noise of r^2 is 1 / n; one group alone is the corpus and has the rule as it is, so
+    below some 200 spots raise its min_information. A gene that does not vary, or is too rare, has
+    no edge.
 
     Args:
         blocks: function that returns a fresh iterator over (S, G) TF-IDF CSR, one per slide.
@@ -236,37 +202,27 @@ def group_gene_graphs(
         rule: which edges are kept; None: the usual ones.
         max_spots: spots sampled in each group, spread evenly over slides.
         min_group_spots: a group with fewer spots takes the graph of all spots, with a warning.
-        smoothing: MAGIC-like averaging; None is off.
-        vectors: standardised spot vectors (S, r) in the order of `blocks`; smoothing needs them.
         seed: of the samples.
 
     Returns:
         T graphs, in the order of the groups.
 
     Raises:
-        DataError: settings out of range, groups that do not fit the slides, smoothing without
-            vectors, or fewer than 3 spots.
+        DataError: settings out of range, groups that do not fit the slides, or fewer than 3 spots.
     """
-    rule, smooth = rule or EdgeRule(), smoothing or Smoothing()
-    check_max_spots(max_spots)
-    _check_settings(n_groups, smooth, vectors)
+    if min(n_groups, max_spots) < 1:
+        raise DataError(
+            f"gene graphs: n_groups is {n_groups} and max_spots {max_spots}; both must be at least "
+            "1 (2000 spots are usual)."
+        )
+    rule = rule or EdgeRule()
     quota = _plan(groups, n_groups, max_spots, min_group_spots)
-    samples = _draw(blocks, groups, vectors if smooth.rounds else None, n_genes, quota, seed)
+    samples = _draw(blocks, groups, n_genes, quota, seed)
     graphs = {
-        group: graph_of_samples(_smoothed(sample, smooth), n_genes, _own_rule(rule, group, sample))
+        group: graph_of_samples(sample, n_genes, _own_rule(rule, group, sample))
         for group, sample in samples.items()
     }
     return [graphs[group if group in graphs else _CORPUS] for group in range(n_groups)]
-
-
-def _check_settings(n_groups: int, smooth: Smoothing, vectors: SpotArrays | None) -> None:
-    if n_groups < 1:
-        raise DataError(f"gene graphs: n_groups is {n_groups}, expected at least 1.")
-    if smooth.rounds and vectors is None:
-        raise DataError(
-            "smoothing averages over neighbours in spot-vector space and found no vectors. Pass "
-            "vectors= (standardised spot vectors per slide), or smoothing=0."
-        )
 
 
 def _plan(
@@ -295,11 +251,11 @@ def _plan(
     return quota
 
 
-def _own_rule(rule: EdgeRule, group: int, sample: _GroupSample) -> EdgeRule:
+def _own_rule(rule: EdgeRule, group: int, sample: list[sparse.csr_matrix]) -> EdgeRule:
     """The rule with the noise of this many spots as its floor; the corpus has the rule as it is."""
     if group == _CORPUS:
         return rule
-    floor = _NOISE / max(sum(rows.shape[0] for rows in sample.rows), 1)
+    floor = _NOISE / max(sum(rows.shape[0] for rows in sample), 1)
     return replace(rule, min_information=max(rule.min_information, floor))
 
 
@@ -319,59 +275,32 @@ def _sizes(group: NDArray[Any], n_groups: int) -> NDArray[np.int64]:
 def _draw(
     blocks: TfidfBlocks,
     groups: SpotArrays,
-    vectors: SpotArrays | None,
     n_genes: int,
     quota: dict[int, NDArray[np.int64]],
     seed: int,
-) -> dict[int, _GroupSample]:
-    """The sampled spots of every group; each group has its own random numbers."""
+) -> dict[int, list[sparse.csr_matrix]]:
+    """The sampled rows of every group, by slide; each group has its own random numbers."""
     rngs = {group: np.random.default_rng(seed) for group in quota}
-    samples = {group: _GroupSample([], []) for group in quota}
-    streams = [read_blocks(blocks, n_genes), read_stream(_GROUPS, groups)]
-    if vectors is not None:
-        streams.append(iter(vectors()))
+    samples: dict[int, list[sparse.csr_matrix]] = {group: [] for group in quota}
+    slides = zip_longest(read_blocks(blocks, n_genes), read_stream(_GROUPS, groups))
     number = -1
-    for number, slide in enumerate(_together(streams)):
-        rows, group_of_spots, *vector = slide
+    for number, slide in enumerate(slides):
+        found = [None if one is None else one.shape[0] for one in slide]
+        if len(set(found)) > 1:
+            raise DataError(
+                f"gene graphs: one slide has {found} spots in TF-IDF rows and groups. Both must "
+                "come from the same slides in the same order."
+            )
+        rows, group_of_spots = slide
         for group, take in quota.items():
             if not take[number]:
                 continue
             mine = np.flatnonzero((group_of_spots == group) | (group == _CORPUS))
             drawn = rngs[group].choice(len(mine), size=int(take[number]), replace=False)
-            chosen = mine[np.sort(drawn)]
-            samples[group].rows.append(rows[chosen])
-            samples[group].vectors.extend(one[chosen] for one in vector)
+            samples[group].append(rows[mine[np.sort(drawn)]])
     if number + 1 != len(next(iter(quota.values()))):
         raise DataError(
             f"gene graphs: the second pass over the groups gave {number + 1} slides, the first "
             "more. groups must be a function that returns a fresh iterator on every call."
         )
     return samples
-
-
-def _together(streams: list[Iterator[Any]]) -> Iterator[tuple[Any, ...]]:
-    """The slides of several streams side by side, of one length and as many of each."""
-    for slide in zip_longest(*streams):
-        found = [None if one is None else one.shape[0] for one in slide]
-        if len(set(found)) > 1:
-            raise DataError(
-                f"gene graphs: one slide has {found} spots in TF-IDF rows, groups (and vectors). "
-                "All must come from the same slides in the same order."
-            )
-        yield slide
-
-
-def _smoothed(sample: _GroupSample, smooth: Smoothing) -> list[sparse.csr_matrix]:
-    """The rows of each slide after the averaging, which is over all slides of the group."""
-    if not smooth.rounds:
-        return sample.rows
-    vectors = np.concatenate(sample.vectors).astype(np.float64)
-    k = min(smooth.neighbours, len(vectors) - 1)
-    near = cKDTree(vectors).query(vectors, k=k + 1)[1].reshape(len(vectors), k + 1)
-    start = np.arange(0, near.size + 1, k + 1)
-    average = sparse.csr_matrix((np.full(near.size, 1 / (k + 1)), near.ravel(), start))
-    rows = sparse.vstack(sample.rows).tocsr()
-    for _ in range(smooth.rounds):
-        rows = (average @ rows).tocsr()
-    edges = np.cumsum([0, *(part.shape[0] for part in sample.rows)])
-    return [rows[a:b] for a, b in pairwise(edges)]

@@ -11,14 +11,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hibio.config.data import GenesConfig
 from hibio.config.files import (
     ConfigError,
     apply_overrides,
     dump_config,
     load_config,
+    load_saved,
     merge,
     to_dict,
 )
+from hibio.config.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,12 @@ def test_a_key_of_an_older_version_says_what_became_of_it(tmp_path):
     text = message(write(tmp_path, "optim: {amp: true}"))
     assert "optim.amp: a key of an older HiBio; write optim.precision" in text
     assert "cannot be trained on" in text
+    stage = "{name: one, steps: 1, weights: {spot/contrastive: 1}}"
+    for key in ("graph_smoothing", "graph_spots"):
+        text = f"out: r\ndata: {{stores: s}}\nstages: [{stage}]\ngenes: {{{key}: 2}}"
+        old = write(tmp_path, text)
+        assert f"genes.{key}: a key of an older HiBio; leave it out" in message(old, RunConfig)
+        assert load_saved(RunConfig, old).genes == GenesConfig()
 
 
 def test_unknown_key_names_file_full_key_nearest_and_all(tmp_path):

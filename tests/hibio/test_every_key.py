@@ -37,8 +37,6 @@ SECOND: dict[str, Any] = {
     "genes.neighbours": 3,
     "genes.target_genes": 12,
     "genes.graph_edges": 4,
-    "genes.graph_spots": 40,
-    "genes.graph_smoothing": 2,
     "pathways.temperature": 2.0,
     "pathways.top": 1,
     "pathways.threshold": 1.0,

@@ -29,8 +29,6 @@ TAKEN = {
     "genes.min_spots": {0, 1e9},  # too many: the fit says how many there are
     "genes.target_genes": {1e9},  # all genes
     "genes.graph_edges": {1e9},
-    "genes.graph_spots": {1e9},
-    "genes.graph_smoothing": {0},
     "pathways.max_genes": {1e9},
     "pathways.top": {1e9},
     "pathways.threshold": {-1, 0, 1e9},

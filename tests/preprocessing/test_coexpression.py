@@ -10,7 +10,7 @@ from preprocessing.coexpression import (
     GeneFactors,
     GeneGraph,
     fit_gene_factors,
-    gene_graph,
+    group_gene_graphs,
     rank_normal_scores,
     spot_vectors,
     standardise,
@@ -37,6 +37,12 @@ def slides(sizes=(120, 80, 60), seed: int = 0) -> list[sparse.csr_matrix]:
 
 def fit(blocks, rank=5, **options) -> GeneFactors:
     return fit_gene_factors(lambda: iter(blocks), blocks[0].shape[1], rank, **options)
+
+
+def gene_graph(blocks, n_genes, rule=None, **options) -> GeneGraph:
+    """The graph of a corpus, whose spots are one group."""
+    groups = lambda: (np.zeros(block.shape[0], np.int64) for block in blocks())  # noqa: E731
+    return group_gene_graphs(blocks, groups, n_genes, 1, rule, **options)[0]
 
 
 @pytest.mark.parametrize("drop", [False, True])

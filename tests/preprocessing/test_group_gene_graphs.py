@@ -1,13 +1,13 @@
-"""Gene graphs of groups: a slow formula, planted edges, small groups, smoothing and errors."""
+"""Gene graphs of groups: a slow formula, planted edges, small groups and errors."""
 
 import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from preprocessing.coexpression import gene_graph, group_gene_graphs
+from preprocessing.coexpression import group_gene_graphs
 from preprocessing.coexpression.gene_graph import EdgeRule
-from preprocessing.coexpression.spot_groups import Smoothing
 from preprocessing.errors import DataError
+from tests.preprocessing.test_coexpression import gene_graph
 
 N_GENES = 12
 PAIR = ((0, 1), (2, 3))  # the genes that go together in group 0, and in group 1
@@ -83,7 +83,7 @@ def test_planted_edges_are_found_only_in_their_group():
 
 
 @pytest.mark.parametrize("max_spots", [5000, 300])
-def test_a_group_gets_what_gene_graph_gives_its_spots_alone(max_spots):
+def test_a_group_gets_the_graph_of_its_spots_alone(max_spots):
     blocks, groups = planted((400, 700, 300))
     graphs = fit(blocks, groups, rule=EdgeRule(min_information=0.02), max_spots=max_spots, seed=3)
     for group, graph in enumerate(graphs):
@@ -97,13 +97,6 @@ def test_a_group_gets_what_gene_graph_gives_its_spots_alone(max_spots):
         )
         np.testing.assert_array_equal(graph.neighbour, wanted.neighbour)
         np.testing.assert_array_equal(graph.weight, wanted.weight)
-
-
-def test_one_group_is_the_corpus():
-    blocks, groups = planted()
-    (graph,) = fit(blocks, [np.zeros_like(own) for own in groups], 1, max_spots=100)
-    wanted = gene_graph(lambda: iter(blocks), N_GENES, max_spots=100)
-    np.testing.assert_array_equal(graph.weight, wanted.weight)
 
 
 def test_renumbering_the_groups_renumbers_the_graphs():
@@ -128,33 +121,6 @@ def test_a_small_group_takes_the_corpus_graph_and_this_is_told():
     assert SHARED in edges(own)
 
 
-def test_smoothing_equals_a_slow_average_and_measures_diffusion():
-    """Genes that are noise become informative of each other: why it is off by default."""
-    blocks, groups = planted((160, 120))
-    vectors = [np.random.default_rng(i).normal(size=(b.shape[0], 2)) for i, b in enumerate(blocks)]
-    options = {"rule": EdgeRule(min_information=0.05), "min_group_spots": 20, "max_spots": 500}
-    smoothing = Smoothing(rounds=2, neighbours=4)
-    found = fit(blocks, groups, smoothing=smoothing, vectors=lambda: iter(vectors), **options)
-    for group, graph in enumerate(found):
-        place = np.concatenate([v[own == group] for v, own in zip(vectors, groups, strict=True)])
-        values = np.concatenate(
-            [b.toarray()[own == group] for b, own in zip(blocks, groups, strict=True)]
-        )
-        for _ in range(2):
-            near = [np.argsort(np.square(place - p).sum(axis=1))[:5] for p in place]
-            values = np.stack([values[n].mean(axis=0) for n in near])
-        n_first = int((groups[0] == group).sum())
-        alone = [sparse.csr_matrix(part) for part in np.split(values, [n_first])]
-        wanted = gene_graph(lambda alone=alone: iter(alone), N_GENES, **limits(options))
-        np.testing.assert_allclose(graph.matrix().toarray(), wanted.matrix().toarray(), atol=0.02)
-    plain = fit(blocks, groups, **options)
-    assert len(edges(found[0])) > 3 * len(edges(plain[0]))
-
-
-def limits(options: dict) -> dict:
-    return {name: options[name] for name in ("rule", "max_spots")}
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -169,8 +135,6 @@ def limits(options: dict) -> dict:
         (lambda b, g: group_gene_graphs(lambda: iter(b), g, N_GENES, 2), "found list.*lambda"),
         (lambda b, g: fit(b, g, rule=EdgeRule(n_neighbours=0)), "at least 1"),
         (lambda b, g: fit(b, g, max_spots=0), "at least 1"),
-        (lambda b, g: fit(b, g, smoothing=Smoothing(1)), "found no vectors.*smoothing=0"),
-        (lambda b, g: fit(b, g, smoothing=Smoothing(-1)), "0 or more rounds"),
         (lambda b, g: fit([-one for one in b], g), "negative"),
     ],
 )

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from preprocessing.coexpression import fit_gene_factors, gene_graph, spot_vectors
+from preprocessing.coexpression import fit_gene_factors, spot_vectors
 from preprocessing.errors import DataError
 from preprocessing.graphs import KNNGraph
 from preprocessing.selection import SELECTORS, intensity, log_normalise, normalised, select_genes
 from preprocessing.tfidf import TfidfReweighter, keyword_genes
 from preprocessing.tfidf.weights import ranks_within
+from tests.preprocessing.test_coexpression import gene_graph
 
 INTENSITY = ["arcsinh", "rank"]
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_matrix
 
 from preprocessing import DataError
-from preprocessing.readers import tables as parquet
-from preprocessing.readers import tenx
+from preprocessing.readers import parquet, tenx
 from preprocessing.readers import visium_hd as hd_bins
 from preprocessing.readers.format import read_spots, source_files
 from preprocessing.readers.visium_hd import bin_places, match_bins, read_bins
