@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,16 @@ import torch
 from tqdm import tqdm
 
 from eval.results import Role
+from eval.tables import (
+    H5AD,
+    HASHES,
+    hashes_of,
+    lay_out,
+    open_folder,
+    require_finite,
+    table_path,
+    write_table,
+)
 from hibio import keys
 from hibio.checkpoint import (
     CONFIG,
@@ -39,16 +49,13 @@ from hibio.data.splits import SlideEntry, copies, read_entries, refuse_replaced
 from hibio.model import HiBio, SlideEmbedding
 from hibio.regions import slide_regions
 from hibio.share import HUB, fetch_pretrained
-from preprocessing.files import atomic_path, not_ours, remove_abandoned
-from preprocessing.hdf5 import open_guarded, write_h5ad
-from preprocessing.hest_layout import DIAMETER, obs_columns, scale_factors
-from preprocessing.scale import spacing_um
+from preprocessing.files import atomic_path, not_ours
+from preprocessing.hest_layout import obs_columns
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from preprocessing.workers import each
 
 SUMMARY = "embed.json"
-_HASHES = ("checkpoint_sha256", "store_sha256")  # what an .h5ad of ours was made from
 LAYOUT = "2"  # of the files; before, "spatial" was in micrometres and regions were bare numbers
 
 
@@ -266,7 +273,8 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
     slide, embedding, regions = embed_slide(checkpoint, store_path)
     with SlideStore(store_path) as store:
         own = region_columns(checkpoint, slide.slide_id, regions)
-        labels = obs_columns(store, taken=(keys.OBS_SLIDE, *own))
+        taken = (keys.OBS_SLIDE, keys.OBS_SHAPES, keys.OBS_SPOT, *own)
+        labels = obs_columns(store, taken)
         obs = store.labels().set_axis(list(labels), axis=1)
         obs.index = pd.Index(store.barcodes)
         adata = anndata.AnnData(X=store.counts(), obs=obs, var=store.genes())
@@ -294,30 +302,6 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
     return adata
 
 
-def lay_out(adata: anndata.AnnData, store: SlideStore) -> None:
-    """Put the places of a store's spots and its picture where scanpy and squidpy look for them.
-
-    ``obsm["spatial"]`` is in level-0 pixels, ``obsm["spatial_um"]`` in micrometres, and
-    ``obs["slide_id"]`` says the slide where several are joined. ``uns["spatial"][slide]``, of a
-    slide with an image, holds the thumbnail, its scale and the diameter of a spot: where none was
-    stated, as on a grid of windows, the median distance to the nearest spot.
-    """
-    adata.obsm[keys.OBSM_SPATIAL], adata.obsm[keys.OBSM_UM] = store.xy_px0, store.xy_um
-    adata.obs[keys.OBS_SLIDE] = pd.Categorical([store.slide_id] * store.n_spots)
-    if store.thumbnail is None or store.thumbnail_downsample is None:
-        return
-    factors = {"tissue_hires_scalef": 1.0 / store.thumbnail_downsample, **scale_factors(store)}
-    factors[DIAMETER] = spot_diameter(store)
-    section = {"images": {"hires": store.thumbnail}, "scalefactors": factors}
-    adata.uns[keys.OBSM_SPATIAL] = {store.slide_id: section}
-
-
-def spot_diameter(store: SlideStore) -> float:
-    """Diameter of a spot in level-0 pixels: the stated one, else the distance to the next spot."""
-    stated = scale_factors(store).get(DIAMETER) or spacing_um(store.xy_px0)
-    return float(stated or float(store.attrs["patch_um"]) / store.mpp)
-
-
 def region_names(slide_id: str, labels: np.ndarray) -> pd.Categorical:
     """Names (S,) of regions, such as ``A1:07``: unique over slides, their order that of numbers."""
     numbers = np.unique(labels)
@@ -332,12 +316,14 @@ def embed_folder(
     out: Path,
     fold_in: Path | None = None,
     *,
+    form: str = H5AD,
     workers: int = 0,
     scheduler: str | None = None,
     only: str | None = None,
 ) -> list[Path]:
     """Write ``<out>/<slide_id>.h5ad`` for every store; whole files of the same inputs are kept.
 
+    ``form`` is one of `keys.TABLES`: ``.zarr`` or ``.sdata.zarr`` takes the place of ``.h5ad``.
     With ``fold_in``, a folder of bridge stores, genes of the data that the model never saw are
     folded in by their co-expression there with known ones, and the account of all is printed.
     ``workers`` and ``scheduler`` are as in `preprocessing.workers.each`, a slide a task, and
@@ -351,13 +337,13 @@ def embed_folder(
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
     checked(checkpoint, entries)
-    open_folder(out)
-    targets = {entry.slide_id: out / f"{entry.slide_id}.h5ad" for entry in entries}
+    open_folder(out, form)
+    targets = {entry.slide_id: table_path(out, entry.slide_id, form) for entry in entries}
     for target in targets.values():
         hashes_of(target)
     _refuse_other_summary(out / SUMMARY)
     if workers or scheduler:
-        call = functools.partial(embed_folder, checkpoint_path, data, out, fold_in)
+        call = functools.partial(embed_folder, checkpoint_path, data, out, fold_in, form=form)
         calls = {slide: functools.partial(call, only=slide) for slide in targets}
         each(calls, workers, scheduler, "embed")
     weights = checkpoint.sha256
@@ -369,13 +355,12 @@ def embed_folder(
             continue
         target = targets[entry.slide_id]
         with SlideStore(entry.path) as store:
-            wanted = dict(zip((*_HASHES, "layout"), (weights, store.sha256, LAYOUT), strict=True))
+            wanted = dict(zip((*HASHES, "layout"), (weights, store.sha256, LAYOUT), strict=True))
         if hashes_of(target, "layout") != wanted:
             adata = embed_to_anndata(checkpoint, entry.path)
             adata.uns[keys.UNS]["checkpoint_sha256"] = weights
             require_finite(entry.slide_id, dict(adata.obsm))
-            with atomic_path(target) as temporary:
-                write_h5ad(temporary, adata)
+            write_table(target, adata)
         written.append(target)
     if only is not None:
         return written
@@ -400,31 +385,6 @@ def _folded_in(
     return dataclasses.replace(checkpoint, model=model), digest.hexdigest()
 
 
-def open_folder(out: Path) -> None:
-    """Make the folder of the results, before any work, and clear it of files of killed runs.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(out)
-
-
-def require_finite(slide_id: str, values: Mapping[str, np.ndarray]) -> None:
-    """Refuse results that are no numbers; nothing of them is written.
-
-    Raises:
-        ConfigError: names the slide and the array, and counts the spots.
-    """
-    for name, array in values.items():
-        wrong = int((~np.isfinite(array)).reshape(len(array), -1).any(axis=1).sum())
-        if wrong:
-            raise ConfigError(
-                f"slide {slide_id!r}: {name} of {wrong} of {len(array)} spots are not finite; look "
-                "at the store and the checkpoint with `hibio check`"
-            )
-
-
 def _refuse_other_summary(path: Path) -> None:
     if not path.exists():
         return
@@ -432,22 +392,3 @@ def _refuse_other_summary(path: Path) -> None:
         if {"checkpoint", "slides"} <= set(json.loads(path.read_text(encoding="utf-8"))):
             return
     raise not_ours(path)
-
-
-def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
-    """The hashes that a file of ours was made from, and ``more`` of them; None without a file.
-
-    Raises:
-        ConfigError: there is a file that HiBio did not make.
-    """
-    if not path.exists():
-        return None
-    try:
-        with open_guarded(path) as file:
-            uns = file[f"uns/{keys.UNS}"]
-            found = {name: str(uns[name].asstr()[()]) for name in _HASHES}
-            for name in more:
-                found[name] = str(uns[name].asstr()[()]) if name in uns else ""
-            return found
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        raise not_ours(path) from error

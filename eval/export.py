@@ -1,6 +1,7 @@
-"""What HiBio found, as GeoJSON that QuPath opens over the slide: quality, regions, heatmaps.
+"""What HiBio found, for QuPath (GeoJSON) and TissUUmaps (.tmap): quality, regions, heatmaps.
 
-Every place is in pixels of the image's level 0. Shapes: S spots, R regions.
+Places are in pixels of the image's level 0, but in what TissUUmaps reads of regions, which is in
+pixels of its picture. Shapes: S spots, R regions.
 """
 
 from __future__ import annotations
@@ -8,23 +9,31 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import cKDTree
+import pandas as pd
+from PIL import Image
 
-from eval.embed import spot_diameter
 from eval.report.figures.canvas import AREAS, SEQUENTIAL
+from eval.tables import (
+    SCALE,
+    diameter_of,
+    read_table,
+    region_columns_of,
+    region_outlines,
+    slide_of,
+    spot_diameter,
+    tables_in,
+)
 from hibio import keys
 from hibio.config.files import ConfigError
-from preprocessing.files import atomic_path, files_in, not_ours
-from preprocessing.hest_layout import DIAMETER, outlines
+from preprocessing.files import atomic_path, not_ours, refuse_others, spreadsheet_text
 from preprocessing.qc.figures import FLAG_COLOURS
 from preprocessing.qc.slide import slide_quality
-from preprocessing.scale import spacing_um
 from preprocessing.spot_table import SOURCE_COLUMNS
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
@@ -33,23 +42,37 @@ MAKER = "hibio"  # in every file, so that no other file is written over
 GENE_ID = "gene_id"  # column of var
 MOST_COLUMNS = 64  # of a heatmap without names
 _CORNERS = 16  # of the polygon of a spot
-_PER_PITCH = 6  # pixels of the ground on which a region is outlined, a distance of spots
-_MOST_PIXELS = 1 << 24  # of that ground
 _NAMESPACE = uuid.UUID("6f0d6b0c-8a55-4a0e-9a53-51c4b1a2d7e4")
+_MADE = f'"filename": "{MAKER}: '  # in every project, which may hold nothing but its keys
+_UNFLAGGED = {"name": "none", "color": [160, 160, 160]}
+_X, _Y, _FLAG = "x_px0", "y_px0", "hibio_flag"  # columns of a table of spots
 Feature = dict[str, Any]
 
 
-def export_folder(kind: str, data: Path, out: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Write ``<out>/<slide>.<kind>.geojson`` for every slide.
+@dataclass(frozen=True)
+class Picture:
+    """The thumbnail of a slide: uint8 (h, w, 3), and level-0 pixels a pixel of it."""
+
+    pixels: np.ndarray
+    downsample: float
+    mpp: float
+
+
+def export_folder(
+    kind: str, data: Path, out: Path, names: Sequence[str] = (), form: str = "geojson"
+) -> list[Path]:
+    """Write ``<out>/<slide>.<kind>.geojson``, or ``.tmap``, for every slide.
 
     Args:
         kind: qc, of stores: spots with their measurements, of the class of their flag; regions, of
             files of `hibio embed`: an outline a region and level; heatmap, of files of `embed`,
             `query` or `predict`: spots with values, coloured by the first (2nd to 98th percentile).
-        data: a folder of stores or of .h5ad files, or one of them.
+        data: a folder of stores or of tables (`eval.tables`), or one of them.
         out: the folder.
         names: genes, gene sets, or columns of numbers in obs for a heatmap; names of levels
             (600um) for regions. All when empty.
+        form: geojson, or tmap: a TissUUmaps project with its picture and its spots or regions
+            beside it.
 
     Returns:
         The files written.
@@ -60,48 +83,43 @@ def export_folder(kind: str, data: Path, out: Path, names: Sequence[str] = ()) -
     if kind == "qc" and names:
         raise ConfigError("quality has no names to choose from; leave --names out")
     written = []
-    tables = _tables(data) if kind != "qc" else stores_in(data)
+    tables = tables_in(data) if kind != "qc" else stores_in(data)
     for path in tables:
         genes: dict[str, dict[str, str]] = {}
         if kind == "qc":
-            slide, features = _quality(path)
+            slide, picture, features = _quality(path)
         else:
-            adata = _read(path)
-            slide = str(adata.obs[keys.OBS_SLIDE].iloc[0])
+            adata = read_table(path)
+            slide, picture = slide_of(adata), _picture(adata)
             features = (region_features if kind == "regions" else heat_features)(adata, names)
             genes = _identifiers(adata, names) if kind == "heatmap" else {}
-        target = out / f"{slide}.{kind}.geojson"
+        target = out / f"{slide}.{kind}.{form}"
         if target in written:
             raise ConfigError(f"{data}: two files of slide {slide!r}; export one kind of file")
-        write_geojson(target, features, genes)
+        if form == "tmap":
+            write_tmap(target, features, picture)
+        else:
+            write_geojson(target, features, genes)
         written.append(target)
     return written
 
 
-def _tables(data: Path) -> list[Path]:
-    found = [data] if data.is_file() else files_in(data, "*.h5ad")
-    if not found:
-        raise ConfigError(f"{data}: no .h5ad file there; give what `hibio embed` or `query` wrote")
-    return found
+def _picture(adata: anndata.AnnData) -> Picture | None:
+    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide_of(adata))
+    if section is None:
+        return None
+    factors = section["scalefactors"]
+    down = 1.0 / factors[SCALE]
+    return Picture(section["images"]["hires"], down, down * factors["microns_per_pixel"])
 
 
-def _read(path: Path) -> anndata.AnnData:
-    try:
-        adata = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read as AnnData ({error})") from error
-    if keys.UNS not in adata.uns:
-        raise ConfigError(f"{path} was not made by HiBio; give what `hibio embed` or `query` wrote")
-    if keys.OBSM_UM not in adata.obsm or keys.OBS_SLIDE not in adata.obs:
-        raise ConfigError(f"{path}: of an older HiBio, without pixels; run the command again")
-    return adata
-
-
-def _quality(path: Path) -> tuple[str, list[Feature]]:
+def _quality(path: Path) -> tuple[str, Picture | None, list[Feature]]:
     with SlideStore(path) as store:
         quality = slide_quality(store)
         xy, barcodes = store.xy_px0, store.barcodes
-        side = spot_diameter(store)
+        side, down = spot_diameter(store), store.thumbnail_downsample or 1.0
+        small = store.thumbnail
+        picture = None if small is None else Picture(small, down, down * store.mpp)
     colours = dict(zip(quality.flags, FLAG_COLOURS, strict=False))
     features = []
     measured = quality.spots.to_dict("list")
@@ -118,7 +136,7 @@ def _quality(path: Path) -> tuple[str, list[Feature]]:
                 name=str(barcodes[i]),
             )
         )
-    return quality.slide_id, features
+    return quality.slide_id, picture, features
 
 
 def region_features(adata: anndata.AnnData, levels: Sequence[str] = ()) -> list[Feature]:
@@ -127,9 +145,9 @@ def region_features(adata: anndata.AnnData, levels: Sequence[str] = ()) -> list[
     Raises:
         ConfigError: no regions, or an unknown level.
     """
-    there = [name for name in adata.obs if str(name).startswith(keys.OBS_REGION)]
+    there = region_columns_of(adata)
     columns = [keys.OBS_REGION + level for level in levels] or there
-    known = ", ".join(str(name).removeprefix(keys.OBS_REGION) for name in there)
+    known = ", ".join(name.removeprefix(keys.OBS_REGION) for name in there)
     if not columns or set(columns) - set(there):
         raise ConfigError(f"levels of regions there: {known or 'none'}; `hibio embed` writes them")
     features = []
@@ -137,7 +155,7 @@ def region_features(adata: anndata.AnnData, levels: Sequence[str] = ()) -> list[
     for column in columns:
         region = adata.obs[column].cat
         shapes = region_outlines(xy, region.codes.to_numpy())
-        level = str(column).removeprefix(keys.OBS_REGION)
+        level = column.removeprefix(keys.OBS_REGION)
         for code, polygons in shapes.items():
             name = str(region.categories[code])
             features.append(
@@ -156,37 +174,6 @@ def region_features(adata: anndata.AnnData, levels: Sequence[str] = ()) -> list[
     return features
 
 
-def region_outlines(xy: np.ndarray, code_S: np.ndarray) -> dict[int, list[list[np.ndarray]]]:
-    """Polygons of each region: the ground nearer to its spots than to others, near any spot.
-
-    Args:
-        xy: (S, 2) in level-0 pixels.
-        code_S: (S,) region of each spot, integers from 0.
-
-    Returns:
-        Region -> pieces, each its outer ring and then its holes, (n, 2) closed.
-    """
-    pitch = _pitch(xy)
-    low = xy.min(axis=0) - pitch
-    size = np.ptp(xy, axis=0) + 2 * pitch
-    step = max(pitch / _PER_PITCH, float(np.sqrt(size.prod() / _MOST_PIXELS)))
-    across, down = np.ceil(size / step).astype(int)
-    x = low[0] + (np.arange(across) + 0.5) * step
-    ground = np.full((down, across), -1)
-    tree = cKDTree(xy)
-    for row in range(down):
-        here = np.stack([x, np.full(across, low[1] + (row + 0.5) * step)], axis=1)
-        far, nearest = tree.query(here, distance_upper_bound=0.75 * pitch)
-        ground[row, np.isfinite(far)] = code_S[nearest[np.isfinite(far)]]
-    found = {}
-    for code, box in enumerate(ndimage.find_objects(ground + 1)):
-        if box is not None:
-            corner = low + step * np.array([box[1].start, box[0].start])
-            pieces = outlines(ground[box] == code, step)
-            found[code] = [[ring + corner for ring in piece] for piece in pieces]
-    return found
-
-
 def heat_features(adata: anndata.AnnData, names: Sequence[str] = ()) -> list[Feature]:
     """Detections: every spot with its values, coloured by the first of them.
 
@@ -201,9 +188,7 @@ def heat_features(adata: anndata.AnnData, names: Sequence[str] = ()) -> list[Fea
         )
     values = {name: _column(adata, name) for name in names}
     xy = np.asarray(adata.obsm[keys.OBSM_SPATIAL])
-    slide = str(adata.obs[keys.OBS_SLIDE].iloc[0])
-    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide, {"scalefactors": {}})
-    side = float(section["scalefactors"].get(DIAMETER, 0.0)) or _pitch(xy)
+    slide = slide_of(adata)
     colours = _heat(next(iter(values.values())))
     return [
         feature(
@@ -213,7 +198,9 @@ def heat_features(adata: anndata.AnnData, names: Sequence[str] = ()) -> list[Fea
             measurements={name: column[i] for name, column in values.items()},
             color=colours[i],
         )
-        for i, (ring, barcode) in enumerate(zip(circles(xy, side), adata.obs_names, strict=True))
+        for i, (ring, barcode) in enumerate(
+            zip(circles(xy, diameter_of(adata)), adata.obs_names, strict=True)
+        )
     ]
 
 
@@ -245,11 +232,6 @@ def _heat(values: np.ndarray) -> list[list[int]]:
 
 def _rgb(colour: str) -> list[int]:
     return list(bytes.fromhex(colour.removeprefix("#")))
-
-
-def _pitch(xy: np.ndarray) -> float:
-    """Median distance to the nearest spot, in level-0 pixels; 1 for one spot."""
-    return spacing_um(xy) or 1.0
 
 
 def circles(xy: np.ndarray, diameter: float) -> Iterator[np.ndarray]:
@@ -307,3 +289,92 @@ def write_geojson(
         lines = (json.dumps(one, allow_nan=False) for one in features)
         end = f'], "genes": {json.dumps(genes)}}}' if genes else "]}"
         file.write(head + "\n" + ",\n".join(lines) + f"\n{end}\n")
+
+
+def write_tmap(path: Path, features: Sequence[Feature], picture: Picture | None) -> None:
+    """Write a project of TissUUmaps: ``path``, its picture, and a CSV of spots or their regions.
+
+    Its keys are those of the published schema 1.3 (tissuumaps-schema on PyPI). TissUUmaps counts in
+    pixels of the first picture, so spots, whose CSV is in level-0 pixels, get a factor, and regions
+    are scaled.
+
+    Raises:
+        DataError: a file that HiBio did not make is in the place.
+        ConfigError: regions of a slide without a picture, which TissUUmaps cannot place.
+    """
+    image, spots, regions = (path.with_suffix(end) for end in (".png", ".csv", ".tmap.geojson"))
+    refuse_others({path: _MADE}, (image, spots, regions))
+    slide, kind = path.stem.rsplit(".", 1)
+    project: dict[str, Any] = {"filename": f"{MAKER}: {slide} {kind}", "schemaVersion": "1.3"}
+    if picture is not None:
+        layer = {"name": slide, "tileSource": f"{image.name}.dzi"}  # which the server makes of it
+        project |= {"layers": [layer], "mpp": picture.mpp}
+    elif kind == "regions":
+        raise ConfigError(
+            f"slide {slide!r} has no picture, and TissUUmaps places regions on one; use --format "
+            "geojson, or prepare the slide with its image"
+        )
+    scale = 1.0 / picture.downsample if picture is not None else 1.0
+    if kind == "regions":
+        shown = {"title": "regions", "path": regions.name, "autoLoad": True}
+        project["regionFiles"] = [shown]
+    else:
+        frame = _spot_table(features)
+        project["markerFiles"] = _marker_files(frame, features, kind, spots.name, scale)
+    with atomic_path(path) as temporary:  # first: it says who made the others
+        temporary.write_text(json.dumps(project, indent=1, allow_nan=False), encoding="utf-8")
+    if picture is not None:
+        with atomic_path(image) as temporary:
+            Image.fromarray(picture.pixels).save(temporary)
+    if kind == "regions":
+        write_geojson(regions, [_scaled(one, scale) for one in features], {})
+    else:
+        with atomic_path(spots) as temporary:
+            frame.to_csv(temporary, index=False)
+
+
+def _spot_table(features: Sequence[Feature]) -> pd.DataFrame:
+    """Place (level-0 pixels), name, class and values of spots."""
+    rings = np.array([one["geometry"]["coordinates"][0] for one in features])
+    told = [one["properties"] for one in features]
+    values = pd.DataFrame([one["measurements"] for one in told])
+    x, y = rings[:, :-1].mean(axis=1).T
+    names = [spreadsheet_text(one["name"]) for one in told]
+    flags = [one.get("classification", _UNFLAGGED)["name"] for one in told]
+    about = pd.DataFrame({_X: x, _Y: y, keys.OBS_SPOT: names, _FLAG: flags})
+    return about.join(values.rename(columns=spreadsheet_text))
+
+
+def _marker_files(
+    frame: pd.DataFrame, features: Sequence[Feature], kind: str, path: str, scale: float
+) -> list[dict[str, Any]]:
+    """What TissUUmaps shows of a table of spots: flags, or the first value; then any value."""
+    header = {"X": _X, "Y": _Y, "coord_factor": scale, "shape_fixed": "disc"}
+    fixed = {"shape_gr": False, "shape_gr_rand": False, "shape_fixed": True}
+    by_value = {**fixed, "cb_col": True, "cb_gr": False, "cb_gr_rand": False, "cb_gr_key": False}
+    values = [str(name) for name in frame.columns[4:]]
+    valued = {**header, "cb_col": values[0], "cb_cmap": "interpolateViridis"}
+    choices = [{"optionName": v, "name": v, "expectedHeader.cb_col": v} for v in values]
+    several = {"title": "values", "uid": "values", "path": path, "dropdownOptions": choices}
+    if kind == "qc":
+        classes = [one["properties"].get("classification", _UNFLAGGED) for one in features]
+        colours = {one["name"]: f"#{bytes(one['color']).hex()}" for one in classes}
+        flags = {**header, "gb_col": _FLAG, "cb_gr_dict": json.dumps(colours)}
+        by_flag = {**fixed, "cb_gr": True, "cb_gr_dict": True, "cb_gr_key": False}
+        first = {"title": "flags", "expectedHeader": flags, "expectedRadios": by_flag}
+    else:
+        first = {"title": values[0], "expectedHeader": valued, "expectedRadios": by_value}
+    return [
+        {**first, "name": first["title"], "uid": "first", "path": path, "autoLoad": True},
+        {**several, "expectedHeader": valued, "expectedRadios": by_value},
+    ]
+
+
+def _scaled(one: Feature, scale: float) -> Feature:
+    """A feature in other pixels."""
+
+    def moved(part: Any) -> Any:
+        return [moved(p) for p in part] if isinstance(part, list) else round(part * scale, 3)
+
+    geometry = {**one["geometry"], "coordinates": moved(one["geometry"]["coordinates"])}
+    return {**one, "geometry": geometry}

@@ -26,10 +26,8 @@ from eval.embed import (
     embed_slide,
     load_checkpoint,
     one_checkpoint,
-    open_folder,
     region_embedding,
     region_names,
-    require_finite,
 )
 from eval.search import (
     ABOUT,
@@ -46,6 +44,7 @@ from eval.search import (
     parameters,
     require_seal,
 )
+from eval.tables import open_folder, require_finite
 from hibio.config.model import PATCHES, ImageInput
 from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries

@@ -18,13 +18,9 @@ from tqdm import tqdm
 from eval.embed import (
     Checkpoint,
     checked,
-    hashes_of,
     image_embedding,
-    lay_out,
     load_checkpoint,
     one_checkpoint,
-    open_folder,
-    require_finite,
 )
 from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
@@ -38,6 +34,15 @@ from eval.measures.ridge import (
     zscore_mean,
 )
 from eval.report.figures.heatmaps import pathway_heatmaps
+from eval.tables import (
+    H5AD,
+    hashes_of,
+    lay_out,
+    open_folder,
+    require_finite,
+    table_path,
+    write_table,
+)
 from hibio.artifacts import Artifacts
 from hibio.bank import Bank, read_bank
 from hibio.checkpoint import BANK
@@ -48,7 +53,6 @@ from hibio.keys import UNS
 from pathways import PathwayDatabase, load_pathways, score_sets, set_matrix
 from pathways.anchors import cosine
 from preprocessing.files import atomic_path, not_ours, spreadsheet_text
-from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from preprocessing.workers import each
@@ -177,14 +181,16 @@ def query_folder(
     out: Path,
     readout: str = "default",
     *,
+    form: str = H5AD,
     workers: int = 0,
     scheduler: str | None = None,
 ) -> list[Path]:
     """Score every slide with an image; writes ``<slide_id>.query.csv``, .h5ad and .png of each.
 
     ``source`` is anything that `pathways.load_pathways` takes, ``readout`` is default, ridge,
-    retrieval or anchor. Whole files of the same inputs are kept. ``workers`` and ``scheduler`` are
-    as in `preprocessing.workers.each`, a slide a task.
+    retrieval or anchor, and ``form`` the format of the table, one of `keys.TABLES`. Whole files of
+    the same inputs are kept. ``workers`` and ``scheduler`` are as in
+    `preprocessing.workers.each`, a slide a task.
 
     Returns:
         The files written.
@@ -200,26 +206,32 @@ def query_folder(
     sets = gene_sets(checkpoint, source, bank)
     if not entries or checkpoint.model.vision is None:
         raise ConfigError(f"{data}: no slide with an image, or a model without a vision tower")
-    open_folder(out)
-    for entry in entries:
-        _refuse_others(_targets(out, entry.slide_id))
+    open_folder(out, form)
+    targets = {entry.slide_id: _targets(out, entry.slide_id, form) for entry in entries}
+    for paths in targets.values():
+        _refuse_others(paths)
     if workers or scheduler:
+        asked = (source, out, readout)
         calls = {
-            e.slide_id: partial(query_folder, checkpoint_path, e.path, source, out, readout)
+            e.slide_id: partial(query_folder, checkpoint_path, e.path, *asked, form=form)
             for e in entries
         }
         each(calls, workers, scheduler, "query")
     written: list[Path] = []
     for entry in tqdm(entries, desc="query", disable=None):
-        written += _query_slide(checkpoint, entry, sets, bank, out, readout)
+        written += _query_slide(checkpoint, entry, sets, bank, targets[entry.slide_id], readout)
     return written
 
 
 def _query_slide(
-    checkpoint: Checkpoint, entry: SlideEntry, sets: GeneSets, bank: Bank, out: Path, readout: str
+    checkpoint: Checkpoint,
+    entry: SlideEntry,
+    sets: GeneSets,
+    bank: Bank,
+    targets: list[Path],
+    readout: str,
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
-    targets = _targets(out, entry.slide_id)
     asked = json.dumps([sets.names, sets.genes, readout]).encode() + sets.matrix.data.tobytes()
     with SlideStore(entry.path) as store:
         made_of = {
@@ -228,7 +240,7 @@ def _query_slide(
             "asked_sha256": hashlib.sha256(asked).hexdigest(),
         }
     known = hashes_of(targets[0], "asked_sha256")
-    if known == made_of and all(path.is_file() for path in targets):
+    if known == made_of and all(path.exists() for path in targets):
         return targets
     image = image_embedding(checkpoint, entry.path)
     score = image_scores(checkpoint, sets, bank, image, readout)
@@ -246,8 +258,7 @@ def _query_slide(
         adata.layers["measured"] = measured.astype(np.float32)
     adata.uns[UNS] = made_of
     require_finite(entry.slide_id, {"scores": score, **dict(adata.layers)})
-    with atomic_path(targets[0]) as temporary:  # first: it says who made the others
-        write_h5ad(temporary, adata)
+    write_table(targets[0], adata)  # first: it says who made the others
     with atomic_path(targets[1]) as temporary:
         write_scores(temporary, frame)
     maps = [
@@ -280,8 +291,9 @@ def write_scores(path: Path, frame: pd.DataFrame) -> None:
             file.write(label + b"," + text.tobytes().translate(None, b"\0")[:-1] + b"\n")
 
 
-def _targets(out: Path, slide_id: str) -> list[Path]:
-    return [out / f"{slide_id}.query.{form}" for form in ("h5ad", "csv", "png")]
+def _targets(out: Path, slide_id: str, form: str) -> list[Path]:
+    name = f"{slide_id}.query"
+    return [table_path(out, name, form), out / f"{name}.csv", out / f"{name}.png"]
 
 
 def _refuse_others(targets: Sequence[Path]) -> None:

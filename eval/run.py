@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from eval.compare.fingerprint import fingerprint
 from eval.compare.paired import listed
-from eval.embed import Checkpoint, find_checkpoints, open_folder
+from eval.embed import Checkpoint, find_checkpoints
 from eval.folds.assemble import (
     JobGroup,
     assemble,
@@ -48,6 +48,7 @@ from eval.results import (
     write_results,
 )
 from eval.settings import configured_peers, find_task, task_configs
+from eval.tables import open_folder
 from eval.tasks import TASKS
 from eval.tasks.probes import FULL
 from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on

@@ -7,7 +7,11 @@ OBSM_SPATIAL = "spatial"  # level-0 pixels of the image, (x, y), as scanpy and s
 OBSM_UM = "spatial_um"  # micrometres, (x, y)
 OBS_SLIDE = "slide_id"
 OBS_REGION = "hibio_region_"  # + level name, e.g. hibio_region_600um
+OBS_SHAPES = "hibio_shapes"  # in SpatialData: the element that a row is a shape of, and which one
+OBS_SPOT = "hibio_spot"
 UNS = "hibio"
+#: Formats of the tables that `embed`, `query` and `predict` write -> how their names end.
+TABLES = {"h5ad": ".h5ad", "zarr": ".zarr", "spatialdata": ".sdata.zarr"}
 MAIN = "hibio"  # the main variant of a run, and its row in results.json
 TERM_SPOT = "spot/contrastive"
 TERM_PATHWAY = "pathway/kl"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
@@ -137,7 +138,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     The temporary file lies in the folder of ``path`` (a rename across file systems is not atomic)
     and keeps its suffix, so that writers that look at the suffix work. Its name says which process
     writes it, so that `remove_abandoned` can tell. The folder is made when it is missing. The block
-    must create the file and close it; an old one of the final name stays until then.
+    must create the file and close it; an old one of the final name stays until then. It may make a
+    folder instead (zarr): an old one is put aside before the new one has its name, so that a kill
+    between the two leaves none, and never a mixture.
 
     Raises:
         FileNotFoundError: the block ended without writing the temporary file.
@@ -146,21 +149,35 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
     temporary = final.parent / f".{final.stem[:80]}.{owner}.part{final.suffix}"
+    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
+        for path in temporary.rglob("*") if temporary.is_dir() else ():
+            fsync(path)
         fsync(temporary)
+        if temporary.is_dir() and final.is_dir():
+            final.replace(aside)
         temporary.replace(final)
         fsync(final.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in (temporary, aside):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder that may be missing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path | str) -> list[Path]:
     """Remove from a folder the temporary files of `atomic_path` whose process was killed.
 
-    That is a file of this machine whose process is gone, or one that nothing has written to for a
-    day (of another machine, or of an older version). Files that a running process writes, and all
-    other files, stay.
+    That is a file or folder of this machine whose process is gone, or one that nothing has written
+    to for a day (of another machine, or of an older version). Files that a running process writes,
+    and all other files, stay.
 
     Returns:
         What was removed.
@@ -170,7 +187,7 @@ def remove_abandoned(folder: Path | str) -> list[Path]:
         for path in sorted(Path(folder).iterdir()):
             with suppress(OSError):  # another run was faster, or the file is not ours to remove
                 if _abandoned(path):
-                    path.unlink()
+                    _remove(path)
                     removed.append(path)
     return removed
 

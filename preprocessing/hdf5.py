@@ -329,16 +329,13 @@ def write_h5ad(
     path: Path,
     adata: "AnnData",
     rows: Callable[[slice], Mapping[str, np.ndarray]] | None = None,
-    block: int = 2048,
 ) -> None:
     """Write an AnnData file through `hdf5_writer`, so that a full disk is an error.
 
     Args:
         path: the file.
         adata: what is in memory; without ``X`` where ``rows`` gives it.
-        rows: some rows of "X" and of "layers/NAME", float32 (n, G); asked for block by block, so
-            that the matrix is never in memory.
-        block: rows in memory at once.
+        rows: see `write_rows`.
 
     Raises:
         OSError: see `hdf5_writer`.
@@ -348,23 +345,45 @@ def write_h5ad(
     adata.strings_to_categoricals()
     with hdf5_writer(path) as (file, sink):
         write_elem(file, "/", adata)
-        if rows is None:
-            return
-        for start in range(0, adata.n_obs, block):
-            part = slice(start, min(start + block, adata.n_obs))
-            for name, values in rows(part).items():
-                if start == 0:
-                    _matrix(file, name, adata.shape, block)
-                file[name][part] = values
-            sink.check()
+        if rows is not None:
+            write_rows(file, adata.shape, rows, check=sink.check)
 
 
-def _matrix(file: h5py.File, name: str, shape: tuple[int, int], block: int) -> None:
-    """An empty float32 matrix of an AnnData file, in the place of any that is there."""
-    if name in file:
-        del file[name]
+def write_rows(
+    group: Any,
+    shape: tuple[int, int],
+    rows: Callable[[slice], Mapping[str, np.ndarray]],
+    block: int = 2048,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write matrices of an AnnData that are never whole in memory.
+
+    Args:
+        group: of the AnnData, in HDF5 or zarr.
+        shape: (S, G).
+        rows: some rows of "X" and of "layers/NAME", float32 (n, G); asked for block by block.
+        block: rows in memory at once.
+        check: called after each block.
+    """
+    for start in range(0, shape[0], block):
+        part = slice(start, min(start + block, shape[0]))
+        for name, values in rows(part).items():
+            if start == 0:
+                _matrix(group, name, shape, block)
+            group[name][part] = values
+        check()
+
+
+def _matrix(group: Any, name: str, shape: tuple[int, int], block: int) -> None:
+    """An empty float32 matrix of an AnnData, in the place of any that is there."""
+    if name in group:
+        del group[name]
     chunks = (min(block, shape[0]), min(64, shape[1]))
-    data = file.create_dataset(name, shape, np.float32, chunks=chunks, compression="lzf")
+    made: dict[str, Any] = {"shape": shape, "dtype": np.float32, "chunks": chunks}
+    if isinstance(group, h5py.Group):
+        data = group.create_dataset(name, compression="lzf", **made)
+    else:  # zarr 3, and 2
+        data = getattr(group, "create_array", group.create_dataset)(name, **made)
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 

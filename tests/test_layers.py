@@ -40,6 +40,7 @@ LAYERS = (
     ("eval.peers", "eval.tasks"),
     ("eval.folds",),
     ("eval.embed",),
+    ("eval.tables",),
     ("eval.measures", "eval.results"),
     ("eval.errors",),
     ("hibio.run",),

@@ -21,10 +21,11 @@ from eval.ablation.config import BASELINES, GridConfig, load_grid
 from eval.ablation.plan import GridJob, make_cohort, plan
 from eval.ablation.report import FILES, write_tables
 from eval.ablation.table import is_done, state, write_scores
-from eval.embed import Checkpoint, load_checkpoint, open_folder
+from eval.embed import Checkpoint, load_checkpoint
 from eval.folds.assemble import Ruler, make_ruler
 from eval.results import NO_FOLD, TaskResult
 from eval.settings import find_task, task_configs
+from eval.tables import open_folder
 from hibio.checkpoint import NAME as CHECKPOINT
 from hibio.checkpoint import PROVENANCE, read_log, steps_taken, write_provenance
 from hibio.config.files import ConfigError, dump_config

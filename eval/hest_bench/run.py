@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from eval.compare.fingerprint import fold_print
-from eval.embed import Checkpoint, load_checkpoint, one_checkpoint, open_folder
+from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
 from eval.hest_bench.audit import Finding, audit_task, corpus_of, patients_of
 from eval.hest_bench.encoders import (
     HANDCRAFTED,
@@ -32,6 +32,7 @@ from eval.hest_bench.samples import SampleFacts, choose_genes, read_facts, read_
 from eval.report import write_report
 from eval.report.markdown import markdown_table
 from eval.results import Better, Measure, Question, ResultTable, write_results
+from eval.tables import open_folder
 from hibio.checkpoint import provenance
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError

@@ -20,16 +20,21 @@ from tqdm import tqdm
 from eval.embed import (
     Checkpoint,
     checked,
-    hashes_of,
     image_embedding,
     image_regions,
-    lay_out,
     load_checkpoint,
     one_checkpoint,
-    open_folder,
-    require_finite,
 )
 from eval.predict.fit import gene_set_readout, readout_of
+from eval.tables import (
+    H5AD,
+    hashes_of,
+    lay_out,
+    open_folder,
+    require_finite,
+    table_path,
+    write_table,
+)
 from hibio.backbones.features import features_report
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
@@ -43,8 +48,7 @@ from hibio.readout import (
 )
 from preprocessing import prepare
 from preprocessing.errors import DataError
-from preprocessing.files import atomic_path, files_in
-from preprocessing.hdf5 import write_h5ad
+from preprocessing.files import files_in
 from preprocessing.patches import PatchConfig
 from preprocessing.readers.tissue_grid import SLIDE_SUFFIXES
 from preprocessing.run.preparation import HANDCRAFTED
@@ -69,6 +73,7 @@ class Wanted:
         labels: predict the labels of the training slides too.
         regions: the region of each spot at every level too, as the image alone gives them.
         weights: of the frozen encoder whose features the model reads, for slide images.
+        form: of the tables, one of `keys.TABLES`.
     """
 
     genes: tuple[str, ...] = (ALL,)
@@ -78,6 +83,7 @@ class Wanted:
     labels: bool = False
     regions: bool = False
     weights: Path | None = None
+    form: str = H5AD
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -136,7 +142,7 @@ def predict_folder(
     chosen = readout if names is None else readout.of(names)
     if wanted.gene_sets is not None:
         chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))
-    open_folder(out)
+    open_folder(out, wanted.form)
     elsewhere = (workers, scheduler)
     stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted, elsewhere)
     entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]
@@ -158,7 +164,7 @@ def predict_folder(
 def _predict_slide(
     checkpoint: Checkpoint, entry: SlideEntry, readout: Readout, out: Path, wanted: Wanted
 ) -> Path:
-    target = out / f"{entry.slide_id}.predict.h5ad"
+    target = table_path(out, f"{entry.slide_id}.predict", wanted.form)
     asked = [readout.names.tolist(), wanted.gene_sets, wanted.min_reliability]
     asked += ["labels"] * wanted.labels + ["regions"] * wanted.regions
     with SlideStore(entry.path) as store:
@@ -210,8 +216,7 @@ def _predict_slide(
         width = readout.width.astype(np.float32)
         return {"X": found, "layers/lower": found - width, "layers/upper": found + width}
 
-    with atomic_path(target) as temporary:
-        write_h5ad(temporary, adata, rows)
+    write_table(target, adata, rows)
     return target
 
 

@@ -17,9 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from eval.embed import hashes_of, spot_diameter
-from eval.export import region_outlines
 from eval.query import GeneSets, image_scores, nearest_in_bank
+from eval.tables import hashes_of, region_outlines, spot_diameter
 from eval.view.model import Model, UnknownName, plain
 from eval.view.tiles import DeepZoom
 from hibio.config.files import ConfigError

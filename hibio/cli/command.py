@@ -16,6 +16,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from hibio import __version__
+from hibio.keys import TABLES
 
 STOPPED = 3  # exit code of a command that a signal stopped; a chain of commands ends there
 LONGEST = 300  # characters of an unexpected error that are shown
@@ -66,6 +67,12 @@ def add_workers(parser: argparse.ArgumentParser, default: int = 0, unit: str = "
     add("--workers", type=int, default=default, metavar="N", help=text)
     text = "of a Dask cluster that takes the place of --workers"
     add("--scheduler", metavar="ADDRESS", help=text)
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Declare the format of the tables of slides that a command writes."""
+    text = "AnnData as h5ad (default) or zarr, or spatialdata: with picture, spots and regions"
+    parser.add_argument("--format", choices=tuple(TABLES), default="h5ad", help=text)
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:

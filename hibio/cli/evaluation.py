@@ -138,7 +138,12 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         help="qc: stores; regions: what `hibio embed` wrote; heatmap: also what `query` wrote",
     )
     add_folder(parser, "--out")
-    add("--format", choices=("geojson",), default="geojson", help="as QuPath reads it")
+    add(
+        "--format",
+        choices=("geojson", "tmap"),
+        default="geojson",
+        help="as QuPath reads it (default), or a TissUUmaps project",
+    )
     add(
         "--names",
         nargs="+",
@@ -152,7 +157,8 @@ def export(options: argparse.Namespace) -> int:
     """``hibio export``."""
     from eval.export import export_folder
 
-    written = export_folder(options.kind, options.data, options.out, options.names)
+    asked = (options.kind, options.data, options.out, options.names, options.format)
+    written = export_folder(*asked)
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 
@@ -193,7 +199,7 @@ COMMANDS = (
     ),
     Command(
         "export",
-        "write quality, regions or heatmaps as GeoJSON that QuPath opens over the slide",
+        "write quality, regions or heatmaps for QuPath (GeoJSON) or TissUUmaps",
         "hibio export regions --data embeddings --out qupath",
         export,
         _export_arguments,

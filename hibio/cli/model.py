@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hibio.cli.command import Command, add_config, add_folder, add_workers
+from hibio.cli.command import Command, add_config, add_folder, add_format, add_workers
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +64,7 @@ def _where(options: argparse.Namespace) -> dict[str, Any]:
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint(parser)
+    add_format(parser)
     parser.add_argument(
         "--fold-in",
         type=Path,
@@ -77,7 +78,12 @@ def embed(options: argparse.Namespace) -> int:
     from eval.embed import embed_folder
 
     written = embed_folder(
-        options.checkpoint, options.data, options.out, options.fold_in, **_where(options)
+        options.checkpoint,
+        options.data,
+        options.out,
+        options.fold_in,
+        form=options.format,
+        **_where(options),
     )
     print(f"wrote {len(written)} files to {options.out}")
     return 0
@@ -85,6 +91,7 @@ def embed(options: argparse.Namespace) -> int:
 
 def _query_arguments(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint(parser)
+    add_format(parser)
     parser.add_argument("--gene-set", required=True, metavar="NAME_OR_FILE")
     parser.add_argument(
         "--readout", choices=("default", "ridge", "retrieval", "anchor"), default="default"
@@ -101,6 +108,7 @@ def query(options: argparse.Namespace) -> int:
         options.gene_set,
         options.out,
         options.readout,
+        form=options.format,
         **_where(options),
     )
     print("\n".join(f"wrote {path}" for path in written))
@@ -138,6 +146,7 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     add("--regions", action="store_true", help="write the regions of the image, level by level")
     add("--mpp", type=float, metavar="UM", help="micrometres a pixel of images that do not say it")
     add("--weights", type=Path, metavar="FILE", help="of the frozen encoder, for slide images")
+    add_format(parser)
     add_workers(parser)
 
 
@@ -153,6 +162,7 @@ def predict(options: argparse.Namespace) -> int:
         labels=options.labels,
         regions=options.regions,
         weights=options.weights,
+        form=options.format,
     )
     written = predict_folder(
         options.checkpoint, options.data, options.out, wanted, **_where(options)

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.embed import embed_folder, embed_slide, load_checkpoint, require_finite
+from eval.embed import embed_folder, embed_slide, load_checkpoint
 from eval.query import query_folder
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.run import evaluate
+from eval.tables import require_finite
 from hibio.cli.pathways import run as pathways_command
 from hibio.config.files import ConfigError
 from hibio.data.slide import prepare_slide
