@@ -198,7 +198,8 @@ def page_text(prose: Any, notebook: Any, name: str) -> tuple[str, dict[str, byte
             else:
                 told += output.get("text", data.get("text/plain", ""))
         if told.strip():
-            text.append(f"```{{.text .output}}\n{readable(told)}\n```")
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", told)), default=0))
+            text.append(f"{fence}{{.text .output}}\n{readable(told)}\n{fence}")
         text += [f"![What the block above draws]({file})" for file in list(pictures)[before:]]
     return "\n\n".join(text), pictures
 
@@ -266,7 +267,7 @@ def tutorial_files(config: Any) -> Iterator[tuple[str, str | bytes]]:
         TUTORIALS[path.stem] = re.sub(r"^# .*$", head, text, count=1, flags=re.M)
         yield f"tutorials/{path.stem}.ipynb", nbformat.writes(ran[path.stem])
         for shown in SHOWS.findall(text):
-            yield f"tutorials/{flat(shown)}", (CACHE / "work" / shown).read_bytes()
+            yield from shown_files(shown)
         for file, picture in pictures.items():
             yield f"tutorials/{file}", picture
 
@@ -274,9 +275,12 @@ def tutorial_files(config: Any) -> Iterator[tuple[str, str | bytes]]:
 TUTORIALS: dict[str, str] = {}  # name -> text with outputs, of the build that is under way
 
 
-def flat(path: str) -> str:
-    """The name in the site of a file that a tutorial wrote."""
-    return path.replace("/", "-")
+def shown_files(shown: str) -> Iterator[tuple[str, bytes]]:
+    """A page that a tutorial wrote and what lies beside and below it, if it is an `index.html`."""
+    page = CACHE / "work" / shown
+    for path in sorted(page.parent.rglob("*")) if page.name == "index.html" else [page]:
+        if path.is_file():
+            yield f"tutorials/{path.relative_to(CACHE / 'work').as_posix()}", path.read_bytes()
 
 
 def in_order(entries: list[Any]) -> Iterator[str]:
@@ -324,7 +328,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     text = relinked(
         TUTORIALS.get(name, markdown) if uri.startswith("tutorials/") else markdown, source, uri
     )
-    text = SHOWS.sub(lambda match: f"[Open it]({flat(match[1])}){{.md-button}}", text)
+    text = SHOWS.sub(r"[Open it](\1){.md-button}", text)
     text = DOORS.sub(lambda match: doors(match[1]), text)
     return PART.sub(lambda match: relinked(part(match[1]), "README.md", uri), text)
 

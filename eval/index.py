@@ -192,6 +192,7 @@ def _build(rows: Rows, level: str, modality: str, part: int) -> Table:
     fp16, inner = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     coarse = faiss.IndexFlatIP(width)
     empty = faiss.IndexIVFScalarQuantizer(coarse, width, lists, fp16, inner)
+    empty.cp.min_points_per_centroid = 1  # few rows are no fault
     empty.train(sample)
     parts: list[Path] = []
     index = faiss.clone_index(empty)

@@ -179,8 +179,8 @@ class Rows:
             place = np.flatnonzero(names == name)
             if not len(place):
                 raise ConfigError(
-                    f"no {level} {name!r} in the index{did_you_mean(name, names.tolist())} Names "
-                    f"are such as {names[0]!r}"
+                    f"no {level} {name!r} in the index, whose names are such as {str(names[0])!r}"
+                    f"{did_you_mean(name, names.tolist())}"
                 )
             own = int(place[0])
             found = {m: file[level][m][own] for m in MODALITIES if m in file[level]}

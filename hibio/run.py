@@ -468,7 +468,8 @@ def _train_jobs(
     if started and not resume:
         raise ConfigError(
             f"{config.out} already holds {len(started)} checkpoint(s), e.g. {started[0].name}; "
-            f"continue with --resume {config.out}, or choose another folder with --set out=DIR"
+            f"continue with --resume {config.out} (from Python: resume=True), or choose another "
+            "folder with --set out=DIR (out=DIR)"
         )
     for fold in dict.fromkeys(job.fold for job in jobs):
         split_of(config, fold)  # one that cannot be is told before anything is written

@@ -38,7 +38,7 @@ from preprocessing.patches import PatchConfig
 from preprocessing.readers.format import CONTROL
 from preprocessing.readers.tables import text_head
 from preprocessing.registration import Registration, register, store_registration
-from preprocessing.run.sifting import Sifted, SlideTask, sifted, sources, with_picture
+from preprocessing.run.sifting import Sifted, SlideTask, left_out, sifted, sources, with_picture
 from preprocessing.slide_row import SlideRow
 from preprocessing.store import SlideStore, verify_store
 from preprocessing.store.read import stores_in
@@ -162,7 +162,7 @@ def _check_row(row: SlideRow) -> Iterable[Finding]:
     size = f"{table.n_spots} spots x {len(table.gene_names)} {feature_word(table.modality)}"
     if table.image_only:
         size = f"image only, no counts: {table.n_spots} windows on tissue"
-    summary = "; ".join([f"{size}, {table.mpp:.4g} um per pixel", *found.left_out()])
+    summary = "; ".join([f"{size}, {table.mpp:.4g} um per pixel", *left_out(found.dropped)])
     if found.dropped or not findings:
         findings.append(Finding("PASS", row.slide_id, summary))
     return findings if fit is None else _joined(findings, fit.finding(row.slide_id))

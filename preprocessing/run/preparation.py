@@ -16,7 +16,15 @@ from preprocessing.findings import SlideWarning
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig
-from preprocessing.run.sifting import Sifted, SlideTask, patches_of, sifted, sources, with_picture
+from preprocessing.run.sifting import (
+    Sifted,
+    SlideTask,
+    left_out,
+    patches_of,
+    sifted,
+    sources,
+    with_picture,
+)
 from preprocessing.slide_row import PATH_COLUMNS, SAID
 from preprocessing.slides import Slide
 from preprocessing.spot_table import SpotTable
@@ -152,13 +160,20 @@ def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResul
     with SlideStore(task.store) as store:
         changed = [name for name in SAID if said[name] != getattr(store, name)]
         um = float(store.attrs["patch_um"]) if store.has_image else 0.0
-        warned = "".join(f"; {warning}" for warning in store.warnings)
+        told = _told(store)
     if not changed:
-        reason = f"same sources and settings{warned}"
+        reason = "; ".join(["same sources and settings", *told])
         return SlideResult(task.row.slide_id, "skipped", reason, n_spots, um)
     say_anew(task.store, said, settings)
-    told = ", ".join(f"{name} is now {said[name]!r}" for name in changed)
-    return SlideResult(task.row.slide_id, "done", f"same content; {told}{warned}", n_spots, um)
+    news = ", ".join(f"{name} is now {said[name]!r}" for name in changed)
+    reason = "; ".join([f"same content; {news}", *told])
+    return SlideResult(task.row.slide_id, "done", reason, n_spots, um)
+
+
+def _told(store: SlideStore) -> list[str]:
+    """What to know of a slide: spots that were left out, warnings, notes of the reader."""
+    dropped = left_out(store.attrs.get("dropped", {}))
+    return [*dropped, *map(str, store.warnings), *store.attrs.get("notes", ())]
 
 
 def _without_said(settings: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +224,8 @@ def _write(
         dropped=found.dropped,
         **of_image,
     )
-    told = [*found.left_out(), *map(str, table.warnings)]
+    with SlideStore(task.store) as store:
+        told = _told(store)
     told += [f"places corrected by {picture.correction}"] if picture and picture.correction else []
     um = 0.0 if slide is None else patch.um
     return SlideResult(task.row.slide_id, "done", "; ".join(told), table.n_spots, um)

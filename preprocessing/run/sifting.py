@@ -4,7 +4,7 @@
 left out, and counted. Shapes: S spots.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ ZERO_COUNTS = "zero counts"
 BLACK_AS_WHITE = "black background read as white"  # a note of a store
 NO_SIGNAL = "all intensities are zero"
 OFF_TISSUE = "off tissue"
-MUCH_OFF_TISSUE = 0.1  # part of the spots, from which a slide is warned of
+MANY = 0.1  # part of the spots; where more are left out for one reason, a slide is warned of
 _BEYOND = "centre beyond the edge of the picture"
 Images = Literal["jpeg", "raw"]
 _T = TypeVar("_T")
@@ -143,9 +143,10 @@ class Sifted:
     tissue_fraction: np.ndarray | None = None
     picture: SlidePicture | None = None
 
-    def left_out(self) -> list[str]:
-        """A sentence for each reason for which spots were left out."""
-        return [f"{number} spots left out: {reason}" for reason, number in self.dropped.items()]
+
+def left_out(dropped: Mapping[str, int]) -> list[str]:
+    """A sentence for each reason for which spots were left out."""
+    return [f"{number} spots left out: {reason}" for reason, number in dropped.items()]
 
 
 def sources(row: SlideRow) -> dict[str, Path]:
@@ -202,7 +203,7 @@ def _sift(task: SlideTask, slide: Slide | None, table: SpotTable, patch: PatchCo
     off_tissue = reasons.get(OFF_TISSUE, np.zeros(table.n_spots, dtype=bool))
     if picture is not None:
         picture = replace(picture, left_out_px0=table.xy_px0[off_tissue])
-    table = warned(table, _much_off_tissue(off_tissue))
+    table = warned(table, _many_left_out(reasons))
     order = kept[hilbert_order(table.xy_um[kept])]
     counted = {reason: int(mask.sum()) for reason, mask in reasons.items()} | {_BEYOND: beyond}
     dropped = {reason: number for reason, number in counted.items() if number}
@@ -263,12 +264,14 @@ def _opened(path: Path, black_is_background: bool, backend: str) -> Slide:
     return direct_tiles(slide, black_is_background) if backend == "auto" else slide
 
 
-def _much_off_tissue(off_tissue: np.ndarray) -> list[SlideWarning]:
-    """A warning where many spots (S,) are off tissue, though not too many."""
-    if off_tissue.mean() <= MUCH_OFF_TISSUE:
-        return []
-    found = f"{int(off_tissue.sum())} of {len(off_tissue)} spots are off tissue; they are left out"
-    return [SlideWarning(found, "see by `hibio check` and `hibio qc` whether the image fits")]
+def _many_left_out(reasons: Mapping[str, np.ndarray]) -> list[SlideWarning]:
+    """A warning for each reason (S,) that takes many spots, though not too many."""
+    fix = "see by `hibio check` and `hibio qc` whether image and counts are of these spots"
+    return [
+        SlideWarning(f"{int(mask.sum())} of {len(mask)} spots are left out: {reason}", fix)
+        for reason, mask in reasons.items()
+        if mask.mean() > MANY
+    ]
 
 
 def _registered(

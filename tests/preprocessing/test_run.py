@@ -74,7 +74,7 @@ def test_without_a_width_the_patch_follows_the_array_and_the_table_says_so(tmp_p
     prepare([row], tmp_path / "given", patch=PATCH)
     assert report.rows[0].patch_um == 200.0
     assert "200.0" in str(report).splitlines()[1]
-    assert "patches are" not in str(report)  # all of one width
+    assert "a model reads one width" not in str(report)  # all of one width
     with (
         SlideStore(tmp_path / "out" / "A1.h5") as ours,
         SlideStore(tmp_path / "given" / "A1.h5") as other,

@@ -1,6 +1,8 @@
 """Statements of the scale are compared in one place: who wins, what is an error, what a warning."""
 
 import json
+from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import anndata
@@ -28,6 +30,8 @@ from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore, verify_store
 from tests.preprocessing.sources import draw_counts, hex_positions, tissue_image, visium_folder
+from tests.preprocessing.test_slides_kept import picture
+from tests.preprocessing.test_slides_kept import write as kept
 
 FILE, ARRAY = Statement(0.5, "file", of_image=True), Statement(0.5, "array")
 COLUMN = Statement(0.5, "column mpp", of_image=True, decides=True)
@@ -186,25 +190,91 @@ def test_scale_of_coordinates_follows_a_transform_that_enlarges(tmp_path: Path) 
     assert read(SlideRow(**(vars(turned) | {"image": stated}))).warnings == ()
 
 
-def test_warnings_are_shown_everywhere(tmp_path: Path) -> None:
-    row = visium(tmp_path / "s")
-    row = SlideRow(**(vars(row) | {"image": tiff(tmp_path / "he.tif", 2.1)}))
-    out, told = tmp_path / "stores", "sources differ by 5%"
-    for status in ("done", "skipped"):
+def of_two_scales(folder: Path) -> SlideRow:
+    return SlideRow(**(vars(visium(folder)) | {"image": tiff(folder / "he.tif", 2.1)}))
+
+
+def beyond_the_picture(folder: Path) -> SlideRow:
+    row = SlideRow(**(vars(visium(folder)) | {"image": tiff(folder / "he.tif", 2.0), "mpp": 2.0}))
+    tifffile.imwrite(row.image, tifffile.imread(row.image)[:, :400], photometric="rgb")
+    return row
+
+
+def of_another_alignment(folder: Path) -> SlideRow:
+    row = of_two_scales(folder)
+    (folder / "S1_alignment_file.json").write_text("{")
+    return row
+
+
+def changed(folder: Path, change: Callable[[anndata.AnnData], None]) -> SlideRow:
+    row = h5ad(folder)
+    data = anndata.read_h5ad(row.counts)
+    change(data)
+    data.write_h5ad(row.counts)
+    return row
+
+
+def normalised(folder: Path) -> SlideRow:
+    def change(data: anndata.AnnData) -> None:
+        data.X = np.rint(data.X / data.X.sum(1, keepdims=True) * 1e4).astype(np.float32)
+
+    return changed(folder, change)
+
+
+def mostly_empty(folder: Path) -> SlideRow:
+    def change(data: anndata.AnnData) -> None:
+        data.X[:8] = 0
+
+    return changed(folder, change)
+
+
+def of_a_spreadsheet(folder: Path) -> SlideRow:
+    def change(data: anndata.AnnData) -> None:
+        data.var_names = ["1-Mar", "2-Sep", *map(str, data.var_names[2:])]
+
+    return changed(folder, change)
+
+
+def of_a_small_picture(folder: Path) -> SlideRow:
+    return kept(folder / "S1.h5ad", {"hires": picture()})
+
+
+@pytest.mark.parametrize(
+    ("write", "told", "fix"),
+    [
+        (of_two_scales, "sources differ by 5%", "manifest column mpp"),
+        (beyond_the_picture, "lie beyond the edge of the image of 400 x 340", "image_scale"),
+        (of_another_alignment, "is not JSON", "image_transform"),
+        (normalised, "all spots have a total of about 10,000", "give the raw counts"),
+        (mostly_empty, "8 of 48 spots are left out: zero counts", "`hibio qc`"),
+        (of_a_spreadsheet, "2-Sep", "name"),
+        (of_a_small_picture, "read is the small picture hires", "column image"),
+    ],
+)
+def test_warnings_are_shown_everywhere(tmp_path: Path, write, told: str, fix: str) -> None:
+    row, out = write(tmp_path), tmp_path / "stores"
+    for status in ("done", "skipped")[: 2 if write is of_two_scales else 1]:
         report = prepare([row], out, patch=PatchConfig(112.0, 32))
-        assert report.rows[0].status == status
+        assert report.rows[0].status == status, report
         assert told in str(report)
-        assert "manifest column mpp" in str(report)
+        assert fix in str(report)
     with SlideStore(out / "S1.h5") as store:
-        assert [told in one.message for one in store.warnings] == [True]
+        warnings, notes = store.warnings, store.attrs["notes"]
+    assert [told in one.message for one in warnings].count(True) == 1
+    assert json.loads(json.dumps(warnings)) == [list(one) for one in warnings]
     found = [one for one in verify_store(out / "S1.h5") if told in one.message]
-    assert [(one.level, "mpp" in one.fix) for one in found] == [("WARN", True)]
-    manifest = tmp_path / "m.csv"
-    write_manifest([row], manifest)
-    assert any(told in one.message and one.level == "WARN" for one in check_path(manifest))
+    assert [(one.level, fix in one.fix) for one in found] == [("WARN", True)]
+    write_manifest([row], tmp_path / "m.csv")
+    found = check_path(tmp_path / "m.csv")
+    assert any(told in one.message and one.level == "WARN" for one in found)
     index = qc_folder(out, tmp_path / "qc")
     for name in ("index.html", "S1.qc.html", "qc.csv"):
-        assert told in (index.parent / name).read_text(), name
-    head, line = (index.parent / "qc.csv").read_text().splitlines()[:2]
-    assert dict(zip(head.split(","), line.split(","), strict=False))["registration"] == "unknown"
-    assert json.loads(json.dumps(store.warnings)) == [list(store.warnings[0])]
+        assert told in unescape((index.parent / name).read_text()), name
+    for note in notes:  # what was done, such as spots outside the tissue that are left out
+        assert note in str(report)
+        assert note in unescape((index.parent / "S1.qc.html").read_text())
+    if write is of_two_scales:
+        assert "2 spots outside the tissue (in_tissue 0) left out" in notes
+        head, line = (index.parent / "qc.csv").read_text().splitlines()[:2]
+        shown = dict(zip(head.split(","), line.split(","), strict=False))
+        assert shown["registration"] == "unknown"
