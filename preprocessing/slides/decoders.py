@@ -294,8 +294,8 @@ class CziSlide(PlainSlide):
         except ImportError as error:
             raise DataError(
                 f"{self._reason}. If it is whole, it is a kind of CZI that OpenSlide does not read "
-                "and pylibCZIrw does (JPEG XR, several planes): pip install 'hibio[czi]' and run "
-                "again, or export it as OME-TIFF"
+                "and pylibCZIrw does (JPEG XR, several planes): pip install 'hibio[czi]' (Python "
+                "up to 3.13) and run again, or export it as OME-TIFF"
             ) from error
         self._open_files = ExitStack()
         self._czi = self._open_files.enter_context(czi.open_czi(str(self.path)))
