@@ -3,7 +3,7 @@
 # make test-newest  the same with the newest versions that setup.cfg allows, in .venv-newest
 # make test-lowest  the tests with the lowest, those of constraints-lowest.txt, in .venv-lowest
 # make test-browser the page of hibio view in headless Chromium (needs npm and chromium)
-# make test-readers the readers beside spatialdata-io and squidpy, in .venv-readers
+# make test-readers the readers beside spatialdata-io, and what is written in squidpy, SpatialData, wsidata, decoupler: in .venv-readers
 # make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
@@ -58,8 +58,9 @@ test-browser: $(TEST) view-assets
 
 test-readers:
 	$(MAKE) .venv-readers/installed-test VENV=.venv-readers CONSTRAINTS=
-	.venv-readers/bin/python -m pip install "spatialdata-io>=0.7" "squidpy>=1.8"
-	.venv-readers/bin/python -m pytest -rs tests/preprocessing/test_readers_oracle.py
+	.venv-readers/bin/python -m pip install -e ".[interop]" "spatialdata-io>=0.7" "squidpy>=1.8" "decoupler>=2" "tissuumaps-schema>=1.3"
+	.venv-readers/bin/python -m pytest -rs tests/preprocessing/test_readers_oracle.py tests/eval/test_tables.py \
+		tests/eval/test_export.py tests/hibio/test_interop.py tests/pathways/test_decoupler.py
 
 # ruff and mypy judge the code by the locked versions alone.
 test-lowest: constraints-lowest.txt

@@ -140,6 +140,27 @@ class PathwayDatabase:
             )
         return tuple(self.table.loc[rows, "target"])
 
+    def plain_sets(self) -> list[GeneSet]:
+        """The sets for parsers that split a line of GMT at every blank, as decoupler's does.
+
+        Blanks in names and descriptions become "_", a description that is missing "na".
+
+        Raises:
+            PathwayError: Weights, or genes with blanks, which such a file cannot hold.
+        """
+        if (self.table["weight"] != 1).any():
+            raise PathwayError(
+                f"{self.name} has weights, which GMT cannot hold. decoupler takes its table as it "
+                "is: pathways.load_pathways(NAME).table."
+            )
+        if odd := [gene for gene in self.genes if len(gene.split()) > 1]:
+            raise PathwayError(f"{self.name} has genes with blanks: {', '.join(odd[:5])}.")
+        told = {name: "_".join(self.descriptions.get(name, "").split()) for name in self.names}
+        return [
+            GeneSet("_".join(name.split()), told[name] or "na", self.genes_of(name))
+            for name in self.names
+        ]
+
     def restrict(
         self, genes: Sequence[str], min_genes: int = 5, max_genes: int = 500
     ) -> tuple["PathwayDatabase", CoverageReport]:

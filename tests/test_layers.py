@@ -49,7 +49,7 @@ LAYERS = (
     ("hibio.training.engine", "hibio.training.log", "hibio.training.plan"),
     ("hibio.training.curriculum", "hibio.training.objective", "hibio.training.region_state"),
     ("hibio.training",),
-    ("hibio.bank", "hibio.paths"),
+    ("hibio.bank", "hibio.interop", "hibio.paths"),
     ("hibio.backbones", "hibio.model"),
     ("hibio.share",),
     ("hibio.model_card",),
@@ -118,6 +118,7 @@ LAZY = {
     "deepspeed",
     "distributed",
     "faiss",
+    "geopandas",
     "higra",
     "huggingface_hub",
     "imagecodecs",
@@ -125,6 +126,7 @@ LAZY = {
     "mlflow",
     "pyarrow",
     "pyvips",
+    "shapely",
     "spatialdata",
     "starlette",
     "tensorboard",
@@ -132,6 +134,7 @@ LAZY = {
     "torchvision",
     "uvicorn",
     "wandb",
+    "wsidata",
     "zarr",
 }
 

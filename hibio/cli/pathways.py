@@ -54,11 +54,22 @@ def _fetch(options: argparse.Namespace) -> None:
     print(f"wrote {path}; use it as pathways.source: {path}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from pathways import load_pathways, write_gmt
+    from preprocessing.files import not_ours
+
+    if options.out.exists():
+        raise not_ours(options.out)
+    write_gmt(options.out, load_pathways(options.name).plain_sets())
+    print(f"wrote {options.out}")
+
+
 #: Action -> help, and what runs it.
 ACTIONS = {
     "list": ("databases by name", _list),
     "show": ("the sets of a database", _show),
     "coverage": ("how many of its genes the stores measure", _coverage),
+    "export": ("write them as GMT that every program reads: no blanks in a field", _export),
     "fetch": ("download a database whose checksum is known", _fetch),
 }
 
@@ -71,6 +82,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             one.add_argument("name", help="name, file, pkg.mod:function, or a+b")
         if action == "coverage":
             add_folder(one, "--data")
+        if action == "export":
+            one.add_argument("--out", type=Path, required=True, metavar="FILE.gmt")
         if action == "fetch":
             one.add_argument("--out", type=Path, default=Path(), metavar="DIR")
 
@@ -84,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 COMMANDS = (
     Command(
         "pathways",
-        "list, show, measure the coverage of, or fetch gene-set databases",
+        "list, show, measure the coverage of, export or fetch gene-set databases",
         "hibio pathways coverage default+./my.gmt --data stores",
         run,
         _arguments,

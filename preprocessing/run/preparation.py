@@ -209,7 +209,7 @@ def _write(
         of_image = {
             "patches": patches_of(slide, table, patch),
             "context": wide and patches_of(slide, table, PatchConfig(wide, patch.patch_px)),
-            "features": {HANDCRAFTED: _handcrafted(slide, table, patch)},
+            "features": {HANDCRAFTED: handcrafted_features(slide, table, patch)},
             "tissue_fraction": found.tissue_fraction,
             "picture": picture,
         }
@@ -231,7 +231,7 @@ def _write(
     return SlideResult(task.row.slide_id, "done", "; ".join(told), table.n_spots, um)
 
 
-def _handcrafted(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
+def handcrafted_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
     """Features of the patch and of its context three times as wide, (S, 2F) float32."""
     scales = (patch.um, _CONTEXT * patch.um)
     return np.concatenate(

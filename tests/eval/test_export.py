@@ -1,12 +1,14 @@
-"""GeoJSON for QuPath: places, outlines, measurements, colours, and what is refused."""
+"""GeoJSON for QuPath, projects for TissUUmaps: places, values, colours, and what is refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from eval import export
 from eval.embed import region_names
@@ -16,6 +18,7 @@ from preprocessing.errors import DataError
 from preprocessing.hdf5 import write_h5ad
 
 PITCH = 40.0
+PICTURE = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -33,6 +36,8 @@ def table(tmp_path: Path) -> Path:
     adata.obs[keys.OBS_REGION + "600um"] = region_names("A1", code)
     adata.obsm[keys.OBSM_SPATIAL], adata.obsm[keys.OBSM_UM] = xy, xy / 2
     adata.uns[keys.UNS] = {"checkpoint_sha256": "c", "store_sha256": "s"}
+    factors = {"tissue_hires_scalef": 0.01, "microns_per_pixel": 0.5}
+    adata.uns["spatial"] = {"A1": {"images": {"hires": PICTURE}, "scalefactors": factors}}
     write_h5ad(tmp_path / "A1.query.h5ad", adata)
     return tmp_path
 
@@ -120,6 +125,67 @@ def test_quality_marks_the_flagged_spots(toy_stores: Path, tmp_path: Path):
     store = sorted(toy_stores.glob("*.h5"))[0]
     (path,) = export.export_folder("qc", store, tmp_path)
     spots = features(path)
+    (tmap,) = export.export_folder("qc", store, tmp_path, form="tmap")
+    flags = project_of(tmap)["markerFiles"][0]
+    column = pd.read_csv(tmap.with_suffix(".csv"))[flags["expectedHeader"]["gb_col"]]
+    assert set(column) == set(json.loads(flags["expectedHeader"]["cb_gr_dict"]))
     assert {"depth", "n_genes"} <= set(spots[0]["properties"]["measurements"])
     flagged = [spot for spot in spots if "classification" in spot["properties"]]
     assert all(len(spot["properties"]["classification"]["color"]) == 3 for spot in flagged)
+
+
+def project_of(path: Path) -> dict:
+    """A TissUUmaps project, by its published schema where that is installed; all is beside it."""
+    found = json.loads(path.read_text())
+    with suppress(ImportError):
+        from tissuumaps_schema.v01.project import Project
+
+        Project.parse(found)
+    paths = [one["tileSource"].removesuffix(".dzi") for one in found.get("layers", ())]
+    paths += [one["path"] for part in ("markerFiles", "regionFiles") for one in found.get(part, ())]
+    assert all(Path(one).name == one and (path.parent / one).is_file() for one in paths)
+    return found
+
+
+def test_tissuumaps_finds_every_value_at_its_place(table: Path, tmp_path: Path):
+    (path,) = export.export_folder("heatmap", table, tmp_path / "out", form="tmap")
+    assert export.export_folder("heatmap", table, tmp_path / "out", form="tmap") == [path]
+    project, adata = project_of(path), anndata.read_h5ad(table / "A1.query.h5ad")
+    assert project["mpp"] == pytest.approx(50.0)  # of a pixel of the picture
+    with Image.open(path.with_suffix(".png")) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), PICTURE)
+    for markers in project["markerFiles"]:
+        header, frame = markers["expectedHeader"], pd.read_csv(path.parent / markers["path"])
+        places = frame[[header["X"], header["Y"]]] * header["coord_factor"]
+        np.testing.assert_allclose(places, adata.obsm["spatial"] / 100, atol=0.002)
+        assert header["cb_col"] == "HYPOXIA"
+        np.testing.assert_allclose(frame[list(adata.var_names)], adata.X)  # the missing one too
+    choices = project["markerFiles"][1]["dropdownOptions"]
+    assert [one["expectedHeader.cb_col"] for one in choices] == ["HYPOXIA", "CELL CYCLE"]
+
+
+def test_tissuumaps_finds_the_regions_on_the_picture(table: Path, tmp_path: Path):
+    (plain,) = export.export_folder("regions", table, tmp_path / "out")
+    (path,) = export.export_folder("regions", table, tmp_path / "out", form="tmap")
+    (shown,) = project_of(path)["regionFiles"]
+    for one, scaled in zip(features(plain), features(path.parent / shown["path"]), strict=True):
+        assert one["properties"] == scaled["properties"]
+        outer, small = (np.array(x["geometry"]["coordinates"][0]) for x in (one, scaled))
+        np.testing.assert_allclose(outer / 100, small, atol=1e-3)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="was not made by this command"):
+        export.export_folder("regions", table, tmp_path / "out", form="tmap")
+    adata = anndata.read_h5ad(table / "A1.query.h5ad")
+    del adata.uns["spatial"]
+    write_h5ad(table / "A1.query.h5ad", adata)
+    with pytest.raises(ConfigError, match="has no picture, and TissUUmaps"):
+        export.export_folder("regions", table, tmp_path / "new", form="tmap")
+
+
+def test_shapes_are_valid_polygons(table: Path, tmp_path: Path):
+    geopandas = pytest.importorskip("geopandas", reason='pip install "hibio[interop]"')
+    for kind in ("regions", "heatmap"):
+        (path,) = export.export_folder(kind, table, tmp_path)
+        frame = geopandas.read_file(path)
+        assert frame.is_valid.all()
+        assert frame.geometry.area.gt(0).all()
