@@ -126,6 +126,23 @@ def test_the_messages_of_the_how_to_are_those_of_the_code():
     assert [message for message in quoted if message not in texts] == []
 
 
+def sentences(page: Path) -> set[str]:
+    """Sentences and cells of tables, seven words and more, without code blocks."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    found = re.split(r"(?<=[.:;?!])\s+|\||\n\s*\n", text)
+    return {" ".join(one.split()) for one in found if len(one.split()) > 6}
+
+
+def test_readme_and_the_site_say_nothing_twice():
+    """The site shows parts of README; what it says beside them is its own."""
+    readme = sentences(ROOT / "README.md")
+    assert len(readme) > 50
+    others = [page for page in pages(ROOT) if page != ROOT / "README.md"]
+    assert [
+        (page.name, readme & sentences(page)) for page in others if readme & sentences(page)
+    ] == []
+
+
 @pytest.mark.parametrize(
     ("source", "page", "text", "becomes"),
     [
