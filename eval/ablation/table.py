@@ -26,7 +26,7 @@ from eval.compare.paired import unit_gains
 from eval.measures.intervals import PairedInterval, holm, paired_bootstrap
 from eval.results import TaskRecord, TaskResult, write_results
 from hibio.config.data import GenesConfig, PathwaysConfig
-from hibio.config.files import ConfigError, to_dict
+from hibio.config.files import ConfigError, to_dict, without_renamed
 from hibio.config.run import UNSETTLED_DATA, RunConfig
 from hibio.config.schema import SchemaError, build_section
 from preprocessing.errors import did_you_mean
@@ -89,7 +89,8 @@ def read_scores(job: GridJob) -> Scores | None:
         return None
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        return Scores(dict(body["config"]), dict(body["data"]), dict(body["tasks"]))
+        facts = {**body["data"], "ruler": without_renamed(body["data"].get("ruler", {}))}
+        return Scores(without_renamed(body["config"]), facts, dict(body["tasks"]))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: damaged ({error}); remove it, the job is done again") from error
 

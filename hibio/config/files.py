@@ -26,7 +26,7 @@ Layer = tuple[str, Mapping[str, Any]]
 #: Values in one file, aliases written out; a bomb has billions.
 LARGEST = 100_000
 #: Keys of an older HiBio -> what to do; the settings of its runs have them.
-RENAMED: dict[tuple[str, ...], str] = {
+RENAMED: dict[Key, str] = {
     ("optim", "amp"): (
         "a key of an older HiBio; write optim.precision: auto | fp32 | bf16 instead. A run that it "
         "began embeds and evaluates as it is, and cannot be trained on: train again in another "
@@ -34,13 +34,15 @@ RENAMED: dict[tuple[str, ...], str] = {
     ),
     ("genes", "graph_smoothing"): (
         "a key of an older HiBio; leave it out: information between smoothed genes measures the "
-        "smoothing. A run that had it keeps its gene graphs"
+        "smoothing, so it is 0 now. A run that had it keeps its gene graphs"
     ),
     ("genes", "graph_spots"): (
-        "a key of an older HiBio; leave it out: 2,000 training spots are sampled for a gene graph. "
+        "a key of an older HiBio; leave it out: 2000 training spots are sampled for a gene graph. "
         "A run that had another number keeps its gene graphs"
     ),
 }
+#: Those whose value is now fixed: a file that gives it means what it always did.
+FIXED: Mapping[Key, Any] = {("genes", "graph_smoothing"): 0, ("genes", "graph_spots"): 2000}
 EVERY = "*"  # in a dotted key: every entry of a list
 #: Runs, grids (``ablation/``), manifests and job files that come with HiBio.
 SHIPPED = Path(str(files("hibio"))) / "configs"
@@ -173,7 +175,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
         data = apply_overrides(data, [override])
         layers.append((f"{path} with --set {override}", apply_overrides({}, [override])))
     try:
-        return build_section(cls, data)
+        return build_section(cls, without_renamed(data, FIXED))
     except SchemaError as problem:
         source = _source_of(layers, problem.key) or name
         renamed = RENAMED.get(problem.key)
@@ -207,14 +209,16 @@ def load_saved(cls: type[C], path: str | Path, section: str = "") -> C:
         raise ConfigError(f"{path}: {problem}") from problem
 
 
-def without_renamed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings without the keys of :data:`RENAMED`."""
+def without_renamed(
+    data: Mapping[str, Any], only: Mapping[Key, Any] | None = None
+) -> dict[str, Any]:
+    """Saved settings without the keys of :data:`RENAMED`, or ``only`` those that have a value."""
     result = copy.deepcopy(dict(data))
-    for key in RENAMED:
+    for key in RENAMED if only is None else only:
         node: Any = result
         for part in key[:-1]:
             node = node.get(part) if isinstance(node, Mapping) else None
-        if isinstance(node, dict):
+        if isinstance(node, dict) and (only is None or node.get(key[-1], _ABSENT) == only[key]):
             node.pop(key[-1], None)
     return result
 

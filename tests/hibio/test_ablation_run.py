@@ -235,6 +235,10 @@ def test_scores_know_which_settings_have_changed(
 
 def test_scores_of_an_older_version_lack_keys_and_stay_good(copy):
     job = plan(copy)[0]
+    body = json.loads((job.folder / NAME).read_text())
+    for section in (body["config"], body["data"]["ruler"]):
+        section["genes"]["graph_smoothing"] = 0  # and have some that are gone
+    (job.folder / NAME).write_text(json.dumps(body))
     scores = read_scores(job)
     for section in (scores.config["data"], scores.facts["ruler"]["data"]):
         del section["train_patients"]

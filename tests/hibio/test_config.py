@@ -211,11 +211,13 @@ def test_a_key_of_an_older_version_says_what_became_of_it(tmp_path):
     assert "optim.amp: a key of an older HiBio; write optim.precision" in text
     assert "cannot be trained on" in text
     stage = "{name: one, steps: 1, weights: {spot/contrastive: 1}}"
-    for key in ("graph_smoothing", "graph_spots"):
-        text = f"out: r\ndata: {{stores: s}}\nstages: [{stage}]\ngenes: {{{key}: 2}}"
-        old = write(tmp_path, text)
+    for key, fixed in (("graph_smoothing", 0), ("graph_spots", 2000)):
+        text = f"out: r\ndata: {{stores: s}}\nstages: [{stage}]\ngenes: {{{key}: "
+        old = write(tmp_path, text + "7}")
         assert f"genes.{key}: a key of an older HiBio; leave it out" in message(old, RunConfig)
         assert load_saved(RunConfig, old).genes == GenesConfig()
+        same = write(tmp_path, text + f"{fixed}}}")  # as in every run of before
+        assert load_config(RunConfig, same).genes == GenesConfig()
 
 
 def test_unknown_key_names_file_full_key_nearest_and_all(tmp_path):
