@@ -155,7 +155,7 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
                 table,
                 fold,
                 (name, targets),
-                _mixtures(fold, probe, targets, (given, through), config),
+                _mixtures(probe, targets, (given, through), config),
             )
         for model in fold.models:
             if model.prediction is not None:
@@ -254,7 +254,6 @@ class RawReadOuts:
 
 
 def _mixtures(
-    fold: Fold,
     probe: ImageProbe,
     targets: Targets,
     beside: tuple[RawReadOuts | None, ReadOut | None],

@@ -63,7 +63,6 @@ class Registration:
         z_best: at the best place.
         outline: share of the spots that are on tissue, less that of the ring around them.
         outline_best: at the best place.
-        outline_most: the largest anywhere; below 0.75 the outline says nothing.
         gain: agreement that the best place has more, in standard deviations.
         p: rank of the place given among places 3 pitches and more away, all on tissue, for the
             spots inside the tissue; NaN where there are fewer than 19 of these.
@@ -82,7 +81,6 @@ class Registration:
     z_best: float = np.nan
     outline: float = np.nan
     outline_best: float = np.nan
-    outline_most: float = np.nan
     gain: float = np.nan
     p: float = np.nan
     shift: float = np.nan

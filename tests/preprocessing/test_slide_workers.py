@@ -89,7 +89,7 @@ def test_sigterm_is_an_interrupt_inside_and_not_outside() -> None:
 def test_a_stopped_command_says_so_and_can_be_continued(tmp_path: Path, number: int) -> None:
     from preprocessing.manifest import write_manifest
 
-    rows = [legacy_slide(tmp_path, f"S{i}", 14, 14)[0] for i in range(12)]
+    rows = [legacy_slide(tmp_path, f"S{i}", 14, 14)[0] for i in range(6)]
     write_manifest(rows, tmp_path / "m.csv")
     out = tmp_path / "out"
     code = (

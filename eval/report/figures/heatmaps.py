@@ -1,16 +1,16 @@
-"""Scores over the tissue: pathway heatmaps and expression maps, predicted beside measured.
+"""Scores over the tissue: pathway heatmaps, predicted beside measured.
 
-docs/method.md 6 (tasks 1 and 7). Shapes: S spots. All panels of a figure show the same window.
+docs/method.md 6.7. Shapes: S spots. All panels of a figure show the same window.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from eval.report.figures.canvas import (
     Figure,
@@ -27,7 +27,6 @@ from preprocessing.canvas import new_page
 from preprocessing.errors import DataError
 
 PathwayMap = tuple[str, np.ndarray, np.ndarray | None, np.ndarray | None]
-ExpressionMap = tuple[str, np.ndarray, np.ndarray]
 
 PAGE_WIDTH, SIDE, HEAD, GAP, BAR = 11.0, 0.55, 0.3, 0.14, 0.6  # inches
 SCALE_NOTE = "Every panel has its own colour scale, from its 2nd to its 98th percentile."
@@ -38,7 +37,7 @@ class MapRow:
     """One row of panels.
 
     Attributes:
-        name: pathway or gene.
+        name: of the pathway.
         panels: (heading, values (S,) or None) in column order; None leaves the cell empty.
     """
 
@@ -106,55 +105,14 @@ def _planted_panel(
     return f"planted, ρ {coefficient(spearman(predicted, planted))} to predicted", planted
 
 
-def expression_maps(
-    thumbnail: np.ndarray | None,
-    xy_thumb: np.ndarray,
-    maps: Sequence[ExpressionMap],
-    title: str = "Expression predicted from H&E",
-) -> Figure:
-    """Draw genes as rows: predicted and measured expression.
-
-    Args:
-        thumbnail: uint8 (h, w, 3), or None.
-        xy_thumb: (S, 2) spot centres, thumbnail pixels.
-        maps: (gene name, predicted (S,), measured (S,)), usually log-normalised.
-        title: heading of the figure.
-
-    Raises:
-        DataError: no gene, or values of another length.
-    """
-    rows = []
-    for gene, predicted, measured in maps:
-        check_spots(xy_thumb, predicted=predicted, measured=measured)
-        heading = f"predicted from H&E, r {coefficient(pearson(predicted, measured))}"
-        rows.append(MapRow(gene, ((heading, predicted), ("measured", measured))))
-    caption = (
-        "Expression predicted from the image beside the measured one; r is Pearson's correlation "
-        "over the spots of this slide. Genes picked for a figure are not a fair sample: the tables "
-        f"give all genes. {SCALE_NOTE}"
-    )
-    return Figure(title, caption, _draw_rows(thumbnail, xy_thumb, rows))
-
-
-def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's r over entries of (S,) finite in both; NaN when one of them is constant."""
-    return _correlation(first, second, lambda values: values)
-
-
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's rho (average ranks) over entries of (S,) finite in both; NaN when constant."""
-    return _correlation(first, second, rankdata)
-
-
-def _correlation(
-    first: np.ndarray, second: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]
-) -> float:
     x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    return float(np.corrcoef(prepare(x), prepare(y))[0, 1])
+    return float(spearmanr(x, y).statistic)
 
 
 def coefficient(value: float) -> str:
