@@ -48,7 +48,7 @@ def runs(options: argparse.Namespace, folder: Path) -> Iterator[Told]:
     manifest = simulate_cohort(folder / "cohort", programmes, size)
     prepare(manifest, folder / "stores", patch=PatchConfig(112.0, 32))
     lab = make_lab(folder / "stores", folder / "run")
-    for number in range(options.cases):
+    for number in range(options.first, options.first + options.cases):
         base, one = run_case(number, options.seed, lab, folder / "case")
         yield base, one.word, f"{number} {base} | {one.damage} | {one.word} | {one.said}"
 
@@ -58,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="of --runs: number of the first case")
     parser.add_argument("--workers", type=int, default=1, help="of inputs")
     parser.add_argument("--runs", action="store_true", help="stores, checkpoints and banks")
     parser.add_argument("--show", action="store_true", help="print every case")

@@ -49,7 +49,7 @@ from hibio.config.model import PATCHES, ImageInput
 from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.model import SlideEmbedding
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, temporary_path
 from preprocessing.hdf5 import hdf5_writer, open_guarded
 from preprocessing.stain import sample_patches
 from preprocessing.store import SlideStore
@@ -84,6 +84,7 @@ def index_folder(
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     entries = read_entries(stores_in(data))
     checked(checkpoint, entries)
+    open_folder(out)
     open_folder(out / "slides")
     if not (out / SUMMARY).exists():
         _say(out, {"checkpoint_sha256": checkpoint.sha256, "slides": {}, "tables": []})
@@ -198,7 +199,7 @@ def _build(rows: Rows, level: str, modality: str, part: int) -> Table:
     index = faiss.clone_index(empty)
     for numbers, block in rows.vectors(level, modality):
         if index.ntotal and index.ntotal + len(block) > part:
-            parts.append(_put_down(index, rows.folder / f".{name}.{len(parts)}.part"))
+            parts.append(_put_down(index, temporary_path(rows.folder / f"{name}.faiss")))
             index = faiss.clone_index(empty)
         index.add_with_ids(block, numbers)
     target = rows.folder / f"{name}.faiss"
@@ -206,7 +207,7 @@ def _build(rows: Rows, level: str, modality: str, part: int) -> Table:
     if parts:
         from faiss.contrib.ondisk import merge_ondisk
 
-        parts.append(_put_down(index, rows.folder / f".{name}.{len(parts)}.part"))
+        parts.append(_put_down(index, temporary_path(rows.folder / f"{name}.faiss")))
         index = faiss.clone_index(empty)
         merge_ondisk(index, [str(path) for path in parts], str(rows.folder / f"{name}.lists"))
     with atomic_path(target) as temporary:

@@ -51,7 +51,13 @@ from eval.settings import configured_peers, find_task, task_configs
 from eval.tables import open_folder
 from eval.tasks import TASKS
 from eval.tasks.probes import FULL
-from hibio.checkpoint import provenance, read_log, steps_taken, verdicts_on
+from hibio.checkpoint import (
+    provenance,
+    read_log,
+    refuse_model_folder,
+    steps_taken,
+    verdicts_on,
+)
 from hibio.config.files import ConfigError, to_dict
 from hibio.data.splits import SlideEntry, Split, read_entries, with_counts
 from preprocessing.files import atomic_path, files_in, locked, refuse_others
@@ -161,6 +167,7 @@ def evaluate(
     given = settings or {}
     configs = task_configs(given, tasks or TASKS)
     beside = configured_peers(given, find_peers(peers, PEERS))
+    refuse_model_folder(out)
     with locked(out):
         started = time.perf_counter()
         entries = with_counts(read_entries(stores_in(data)), "evaluation")

@@ -20,6 +20,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from hibio import keys
+from hibio.checkpoint import refuse_model_folder
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, files_in, not_ours, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad, write_rows
@@ -261,8 +262,9 @@ def open_folder(out: Path, form: str = H5AD) -> None:
 
     Raises:
         OSError: it cannot be made.
-        ConfigError: the packages that write the format are missing; names them.
+        ConfigError: it is of a model or a run, or the packages that write the format are missing.
     """
+    refuse_model_folder(out)
     if form != H5AD:
         _require(*_NEEDS[form])
     out.mkdir(parents=True, exist_ok=True)

@@ -146,6 +146,26 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def refuse_model_folder(out: Path) -> None:
+    """Refuse to write results where a model or its run lies.
+
+    Raises:
+        ConfigError: ``out`` lies in a checkpoint, or is the folder of a job or of a run.
+    """
+    full = out.resolve()
+    inside = [place for place in (full, *full.parents) if (place / WEIGHTS).is_file()]
+    if inside or find_checkpoint(full) is not None:
+        raise ConfigError(
+            f"{out} is of the checkpoint in {(*inside, full)[0]}, which the next save replaces; "
+            "results do not go there: give another --out"
+        )
+    if (full / CONFIG).is_file() and (full / PROVENANCE).is_file():
+        raise ConfigError(
+            f"{out} is the folder of a run, whose files results must not mix with; give a new one "
+            f"in it, --out {out / 'NAME'}, or another"
+        )
+
+
 def model_sha256(checkpoint: Path) -> str:
     """Hash of a checkpoint's weights and artifacts: which model it is."""
     digest = hashlib.sha256()

@@ -16,7 +16,6 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +39,7 @@ from hibio.checkpoint import (
     load_trainer_state,
     model_sha256,
     read_checksums,
+    refuse_model_folder,
     verify_files,
     write_checksums,
 )
@@ -47,7 +47,7 @@ from hibio.config.files import ConfigError, dump_config, load_saved, to_dict
 from hibio.config.run import RunConfig
 from hibio.data.splits import PATIENT
 from hibio.model_card import CARD, write_card
-from preprocessing.files import atomic_path
+from preprocessing.files import atomic_path, remove_abandoned
 from preprocessing.hdf5 import datasets, hdf5_writer, open_guarded
 
 HUB = "hf-hub:"
@@ -104,7 +104,9 @@ def share_checkpoint(
     artifacts = read_artifacts(checkpoint / ARTIFACTS)
     told = measured(checkpoint, run, results) if not changed else []
     known = new_names(run, artifacts, checkpoint / BANK)
-    with _made_whole(out) as folder:
+    remove_abandoned(out.parent)
+    with atomic_path(out) as folder:
+        folder.mkdir()
         if keep_ids:
             for name in names:
                 shutil.copyfile(checkpoint / name, folder / name)
@@ -135,7 +137,10 @@ def _shareable(checkpoint: Path | None, out: Path) -> Path:
             "that checkpoint (genes are folded in after loading)"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there and not empty; give another --out")
+        raise ConfigError(f"{out} is there and not empty; give another --out, a new folder")
+    if out.exists() and out.samefile("."):
+        raise ConfigError(f"{out} is the working folder; give the name of a new folder as --out")
+    refuse_model_folder(out)
     return checkpoint
 
 
@@ -163,20 +168,6 @@ def _differs(state: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor
 def _unfinished(checkpoint: Path) -> bool:
     there = (checkpoint / TRAINER).is_file()
     return there and not load_trainer_state(checkpoint)["finished"]
-
-
-@contextmanager
-def _made_whole(out: Path) -> Iterator[Path]:
-    """A folder that takes its name when all is written; nothing stays of a failure."""
-    folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if out.is_dir():
-            out.rmdir()  # empty
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def new_names(run: RunConfig, artifacts: Artifacts, bank: Path) -> Names:

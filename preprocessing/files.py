@@ -147,8 +147,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
-    temporary = final.parent / f".{final.stem[:80]}.{owner}.part{final.suffix}"
+    temporary = temporary_path(final)
     aside = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
@@ -172,8 +171,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def temporary_path(final: Path) -> Path:
+    """A new name beside ``final`` that says which process writes there; nothing is made."""
+    owner = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
+    return final.parent / f".{final.stem[:80]}.{owner}.part{final.suffix}"
+
+
 def remove_abandoned(folder: Path | str) -> list[Path]:
-    """Remove from a folder the temporary files of `atomic_path` whose process was killed.
+    """Remove from a folder what has a `temporary_path` and whose process was killed.
 
     That is a file or folder of this machine whose process is gone, or one that nothing has written
     to for a day (of another machine, or of an older version). Files that a running process writes,

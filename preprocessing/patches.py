@@ -22,6 +22,7 @@ CELL_PATCH_UM = 112.0  # where spots are no array, or finer than one: 224 px of 
 ARRAY_UM = (50.0, 500.0)  # pitches of arrays of spots; below them lie bins and cells
 SQUARE_PX = 2048  # level pixels: spots of a square of this edge are read together
 BLOCK_PIXELS = 32_000_000  # level pixels that are read at once
+WIDEST_UM = 10_000  # as wide as a section: a wider patch means other units
 MAX_WINDOW_PX = 8192  # a wider window means a wrong mpp, and would fill the memory
 #: What may have been done to places that lie outside: axes swapped, or pointing the other way.
 _TURNED = ("transpose", "affine:1 0 0 0 -1 0", "affine:-1 0 0 0 1 0")
@@ -45,16 +46,20 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         um = self.patch_um
-        if um is not None and not (math.isfinite(um) and um > 0):
-            raise DataError(f"patch_um is {um}; expected micrometres above 0, e.g. 112")
-        if self.patch_px < 1:
-            raise DataError(f"patch_px is {self.patch_px}; expected at least 1 pixel, e.g. 224")
+        if um is not None and not 0 < um <= WIDEST_UM:
+            raise DataError(
+                f"patch_um is {um}; expected micrometres above 0, at most {WIDEST_UM:,}, e.g. 112"
+            )
+        if not 1 <= self.patch_px <= MAX_WINDOW_PX:
+            raise DataError(
+                f"patch_px is {self.patch_px}; expected 1 to {MAX_WINDOW_PX:,} pixels, e.g. 224"
+            )
         wide = self.context_um
-        if wide is not None and not (math.isfinite(wide) and wide > (um or 0.0)):
+        if wide is not None and not (um or 0.0) < wide <= WIDEST_UM:
             patch = "" if um is None else f", patch_um {um:g}"
             raise DataError(
                 f"context_um is {wide}{patch}; the context must be wider than the patch (e.g. "
-                "four times), or leave it out"
+                f"four times) and at most {WIDEST_UM:,} micrometres, or leave it out"
             )
 
     @property

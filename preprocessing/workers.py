@@ -30,6 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 CONNECT_S = 30.0
 WORKERS_S = 60.0
+_LOOK_S = 3600.0  # between two looks at the time; the system takes no wait of months
 _GRACE_S = 5.0  # to leave after a polite signal
 _CONTEXT = multiprocessing.get_context("spawn")
 _THREADS = "OMP_NUM_THREADS"
@@ -179,7 +180,7 @@ def in_processes(
             _hand_out(waiting, crew, workers, attempt)
             busy = [worker for worker in crew if worker.name is not None]
             left_s = limit_s - max(worker.seconds for worker in busy)
-            ready = wait([w.pipe for w in busy], None if math.isinf(left_s) else max(0.0, left_s))
+            ready = wait([w.pipe for w in busy], min(max(0.0, left_s), _LOOK_S))
             for worker in busy:
                 if worker.pipe in ready:
                     yield _answer(worker, crew)

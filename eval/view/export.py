@@ -17,7 +17,7 @@ from eval.view.cohort import Cohort
 from eval.view.page import page_files
 from eval.view.slide import Kind, ViewedSlide
 from hibio.config.files import ConfigError
-from preprocessing.files import not_ours
+from preprocessing.files import atomic_path, not_ours
 from preprocessing.store.layout import encode_jpeg
 
 MADE = "hibio-view.json"  # says that a folder was written here
@@ -52,6 +52,7 @@ def export_page(cohort: Cohort, out: Path, names: Sequence[str] = ()) -> Path:
     (out / MADE).write_text(
         json.dumps({"checkpoint_sha256": cohort.model.checkpoint.sha256}) + "\n"
     )
+    (out / "index.html").unlink(missing_ok=True)  # there when all is
     for part in ("page", "data"):
         shutil.rmtree(out / part, ignore_errors=True)
         (out / part).mkdir()
@@ -60,12 +61,13 @@ def export_page(cohort: Cohort, out: Path, names: Sequence[str] = ()) -> Path:
     page = (out / "page" / "index.html").read_text(encoding="utf-8")
     (out / "page" / "index.html").unlink()
     page = page.replace("<html ", "<html data-files ", 1)
-    (out / "index.html").write_text(page, encoding="utf-8")
     facts = cohort.facts() | {"exported": asked}
     facts |= _kept(facts, asked)
     _script(out / "data", "cohort", facts)
     for slide_id in tqdm(cohort.entries, desc="export", unit="slide", disable=None):
         _slide_files(cohort, cohort.slide(slide_id), asked, out / "data" / "slides" / slide_id)
+    with atomic_path(out / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return out / "index.html"
 
 

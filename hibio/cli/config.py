@@ -44,7 +44,9 @@ def _copy(options: argparse.Namespace) -> None:
             return f"{found[1]}: {other}"
         return f"{found[1]}: {other.relative_to(shipped).with_suffix('')}"
 
-    text = source.read_text(encoding="utf-8").replace(f"configs/{options.name}.yaml", str(out))
+    text = source.read_text(encoding="utf-8")
+    if source.is_relative_to(SHIPPED):
+        text = text.replace(f"configs/{source.relative_to(SHIPPED)}", str(out))
     with atomic_path(out) as temporary:
         temporary.write_text(re.sub(r"(?m)^(base|run): (\S+)", by_name, text), encoding="utf-8")
     print(f"wrote {out}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
-from hibio.cli.command import Command, run_line
+from hibio import __version__
+from hibio.cli.command import STOPPED, Command, run_line
 
 
 def steps(out: Path) -> list[tuple[str, list[str]]]:
@@ -50,15 +53,35 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
 
 
+def _of_another_version(run: Path) -> bool:
+    """Whether another version of HiBio, or of its code, began a run; False where none says so."""
+    from hibio.checkpoint import PROVENANCE, provenance
+
+    now = provenance()
+    try:
+        known = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+        made = known["packages"]["hibio"], known["commit"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return bool(made != (now["packages"]["hibio"], now["commit"]))
+
+
 def demo(options: argparse.Namespace) -> int:
     """``hibio demo``."""
     from eval.view.page import has_openseadragon
 
-    plan = steps(options.out)
+    plan, older = steps(options.out), _of_another_version(options.out / "run")
     for number, (text, arguments) in enumerate(plan, start=1):
         print(f"\n[{number}/{len(plan)}] {text}: hibio {' '.join(arguments)}", flush=True)
         code = run_line(arguments, options.commands)
         if code:
+            if code != STOPPED and older:
+                print(
+                    f"hibio: another version of HiBio began {options.out}. Two ways out: begin in "
+                    f"another folder, hibio demo --out {options.out}-{__version__}; or remove "
+                    f"{options.out} and give the same command again",
+                    file=sys.stderr,
+                )
             return code
     there = str(options.out / "viewer" / "index.html")
     print(f"\nviewer: {there if has_openseadragon() else 'left out; first `make view-assets`'}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,17 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     add_workers(parser)
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """One command at a time writes results into a folder, which is not that of a model."""
+    from hibio.checkpoint import refuse_model_folder
+    from preprocessing.files import locked
+
+    refuse_model_folder(out)
+    with locked(out):
+        yield
+
+
 def _where(options: argparse.Namespace) -> dict[str, Any]:
     return {"workers": options.workers, "scheduler": options.scheduler}
 
@@ -77,14 +90,15 @@ def embed(options: argparse.Namespace) -> int:
     """``hibio embed``."""
     from eval.embed import embed_folder
 
-    written = embed_folder(
-        options.checkpoint,
-        options.data,
-        options.out,
-        options.fold_in,
-        form=options.format,
-        **_where(options),
-    )
+    with _writing(options.out):
+        written = embed_folder(
+            options.checkpoint,
+            options.data,
+            options.out,
+            options.fold_in,
+            form=options.format,
+            **_where(options),
+        )
     print(f"wrote {len(written)} files to {options.out}")
     return 0
 
@@ -102,15 +116,16 @@ def query(options: argparse.Namespace) -> int:
     """``hibio query``."""
     from eval import query_folder
 
-    written = query_folder(
-        options.checkpoint,
-        options.data,
-        options.gene_set,
-        options.out,
-        options.readout,
-        form=options.format,
-        **_where(options),
-    )
+    with _writing(options.out):
+        written = query_folder(
+            options.checkpoint,
+            options.data,
+            options.gene_set,
+            options.out,
+            options.readout,
+            form=options.format,
+            **_where(options),
+        )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 
@@ -164,9 +179,10 @@ def predict(options: argparse.Namespace) -> int:
         weights=options.weights,
         form=options.format,
     )
-    written = predict_folder(
-        options.checkpoint, options.data, options.out, wanted, **_where(options)
-    )
+    with _writing(options.out):
+        written = predict_folder(
+            options.checkpoint, options.data, options.out, wanted, **_where(options)
+        )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 
@@ -277,8 +293,9 @@ def index(options: argparse.Namespace) -> int:
     """``hibio index``."""
     from eval.index import index_folder
 
-    for table in index_folder(options.checkpoint, options.data, options.out, **_where(options)):
-        print(table)
+    with _writing(options.out):
+        found = index_folder(options.checkpoint, options.data, options.out, **_where(options))
+    print("\n".join(map(str, found)))
     return 0
 
 

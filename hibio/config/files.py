@@ -116,37 +116,44 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     """The file that a name means: one of the user's, or else the shipped one of that name.
 
     Args:
-        name: a path, or a shipped file's name: ``her2st``, ``ablation/regions``; also as it stands
-            in the checkout, ``configs/her2st.yaml``.
+        name: a path, or a shipped file's name: ``her2st``, ``ablation/regions``; its end alone
+            where only one ends so, ``regions``; also as it stands in the checkout,
+            ``configs/her2st.yaml``.
         beside: the folder that a path is relative to; None for the working folder.
 
     Returns:
         A path; whether it can be read is seen when it is.
 
     Raises:
-        ConfigError: a name without suffix that is neither; lists the nearest.
+        ConfigError: it is neither; names the nearest.
     """
     path = Path(name) if beside is None else beside / name
     if path.is_file():
         return path
     asked = Path(name)
     within = asked.relative_to("configs") if asked.parts[:1] == ("configs",) else asked
-    for shipped in (SHIPPED / within, SHIPPED / f"{within}.yaml"):
-        if shipped.is_file():
-            return shipped
-    if not asked.suffix and not path.exists():
-        known = shipped_names()
-        raise ConfigError(
-            f"{path}: no such file, and no shipped one has this name"
-            f"{did_you_mean(str(within), known)}; hibio config list shows them"
-        )
-    return path
+    shipped, wanted = _shipped(), str(within).removesuffix(".yaml")
+    tails = [one for one in shipped if f"/{one}".endswith(f"/{wanted}")]
+    if wanted in shipped or len(tails) == 1:
+        return shipped[wanted if wanted in shipped else tails[0]]
+    if path.exists():  # a folder: told when it is read
+        return path
+    hint = did_you_mean(wanted, tails, cutoff=0.0, n=3) or did_you_mean(wanted, shipped)
+    raise ConfigError(
+        f"{path}: no such file, and no shipped one has this name{hint}; hibio config list shows "
+        "them"
+    )
+
+
+def _shipped() -> dict[str, Path]:
+    """Every shipped file by the name that `find_config` takes; YAML without its suffix."""
+    found = (path for path in SHIPPED.rglob("*") if path.is_file())
+    return {str(p.relative_to(SHIPPED)).removesuffix(".yaml"): p for p in found}
 
 
 def shipped_names() -> list[str]:
-    """Every shipped file by the name that `find_config` takes; YAML without its suffix."""
-    files = (path.relative_to(SHIPPED) for path in SHIPPED.rglob("*") if path.is_file())
-    return sorted(str(path.with_suffix("") if path.suffix == ".yaml" else path) for path in files)
+    """Names of all shipped files."""
+    return sorted(_shipped())
 
 
 def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
@@ -360,7 +367,11 @@ def _read_layers(path: Path, above: tuple[Path, ...]) -> list[Layer]:
         return [(str(path), data)]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: 'base' must name one YAML file, found {base!r}")
-    return [*_read_layers(find_config(base, path.parent), (*above, resolved)), (str(path), data)]
+    try:
+        below = find_config(base, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error}") from error
+    return [*_read_layers(below, (*above, resolved)), (str(path), data)]
 
 
 def _read_file(path: Path, user: str) -> dict[str, Any]:

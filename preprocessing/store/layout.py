@@ -274,8 +274,10 @@ def require_schema(file: h5py.File) -> None:
     _require_labels(file, spots)
     numbers = ["mpp", *(["patch_um", "patch_px"] if PATCHES in file else [])]
     numbers += ["context_um"] if CONTEXT in file else []
-    for name in numbers:
-        value = _number(file, name)
+    owned = [(file, name) for name in numbers]
+    owned += [(file[THUMBNAIL], "downsample")] if THUMBNAIL in file else []
+    for item, name in owned:
+        value = _number(item, name)
         if not 0.0 < value < np.inf:
             raise DataError(f"the attribute {name} is {value}, expected a number above 0")
 

@@ -290,7 +290,9 @@ def scripted(path: Path):
     return json.loads(text.removeprefix("hibioFile(").removesuffix(");\n"))
 
 
-def test_the_exported_page_holds_the_same_answers(cohort: Cohort, checkpoint: Path, tmp_path: Path):
+def test_the_exported_page_holds_the_same_answers(
+    cohort: Cohort, checkpoint: Path, tmp_path: Path, monkeypatch
+):
     viewed = Viewed(checkpoint, cohort.stores, sets="default", only=[SLIDE, "grid"])
     client = client_of(viewed)
     names = [viewed.model.database.names[0], str(viewed.model.artifacts.genes[3])]
@@ -310,6 +312,11 @@ def test_the_exported_page_holds_the_same_answers(cohort: Cohort, checkpoint: Pa
     assert (data / tile).read_bytes() == client.get(f"/data/{tile}").content
     assert "error" in scripted(data / "slides" / "grid" / "measured.js")
     assert Image.open(data / "slides" / SLIDE / "spots" / "0.jpg").size == (32 * 64, 4 * 64)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("eval.view.export._slide_files", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_page(viewed, tmp_path / "page", names[:1])
+    assert not index.exists()  # a page is there when all of it is
     export_page(viewed, tmp_path / "page", names[:1])  # its own folder is written anew
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")

@@ -250,7 +250,7 @@ def test_an_empty_folder_of_stores_says_what_to_do(toy_stores, tmp_path):
 
 
 def test_a_missing_run_is_named(toy_stores, tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         plan(grid_of(tmp_path, toy_stores, run="none.yaml"))
 
 

@@ -45,14 +45,31 @@ def test_a_file_of_the_user_goes_before_a_shipped_one(tmp_path, monkeypatch):
     assert find_config("demo.yaml") == Path("demo.yaml")
     with pytest.raises(ConfigError, match=r"her2stt: no such file.*did you mean.*her2st"):
         find_config("her2stt")
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         load_config(RunConfig, "none.yaml")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_end_of_a_shipped_name_is_enough_or_hinted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    end = name.rpartition("/")[2]
+    if sum(one.rpartition("/")[2] == end for one in shipped_names()) == 1 or end == name:
+        assert find_config(end) == find_config(name)
+    with pytest.raises(ConfigError, match=rf"did you mean '{name}'"):
+        find_config(f"{name}s.yaml" if "." not in name else name[:-2])
+
+
+def test_an_end_of_two_shipped_names_lists_both(monkeypatch):
+    shipped = {"a/x": Path("a/x.yaml"), "b/x": Path("b/x.yaml")}
+    monkeypatch.setattr(files, "_shipped", lambda: shipped)
+    with pytest.raises(ConfigError, match=r"did you mean 'a/x' or 'b/x'|'b/x' or 'a/x'"):
+        find_config("x.yaml")
 
 
 @pytest.mark.parametrize("name", YAMLS)
 def test_a_copy_says_the_same_from_another_folder(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    told(capsys, "copy", name, "--out", "mine.yaml")
+    told(capsys, "copy", name.rpartition("/")[2], "--out", "mine.yaml")
     assert "configs/" not in Path("mine.yaml").read_text().partition("\n")[0]
     if name.startswith("ablation/"):
         mine, shipped = load_grid(Path("mine.yaml")), load_grid(Path(name))

@@ -296,7 +296,7 @@ def test_union_of_sections_that_cannot_be_told_apart(tmp_path):
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"x: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         (b"base: 3\n", "must name one YAML file"),
-        (b"base: gone.yaml\n", "cannot be read"),
+        (b"base: gone.yaml\n", "run.yaml: base: "),
     ],
 )
 def test_broken_files(tmp_path, content, words):
@@ -306,7 +306,7 @@ def test_broken_files(tmp_path, content, words):
 
 
 def test_missing_file(tmp_path):
-    assert "none.yaml: cannot be read" in message(tmp_path / "none.yaml")
+    assert "none.yaml: no such file" in message(tmp_path / "none.yaml")
 
 
 def test_base_is_relative_to_its_file_and_merged_by_section(tmp_path):

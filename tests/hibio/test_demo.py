@@ -10,6 +10,7 @@ import pytest
 
 from eval.view import page
 from hibio import cli, keys
+from hibio.checkpoint import provenance
 from hibio.cli import demo
 from hibio.cli.command import build_parser
 from hibio.config.files import dump_config, load_config
@@ -97,6 +98,26 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, ca
     assert cli.main(["demo", "--out", str(tmp_path)]) == 1
     assert ran == ["simulate", "prepare", "train"]
     assert "report:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("version", "told"), [("0.0.1", True), (None, False)])
+def test_a_demo_that_an_older_hibio_began_says_two_ways_out(
+    tmp_path, monkeypatch, capsys, version, told
+):
+    out, known = tmp_path / "demo", provenance()
+    (out / "run").mkdir(parents=True)
+    known["packages"]["hibio"] = version or known["packages"]["hibio"]
+    (out / "run" / "provenance.json").write_text(json.dumps(known))
+    replace_command(monkeypatch, "simulate", lambda options: int(options.out == out / "cohort"))
+    for name in ("prepare", "train", "embed", "query", "predict", "eval", "view"):
+        replace_command(monkeypatch, name, lambda options: 0)
+    assert cli.main(["demo", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert ("another version of HiBio began" in said) == told
+    if told:
+        assert f"remove {out}" in said
+        new = said.partition("--out ")[2].partition(";")[0]
+        assert cli.main(["demo", "--out", new]) == 0
 
 
 #: Packages of the extras, of which a slide needs none to be prepared, trained on and queried

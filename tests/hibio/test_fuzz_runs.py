@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from hibio.cli.check import check_any
+from preprocessing.files import locked
 from tests.hibio.fuzz_runs import READERS, STORE, Lab, call, damaged, make_lab, start
+from tests.hibio.toy import assert_refused
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(lab: Lab, tmp_path: Path, comman
         child = start(options(lab, command, out), log, file_bytes=most)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, log.read_text()
         assert "make room and run again" in log.read_text()
-        assert list(out.iterdir()) == []
+        assert not out.exists()
 
 
 def test_predict_that_is_killed_goes_on(lab: Lab, tmp_path: Path) -> None:
@@ -66,3 +68,33 @@ def test_predict_that_is_killed_goes_on(lab: Lab, tmp_path: Path) -> None:
         anndata.read_h5ad(path)
     assert call(options(lab, "predict", out), log)[0] == "worked", log.read_text()
     assert [path.name for path in out.iterdir()] == ["sim003.predict.h5ad"]
+
+
+@pytest.mark.parametrize("command", ["embed", "query", "predict", "index", "share", "eval"])
+def test_no_results_in_the_folder_of_a_model_or_of_a_run(
+    lab: Lab, tmp_path: Path, command: str, run
+) -> None:
+    asked = options(lab, command, tmp_path)[:-1] if command != "query" else []
+    asked = asked or ["query", "--gene-set", "default", *options(lab, "embed", tmp_path)[1:-1]]
+    if command == "share":
+        del asked[3:5]
+    folder = next(one for one in lab.checkpoint.parents if (one / "provenance.json").is_file())
+    before = sorted(folder.rglob("*"))
+    places = [lab.checkpoint, lab.checkpoint / "new", lab.checkpoint.parent]
+    for out in [*places, folder]:
+        words = "of the checkpoint" if out in places else "the folder of a run"
+        there = command == "share" and out.exists()
+        assert_refused(run(*asked, out), "not empty" if there else words, "another")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_two_commands_do_not_write_into_one_folder(lab: Lab, tmp_path: Path, run) -> None:
+    with locked(tmp_path):
+        for command in ("embed", "query", "predict", "index"):
+            asked = options(lab, command, tmp_path)
+            assert_refused(run(*asked), f"{tmp_path} is in use: process {os.getpid()}")
+
+
+def test_share_into_the_working_folder_is_refused(lab: Lab, run) -> None:
+    for out in (".", "", "./"):
+        assert_refused(run("share", "--checkpoint", lab.checkpoint, "--out", out), "new folder")

@@ -187,7 +187,9 @@ def test_only_abandoned_files_of_ours_are_removed(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"")
             if "long ago" in what:
                 os.utime(tmp_path / name, (1e9, 1e9))
-        removed = {p.name for p in remove_abandoned(tmp_path)}
+        (tmp_path / (folder := f".model.{host}-{dead}-{rest[:21]}") / "inside").mkdir(parents=True)
+        removed = {p.name for p in remove_abandoned(tmp_path)} - {folder}
+        assert not (tmp_path / folder).exists()
         assert removed == {
             names[what] for what in ("gone", "elsewhere, long ago", "older version, long ago")
         }

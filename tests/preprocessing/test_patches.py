@@ -190,8 +190,13 @@ def test_senseless_scales(folder: Path, mpp: float, um: float, px: int, words: s
 
 def test_config_checks_itself() -> None:
     assert PatchConfig() == PatchConfig(None, 224)
-    with pytest.raises(DataError, match="patch_um is 0"):
-        PatchConfig(patch_um=0)
+    for um in (0, -1.0, 1e12, float("nan"), float("inf")):
+        with pytest.raises(DataError, match=f"patch_um is {um}; expected micrometres above 0"):
+            PatchConfig(patch_um=um)
+        with pytest.raises(DataError, match=f"context_um is {um}"):
+            PatchConfig(context_um=um)
+    with pytest.raises(DataError, match=r"patch_px is 9000; expected 1 to 8,192"):
+        PatchConfig(patch_px=9000)
     with pytest.raises(DataError, match="patch_px is 0"):
         PatchConfig(patch_px=0)
     with pytest.raises(DataError, match=r"call PatchConfig\.on_array first"):

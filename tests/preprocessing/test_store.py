@@ -293,6 +293,7 @@ def labelled(file: h5py.File, **attributes: object) -> None:
         (lambda f: labelled(f, name=[1], position=1), "lacks the attribute name"),
         (lambda f: f.attrs.__setitem__("mpp", [1.0, 2.0]), "mpp is no number"),
         (lambda f: f.attrs.__setitem__("patch_um", 0), "patch_um is 0.0, expected"),
+        (lambda f: f["thumbnail"].attrs.__setitem__("downsample", 0), "downsample is 0.0, expect"),
     ],
 )  # fmt: skip
 def test_another_schema_of_a_part_is_refused_at_opening(tmp_path: Path, damage, said: str):
