@@ -184,8 +184,7 @@ def evaluate(
         measured = [checkpoint for group in groups for checkpoint in group.checkpoints]
         facts["models"] = cost_table(measured, folds)
         facts["curriculum"] = verdict_rows(measured)
-        if given:
-            facts["settings"] = dict(given)
+        facts |= {"settings": dict(given)} if given else {}
         body = write_results(out / RESULTS, to_dict(groups[0].main.run), facts, merged)
         write_markdown(out / TABLES, body)
         figures = pictures(groups, folds[0].by_seen()[0], entries, body, configs)
