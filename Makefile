@@ -71,7 +71,7 @@ constraints-lowest.txt: setup.cfg
 	{ echo "# The lowest versions that setup.cfg allows; made by: make constraints-lowest.txt"; \
 		sed -n 's/^    \([A-Za-z0-9_.-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\).*/\1==\3.*/p' setup.cfg | sort -fu; } > $@
 
-docs: $(TEST)
+docs: $(TEST) view-assets
 	$(PIP) install -e ".[docs]" < /dev/null
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -121,12 +121,17 @@ def guarded(work: Callable[[], int]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _tell_warning  # catch_warnings puts the old one back
-            return work()
+            code = work()
+        sys.stdout.flush()
+        return code
     except InterruptedError as stopped:
         _tell(stopped)
         return STOPPED
     except KeyboardInterrupt:
         _tell("stopped; whatever was finished is on disk")
+        return 1
+    except BrokenPipeError:  # `hibio ... | head`: nobody reads on, and nothing is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ConfigError, PathwayError, DataError, MemoryError, OSError) as error:
         _tell(error)

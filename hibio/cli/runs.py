@@ -57,14 +57,14 @@ def run_rows(folder: Path) -> list[RunRow]:
 
 def _run_row(folder: Path) -> RunRow:
     from hibio.checkpoint import CONFIG, read_log
-    from hibio.config.files import ConfigError, load_config
+    from hibio.config.files import ConfigError, load_saved
     from hibio.config.run import RunConfig
     from preprocessing.files import holder
 
     logs = list(folder.glob("*/fold-*/seed-*/log.jsonl"))
     seconds = sum(record.get("seconds", 0.0) for log in logs for record in read_log(log))
     try:
-        config = load_config(RunConfig, folder / CONFIG)
+        config = load_saved(RunConfig, folder / CONFIG)
         done, of = _finished(folder), _planned(config)
     except ConfigError as error:
         return RunRow(folder, "broken", "", seconds, "", str(error))

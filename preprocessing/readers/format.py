@@ -344,6 +344,12 @@ def is_text(counts: Path) -> bool:
     return file_name(counts).endswith((".csv", ".tsv", ".txt")) and counts.is_file()
 
 
+def image_named(folder: Path, name: str) -> Path | None:
+    """The picture of a slide: the first file of its name with the ending of an image."""
+    endings = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".ome.tif", ".svs", ".ndpi")
+    return first_file(folder, *(f"{name}{ending}" for ending in endings))
+
+
 def first_file(folder: Path, *patterns: str) -> Path | None:
     """Return the first file by name of the first pattern that fits any."""
     for pattern in patterns:

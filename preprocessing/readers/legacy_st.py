@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from preprocessing.errors import DataError
 from preprocessing.files import files_in, folder_part
 from preprocessing.readers.coordinates import row_mpp, row_step, step_px
-from preprocessing.readers.format import NO_BINS, Format, first_file, is_text
+from preprocessing.readers.format import NO_BINS, Format, first_file, image_named, is_text
 from preprocessing.readers.joins import first_names
 from preprocessing.readers.labels import labels_of, position_names
 from preprocessing.readers.tables import (
@@ -35,7 +35,6 @@ _POSITION = re.compile(r"\d+x\d+")
 _PIXELS = ("pixel_x", "pixel_y")
 _SPOT_COLUMNS = ("x", "y", *_PIXELS)
 _COUNTS = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*?)\.tsv(\.gz)?")
-_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi")
 
 
 def read_legacy_st(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
@@ -253,10 +252,6 @@ def _slides(
             yield slide, drafted_row(slide, counts, "legacy_st", pitch_um=pitch_um, **known)
 
 
-def _image(folder: Path, name: str) -> Path | None:
-    return first_file(folder, *(f"{name}{ending}" for ending in _IMAGES))
-
-
 def _her2st(folder: Path) -> list[SlideRow]:
     """The folder counts/ + spotfiles/ (+ images/, pathologist_labels/, sections.csv)."""
     rows = []
@@ -265,7 +260,7 @@ def _her2st(folder: Path) -> list[SlideRow]:
     for slide, row in found:
         known = sections.get(slide, {})
         named = known.get("image")
-        image = folder / named if named else _image(folder / "images", slide)
+        image = folder / named if named else image_named(folder / "images", slide)
         scale = known.get("image_over_fullres_scale", "")
         rows.append(
             replace(
@@ -304,7 +299,7 @@ def _her2st_clone(folder: Path) -> list[SlideRow]:
         replace(
             row,
             patient_id=_her2st_patient(slide),
-            image=_image(folder / "ST-imgs" / slide[0] / slide, "*"),
+            image=image_named(folder / "ST-imgs" / slide[0] / slide, "*"),
             labels=_labels(folder / "ST-pat" / "lbl", slide),
         )
         for slide, row in found
@@ -314,7 +309,7 @@ def _her2st_clone(folder: Path) -> list[SlideRow]:
 def _alignment_tables(folder: Path) -> list[SlideRow]:
     """Counts ``<id>.tsv(.gz)``, ``alignment_table_<id>.tsv`` and ``<id>.jpg`` in one folder."""
     found = _slides(folder, folder, "alignment_table_{}", CHECKERBOARD_PITCH_UM)
-    return [replace(row, image=_image(folder, slide)) for slide, row in found]
+    return [replace(row, image=image_named(folder, slide)) for slide, row in found]
 
 
 FORMAT = Format(

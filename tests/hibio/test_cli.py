@@ -1,6 +1,9 @@
 """The command line: help, usage, exit codes, options; gene-set databases."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -83,6 +86,16 @@ def test_stopping_by_hand_is_no_traceback(run, monkeypatch):
 
     replace_command(monkeypatch, "doctor", stopped)
     assert_refused(run("doctor"), "stopped")
+
+
+def test_nobody_who_reads_on_is_no_error():
+    """`hibio config list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "hibio.cli", "config", "list"]
+    done = subprocess.run(command, check=False, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_signal_has_an_exit_code_of_its_own_and_ends_a_chain(run, monkeypatch):

@@ -56,7 +56,11 @@ def test_a_run_from_its_stop_to_its_report(toy_stores, tmp_path, monkeypatch, ca
     with locked(config.out):
         state, *_, owner = told(tmp_path)
         assert (state, owner.split()[:2]) == ("running", ["process", str(os.getpid())])
-    (config.out / "config.yaml").write_text("stages: 5\n")
+    saved = config.out / "config.yaml"
+    saved.write_text(saved.read_text().replace("\ngenes:\n", "\ngenes:\n  graph_spots: 9\n"))
+    assert "graph_spots" in saved.read_text()  # a key that only an older HiBio had
+    assert told(tmp_path)[0] == "measured"
+    saved.write_text("stages: 5\n")
     assert told(tmp_path)[0] == "broken"
 
 

@@ -107,9 +107,14 @@ def test_cell_tables(tmp_path: Path):
     (tmp_path / "files" / "note.loom").write_text("no HDF5")
     damaged = tmp_path / "files" / "cut.h5ad"
     damaged.write_bytes((tmp_path / "files" / "a b.h5ad").read_bytes()[:3000])
+    for name in ("a b.png", "no_places.png"):
+        (tmp_path / "files" / name).write_bytes(b"")
     write_table(tmp_path / "files" / "cells.csv", ["id", "x"], [["a", 1]])
     write_table(tmp_path / "files" / "cell_by_gene.csv", ["id", "A"], [["a", 1]])
-    rows = {row.slide_id: (row.format, row.mpp) for row in draft_manifest(tmp_path)}
+    drafted = draft_manifest(tmp_path)
+    images = {row.slide_id: row.image for row in drafted if row.image is not None}
+    assert images == {"a_b": tmp_path / "files" / "a b.png"}
+    rows = {row.slide_id: (row.format, row.mpp) for row in drafted}
     assert rows == {
         "a_b": ("h5ad", None),
         "c1": ("cosmx", 0.12028),
