@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 from hibio.config.schema import Range, Temperature
 from hibio.keys import level_name
 
-KINDS = ("tree", "grid", "shuffled", "leiden")
+#: Weightings of `preprocessing.tfidf`, and selectors of `preprocessing.selection`.
+Tfidf = Literal[
+    "log", "raw", "bm25", "depth_matched", "spatial", "lognormal", "shrunken", "arcsinh", "rank"
+]
+Selector = Literal["tfidf", "hvg", "svg", "rank", "top", "random"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class GenesConfig:
         graph_groups: label-free groups of spots that have a gene graph of their own.
     """
 
-    tfidf: str = "shrunken"
-    spot_vector: str = "log"
+    tfidf: Tfidf = "shrunken"
+    spot_vector: Tfidf = "log"
     keyword_genes: Annotated[int, Range(1, 8192)] = 128
-    selector: str = "tfidf"
+    selector: Selector = "tfidf"
     rank: Annotated[int, Range(1, 4096)] = 20
     neighbours: Annotated[int, Range(1, 1000)] = 6
     graph: Literal["knn", "delaunay", "random"] = "knn"
@@ -90,13 +94,11 @@ class RegionsConfig:
     """
 
     diameters_um: tuple[Annotated[float, Range(0, 1e6, "low")], ...] = (300.0, 600.0, 1200.0)
-    kind: str = "tree"
+    kind: Literal["tree", "grid", "shuffled", "leiden"] = "tree"
 
     def __post_init__(self) -> None:
         if not self.diameters_um or list(self.diameters_um) != sorted(set(self.diameters_um)):
             raise ValueError("diameters_um must rise from fine to coarse, e.g. [300, 600, 1200]")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is one of {', '.join(KINDS)}, not {self.kind!r}")
 
     @property
     def levels(self) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Range(1, 1024)] | None = None
     checkpoint_every: Annotated[int, Range(1)] = 100
     bank: bool = True
@@ -145,8 +145,6 @@ class RunConfig:
             twice = [one for one in given if given.count(one) > 1]
             if twice:
                 raise ValueError(f"{name} has {twice[0]!r} twice; each is one job, so give it once")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device is auto, cpu or cuda, not {self.device!r}")
         self.model.vision.image_input(self.data.image)  # refuses what stored features cannot be
         self.model.vision.require_weights()
         names = [stage.name for stage in self.stages]

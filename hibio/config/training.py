@@ -149,15 +149,13 @@ class SamplerConfig:
 
     batch_spots: Annotated[int, Range(2)] = 512
     slides_per_batch: Annotated[int, Range(1)] = 1
-    balance: str = "slide"
+    balance: Literal["slide", "spot"] = "slide"
     halo: Annotated[int, Range(0, 1000)] = 1
     window: Annotated[int, Range(1)] = 64
     weights: dict[str, dict[str, Annotated[float, Range(0, 1e6)]]] = field(default_factory=dict)
     batches_per_step: Annotated[int, Range(1, 100_000)] = 1
 
     def __post_init__(self) -> None:
-        if self.balance not in ("slide", "spot"):
-            raise ValueError(f"balance is slide or spot, not {self.balance!r}")
         if self.window < self.slides_per_batch:
             raise ValueError(
                 f"window is {self.window}, at least slides_per_batch ({self.slides_per_batch}) "

@@ -12,7 +12,7 @@ from PIL import Image
 from preprocessing.errors import DataError
 from preprocessing.hdf5 import open_guarded
 from preprocessing.scale import SAME
-from preprocessing.slides.pixels import Pixels, Slide, damage_named, image_scale, unpainted
+from preprocessing.slides.pixels import Pixels, Slide, damage_named, image_scale, paste, unpainted
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 PATCH_UM = 112.0  # across the patches that HEST-1k cuts
@@ -99,7 +99,8 @@ class HestPatches(Slide):
             if own_size and len(found) and off_centre.min() <= near:
                 return self._shown(self._images[found[off_centre.argmin()]])
             for index in found[np.argsort(-off_centre, kind="stable")]:
-                _paste(target, self._patch(int(index), edge), place[index])
+                x, y = (round(float(v)) for v in place[index])
+                paste(target, self._patch(int(index), edge), x, y)
         return self._shown(target)
 
     def _shown(self, region: Pixels) -> Pixels:
@@ -147,13 +148,3 @@ def _resized(patch: Pixels, side: int) -> Pixels:
     if patch.shape[0] == side:
         return patch
     return np.asarray(Image.fromarray(patch).resize((side, side), Image.Resampling.BOX))
-
-
-def _paste(target: Pixels, patch: Pixels, corner: np.ndarray) -> None:
-    """Put a patch (s, s, 3) into a picture, its left upper corner at ``corner`` (x, y)."""
-    x, y = (round(float(v)) for v in corner)
-    side = patch.shape[0]
-    x0, x1 = max(x, 0), min(x + side, target.shape[1])
-    y0, y1 = max(y, 0), min(y + side, target.shape[0])
-    if x0 < x1 and y0 < y1:
-        target[y0:y1, x0:x1] = patch[y0 - y : y1 - y, x0 - x : x1 - x]

@@ -13,7 +13,7 @@ import numpy as np
 
 from preprocessing.errors import DataError
 from preprocessing.slides.channels import Channels, deep_note, full_light
-from preprocessing.slides.pixels import Pixels, PlainSlide, check_size, image_scale
+from preprocessing.slides.pixels import Pixels, PlainSlide, check_size, image_scale, paste
 from preprocessing.slides.tiff import CACHE_BYTES, COLOUR_NAMES, LENGTHS_UM
 from preprocessing.zarr_bounds import check_arrays
 
@@ -140,11 +140,7 @@ class OmeZarr(PlainSlide):
         for row in range(y // rows, (y + height - 1) // rows + 1):
             for column in range(x // columns, (x + width - 1) // columns + 1):
                 block = self._block(level, row, column)
-                top, left = row * rows, column * columns
-                y0, y1 = max(y, top), min(y + height, top + rows)
-                x0, x1 = max(x, left), min(x + width, left + columns)
-                part = block[y0 - top : y1 - top, x0 - left : x1 - left]
-                target[y0 - y : y1 - y, x0 - x : x1 - x] = part
+                paste(target, block, column * columns - x, row * rows - y)
 
     def close(self) -> None:
         """Release the decoded parts."""

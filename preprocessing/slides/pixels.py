@@ -162,6 +162,15 @@ def to_rgb(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(np.broadcast_to(colour, (*pixels.shape[:2], 3)))
 
 
+def paste(target: Pixels, part: Pixels, x: int, y: int) -> None:
+    """Put what of a part (h, w, 3) lies inside into a picture; (x, y) is its left upper corner."""
+    rows, columns = part.shape[:2]
+    y0, y1 = max(y, 0), min(y + rows, target.shape[0])
+    x0, x1 = max(x, 0), min(x + columns, target.shape[1])
+    if x0 < x1 and y0 < y1:
+        target[y0:y1, x0:x1] = part[y0 - y : y1 - y, x0 - x : x1 - x]
+
+
 def unpainted(region: Pixels) -> Pixels:
     """White instead of the black that was painted over the background."""
     return np.where((region > BLACK).any(axis=2, keepdims=True), region, np.uint8(255))

@@ -30,6 +30,7 @@ from preprocessing.slides.pixels import (
     check_size,
     damage_named,
     image_scale,
+    paste,
     to_rgb,
 )
 
@@ -140,10 +141,7 @@ class TiffSegments:
         for top in range(y // rows * rows, y + height, rows):
             for left in range(x // columns * columns, x + width, columns):
                 segment = self.segment(top // rows * self._per_row + left // columns)
-                y0, y1 = max(y, top), min(y + height, top + rows)
-                x0, x1 = max(x, left), min(x + width, left + columns)
-                part = segment[y0 - top : y1 - top, x0 - left : x1 - left]
-                target[y0 - y : y1 - y, x0 - x : x1 - x] = part
+                paste(target, segment, left - x, top - y)
 
     def close(self) -> None:
         """Release the file and the decoded parts."""

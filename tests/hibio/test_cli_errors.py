@@ -91,7 +91,7 @@ def test_an_unknown_key_names_the_nearest(run, config_file, tmp_path):
         ("model.vision.wdith=3", "did you mean 'model.vision.width'?"),
         ("seeds=zero", "seeds"),
         ("nonsense", "KEY=VALUE"),
-        ("sampler.balance=patient", "slide or spot"),
+        ("sampler.balance=patient", "one of: slide, spot"),
         ("folds=[patient9]", "patient 'patient9'"),
         ("model.omics.name=transformer", "graph_hierarchy, mlp"),
         ("model.vision.name=feature", "did you mean 'features'?"),

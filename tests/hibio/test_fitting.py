@@ -2,13 +2,14 @@
 
 import dataclasses
 import shutil
+import typing
 
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
-from hibio.config.data import GenesConfig, PathwaysConfig
+from hibio.config.data import GenesConfig, PathwaysConfig, Selector, Tfidf
 from hibio.config.files import ConfigError
 from hibio.data.counts import CountBlocks
 from hibio.data.fitting import TfidfStream, fit_artifacts, fit_vocabulary
@@ -16,9 +17,10 @@ from hibio.data.slide import prepare_slide
 from hibio.encoders.base import OmicsContext
 from hibio.encoders.genes import GeneGraphs
 from preprocessing.errors import DataError
+from preprocessing.selection import SELECTORS
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
-from preprocessing.tfidf import TfidfReweighter
+from preprocessing.tfidf import VARIANTS, TfidfReweighter
 from tests.hibio.test_artifacts import assert_same
 from tests.hibio.toy import (
     GENES,
@@ -136,6 +138,11 @@ def test_every_tfidf_variant_is_fitted_and_differs(paths, toy_artifacts, variant
     ours, plain = (a.tfidf.transform(counts) for a in (artifacts, toy_artifacts))
     np.testing.assert_allclose(sparse.linalg.norm(ours, axis=1), 1.0, rtol=1e-5)
     assert abs(ours - plain).max() > 1e-3
+
+
+def test_a_configuration_names_the_variants_and_selectors_that_there_are():
+    assert typing.get_args(Tfidf) == tuple(VARIANTS)
+    assert typing.get_args(Selector) == tuple(SELECTORS)
 
 
 def test_an_unknown_variant_or_selector_names_the_nearest(paths):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hibio.config.data import RegionsConfig
+from hibio.config.schema import SchemaError, build_section
 from hibio.data.dataset import PreparedSlides
 from hibio.data.slide import PreparedSlide
 from hibio.data.splits import read_entries
@@ -83,8 +84,10 @@ def test_shuffled_regions_keep_the_sizes_and_the_nesting_of_the_tree(slide):
     ("diameters", "kind"), [((), "tree"), ((600.0, 300.0), "tree"), ((300.0,), "louvain")]
 )
 def test_settings_out_of_range(diameters, kind):
-    with pytest.raises(ValueError, match=r"diameters_um must rise|tree, grid, shuffled, leiden"):
-        RegionsConfig(diameters, kind)
+    with pytest.raises(
+        SchemaError, match=r"diameters_um (is empty|must rise)|tree, grid, shuffled, leiden"
+    ):
+        build_section(RegionsConfig, {"diameters_um": list(diameters), "kind": kind})
 
 
 def test_levels_are_named_by_their_size():

@@ -205,6 +205,17 @@ def test_damaged_storage_is_refused() -> None:
         PathwayAnchors.from_arrays(good | {"mean": good["mean"][:-1]})
 
 
+def test_a_gene_without_idf_belongs_to_no_anchor() -> None:
+    """Proteins that no training cell has are weighed 0."""
+    idf = TOY.idf.copy()
+    idf[:5] = 0
+    anchors = fit_anchors(TOY.database, TOY.genes, idf, TOY.blocks)
+    assert not anchors.matrix[:5].toarray().any()
+    weights = TOY.database.matrix(TOY.genes).toarray() * idf[:, None]
+    expected = cosine_similarity(TOY.tfidf.toarray(), weights.T)
+    np.testing.assert_allclose(anchors.raw_match(TOY.tfidf), expected, atol=1e-6)
+
+
 def test_fit_refuses_what_cannot_be_right() -> None:
     database, genes, idf, blocks = TOY.database, TOY.genes, TOY.idf, TOY.blocks
     single = PathwayDatabase.from_sets([GeneSet("A", "", ("G1",))], "single")
