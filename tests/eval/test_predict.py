@@ -31,7 +31,7 @@ from hibio.config.files import ConfigError
 from hibio.data import stored_features
 from hibio.data.stored_features import StoredFeatures, standardise_columns
 from hibio.model import HiBio
-from hibio.readout import Readout, read_readout, verdict, write_readout
+from hibio.readout import Look, Readout, read_readout, verdict, write_readout
 from preprocessing.files import files_in
 from preprocessing.store import SlideStore
 from tests.eval.image_cohort import Cohort
@@ -129,6 +129,12 @@ def test_half_widths_by_hand():
     width, covered = half_widths(residual, groups, fold, 0.5)
     assert width.tolist() == [3.0]  # a third of one half each, then the other half
     assert covered.tolist() == [0.5]  # a lies inside b's 10, b not inside a's 2
+
+
+def test_familiarity_by_hand():
+    """As far as none, two and all of three held-out spots; one more is counted, itself."""
+    look = Look(np.zeros(1), np.ones(1), np.eye(1), np.zeros((1, 1)), np.array([1.0, 2.0, 3.0]))
+    assert look.familiarity(np.array([[5.0], [2.0], [0.0]])).tolist() == [0.25, 0.75, 1.0]
 
 
 def test_a_slide_of_another_look_is_foreign():
