@@ -25,6 +25,8 @@ from preprocessing.scale import SAME
 from preprocessing.slides import open_slide
 from preprocessing.spot_table import SpotTable
 
+__all__ = ["add_table", "tile_images"]
+
 
 def tile_images(
     model: HiBio, wsi: Any, tiles: str = "tiles", features: str | None = None

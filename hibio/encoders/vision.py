@@ -42,7 +42,7 @@ class FeatureTower(nn.Module):
                 "model.vision.context: patch and model.vision.stain change patches; the features "
                 "tower reads none: set model.vision.name to timm, or use hibio features"
             )
-        self.embed_dim = config.width
+        self.embed_dim, self.feature_dim = config.width, config.feature_dim
         self.context = config.context
         n_inputs = config.feature_dim * (1 if config.context == "none" else 2)
         self.layers = nn.Sequential(
@@ -56,6 +56,11 @@ class FeatureTower(nn.Module):
             raise ConfigError(
                 "the features tower got a batch without features; set data.image to a stored "
                 "feature key, or model.vision.name to timm"
+            )
+        if (width := batch.features_SF.shape[1]) != self.feature_dim:
+            raise ConfigError(
+                f"these features have {width} columns, and the model reads {self.feature_dim}: give "
+                "those of the encoder that it was trained on (data.image)"
             )
         features_SF = batch.features_SF.clamp(-6.0, 6.0)
         if self.context == "neighbours":

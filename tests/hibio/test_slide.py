@@ -268,8 +268,12 @@ def test_anndata_gives_the_embeddings_of_the_store(toy_stores, toy_artifacts, sl
     turned = adata[:, ::-1].copy()  # genes in another order
     np.testing.assert_allclose(model.encode_omics(turned), embedding.omics, atol=1e-5)
     with SlideStore(toy_stores / "sim003.h5") as store:
-        image = model.encode_image(store.features("handcrafted"))
-    np.testing.assert_allclose(image, embedding.image, atol=1e-5)
+        features = store.features("handcrafted")
+    np.testing.assert_allclose(model.encode_image(features), embedding.image, atol=1e-5)
+    with pytest.raises(
+        ConfigError, match=f"have 5 columns, and the model reads {features.shape[1]}"
+    ):
+        model.encode_image(features[:, :5])
 
 
 def test_anndata_without_coordinates_or_raw_counts(toy_stores, toy_artifacts):
