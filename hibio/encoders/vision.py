@@ -59,8 +59,8 @@ class FeatureTower(nn.Module):
             )
         if (width := batch.features_SF.shape[1]) != self.feature_dim:
             raise ConfigError(
-                f"these features have {width} columns, and the model reads {self.feature_dim}: give "
-                "those of the encoder that it was trained on (data.image)"
+                f"these features have {width} columns, and the model reads {self.feature_dim}: "
+                "give those of the encoder that it was trained on (data.image)"
             )
         features_SF = batch.features_SF.clamp(-6.0, 6.0)
         if self.context == "neighbours":
