@@ -274,7 +274,7 @@ def embed_to_anndata(checkpoint: Checkpoint, store_path: Path) -> anndata.AnnDat
     with SlideStore(store_path) as store:
         own = region_columns(checkpoint, slide.slide_id, regions)
         taken = (keys.OBS_SLIDE, keys.OBS_SHAPES, keys.OBS_SPOT, *own)
-        labels = obs_columns(store, taken)
+        labels = obs_columns(store.label_columns(), taken)
         obs = store.labels().set_axis(list(labels), axis=1)
         obs.index = pd.Index(store.barcodes)
         adata = anndata.AnnData(X=store.counts(), obs=obs, var=store.genes())

@@ -28,8 +28,9 @@ from hibio.config.files import ConfigError
 from hibio.data.stored_features import standardise_columns
 from hibio.keys import UNS
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import atomic_path, plain_name
+from preprocessing.files import atomic_path
 from preprocessing.hdf5 import hdf5_writer, open_guarded, require_arrays
+from preprocessing.hest_layout import obs_columns
 
 GENE, GENE_SET = "gene", "gene set"
 NEAREST = 5  # reference spots in a distance
@@ -130,7 +131,7 @@ class LabelProbe:
         note = f"fewer than {MIN_PATIENTS} patients were held out" if few else ""
         numbers = ("temperature", "accuracy", "low", "high", "n_units", "error", "unit")
         known = {name: getattr(self, name) for name in numbers}
-        return {**known, "chance": 1.0 / len(self.classes), "note": note}
+        return {**known, "label": self.name, "chance": 1.0 / len(self.classes), "note": note}
 
 
 @dataclass(frozen=True)
@@ -292,14 +293,16 @@ def add_labels(adata: anndata.AnnData, readout: Readout, inputs: Iterable[np.nda
         inputs: (n, F) of the read-out, block by block of spots.
     """
     parts = [[probe.probabilities(x_nF) for probe in readout.labels] for x_nF in inputs]
-    for number, probe in enumerate(readout.labels):
-        share_SC, name = np.concatenate([part[number] for part in parts]), plain_name(probe.name)
+    names = list(obs_columns(probe.name for probe in readout.labels))
+    for number, (name, probe) in enumerate(zip(names, readout.labels, strict=True)):
+        share_SC = np.concatenate([part[number] for part in parts])
         likeliest = pd.Categorical(probe.classes[share_SC.argmax(axis=1)], probe.classes.tolist())
         adata.obs[f"predicted_{name}"] = likeliest
         adata.obs[f"predicted_{name}_probability"] = share_SC.max(axis=1)
-        table = pd.DataFrame(share_SC, index=adata.obs_names, columns=probe.classes.tolist())
+        columns = list(obs_columns(probe.classes.tolist()))
+        table = pd.DataFrame(share_SC, index=adata.obs_names, columns=columns)
         adata.obsm[f"probability_{name}"] = table
-    told = {plain_name(probe.name): probe.told for probe in readout.labels}
+    told = {name: probe.told for name, probe in zip(names, readout.labels, strict=True)}
     adata.uns[UNS] = {**adata.uns[UNS], "labels": told}
 
 

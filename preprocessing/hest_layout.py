@@ -118,15 +118,15 @@ def outlines(mask: np.ndarray, downsample: float) -> Iterator[list[np.ndarray]]:
         yield sorted(rings, key=lambda ring: -float(np.ptp(ring, axis=0).prod()))
 
 
-def obs_columns(store: SlideStore, taken: Iterable[str] = ()) -> dict[str, str]:
-    """The column of obs for each label of a store, column -> label, in their order.
+def obs_columns(labels: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A name of a column for each label (or class of one), column -> label, in their order.
 
     Names are those that AnnData and SpatialData allow: letters, digits, "_", "-" and ".", none
     twice in whatever case, nor one in ``taken``.
     """
     columns: dict[str, str] = {}
     used = {name.lower() for name in taken}
-    for label in store.label_columns():
+    for label in labels:
         column = _REFUSED.sub("_", label.strip()).replace("_index", "index")
         column = column.lstrip("_") if column.startswith("__") else column
         column = column if column.strip(".") else "label"
@@ -149,7 +149,8 @@ def scale_factors(store: SlideStore) -> dict[str, float]:
 
 
 def _write_counts(store: SlideStore, path: Path) -> None:
-    obs = store.labels().rename(columns={v: k for k, v in obs_columns(store).items()})
+    columns = {label: name for name, label in obs_columns(store.label_columns()).items()}
+    obs = store.labels().rename(columns=columns)
     obs = obs.set_axis(pd.Index(store.barcodes.astype(str)), axis=0)
     data = anndata.AnnData(store.counts(), obs=obs, var=store.genes("gene_ids"))
     data.obsm["spatial"] = store.xy_px0
@@ -204,7 +205,7 @@ def _metadata(store: SlideStore) -> dict[str, Any]:
         "nb_genes": len(store.gene_names),
         "spot_diameter": diameter if np.isfinite(diameter) else None,
         OWN: {
-            "labels": obs_columns(store),
+            "labels": obs_columns(store.label_columns()),
             "modality": store.modality,
             "outcome": store.outcome,
             "role": store.role,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -31,8 +33,17 @@ from hibio.config.files import ConfigError
 from hibio.data import stored_features
 from hibio.data.stored_features import StoredFeatures, standardise_columns
 from hibio.model import HiBio
-from hibio.readout import Look, Readout, read_readout, verdict, write_readout
+from hibio.readout import (
+    LabelProbe,
+    Look,
+    Readout,
+    add_labels,
+    read_readout,
+    verdict,
+    write_readout,
+)
 from preprocessing.files import files_in
+from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
 from tests.eval.image_cohort import Cohort
 
@@ -369,6 +380,29 @@ def test_labels_few_classes_and_one_patient():
     assert np.isnan(one.accuracy)
     assert one.temperature == 1.0
     assert one.told["note"] == "fewer than 3 patients were held out"
+
+
+def test_labels_and_classes_of_odd_names_keep_columns_of_their_own(tmp_path: Path):
+    told = {"temperature": 1.0, "accuracy": 0.5, "low": 0.0, "high": 1.0, "n_units": 3}
+    classes, weights = np.array(["DCIS/invasive", "stroma"]), np.eye(2)
+    probes = [
+        LabelProbe(name, classes, weights * sign, np.zeros(2), error=0.0, unit="patients", **told)
+        for name, sign in (("a b", 1.0), ("A_b", -1.0))
+    ]
+    adata = anndata.AnnData(np.zeros((2, 1), np.float32), uns={"hibio": {}})
+    adata.obs_names = ["s0", "s1"]
+    x = np.array([[3.0, 0.0], [0.0, 3.0]])
+    add_labels(adata, SimpleNamespace(labels=probes), [x[:1], x[1:]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # what of a name anndata will not write
+        write_h5ad(tmp_path / "a.h5ad", adata)
+    found = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert found.obs["predicted_a_b"].tolist() == classes.tolist()
+    assert found.obs["predicted_A_b_"].tolist() == classes[::-1].tolist()
+    assert list(found.obsm["probability_a_b"]) == ["DCIS_invasive", "stroma"]
+    assert found.uns["hibio"]["labels"]["A_b_"]["label"] == "A_b"
+    models = pytest.importorskip("spatialdata.models", reason="spatialdata is not installed")
+    assert models.TableModel.parse(found).n_obs == 2
 
 
 def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refused(

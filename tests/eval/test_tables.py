@@ -63,7 +63,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> SlideStore:
 
 
 def written(store: SlideStore, path: Path) -> anndata.AnnData:
-    labels = obs_columns(store, taken=("slide_id",))
+    labels = obs_columns(store.label_columns(), taken=("slide_id",))
     obs = store.labels().set_axis(list(labels), axis=1).set_axis(pd.Index(store.barcodes), axis=0)
     adata = anndata.AnnData(store.counts(), obs, pd.DataFrame(index=pd.Index(store.gene_names)))
     lay_out(adata, store)
