@@ -31,6 +31,7 @@ from eval.tables import (
 )
 from hibio import keys
 from hibio.config.files import ConfigError
+from preprocessing.errors import did_you_mean
 from preprocessing.files import atomic_path, not_ours, refuse_others, spreadsheet_text
 from preprocessing.qc.figures import FLAG_COLOURS
 from preprocessing.qc.slide import slide_quality
@@ -209,7 +210,9 @@ def _column(adata: anndata.AnnData, name: str) -> np.ndarray:
     if name not in adata.var_names and (
         name not in adata.obs or adata.obs[name].dtype.kind not in "fiu"
     ):
-        raise ConfigError(f"{name!r} is no gene, gene set or number of this file")
+        there = [*adata.var_names, *adata.obs.select_dtypes("number")]
+        near = did_you_mean(name, map(str, there), n=3)
+        raise ConfigError(f"{name!r} is no gene, gene set or number of this file{near}")
     return np.asarray(adata.obs_vector(name), dtype=np.float64)
 
 

@@ -7,6 +7,7 @@ Shapes: S spots, R regions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -153,7 +154,9 @@ def _write_spatialdata(folder: Path, adata: anndata.AnnData, rows: Rows | None) 
     linked = {"region": spots, "region_key": keys.OBS_SHAPES, "instance_key": keys.OBS_SPOT}
     elements[IN_SPATIALDATA.name] = TableModel.parse(adata, **linked)
     made = SpatialData.init_from_elements(elements)
-    made.write(folder, consolidate_metadata=False)
+    with warnings.catch_warnings():  # of anndata, on what later versions will do by themselves
+        warnings.filterwarnings("ignore", "zarr v3 autosharding")
+        made.write(folder, consolidate_metadata=False)
     if rows is not None:
         group = import_module("zarr").open_group(folder / IN_SPATIALDATA, mode="r+")
         write_rows(group, adata.shape, rows)

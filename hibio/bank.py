@@ -113,16 +113,15 @@ def read_bank(path: Path, model: HiBio | None = None) -> Bank:
     Raises:
         ConfigError: the file is missing, was changed, cannot be read, or is of another model.
     """
-    if path.is_file():
-        verify_file(path)
+    remedy = "queries need one: train to the end on slides with images, with bank: true"
+    if not path.is_file():
+        raise ConfigError(f"{path.parent} has no reference bank ({path.name}); {remedy}")
+    verify_file(path)
     try:
         with open_guarded(path) as file:
             return _read(file, model)
     except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: no reference bank can be read ({error}); queries need one: train to "
-            "the end on slides with images, with bank: true"
-        ) from error
+        raise ConfigError(f"{path}: no reference bank can be read ({error}); {remedy}") from error
 
 
 def _read(file: h5py.File, model: HiBio | None) -> Bank:

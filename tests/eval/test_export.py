@@ -98,7 +98,8 @@ def test_a_heatmap_has_each_value_at_its_spot(table: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("kind", "names", "told"),
     [
-        ("heatmap", ["ERBB2"], "'ERBB2' is no gene, gene set or number"),
+        ("heatmap", ["ERBB2"], "'ERBB2' is no gene, gene set or number of this file$"),
+        ("heatmap", ["HYPOXI"], "number of this file; did you mean 'HYPOXIA'"),
         ("regions", ["5um"], "levels of regions there: 600um"),
         ("qc", ["depth"], "leave --names out"),
     ],

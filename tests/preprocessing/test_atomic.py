@@ -40,6 +40,28 @@ def test_error_keeps_the_old_file_and_removes_the_half_one(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path) -> None:
+    final = tmp_path / "a.zarr"
+
+    def write(*names: str) -> None:
+        with atomic_path(final) as temporary:
+            temporary.mkdir()
+            for name in names:
+                (temporary / name).write_text(name)
+            assert names
+            assert sorted(final.glob("*")) == before
+
+    before: list[Path] = []
+    write("one", "two")
+    before = sorted(final.glob("*"))
+    with pytest.raises(AssertionError):
+        write()
+    assert sorted(final.glob("*")) == before
+    write("three")
+    assert [path.name for path in final.iterdir()] == ["three"]
+    assert list(tmp_path.iterdir()) == [final]
+
+
 def test_block_without_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
         pass

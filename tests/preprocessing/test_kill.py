@@ -187,12 +187,13 @@ def test_only_abandoned_files_of_ours_are_removed(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(b"")
             if "long ago" in what:
                 os.utime(tmp_path / name, (1e9, 1e9))
-        (tmp_path / (folder := f".model.{host}-{dead}-{rest[:21]}") / "inside").mkdir(parents=True)
-        removed = {p.name for p in remove_abandoned(tmp_path)} - {folder}
+        folder = names["gone"].replace("part.h5", "part.zarr.old")  # put aside, and not yet gone
+        (tmp_path / folder / "X").mkdir(parents=True)
+        removed = {p.name for p in remove_abandoned(tmp_path)}
         assert not (tmp_path / folder).exists()
         assert removed == {
             names[what] for what in ("gone", "elsewhere, long ago", "older version, long ago")
-        }
+        } | {folder}
         assert mine.exists()
     assert remove_abandoned(tmp_path / "nowhere") == []
 
