@@ -91,7 +91,8 @@ def export_folder(
             slide, picture, features = _quality(path)
         else:
             adata = read_table(path)
-            slide, picture = slide_of(adata), _picture(adata)
+            slide = slide_of(adata)
+            picture = _picture(adata) if form == "tmap" else None
             features = (region_features if kind == "regions" else heat_features)(adata, names)
             genes = _identifiers(adata, names) if kind == "heatmap" else {}
         target = out / f"{slide}.{kind}.{form}"
@@ -106,12 +107,13 @@ def export_folder(
 
 
 def _picture(adata: anndata.AnnData) -> Picture | None:
-    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide_of(adata))
-    if section is None:
+    """The picture of a table; None where somebody took it, or a part of what it needs, out."""
+    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide_of(adata), {})
+    factors, pixels = section.get("scalefactors", {}), section.get("images", {}).get("hires")
+    if pixels is None or not {SCALE, "microns_per_pixel"} <= set(factors):
         return None
-    factors = section["scalefactors"]
     down = 1.0 / factors[SCALE]
-    return Picture(section["images"]["hires"], down, down * factors["microns_per_pixel"])
+    return Picture(pixels, down, down * factors["microns_per_pixel"])
 
 
 def _quality(path: Path) -> tuple[str, Picture | None, list[Feature]]:

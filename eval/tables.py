@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 from hibio import keys
 from hibio.checkpoint import refuse_model_folder
 from hibio.config.files import ConfigError
+from preprocessing.errors import DataError
 from preprocessing.files import atomic_path, files_in, not_ours, remove_abandoned
 from preprocessing.hdf5 import open_guarded, write_h5ad, write_rows
 from preprocessing.hest_layout import DIAMETER, outlines, scale_factors
@@ -185,10 +186,9 @@ def slide_of(adata: anndata.AnnData) -> str:
 
 def diameter_of(adata: anndata.AnnData) -> float:
     """Diameter of a spot of a table in level-0 pixels: as `lay_out` said, else the distance."""
-    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide_of(adata), {"scalefactors": {}})
-    return float(section["scalefactors"].get(DIAMETER, 0.0)) or _pitch(
-        np.asarray(adata.obsm[keys.OBSM_SPATIAL])
-    )
+    section = adata.uns.get(keys.OBSM_SPATIAL, {}).get(slide_of(adata), {})
+    said = float(section.get("scalefactors", {}).get(DIAMETER, 0.0))
+    return said or _pitch(np.asarray(adata.obsm[keys.OBSM_SPATIAL]))
 
 
 def region_columns_of(adata: anndata.AnnData) -> list[str]:
@@ -293,7 +293,7 @@ def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
     """The hashes that a table of ours was made from, and ``more`` of them; None without a table.
 
     Raises:
-        DataError: there is a file or folder that HiBio did not make.
+        DataError: there is a file or folder that HiBio did not make, or that is damaged.
         ConfigError: it is a folder, and zarr, which reads it, is missing.
     """
     if not path.exists():
@@ -305,7 +305,7 @@ def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
             for name in more:
                 found[name] = _text(uns[name]) if name in uns else ""
             return found
-    except ConfigError:
+    except (ConfigError, DataError):
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise not_ours(path) from error

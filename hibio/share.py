@@ -127,6 +127,8 @@ def share_checkpoint(
                 f"{checkpoint} holds ids or paths that cannot be taken out: {'; '.join(left[:5])}; "
                 "nothing was written. --keep-ids (keep_ids=True) shares it as it is"
             )
+        if out.is_dir():
+            out.rmdir()  # empty; one that somebody filled meanwhile is refused by the system
     return out
 
 

@@ -140,7 +140,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     writes it, so that `remove_abandoned` can tell. The folder is made when it is missing. The block
     must create the file and close it; an old one of the final name stays until then. It may make a
     folder instead (zarr): an old one is put aside before the new one has its name, so that a kill
-    between the two leaves none, and never a mixture.
+    between the two leaves none under that name, and never a mixture on disk.
 
     Raises:
         FileNotFoundError: the block ended without writing the temporary file.
@@ -148,19 +148,29 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)
-    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         for path in temporary.rglob("*") if temporary.is_dir() else ():
             fsync(path)
         fsync(temporary)
+        _take_place(temporary, final)
+    finally:
+        _remove(temporary)
+
+
+def _take_place(temporary: Path, final: Path) -> None:
+    """Give what is whole its name; the folder that has it goes afterwards, or gets it back."""
+    aside = temporary.with_name(f"{temporary.name}.old")
+    try:
         if temporary.is_dir() and final.is_dir():
             final.replace(aside)
         temporary.replace(final)
-        fsync(final.parent)
-    finally:
-        for path in (temporary, aside):
-            _remove(path)
+    except BaseException:
+        if aside.exists() and not final.exists():
+            aside.replace(final)
+        raise
+    fsync(final.parent)
+    _remove(aside)
 
 
 def _remove(path: Path) -> None:

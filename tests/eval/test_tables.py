@@ -183,9 +183,10 @@ def test_folders_of_others_stay_and_a_missing_package_is_told(
 ):
     path = table_path(tmp_path, "s", form)
     path.mkdir()
-    (path / "zarr.json").write_text("{}")
-    with pytest.raises(DataError, match="was not made by this command"):
-        hashes_of(path)
+    for content, told in (("{}", "was not made by this command"), ("{", "is damaged")):
+        (path / "zarr.json").write_text(content)
+        with pytest.raises(DataError, match=told):
+            hashes_of(path)
     monkeypatch.setitem(sys.modules, "zarr", None)
     monkeypatch.setitem(sys.modules, "spatialdata", None)
     extra = {"zarr": "spatialdata", "spatialdata": "interop"}[form]

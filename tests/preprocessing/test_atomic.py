@@ -40,7 +40,9 @@ def test_error_keeps_the_old_file_and_removes_the_half_one(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     final = tmp_path / "a.zarr"
 
     def write(*names: str) -> None:
@@ -56,6 +58,16 @@ def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path: Path)
     before = sorted(final.glob("*"))
     with pytest.raises(AssertionError):
         write()
+    assert sorted(final.glob("*")) == before
+    with monkeypatch.context() as patch:  # what has the name gets it back
+        real = Path.replace
+
+        def refused(path: Path, to: Path) -> Path:
+            return real(path if path == final or path.suffix == ".old" else path / "gone", to)
+
+        patch.setattr(Path, "replace", refused)
+        with pytest.raises(FileNotFoundError):
+            write("three")
     assert sorted(final.glob("*")) == before
     write("three")
     assert [path.name for path in final.iterdir()] == ["three"]
