@@ -3,8 +3,9 @@
 Each command runs once to its end. Then, for `kill -9` and SIGTERM, it is started in an empty place
 and gets the signal at random moments of that time. Whatever has its name by then must be readable
 to its end, no process may go on, and the same command given again (with what it asks for in its
-error, such as --resume) must end well, with the same files and none of the killed one's. Prints
-what became of each; exits 1 when something did not hold.
+error, such as --resume) must end well, with the same files and none of the killed one's; so must
+`demo`, with a small cohort and a short training. Prints what became of each; exits 1 when something
+did not hold.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from safetensors.torch import load_file
 
 from benchmarks.kill_training import in_fork, make_stores
 from hibio.checkpoint import CONFIG, NAME, READOUT, damaged_files
+from hibio.cli import demo
 from hibio.config.files import dump_config
 from preprocessing.hdf5 import datasets
 from tests.eval.hest_bench.bench_folder import write_bench
 from tests.hibio.ablation_grids import write_grid
 from tests.hibio.fuzz_runs import Lab, make_lab, start
+from tests.hibio.test_demo import SMALL
 from tests.hibio.test_features import write_weights
 from tests.hibio.toy import run_config
 
@@ -91,8 +94,21 @@ def commands(inputs: Path, lab: Lab) -> dict[str, Callable[[Path], list[object]]
         "export": lambda out: ["export", "regions", "--data", inputs / "embedded", "--out", out],
         "hest-bench": lambda out: ["hest-bench", inputs / "bench", "--out", out],
         "ablate": grid,
+        "index": lambda out: ["index", *trained, "--out", out],
+        "share": lambda out: ["share", "--checkpoint", lab.checkpoint, "--out", out],
         "demo": lambda out: ["demo", "--out", out],
     }
+
+
+def make_demo_small(config: Path) -> None:
+    """The demo of this process and its forks is that of tests/hibio/test_demo.py, of one minute."""
+    steps = demo.steps
+
+    def small(out: Path) -> list[tuple[str, list[str]]]:
+        found = [(text, [*line, *SMALL.get(line[0], [])]) for text, line in steps(out)]
+        return [(t, [str(config) if a == "demo" else a for a in line]) for t, line in found]
+
+    demo.steps = small
 
 
 def make_inputs(folder: Path) -> None:
@@ -233,6 +249,7 @@ def run(folder: Path, options: argparse.Namespace) -> int:
     inputs.mkdir()
     if in_fork(lambda: make_inputs(inputs)):
         return 1
+    make_demo_small(inputs / "run.yaml")
     (checkpoint,) = (inputs / "run").glob(f"**/{NAME}")
     table = commands(inputs, Lab(inputs / "stores", checkpoint))
     given = table["embed"](inputs / "embedded")
