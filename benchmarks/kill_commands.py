@@ -95,7 +95,6 @@ def commands(inputs: Path, lab: Lab) -> dict[str, Callable[[Path], list[object]]
         "hest-bench": lambda out: ["hest-bench", inputs / "bench", "--out", out],
         "ablate": grid,
         "index": lambda out: ["index", *trained, "--out", out],
-        "share": lambda out: ["share", "--checkpoint", lab.checkpoint, "--out", out],
         "demo": lambda out: ["demo", "--out", out],
     }
 

@@ -7,13 +7,17 @@ questions, D embedding.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import h5py
 import numpy as np
@@ -29,7 +33,7 @@ from eval.embed import (
     region_embedding,
     region_names,
 )
-from eval.search import (
+from eval.indexed import (
     ABOUT,
     EXACT,
     MAKER,
@@ -50,7 +54,7 @@ from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.model import SlideEmbedding
 from preprocessing.files import atomic_path, temporary_path
-from preprocessing.hdf5 import hdf5_writer, open_guarded
+from preprocessing.hdf5 import hdf5_writer, open_guarded, refusal
 from preprocessing.stain import sample_patches
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
@@ -157,10 +161,10 @@ def _write_slide(checkpoint: Checkpoint, entry: SlideEntry, out: Path) -> None:
             group["xy_um"] = slide.xy_um[middle]
             for column, values in labels.items():
                 if level == SPOT:
-                    group[f"label/{column}"] = values.astype(str).astype(TEXT)
+                    group[f"label/{quote(column, safe='')}"] = values.astype(str).astype(TEXT)
                     continue
                 most = pd.Series(values.astype(str)).groupby(own).agg(lambda x: x.mode().iloc[0])
-                group[f"label/{column}"] = most.to_numpy(dtype=object).astype(TEXT)
+                group[f"label/{quote(column, safe='')}"] = most.to_numpy(dtype=object).astype(TEXT)
 
 
 def _middles(xy: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -209,6 +213,8 @@ def _build(rows: Rows, level: str, modality: str, part: int) -> Table:
 
         parts.append(_put_down(index, temporary_path(rows.folder / f"{name}.faiss")))
         index = faiss.clone_index(empty)
+        if shutil.disk_usage(rows.folder).free < sum(path.stat().st_size for path in parts):
+            raise _full(rows.folder)  # what is mapped into memory is not refused: it crashes
         merge_ondisk(index, [str(path) for path in parts], str(rows.folder / f"{name}.lists"))
     with atomic_path(target) as temporary:
         _put_down(index, temporary)
@@ -218,8 +224,21 @@ def _build(rows: Rows, level: str, modality: str, part: int) -> Table:
     return _tuned(rows, Table(name, n, lists, 1, {}))
 
 
+def _full(folder: Path) -> BaseException:
+    return refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
+
+
 def _put_down(index: Any, path: Path) -> Path:
-    faiss_module().write_index(index, str(path))
+    """Write an inverted file.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        faiss_module().write_index(index, str(path))
+    except RuntimeError as error:
+        path.unlink(missing_ok=True)
+        raise _full(path.parent) from error
     return path
 
 
@@ -232,7 +251,7 @@ def _tuned(rows: Rows, table: Table) -> Table:
         step = max(1, int(rows.starts(level)[-1]) // ASKED)
         question = np.concatenate([b[::step] for _, b in rows.vectors(level, asked)])[:ASKED]
         best = exact(rows, level, modality, question, 10)[0]
-        index = opened(rows.folder, table.name)
+        index = opened(rows, table)
         while True:
             found = index.search(question, 10, params=parameters(probed))[1]
             shared = [len(set(a[a >= 0]) & set(b)) for a, b in zip(best, found, strict=True)]

@@ -7,13 +7,11 @@ questions.
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -21,224 +19,32 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval.embed import Checkpoint, load_checkpoint, not_ours, one_checkpoint
+from eval.embed import Checkpoint, load_checkpoint, one_checkpoint
+from eval.indexed import (
+    ABOUT,
+    EXACT,
+    SPOT,
+    Rows,
+    exact,
+    opened,
+    parameters,
+    read_summary,
+    require_seal,
+)
 from eval.measures.metrics import unit_rows
+from eval.tables import open_folder
 from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES
 from hibio.data.dataset import image_batch
 from preprocessing.canvas import panel_grid, picture_of
 from preprocessing.errors import DataError, did_you_mean
-from preprocessing.files import atomic_path, spreadsheet_text
+from preprocessing.files import atomic_path, refuse_others, spreadsheet_text
 from preprocessing.handcrafted import handcrafted_batch
-from preprocessing.hdf5 import open_guarded
 from preprocessing.run.preparation import HANDCRAFTED
 from preprocessing.store import SlideStore
 
-MAKER = "hibio index"
-SUMMARY = "index.json"
-SPOT = "spot"
-MODALITIES = ("image", "omics")
-EXACT = 20_000  # rows that are compared one by one
-ABOUT = ("patient_id", "tissue", "organism", "technology")  # of a slide, to choose by
+SHOWN = 100  # of the rows found, in the picture
 FEATURE_PX = 64  # of the picture that the handcrafted features are made of
-
-
-@dataclass(frozen=True)
-class Table:
-    """The inverted file of one level and modality.
-
-    Attributes:
-        name: ``<level>.<modality>``.
-        n: rows in it.
-        lists: it has.
-        probed: lists that a question reads.
-        recall: R@10 against exact, by the modality of the question.
-    """
-
-    name: str
-    n: int
-    lists: int
-    probed: int
-    recall: Mapping[str, float]
-
-    def __str__(self) -> str:
-        """One line of the report."""
-        told = ", ".join(f"asked by {name} {value:.3f}" for name, value in self.recall.items())
-        return (
-            f"{self.name}: {self.n:,} rows, {self.probed} of {self.lists} lists read; "
-            f"R@10 against exact {told}"
-        )
-
-
-def faiss_module() -> Any:
-    """The library that keeps the inverted files.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ConfigError('an index needs faiss: pip install "hibio[search]"') from error
-    return faiss
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What ``index.json`` says.
-
-    Raises:
-        ConfigError: there is none, or it is of something else.
-    """
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise ConfigError(f"{folder} is no index; `hibio index` makes one")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["made_by"] == MAKER and {"checkpoint_sha256", "slides"} <= set(found):
-            return found
-    except (ValueError, TypeError, LookupError, RecursionError):
-        pass
-    raise not_ours(path)
-
-
-def require_seal(folder: Path, checkpoint: Checkpoint) -> None:
-    """Refuse an index of another checkpoint.
-
-    Raises:
-        ConfigError: as said.
-    """
-    seal = read_summary(folder)["checkpoint_sha256"]
-    if seal != checkpoint.sha256:
-        raise ConfigError(
-            f"{folder} is the index of another checkpoint (seal {seal[:12]}) than {checkpoint.path}"
-            f" (seal {checkpoint.sha256[:12]}): their embeddings cannot be compared; give that "
-            "checkpoint, or make an index of this one in another folder"
-        )
-
-
-class Rows:
-    """The rows of an index, slide by slide; a row's number counts them all.
-
-    Args:
-        folder: the index.
-        slides: in the order of the rows.
-    """
-
-    def __init__(self, folder: Path, slides: Sequence[str]) -> None:
-        self.folder, self.slides = folder, tuple(slides)
-        self.sizes: dict[str, np.ndarray] = {}
-        self.levels: tuple[str, ...] = ()
-        self.columns: set[str] = set()
-        self._modalities: set[tuple[str, str]] = set()
-        for number, slide in enumerate(self.slides):
-            with self.open(slide) as file:
-                self.levels = self.levels or tuple(sorted(file, key=lambda name: name != SPOT))
-                for level in self.levels:
-                    sizes = self.sizes.setdefault(level, np.zeros(len(self.slides), np.int64))
-                    sizes[number] = len(file[level]["name"])
-                    self._modalities |= {(level, m) for m in MODALITIES if m in file[level]}
-                    self.columns |= set(file[level].get("label", ()))
-
-    def open(self, slide: str) -> Any:
-        """The file of a slide."""
-        return open_guarded(self.folder / "slides" / f"{slide}.h5")
-
-    def has(self, level: str, modality: str) -> bool:
-        """Whether any slide has such rows."""
-        return (level, modality) in self._modalities
-
-    def starts(self, level: str) -> np.ndarray:
-        """Number of the first row of each slide, and N."""
-        return np.concatenate([[0], np.cumsum(self.sizes[level])])
-
-    def vectors(
-        self, level: str, modality: str, wanted: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Row numbers and embeddings (S, D), slide by slide; of all, or of a mask (N,)."""
-        starts = self.starts(level)
-        for slide, low, high in zip(self.slides, starts, starts[1:], strict=False):
-            keep = np.arange(high - low) if wanted is None else np.flatnonzero(wanted[low:high])
-            if not len(keep):
-                continue
-            with self.open(slide) as file:
-                if modality in file[level]:
-                    rows = file[level][modality][:][keep]
-                    yield low + keep, rows.astype(np.float32)
-
-    def named(self, level: str, name: str) -> tuple[int, dict[str, np.ndarray]]:
-        """Number and embeddings of the row of a name.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        slide = name.partition(":")[0]
-        if slide not in self.slides:
-            raise ConfigError(f"no slide {slide!r} in the index{did_you_mean(slide, self.slides)}")
-        with self.open(slide) as file:
-            names = file[level]["name"].asstr()[:].astype(str)
-            place = np.flatnonzero(names == name)
-            if not len(place):
-                raise ConfigError(
-                    f"no {level} {name!r} in the index, whose names are such as {str(names[0])!r}"
-                    f"{did_you_mean(name, names.tolist())}"
-                )
-            own = int(place[0])
-            found = {m: file[level][m][own] for m in MODALITIES if m in file[level]}
-        first = self.starts(level)[self.slides.index(slide)]
-        return int(first) + own, {m: row.astype(np.float32) for m, row in found.items()}
-
-    def described(self, level: str, numbers: np.ndarray) -> pd.DataFrame:
-        """What is known of rows: slide, name, spot, place and labels."""
-        starts, lines = self.starts(level), []
-        for number in numbers.tolist():
-            slide = int(np.searchsorted(starts, number, side="right")) - 1
-            own = number - int(starts[slide])
-            with self.open(self.slides[slide]) as file:
-                group = file[level]
-                line = {"slide_id": self.slides[slide], "name": group["name"].asstr()[own]}
-                line["spot"], (line["x_um"], line["y_um"]) = group["spot"][own], group["xy_um"][own]
-                line |= {c: group["label"][c].asstr()[own] for c in group.get("label", ())}
-            lines.append(line)
-        return pd.DataFrame(lines)
-
-
-def parameters(probed: int, mask: np.ndarray | None = None) -> Any:
-    """How a question is answered: from so many lists, from the rows of a mask (N,)."""
-    faiss = faiss_module()
-    if mask is None:
-        return faiss.SearchParametersIVF(nprobe=probed)
-    chosen = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-    return faiss.SearchParametersIVF(nprobe=probed, sel=chosen)
-
-
-def opened(folder: Path, name: str) -> Any:
-    """An inverted file, mapped into memory, not read."""
-    path = folder / f"{name}.faiss"
-    if not path.is_file():
-        raise ConfigError(f"{folder} has no {name}; run `hibio index` to its end")
-    return _mapped(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _mapped(path: Path, written_ns: int) -> Any:
-    faiss = faiss_module()
-    merged = path.with_suffix(".lists").is_file()  # then the lists are mapped as they are
-    flag = faiss.IO_FLAG_ONDISK_SAME_DIR if merged else faiss.IO_FLAG_MMAP
-    return faiss.read_index(str(path), flag | faiss.IO_FLAG_READ_ONLY)
-
-
-def exact(
-    rows: Rows, level: str, modality: str, question: np.ndarray, k: int, mask: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of questions (Q, D), all compared: numbers (-1 pads) and cosines."""
-    best = np.full((len(question), k), -np.inf, dtype=np.float32)
-    number = np.full((len(question), k), -1)
-    for numbers, block in rows.vectors(level, modality, mask):
-        score = np.hstack([best, question @ block.T])
-        known = np.hstack([number, np.broadcast_to(numbers, (len(question), len(numbers)))])
-        order = np.argsort(-score, axis=1, kind="stable")[:, :k]
-        best, number = np.take_along_axis(score, order, 1), np.take_along_axis(known, order, 1)
-    return number, best
 
 
 class Index:
@@ -254,7 +60,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         summary = read_summary(folder)
         self.folder, self.about = folder, summary["slides"]
-        self.tables = {one["name"]: Table(**one) for one in summary["tables"]}
+        self.tables = summary["tables"]
         if not self.tables:
             raise ConfigError(f"{folder} was not finished; run `hibio index` again")
         self.rows = Rows(folder, tuple(self.about))
@@ -282,8 +88,8 @@ class Index:
                 for key, wanted in where.items():
                     if key in values:
                         keep &= values[key] in wanted
-                    elif key in file[level].get("label", ()):
-                        keep &= np.isin(file[level]["label"][key].asstr()[:].astype(str), wanted)
+                    elif (own := quote(key, safe="")) in file[level].get("label", ()):
+                        keep &= np.isin(file[level]["label"][own].asstr()[:].astype(str), wanted)
                     else:
                         keep[:] = False
             parts.append(keep)
@@ -312,17 +118,24 @@ class Index:
         name = f"{level}.{modality}"
         if name not in self.tables:
             raise ConfigError(f"no {name!r} in the index{did_you_mean(name, list(self.tables))}")
+        if not np.isfinite(question).all():
+            raise ConfigError(f"{self.folder}: what is asked is not finite; make the index anew")
         table, asked = self.tables[name], unit_rows(question[None].astype(np.float32))
+        k = min(k, int(self.rows.starts(level)[-1]))
         if mask is not None and mask.sum() <= EXACT:
             number, cosine = exact(self.rows, level, modality, asked, k, mask)
         else:
             share = 1.0 if mask is None else float(mask.mean())
             probed = min(table.lists, math.ceil(table.probed / share))
-            index = opened(self.folder, name)
+            index = opened(self.rows, table)
             cosine, number = index.search(asked, k, params=parameters(probed, mask))
         there = number[0] >= 0
+        if number.max(initial=0) >= self.rows.starts(level)[-1]:
+            raise ConfigError(f"{self.folder}: {name} names rows that there are not; make it anew")
         found = self.rows.described(level, number[0][there])
         found.insert(0, "distance", 1.0 - cosine[0][there].astype(np.float64))
+        if not np.isfinite(found["distance"]).all():
+            raise ConfigError(f"{self.folder}: embeddings that are not finite; make it anew")
         return found
 
 
@@ -354,7 +167,7 @@ def picture(checkpoint: Checkpoint, index: Index, path: Path) -> np.ndarray:
     try:
         with Image.open(path) as opened_file:
             image = opened_file.convert("RGB")
-    except OSError as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{path} is no picture that can be read ({error})") from error
     model, asked = checkpoint.model, checkpoint.image_input
     if asked is None or model.vision is None or asked.key not in (PATCHES, HANDCRAFTED):
@@ -364,6 +177,9 @@ def picture(checkpoint: Checkpoint, index: Index, path: Path) -> np.ndarray:
     looks = {s: one for s in index.rows.slides if (one := _look(index, s)) is not None}
     if not looks:
         raise ConfigError("no slide of the index has an image that is there, to look alike")
+    shape = (1, 6) if asked.key == PATCHES else (2, model.config.vision.feature_dim)
+    if any(np.shape(one) != shape or not np.isfinite(one).all() for one in looks.values()):
+        raise ConfigError(f"{index.folder}: not the looks of slides of this model; make it anew")
     look = np.mean([*looks.values()], axis=0)
     if asked.key == PATCHES:
         with SlideStore(Path(index.about[next(iter(looks))]["path"])) as store:
@@ -400,14 +216,16 @@ def write_found(
         out: folder.
         asked: patch of the question, drawn first.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_others({out / "nearest.csv": "distance,slide_id,name"}, [out / "nearest.png"])
+    open_folder(out)
     shown = found.map(lambda cell: spreadsheet_text(cell) if isinstance(cell, str) else cell)
+    shown = shown.rename(columns=spreadsheet_text)
     with atomic_path(out / "nearest.csv") as temporary:
         shown.to_csv(temporary, index=False)
     pictures: list[tuple[np.ndarray | None, str]] = []
     if asked is not None:
         pictures.append((asked, "asked"))
-    for line in found.to_dict("records"):
+    for line in found[:SHOWN].to_dict("records"):
         labels = [str(line[c]) for c in sorted(index.rows.columns) if line.get(c)]
         text = [str(line["name"]), f"distance {line['distance']:.3f}", *labels[:1]]
         pictures.append((patch_of(index, line["slide_id"], line["spot"]), "\n".join(text)))
@@ -427,8 +245,9 @@ def write_found(
 def patch_of(index: Index, slide: str, spot: int) -> np.ndarray | None:
     """The patch of a spot, or of the spot in the middle of a region; None without its store."""
     try:
-        with SlideStore(Path(index.about[slide]["path"])) as store:
-            return store.patches(np.array([spot]))[0] if store.has_image else None
+        with SlideStore(Path(index.about[slide]["path"])) as store, index.rows.open(slide) as own:
+            same = store.sha256 == own.attrs.get("store_sha256")
+            return store.patches(np.array([spot]))[0] if store.has_image and same else None
     except (DataError, OSError):
         return None
 

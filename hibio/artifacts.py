@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from hibio.config.data import GenesConfig, PathwaysConfig
-from hibio.config.files import ConfigError, to_dict, without_renamed
+from hibio.config.files import RENAMED, ConfigError, to_dict, without_renamed
 from hibio.config.schema import build_section
 from pathways.anchors import PathwayAnchors, soft_targets
 from pathways.database import PathwayDatabase
@@ -315,7 +315,7 @@ def _read(file: h5py.File, version: int) -> Artifacts:
     else:
         graphs = [file[f"gene_graphs/{number}"] for number in range(len(file["gene_graphs"]))]
     groups = np.zeros((1, factors.rank), dtype=np.float32) if first else file["groups"][:]
-    settings = without_renamed(json.loads(file.attrs["settings"]))
+    settings = without_renamed(json.loads(file.attrs["settings"]), dict.fromkeys(RENAMED))
     # before genes.spot_vector, one weighting was that of all
     settings["genes"].setdefault("spot_vector", settings["genes"].get("tfidf", "log"))
     tfidf = TfidfReweighter.from_state(_read_group(file["tfidf"]))

@@ -153,10 +153,11 @@ def refuse_model_folder(out: Path) -> None:
         ConfigError: ``out`` lies in a checkpoint, or is the folder of a job or of a run.
     """
     full = out.resolve()
-    inside = [place for place in (full, *full.parents) if (place / WEIGHTS).is_file()]
-    if inside or find_checkpoint(full) is not None:
+    below = (full / NAME, full / PREVIOUS, full, *full.parents)
+    found = [one for one in below if all((one / name).is_file() for name in MODEL_FILES)]
+    if found:
         raise ConfigError(
-            f"{out} is of the checkpoint in {(*inside, full)[0]}, which the next save replaces; "
+            f"{out} is of the checkpoint {found[0]}, which the next save replaces; "
             "results do not go there: give another --out"
         )
     if (full / CONFIG).is_file() and (full / PROVENANCE).is_file():

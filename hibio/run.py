@@ -27,7 +27,7 @@ from hibio.checkpoint import (
     write_provenance,
 )
 from hibio.config.data import GenesConfig, PathwaysConfig
-from hibio.config.files import ConfigError, dump_config, merge, to_dict
+from hibio.config.files import ConfigError, dump_config, explained, merge, to_dict
 from hibio.config.model import ImageInput, ModelConfig
 from hibio.config.run import DataConfig, RunConfig
 from hibio.config.schema import SchemaError, build_section
@@ -140,7 +140,7 @@ def _variant(config: RunConfig, name: str) -> RunConfig:
     try:
         return build_section(RunConfig, merge(base, config.variants[name]), ("variants", name))
     except SchemaError as problem:
-        raise ConfigError(f"variants.{name}: {problem}") from problem
+        raise ConfigError(f"variants.{name}: {explained(problem, ('variants', name))}") from problem
 
 
 def split_of(config: RunConfig, fold: str) -> Split:

@@ -305,7 +305,7 @@ def _take_over(path: Path) -> None:
         more = f"; if it is gone, remove {path}" * (not here)
         raise DataError(
             f"{path.parent} is in use: {told} is running there, and two would write over each "
-            f"other; wait until it ends, or stop it{more}. Nothing was changed"
+            f"other; wait until it ends, stop it, or give another folder{more}. Nothing was changed"
         )
     aside = path.with_name(f".{LOCK}.{os.getpid()}")
     with suppress(FileNotFoundError):  # another process was faster

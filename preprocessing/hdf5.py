@@ -319,10 +319,10 @@ def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File
                 yield file, sink
         except (OSError, RuntimeError, ValueError) as error:
             if sink.error is not None:
-                raise _told(sink.error, path.parent) from error
+                raise refusal(sink.error, path.parent) from error
             raise
         if sink.error is not None:
-            raise _told(sink.error, path.parent)
+            raise refusal(sink.error, path.parent)
 
 
 def write_h5ad(
@@ -387,7 +387,7 @@ def _matrix(group: Any, name: str, shape: tuple[int, int], block: int) -> None:
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def _told(error: BaseException, folder: Path) -> BaseException:
+def refusal(error: BaseException, folder: Path) -> BaseException:
     """A refusal of the system with its place and remedy; anything else as it is."""
     if not isinstance(error, OSError) or error.filename is not None:
         return error

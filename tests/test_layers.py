@@ -35,6 +35,7 @@ LAYERS = (
     ("eval.predict.fit",),
     ("eval.index", "eval.predict.labels"),
     ("eval.export", "eval.query", "eval.run", "eval.search"),
+    ("eval.indexed",),
     ("eval.report", "eval.settings"),
     ("eval.compare",),
     ("eval.peers", "eval.tasks"),

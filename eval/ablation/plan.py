@@ -19,7 +19,7 @@ from typing import Any
 
 from eval.ablation.config import BASELINES, CohortsConfig, GridConfig, axis_name, refuse_equal_rows
 from eval.settings import task_configs
-from hibio.config.files import ConfigError, changed, load_config, to_dict
+from hibio.config.files import ConfigError, changed, explained, load_config, to_dict
 from hibio.config.run import RunConfig
 from hibio.config.schema import SchemaError, build_section
 from hibio.data.splits import expand_folds, read_entries, with_counts
@@ -234,7 +234,7 @@ def _row_config(grid: GridConfig, cell: Cell, base: Mapping[str, Any], row: str)
     try:
         config = build_section(RunConfig, data)
     except SchemaError as problem:
-        raise ConfigError(f"{where}: {problem}") from problem
+        raise ConfigError(f"{where}: {explained(problem)}") from problem
     if to_dict(config)["folds"] != base["folds"]:
         raise ConfigError(f"{where}: folds must be the same for every row; set settings.folds")
     return config

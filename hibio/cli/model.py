@@ -62,7 +62,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """One command at a time writes results into a folder, which is not that of a model."""
+    """One command at a time writes what describes a whole folder, which is not that of a model."""
     from hibio.checkpoint import refuse_model_folder
     from preprocessing.files import locked
 
@@ -116,16 +116,15 @@ def query(options: argparse.Namespace) -> int:
     """``hibio query``."""
     from eval import query_folder
 
-    with _writing(options.out):
-        written = query_folder(
-            options.checkpoint,
-            options.data,
-            options.gene_set,
-            options.out,
-            options.readout,
-            form=options.format,
-            **_where(options),
-        )
+    written = query_folder(
+        options.checkpoint,
+        options.data,
+        options.gene_set,
+        options.out,
+        options.readout,
+        form=options.format,
+        **_where(options),
+    )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 
@@ -179,10 +178,9 @@ def predict(options: argparse.Namespace) -> int:
         weights=options.weights,
         form=options.format,
     )
-    with _writing(options.out):
-        written = predict_folder(
-            options.checkpoint, options.data, options.out, wanted, **_where(options)
-        )
+    written = predict_folder(
+        options.checkpoint, options.data, options.out, wanted, **_where(options)
+    )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 

@@ -43,6 +43,8 @@ RENAMED: dict[Key, str] = {
 }
 #: Those whose value is now fixed: a file that gives it means what it always did.
 FIXED: Mapping[Key, Any] = {("genes", "graph_smoothing"): 0, ("genes", "graph_spots"): 2000}
+#: What says nothing of the numbers of a run; None: whatever its value.
+SAME: Mapping[Key, Any] = {**dict.fromkeys(RENAMED), **FIXED}
 EVERY = "*"  # in a dotted key: every entry of a list
 #: Runs, grids (``ablation/``), manifests and job files that come with HiBio.
 SHIPPED = Path(str(files("hibio"))) / "configs"
@@ -185,9 +187,7 @@ def load_config(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -
         return build_section(cls, without_renamed(data, FIXED))
     except SchemaError as problem:
         source = _source_of(layers, problem.key) or name
-        renamed = RENAMED.get(problem.key)
-        told = f"{problem}" if renamed is None else f"{dotted(problem.key)}: {renamed}"
-        raise ConfigError(f"{source}: {told}") from problem
+        raise ConfigError(f"{source}: {explained(problem)}") from problem
 
 
 def load_saved(cls: type[C], path: str | Path, section: str = "") -> C:
@@ -208,7 +208,7 @@ def load_saved(cls: type[C], path: str | Path, section: str = "") -> C:
         raise ConfigError(
             f"{path}: no section '{section}'; the file is cut off, or of something else"
         )
-    data = without_renamed(data)
+    data = without_renamed(data, dict.fromkeys(RENAMED))
     key = (section,) if section else ()
     try:
         return build_section(cls, data[section] if section else data, key)
@@ -216,18 +216,36 @@ def load_saved(cls: type[C], path: str | Path, section: str = "") -> C:
         raise ConfigError(f"{path}: {problem}") from problem
 
 
-def without_renamed(
-    data: Mapping[str, Any], only: Mapping[Key, Any] | None = None
-) -> dict[str, Any]:
-    """Saved settings without the keys of :data:`RENAMED`, or ``only`` those that have a value."""
+def without_renamed(data: Mapping[str, Any], only: Mapping[Key, Any] = SAME) -> dict[str, Any]:
+    """Saved settings, their variants included, without keys of :data:`RENAMED`.
+
+    Args:
+        data: plain values of a configuration.
+        only: key -> the value with which it is left out; None: with any.
+    """
     result = copy.deepcopy(dict(data))
-    for key in RENAMED if only is None else only:
-        node: Any = result
-        for part in key[:-1]:
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if isinstance(node, dict) and (only is None or node.get(key[-1], _ABSENT) == only[key]):
-            node.pop(key[-1], None)
+    variants = result.get("variants")
+    for one in (result, *(variants.values() if isinstance(variants, dict) else ())):
+        for key, value in only.items():
+            node: Any = one
+            for part in key[:-1]:
+                node = node.get(part) if isinstance(node, Mapping) else None
+            if isinstance(node, dict) and (value is None or node.get(key[-1], _ABSENT) == value):
+                node.pop(key[-1], None)
     return result
+
+
+def outdated(path: Path) -> dict[Key, Any]:
+    """Keys of saved settings that have another value than is fixed now, which changed numbers."""
+    data = without_renamed(_read_file(path, ""))
+    sections = {name: one for name, one in data.items() if isinstance(one, Mapping)}
+    return {k: sections[k[0]][k[1]] for k in FIXED if k[1] in sections.get(k[0], ())}
+
+
+def explained(problem: SchemaError, above: Key = ()) -> str:
+    """What is wrong with a key below ``above``, and of one of :data:`RENAMED` what became of it."""
+    renamed = RENAMED.get(problem.key[len(above) :])
+    return f"{problem}" if renamed is None else f"{dotted(problem.key)}: {renamed}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -307,7 +325,7 @@ def changed(data: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> 
             old: Any = node.get(place) if isinstance(node, dict) else node[place]
             both = isinstance(old, Mapping) and isinstance(value, Mapping)
             node[place] = merge(old, value) if both else copy.deepcopy(value)
-    return result
+    return without_renamed(result, FIXED)
 
 
 def _places(data: dict[str, Any], key: Key, asked: str) -> list[tuple[Any, Any]]:

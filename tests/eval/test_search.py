@@ -1,7 +1,11 @@
 """`hibio index` and `hibio search`: recall, filters, parts on disk, questions of every kind."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +14,12 @@ from PIL import Image
 from eval import index as build
 from eval.embed import embed_to_anndata, load_checkpoint
 from eval.index import index_folder
-from eval.search import SPOT, Index, Rows, exact, gene_list, picture
+from eval.indexed import SPOT, Rows, exact
+from eval.search import Index, gene_list, picture, write_found
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from hibio.data.splits import read_entries
+from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from tests.eval.image_cohort import Cohort
@@ -38,6 +44,7 @@ def test_the_nearest_are_those_of_the_embeddings(cohort: Cohort, indexed: Path):
     question = frames[-1].obsm["X_hibio_image"][7]
     found = index.nearest(question, "omics", k=5)
     cosine = omics @ question
+    assert len(index.nearest(question, "omics", k=10**9)) == len(names)  # all that there are
     assert found["distance"].tolist() == pytest.approx(np.sort(1 - cosine)[:5], abs=2e-3)
     place = {name: 1 - value for name, value in zip(names, cosine, strict=True)}
     np.testing.assert_allclose(found["distance"], [place[n] for n in found["name"]], atol=2e-3)
@@ -57,6 +64,7 @@ def test_many_lists_in_parts_find_what_all_rows_do(tmp_path: Path, monkeypatch):
         with build.h5py.File(tmp_path / "slides" / f"{slide}.h5", "w") as file:
             file["spot/image"] = x
             file["spot/name"] = np.array([f"{slide}:{i}" for i in range(400)]).astype(build.TEXT)
+            file["spot/spot"], file["spot/xy_um"] = np.arange(400), np.zeros((400, 2))
     rows = Rows(tmp_path, ("a", "b", "c"))
     table = build._build(rows, SPOT, "image", 400)
     assert (tmp_path / "spot.image.lists").stat().st_size > 1200 * 12 * 2
@@ -139,3 +147,101 @@ def test_another_checkpoint_and_no_index_are_refused(
     assert "is no index" in capsys.readouterr().err
     assert main(["search", str(indexed), *line[2:]]) == 1
     assert "no spot 'sim001:x' in the index" in capsys.readouterr().err
+
+
+def edited(change: Callable[[h5py.File], object]) -> Callable[[Path], object]:
+    """A damage of an index: a change of the file of a slide."""
+
+    def damage(index: Path) -> None:
+        with h5py.File(index / "slides" / "sim001.h5", "r+") as file:
+            change(file)
+
+    return damage
+
+
+def said(**changes: object) -> Callable[[Path], object]:
+    """A damage of an index: other values in its summary."""
+
+    def damage(index: Path) -> None:
+        summary = json.loads((index / "index.json").read_text())
+        (index / "index.json").write_text(json.dumps({**summary, **changes}))
+
+    return damage
+
+
+def other(name: str, value: object) -> Callable[[Path], object]:
+    """A damage of an index: another dataset in the file of a slide."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = value
+
+    return edited(change)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        edited(lambda file: file.__delitem__("spot/name")),
+        edited(lambda file: file.__setitem__("more", 3)),
+        edited(lambda file: file["spot/spot"].write_direct(np.full(120, 10**9))),
+        edited(lambda file: file["spot/spot"].write_direct(np.full(120, -1))),
+        edited(lambda file: file.__setitem__("outside", h5py.ExternalLink("/etc/hosts", "x"))),
+        other("spot/name", np.arange(120)),
+        other("spot/image", np.ones((120, 3))),
+        other("spot/image", np.full((120, 16), np.nan)),
+        other("spot/xy_um", np.full((120, 2), np.nan)),
+        other("spot/label", 3),
+        said(slides={"../sim001": {}}),
+        said(slides=[1]),
+        said(tables=[{"name": "spot.image"}]),
+        said(tables=3),
+        lambda index: (index / "index.json").write_text("[" * 10**5),
+        lambda index: (index / "spot.image.faiss").write_bytes(b"x"),
+        lambda index: (index / "spot.image.faiss").unlink(),
+        lambda index: shutil.copy(index / "600um.image.faiss", index / "spot.image.faiss"),
+        lambda index: (index / "slides" / "sim001.h5").write_bytes(b"x"),
+    ],
+)
+def test_a_damaged_index_is_told(indexed: Path, tmp_path: Path, monkeypatch, capsys, damage):
+    index, out = tmp_path / "index", tmp_path / "out"
+    shutil.copytree(indexed, index)
+    slide = h5py.File(index / "slides" / "sim001.h5")
+    name = slide["spot/name"].asstr()[0]
+    slide.close()
+    line = ["search", str(index), "--like", name, "--find", "image", "--out", str(out)]
+    damage(index)
+    assert main([*line, "--top", "2"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("hibio: ")
+    assert "unexpected" not in told
+    assert not out.exists()
+
+
+def test_an_index_on_a_full_disk_is_told(cohort: Cohort, tmp_path: Path, monkeypatch):
+    def full(index, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("Error in fwrite: No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    with pytest.raises(OSError, match="make room and run again"):
+        index_folder(cohort.checkpoint, cohort.stores, tmp_path)
+    assert not list(tmp_path.glob("*.faiss"))
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(ConfigError, match="was not finished"):
+        Index(tmp_path)
+
+
+def test_a_table_is_safe_in_a_spreadsheet_and_one_of_others_stays(indexed: Path, tmp_path: Path):
+    index, mine = Index(indexed), tmp_path / "mine" / "nearest.csv"
+    found = index.rows.described(SPOT, np.array([3, 4])).assign(**{"=1+1": "@x"})
+    found.insert(0, "distance", [0.0, 1.0])
+    (path, _) = write_found(found, index, tmp_path / "out")
+    assert "'=1+1" in path.read_text().splitlines()[0]
+    assert path.read_text().splitlines()[1].endswith("'@x")
+    write_found(found, index, tmp_path / "out")  # its own is written anew
+    mine.parent.mkdir()
+    mine.write_text("my distances\n")
+    with pytest.raises(DataError, match="was not made by this command"):
+        write_found(found, index, mine.parent)
+    assert mine.read_text() == "my distances\n"

@@ -245,6 +245,9 @@ def test_scores_of_an_older_version_lack_keys_and_stay_good(copy):
     del scores.facts["ruler"]["genes"]["graph"]
     del scores.config["optim"]
     assert is_current(job, scores)
+    body["config"]["genes"]["graph_spots"] = 50  # then the gene graph is another
+    (job.folder / NAME).write_text(json.dumps(body))
+    assert changed_keys(job, read_scores(job)) == ["genes.graph_spots"]
     scores.config["gone"] = 1
     assert changed_keys(job, scores) == ["gone"]
 

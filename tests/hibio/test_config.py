@@ -15,6 +15,7 @@ from hibio.config.data import GenesConfig
 from hibio.config.files import (
     ConfigError,
     apply_overrides,
+    changed,
     dump_config,
     load_config,
     load_saved,
@@ -22,6 +23,7 @@ from hibio.config.files import (
     to_dict,
 )
 from hibio.config.run import RunConfig
+from hibio.run import _variant
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,12 @@ def test_a_key_of_an_older_version_says_what_became_of_it(tmp_path):
         assert load_saved(RunConfig, old).genes == GenesConfig()
         same = write(tmp_path, text + f"{fixed}}}")  # as in every run of before
         assert load_config(RunConfig, same).genes == GenesConfig()
+        text = f"out: r\ndata: {{stores: s}}\nstages: [{stage}]\nvariants: {{v: {{genes: {{{key}: "
+        (variant,) = load_config(RunConfig, write(tmp_path, text + f"{fixed}}}}}}}")).variants
+        assert changed({}, {f"genes.{key}": fixed}, "row") == {"genes": {}}
+        config = load_config(RunConfig, write(tmp_path, text + "7}}}"))
+        with pytest.raises(ConfigError, match=f"v: variants.v.genes.{key}: a key of an older Hi"):
+            _variant(config, variant)
 
 
 def test_unknown_key_names_file_full_key_nearest_and_all(tmp_path):

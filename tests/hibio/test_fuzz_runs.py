@@ -15,6 +15,7 @@ import anndata
 import numpy as np
 import pytest
 
+from hibio.checkpoint import refuse_model_folder
 from hibio.cli.check import check_any
 from preprocessing.files import locked
 from tests.hibio.fuzz_runs import READERS, STORE, Lab, call, damaged, make_lab, start
@@ -55,7 +56,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(lab: Lab, tmp_path: Path, comman
         child = start(options(lab, command, out), log, file_bytes=most)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, log.read_text()
         assert "make room and run again" in log.read_text()
-        assert not out.exists()
+        assert list(out.iterdir()) == []
 
 
 def test_predict_that_is_killed_goes_on(lab: Lab, tmp_path: Path) -> None:
@@ -85,12 +86,14 @@ def test_no_results_in_the_folder_of_a_model_or_of_a_run(
         words = "of the checkpoint" if out in places else "the folder of a run"
         there = command == "share" and out.exists()
         assert_refused(run(*asked, out), "not empty" if there else words, "another")
+    (tmp_path / "model.safetensors").write_bytes(b"of an encoder")  # alone it is no checkpoint
+    refuse_model_folder(tmp_path / "new")
     assert sorted(folder.rglob("*")) == before
 
 
 def test_two_commands_do_not_write_into_one_folder(lab: Lab, tmp_path: Path, run) -> None:
     with locked(tmp_path):
-        for command in ("embed", "query", "predict", "index"):
+        for command in ("embed", "index"):
             asked = options(lab, command, tmp_path)
             assert_refused(run(*asked), f"{tmp_path} is in use: process {os.getpid()}")
 

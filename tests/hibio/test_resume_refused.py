@@ -2,13 +2,14 @@
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
 import pytest
 
 from hibio.artifacts import read_artifacts
-from hibio.checkpoint import ARTIFACTS, NAME
+from hibio.checkpoint import ARTIFACTS, NAME, write_checksums
 from hibio.config.files import ConfigError
 from hibio.config.run import DataConfig
 from hibio.config.training import StageConfig
@@ -46,6 +47,17 @@ def test_what_is_read_may_not(begun):
         ConfigError, match=r"other settings in: data.shuffle_pairs \(False there, True now\);"
     ):
         resumed(begun, data)
+
+
+def test_a_value_of_an_older_version_that_is_fixed_now_is_another_setting(begun):
+    config = begun.folder / NAME / "config.yaml"
+    text = config.read_text()
+    for value, refused in ((2000, False), (50, True)):
+        config.write_text(text.replace("genes:\n", f"genes:\n  graph_spots: {value}\n"))
+        write_checksums(begun.folder / NAME)
+        told = rf"genes\.graph_spots \({value} there, None now\)"
+        with pytest.raises(ConfigError, match=told) if refused else nullcontext():
+            assert resumed(begun, begun.config.data) == 1
 
 
 def test_slides_may_neither_come_nor_go(begun, tmp_path):
