@@ -172,8 +172,10 @@ def _said(task: SlideTask, settings: dict[str, Any], n_spots: int) -> SlideResul
 
 def _told(store: SlideStore) -> list[str]:
     """What to know of a slide: spots that were left out, warnings, notes of the reader."""
-    dropped = left_out(store.attrs.get("dropped", {}))
-    return [*dropped, *map(str, store.warnings), *store.attrs.get("notes", ())]
+    warned = " ".join(warning.message for warning in store.warnings)
+    dropped = store.attrs.get("dropped", {})
+    small = {reason: number for reason, number in dropped.items() if reason not in warned}
+    return [*left_out(small), *map(str, store.warnings), *store.attrs.get("notes", ())]
 
 
 def _without_said(settings: dict[str, Any]) -> dict[str, Any]:

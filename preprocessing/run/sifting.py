@@ -317,8 +317,8 @@ def inside_picture(
     cropped = beyond
     if row.pitch_um is not None and format_of(row.format).cells:
         cropped = beyond & ~beyond_picture(table, row.pitch_um, (int(size[0]), int(size[1])))
-    found = f"{int(cropped.sum())} of {table.n_spots} spots lie beyond the edge of the image of "
-    found += f"{size[0]} x {size[1]} pixels; they are left out"
+    found = f"{int(cropped.sum())} of {table.n_spots} spots are left out: {_BEYOND} of {size[0]} x "
+    found += f"{size[1]} pixels"
     fix = "look whether the image was cropped or is another's, and at image_scale"
     warnings = [SlideWarning(found, fix)] if cropped.any() else []
     return warned(table.take(np.flatnonzero(~beyond)), warnings), int(beyond.sum())

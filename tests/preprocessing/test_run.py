@@ -328,7 +328,8 @@ def test_spots_beyond_the_picture_are_left_out_and_said(tmp_path: Path, cropped:
     inside = (truth.xy_px[:, 0] > left) & (truth.xy_px[:, 0] < left + width - 60)
     gone = int((~inside).sum())
     report = prepare([row], tmp_path / "out", patch=PATCH)
-    said = f"{gone} of 30 spots lie beyond the edge of the image of {width - 60} x {height} pixels"
+    said = f"{gone} of 30 spots are left out: centre beyond the edge of the picture of "
+    said += f"{width - 60} x {height} pixels"
     assert 0 < gone < 15
     assert said in str(report)
     with SlideStore(tmp_path / "out" / "A1.h5") as store:

@@ -243,7 +243,11 @@ def of_a_small_picture(folder: Path) -> SlideRow:
     ("write", "told", "fix"),
     [
         (of_two_scales, "sources differ by 5%", "manifest column mpp"),
-        (beyond_the_picture, "lie beyond the edge of the image of 400 x 340", "image_scale"),
+        (
+            beyond_the_picture,
+            "are left out: centre beyond the edge of the picture of 400 x 340",
+            "image_scale",
+        ),
         (of_another_alignment, "is not JSON", "image_transform"),
         (normalised, "all spots have a total of about 10,000", "give the raw counts"),
         (mostly_empty, "8 of 48 spots are left out: zero counts", "`hibio qc`"),
@@ -258,6 +262,7 @@ def test_warnings_are_shown_everywhere(tmp_path: Path, write, told: str, fix: st
         assert report.rows[0].status == status, report
         assert told in str(report)
         assert fix in str(report)
+        assert "spots left out: " not in str(report)  # the warning says it
     with SlideStore(out / "S1.h5") as store:
         warnings, notes = store.warnings, store.attrs["notes"]
     assert [told in one.message for one in warnings].count(True) == 1
