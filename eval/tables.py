@@ -71,7 +71,7 @@ def read_table(path: Path) -> anndata.AnnData:
         ConfigError: it cannot be read, was not made by HiBio, or is of an older one.
     """
     try:
-        with _opened(path) as root:
+        with open_table(path) as root:
             read = anndata.io.read_zarr if path.is_dir() else anndata.io.read_h5ad
             adata = read(root if path.is_dir() else path)
     except ConfigError:
@@ -299,7 +299,7 @@ def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        with _opened(path) as root:
+        with open_table(path) as root:
             uns = root[f"uns/{keys.UNS}"]
             found = {name: _text(uns[name]) for name in HASHES}
             for name in more:
@@ -312,7 +312,7 @@ def hashes_of(path: Path, *more: str) -> dict[str, str] | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_table(path: Path) -> Iterator[Any]:
     """The group of the AnnData in a table of any format; what a folder says of itself is checked.
 
     Raises:

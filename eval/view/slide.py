@@ -18,15 +18,15 @@ import pandas as pd
 from scipy import sparse
 
 from eval.query import GeneSets, image_scores, nearest_in_bank
-from eval.tables import hashes_of, region_outlines, spot_diameter
+from eval.tables import hashes_of, open_table, region_outlines, spot_diameter, table_path
 from eval.view.model import Model, UnknownName, plain
 from eval.view.tiles import DeepZoom
+from hibio import keys
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
 from hibio.data.splits import SlideEntry
 from hibio.readout import GENE, GENE_SET, MIN_RELIABILITY, verdict
 from pathways import PathwayDatabase
-from preprocessing.hdf5 import open_guarded
 from preprocessing.selection import normalised
 from preprocessing.store import SlideStore
 
@@ -163,19 +163,24 @@ class ViewedSlide:
                 f"{path} was predicted from another {other} than is shown; predict again, or leave "
                 "--predictions out: the page predicts by itself"
             )
-        return anndata.read_h5ad(path, backed="r").var
+        with open_table(path) as table:
+            return pd.DataFrame(anndata.io.read_elem(table["var"]))
 
     @property
     def _file(self) -> Path | None:
-        folder = self.predictions
-        return None if folder is None else folder / f"{self.entry.slide_id}.predict.h5ad"
+        """What `hibio predict` wrote of the slide, in any format."""
+        if self.predictions is None:
+            return None
+        name = f"{self.entry.slide_id}.predict"
+        paths = (table_path(self.predictions, name, form) for form in keys.TABLES)
+        return next((path for path in paths if path.exists()), None)
 
     def _from_file(self, name: str) -> Heat:
         assert self._file is not None
         column = list(self._filed.index).index(name)
         row = self._filed.iloc[column]
-        with open_guarded(self._file) as file:
-            values = file["X"][:, column]
+        with open_table(self._file) as table:
+            values = table["X"][:, column]
         of = str(row["feature_type"])
         about = {"title": name, "kind": "predicted", "of": of, "from": self._file.name}
         unit = EXPRESSION if of == GENE else SCORE

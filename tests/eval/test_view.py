@@ -19,6 +19,7 @@ from scipy import sparse
 from eval.embed import embed_folder
 from eval.predict import predict_folder
 from eval.query import query_folder
+from eval.tables import write_table
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
 from eval.view.export import export_page
@@ -98,6 +99,12 @@ def test_a_heatmap_is_what_query_and_predict_write(
     np.testing.assert_array_equal(again.values, genes[:, gene].X.ravel())
     assert again.about == about | {"from": f"{SLIDE}.predict.h5ad"}
     assert "from" not in filed.slide("sim002").heat(gene, "predicted").about  # it has no file
+    folder = tmp_path / "zarr"
+    write_table(folder / f"{SLIDE}.predict.zarr", genes)
+    zarr = Viewed(checkpoint, cohort.stores, predictions=folder).slide(SLIDE)
+    found = zarr.heat(gene, "predicted")
+    np.testing.assert_array_equal(found.values, again.values)
+    assert found.about == about | {"from": f"{SLIDE}.predict.zarr"}
     shutil.copy(tmp_path / f"{SLIDE}.predict.h5ad", tmp_path / "sim002.predict.h5ad")
     with pytest.raises(ConfigError, match="another store than is shown"):
         Viewed(checkpoint, cohort.stores, predictions=tmp_path).slide("sim002").heat(
