@@ -9,7 +9,7 @@ from preprocessing.errors import DataError
 from preprocessing.readers.cells import Cells, cell_format, cell_table, read_joined, without_index
 from preprocessing.readers.coordinates import Scale, number_pair, require_pair
 from preprocessing.readers.format import NO_BINS, NO_LAYERS, is_text
-from preprocessing.readers.tables import read_header, read_wide_table
+from preprocessing.readers.tables import pointed, read_header, read_wide_table
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 
@@ -41,6 +41,9 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
     frame = table.ids
     notes: list[str] = []
     others = without_index(frame.drop(columns=[x, y]), notes)
+    numbers = frame.columns.drop(list(others.columns[:1]))
+    for name, texts in pointed(frame, numbers, header.separator, path):
+        frame[name] = texts
     names = others.iloc[:, 0] if others.shape[1] else frame.index.astype(str).to_series()
     cells = Cells(
         table.values,
@@ -48,7 +51,7 @@ def _one_table(path: Path) -> tuple[Cells, bool]:
         table.names,
         table.names,
         number_pair(frame, x, y),
-        _typed(others.iloc[:, 1:]),
+        _typed(frame[others.columns[1:]]),
         notes,
     )
     return cells, in_um

@@ -11,7 +11,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,9 @@ def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
     return content
 
 
-_DECIMAL_COMMA = r"-?\d*(,\d+)?([eE][-+]?\d+)?"  # a whole column of a spreadsheet
+_DECIMAL_COMMA = r"-?(\d+(,\d*)?|,\d+)([eE][-+]?\d+)?"
+_THOUSANDS = r"-?[1-9]\d{0,2},\d{3}"  # or a decimal of three digits: nobody can tell
+_ID = re.compile(r"barcodes?|cell(_?id)?|id|row_name|", re.I)  # columns whose texts stay
 
 
 def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
@@ -211,30 +213,45 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
         ) from error
     frame.columns = [str(c).strip() for c in frame.columns]
     frame = frame.fillna("")
-    for name in _comma_columns(frame, separator):
-        frame[name] = frame[name].str.replace(",", ".")
+    for name, texts in pointed(
+        frame, [c for c in frame.columns if not _ID.fullmatch(str(c))], separator, path
+    ):
+        frame[name] = texts
     return frame
 
 
-def _comma_columns(frame: pd.DataFrame, separator: str) -> list[Any]:
-    """Columns of texts that are numbers, perhaps with a comma in front of their decimals.
+def pointed(
+    frame: pd.DataFrame, names: Iterable[Any], separator: str, path: Path
+) -> Iterator[tuple[Any, pd.Series]]:
+    """Columns of numbers that have a comma in front of their decimals, as texts with a point.
 
-    Only where cells are separated by semicolons: so spreadsheets of many countries write both.
+    Only where semicolons separate the cells: so spreadsheets of many countries write both.
+
+    Args:
+        frame: the table, or some rows of it.
+        names: columns that may be numbers; not the ids.
+        separator: of the cells.
+        path: for the warning where the commas may be of thousands.
     """
-    if separator != ";":
-        return []
-    return [
-        c
-        for c in frame.select_dtypes("object")
-        if frame[c].dropna().str.fullmatch(_DECIMAL_COMMA).all()
-    ]
+    warned = False
+    for name in [n for n in names if separator == ";" and frame[n].dtype.kind == "O"]:
+        text = frame[name].astype(str).str.strip()
+        commas = text[text.str.contains(",", regex=False)]
+        missing = text.isin(("", *MISSING))
+        if commas.empty or not (missing | text.str.fullmatch(_DECIMAL_COMMA)).all():
+            continue
+        if not warned and commas.str.fullmatch(_THOUSANDS).all():
+            warned, one = True, commas.iloc[0]
+            told = f"{path}: {one!r} is read as {one.replace(',', '.')}; if its comma separates "
+            warnings.warn(f"{told}thousands, take the commas out", stacklevel=2)
+        yield name, text.str.replace(",", ".", regex=False)
 
 
 def _comma_hint(text: str) -> str:
     """What to do about a cell that would be a number with a point."""
-    is_one = "," in text and re.fullmatch(_DECIMAL_COMMA, text)
-    hint = "; for decimals write a point, or save the table with semicolons between its cells"
-    return hint if is_one else ""
+    if "," not in text or not re.fullmatch(r"-?[\d.,]*\d([eE][-+]?\d+)?", text):
+        return ""
+    return "; for decimals write a point, or a comma in the whole column and semicolons between"
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -247,10 +264,16 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _separator(first: str, second: str) -> str:
-    """A tab where the first line has one, else a comma; where neither, the second's tab, or ";"."""
+    """A tab where the first line has one, else a comma; where neither, the second's tab, or ";".
+
+    Also ";" where it cuts both lines alike and the first has no more commas.
+    """
     if "\t" in first or ("," not in first and "\t" in second):
         return "\t"
-    return ";" if ";" in first and "," not in first else ","
+    heads, cells = len(_cells(first, ";")), len(_cells(second, ";"))
+    alike = heads > 1 and cells in (heads, heads + 1)
+    sure = "," not in first or (alike and first.count(";") >= first.count(","))
+    return ";" if ";" in first and sure else ","
 
 
 def number_column(
@@ -370,8 +393,8 @@ def read_wide_table(header: Header, n_ids: int) -> WideTable:
         "low_memory": True,
     }
     for frame in _frames(header, options):
-        for name in _comma_columns(frame, header.separator):
-            frame[name] = frame[name].str.replace(",", ".")
+        for name, texts in pointed(frame, frame.columns[n_ids:], header.separator, header.path):
+            frame[name] = texts
         ids.append(_id_texts(header, frame.iloc[:, :n_ids], row))
         blocks.append(csr_matrix(_numbers(header, frame.iloc[:, n_ids:], row)))
         row += len(frame)
@@ -409,9 +432,9 @@ def read_typed(path: Path, texts: tuple[str, ...] = ()) -> pd.DataFrame:
     if not frames or not len(frames[0]):
         raise DataError(f"{path} has no rows below the header")
     (frame,) = frames
-    for name in _comma_columns(frame, header.separator):
-        if name not in texts:
-            frame[name] = pd.to_numeric(frame[name].str.replace(",", "."))
+    others = [name for name in names if name not in texts]
+    for name, numbers in pointed(frame, others, header.separator, path):
+        frame[name] = pd.to_numeric(numbers, errors="coerce")  # what is left is missing
     return frame
 
 

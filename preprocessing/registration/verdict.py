@@ -360,8 +360,18 @@ def _verdict(agreement: Agreement, spots: int) -> Registration:
     far = shift >= LEAST_MOVE or pose.turn != "" or abs(pose.scale - 1) > 0.25
     by_counts = gain >= LEAST_GAIN and z_best >= (LEAST_Z if trusted else LEAST_Z_ALONE)
     by_outline = trusted and there - outline >= LEAST_OUTLINE_GAIN
-    found = Registration(FITS, "", spots, np.nan, z, z_best, outline, there, most, gain)
-    found = replace(found, p=_rank(agreement), shift=shift, turn=pose.words)
+    found = Registration(
+        FITS,
+        n_spots=spots,
+        z=z,
+        z_best=z_best,
+        outline=outline,
+        outline_best=there,
+        gain=gain,
+        p=_rank(agreement),
+        shift=shift,
+        turn=pose.words,
+    )
     if agreement.moran < LEAST_MORAN and z < LEAST_Z:
         return replace(found, verdict=SHUFFLED)
     if far and (by_counts or by_outline):

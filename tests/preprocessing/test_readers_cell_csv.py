@@ -257,11 +257,20 @@ def test_numbers_with_a_decimal_comma(tmp_path: Path):
     assert table.xy_um.tolist() == [[0.5, 10.0], [1.25, 20.0]]
     assert table.labels["kind"].tolist() == ["1,2", "x"]
     assert table.counts.toarray().tolist() == [[0.0, 15.0], [2.5, 3.0]]
+    path.write_text("id;x, um;note;n\n1,1;0,5;-;1,050\n1,2;1,25;-;4,5\n")
     typed = read_typed(path, ("id",))
-    assert typed["x_um"].tolist() == [0.5, 1.25]
-    assert typed["id"].tolist() == ["c,1", "c,2"]
-    path.write_text(path.read_text().replace(";", "\t"))
-    with pytest.raises(DataError, match=r"column 'B': '1,5e1'.*; for decimals write a point"):
+    assert typed["x, um"].tolist() == [0.5, 1.25]
+    assert typed["note"].tolist() == ["-", "-"]  # of nothing, and no number
+    assert typed["n"].tolist() == [1.05, 4.5]
+    texts = read_table(path)
+    assert typed["id"].tolist() == texts["id"].tolist() == ["1,1", "1,2"]
+    path.write_text(path.read_text().replace("4,5", "4,500"))
+    with pytest.warns(UserWarning, match=r"'1,050' is read as 1\.050; if its comma separates"):
+        read_typed(path, ("id",))
+    path.write_text("id;x_um;y_um;A\n1,1;0,5;10;1\n1,2;1,25;20;2\n")
+    assert read_spots(cell_row(path, "csv", mpp=None)).barcodes.tolist() == ["1,1", "1,2"]
+    path.write_text(path.read_text().replace(";", "\t").replace("2\n", "2,5e1\n"))
+    with pytest.raises(DataError, match=r"column 'A': '2,5e1'.*; for decimals write a point"):
         read_spots(cell_row(path, "csv", modality="protein", mpp=None))
     with pytest.raises(DataError, match=r"'x_um'.*'0,5'.*; for decimals write a point"):
         number_column(read_table(path), "x_um", path)

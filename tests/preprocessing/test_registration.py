@@ -12,7 +12,13 @@ from preprocessing.graphs import KNNGraph, morans_i
 from preprocessing.image_transform import TURNS, moved, turn_matrix
 from preprocessing.manifest import read_manifest
 from preprocessing.patches import PatchConfig
-from preprocessing.registration import Agreement, Registration, register, store_registration
+from preprocessing.registration import (
+    Agreement,
+    Registration,
+    register,
+    store_registration,
+    verdict,
+)
 from preprocessing.registration.agreement import _explained, _spectral_draws
 from preprocessing.run import prepare
 from preprocessing.simulate import SimulateConfig, simulate_cohort
@@ -49,8 +55,17 @@ def found(
     return register(SlidePicture(size, picture, down), xy * down, counts)
 
 
-def test_a_right_slide_passes_and_says_how_sure_it_is() -> None:
+def test_a_right_slide_passes_and_says_how_sure_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched, search = [], verdict._search
+
+    def seen(agreement: Agreement) -> tuple:
+        searched.append(search(agreement))
+        return searched[0]
+
+    monkeypatch.setattr(verdict, "_search", seen)
     result = found(*section())
+    assert result.gain == searched[0][1]
+    assert 0 < result.p <= 1 or np.isnan(result.p)
     assert (result.verdict, result.correction, result.fix) == ("fits", "", "")
     assert result.z > 5
     assert result.outline > 0.8
