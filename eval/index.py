@@ -53,8 +53,8 @@ from hibio.config.model import PATCHES, ImageInput
 from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.model import SlideEmbedding
-from preprocessing.files import atomic_path, temporary_path
-from preprocessing.hdf5 import hdf5_writer, open_guarded, refusal
+from preprocessing.files import atomic_path, refusal, temporary_path
+from preprocessing.hdf5 import hdf5_writer, open_guarded
 from preprocessing.stain import sample_patches
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in

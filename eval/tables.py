@@ -82,7 +82,20 @@ def read_table(path: Path) -> anndata.AnnData:
         raise ConfigError(f"{path} was not made by HiBio; give what `hibio embed` or `query` wrote")
     if keys.OBSM_UM not in adata.obsm or keys.OBS_SLIDE not in adata.obs:
         raise ConfigError(f"{path}: of an older HiBio, without pixels; run the command again")
+    _require_places(path, adata)
     return adata
+
+
+def _require_places(path: Path, adata: anndata.AnnData) -> None:
+    """Refuse places that are not two finite numbers a spot: nothing can be drawn there."""
+    for name in (keys.OBSM_SPATIAL, keys.OBSM_UM):
+        places = np.asarray(adata.obsm.get(name))
+        numbers = places.dtype.kind in "iuf" and places.shape == (adata.n_obs, 2)
+        if not numbers or not np.isfinite(places).all():
+            raise ConfigError(
+                f"{path}: obsm/{name} is not two finite numbers a spot; remove the file and run "
+                "the command that wrote it again"
+            )
 
 
 def write_table(path: Path, adata: anndata.AnnData, rows: Rows | None = None) -> None:

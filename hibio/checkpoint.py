@@ -96,17 +96,26 @@ def _commit() -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log; a torn last line (killed while writing) is left out."""
+    """Records of a log; a torn last line (killed while writing) is left out.
+
+    Raises:
+        ConfigError: another line is no record.
+    """
     if not path.is_file():
         return []
     records = []
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                raise
+            record = json.loads(line)
+            float(record.get("seconds", 0.0))
+            records.append(record)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if number != len(lines):
+                raise ConfigError(
+                    f"{path}: line {number} is no record ({error}); remove that line, or the file, "
+                    "which only tells how the training went"
+                ) from error
     return records
 
 

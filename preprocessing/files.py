@@ -1,5 +1,6 @@
 """Files: written whole or not at all, known by their hash, and safely named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from preprocessing.errors import DataError
 
 LOCK = "lock.json"  # of a folder that one process at a time may write into
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a full disk
 _LONGEST = 128
 _PLAIN = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _NOT_IN_A_PART = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -144,6 +146,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the block ended without writing the temporary file.
+        OSError: the disk is full (see `refusal`).
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +157,22 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             fsync(path)
         fsync(temporary)
         _take_place(temporary, final)
+    except OSError as error:
+        raise refusal(error, final.parent) from error
     finally:
         _remove(temporary)
+
+
+def refusal(error: BaseException, folder: Path) -> BaseException:
+    """That the system takes no more of a file, with its place and remedy; other errors as they are.
+
+    Such are a full disk, a quota and a limit of the size of files.
+    """
+    if not isinstance(error, OSError) or error.errno not in FULL or error.filename is not None:
+        return error
+    free = shutil.disk_usage(folder).free / 2**20
+    text = f"{error.strerror}; {free:,.0f} MiB are free: make room and run again"
+    return OSError(error.errno, text, str(folder))
 
 
 def _take_place(temporary: Path, final: Path) -> None:

@@ -10,7 +10,6 @@ keeps in memory what HDF5 still writes, lets it close in peace, and then the err
 """
 
 import io
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,6 +21,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from preprocessing.errors import DataError
+from preprocessing.files import refusal
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -385,12 +385,3 @@ def _matrix(group: Any, name: str, shape: tuple[int, int], block: int) -> None:
     else:  # zarr 3, and 2
         data = getattr(group, "create_array", group.create_dataset)(name, **made)
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-
-
-def refusal(error: BaseException, folder: Path) -> BaseException:
-    """A refusal of the system with its place and remedy; anything else as it is."""
-    if not isinstance(error, OSError) or error.filename is not None:
-        return error
-    free = shutil.disk_usage(folder).free / 2**20
-    text = f"{error.strerror or error}; {free:,.0f} MiB are free: make room and run again"
-    return OSError(error.errno, text, str(folder))

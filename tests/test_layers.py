@@ -85,12 +85,12 @@ LAYERS = (
     ),
     ("preprocessing.workers", "preprocessing.zarr_bounds"),
     (
-        "preprocessing.files",
         "preprocessing.graphs",
         "preprocessing.handcrafted",
         "preprocessing.hdf5",
         "preprocessing.spot_table",
     ),
+    ("preprocessing.files",),
     ("preprocessing.image_transform", "preprocessing.scale", "preprocessing.sections"),
     ("preprocessing.canvas", "preprocessing.errors", "preprocessing.findings"),
     ("pathways",),

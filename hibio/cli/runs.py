@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ def run_rows(folder: Path) -> list[RunRow]:
 
 
 def _run_row(folder: Path) -> RunRow:
-    from hibio.checkpoint import CONFIG, read_log
+    from hibio.checkpoint import CONFIG
     from hibio.config.files import ConfigError, load_saved
     from hibio.config.run import RunConfig
     from preprocessing.files import holder
 
-    logs = list(folder.glob("*/fold-*/seed-*/log.jsonl"))
-    seconds = sum(record.get("seconds", 0.0) for log in logs for record in read_log(log))
+    seconds = 0.0
     try:
+        seconds = _seconds(folder.glob("*/fold-*/seed-*/log.jsonl"))
         config = load_saved(RunConfig, folder / CONFIG)
         done, of = _finished(folder), _planned(config)
     except ConfigError as error:
@@ -83,11 +83,14 @@ def _run_row(folder: Path) -> RunRow:
 
 
 def _grid_row(folder: Path) -> RunRow:
-    from hibio.checkpoint import PROVENANCE, read_log
+    from hibio.checkpoint import PROVENANCE
+    from hibio.config.files import ConfigError
     from preprocessing.files import LOCK, holder
 
-    logs = folder.rglob("log.jsonl")
-    seconds = sum(record.get("seconds", 0.0) for log in logs for record in read_log(log))
+    try:
+        seconds = _seconds(folder.rglob("log.jsonl"))
+    except ConfigError as error:
+        return RunRow(folder, "broken", "", 0.0, "", str(error))
     provenance = _read(folder / PROVENANCE)
     results = folder / "results.json"
     facts = _read(results).get("data", {})
@@ -101,6 +104,12 @@ def _grid_row(folder: Path) -> RunRow:
         return RunRow(folder, "running", f"{done}/{of}", seconds, headline, owner)
     again = str(provenance.get("command", "hibio ablate, as it was begun"))
     return RunRow(folder, "stopped", f"{done}/{of}", seconds, headline, again)
+
+
+def _seconds(logs: Iterable[Path]) -> float:
+    from hibio.checkpoint import read_log
+
+    return sum(float(record.get("seconds", 0.0)) for log in logs for record in read_log(log))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """One slide from its source files to its store (docs/method.md 0). Shapes: S spots."""
 
-import errno
 import json
 import shutil
 import time
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocessing.errors import DataError
+from preprocessing.files import FULL
 from preprocessing.findings import SlideWarning
 from preprocessing.handcrafted import handcrafted_batch
 from preprocessing.manifest import missing_files
@@ -35,7 +35,6 @@ _RECIPE = 2  # raise it when the same sources would give another store
 _FEATURE_PX = 64
 _CONTEXT = 3.0
 _BATCH = 64
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Status = Literal["done", "skipped", "failed"]
 
 
@@ -94,9 +93,9 @@ def _disk_full(error: BaseException | None) -> bool:
     HDF5 gives the code of the system in its message only.
     """
     while error is not None:
-        if getattr(error, "errno", None) in _FULL:
+        if getattr(error, "errno", None) in FULL:
             return True
-        if any(f"errno = {code}," in str(error) for code in _FULL):
+        if any(f"errno = {code}," in str(error) for code in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +58,22 @@ def area(rings: list) -> float:
         x, y = np.array(ring).T
         sizes.append(abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2)
     return sizes[0] - sum(sizes[1:])
+
+
+@pytest.mark.parametrize("bad", [np.nan, "x", None])
+@pytest.mark.parametrize("kind", ["regions", "heatmap"])
+def test_places_that_are_no_numbers_are_told(table: Path, tmp_path: Path, kind: str, bad: object):
+    with h5py.File(table / "A1.query.h5ad", "r+") as file:
+        told = dict(file["obsm/spatial"].attrs)
+        values = file["obsm/spatial"][:]
+        del file["obsm/spatial"]
+        other = values[:, :1] if bad is None else np.full(values.shape, bad, dtype=type(bad))
+        file.create_dataset(
+            "obsm/spatial", data=other.astype(h5py.string_dtype()) if bad == "x" else other
+        ).attrs.update(told)
+    with pytest.raises(ConfigError, match="obsm/spatial is not two finite numbers a spot"):
+        export.export_folder(kind, table, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_regions_cover_the_ground_of_their_spots(table: Path, tmp_path: Path):

@@ -82,6 +82,16 @@ def test_a_grid_is_one_row(tmp_path):
     assert len(list(format_rows([row]))) == 3
 
 
+def test_a_damaged_log_breaks_one_row_and_not_the_list(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "grid.yaml").touch()
+    (tmp_path / "a" / "log.jsonl").write_text("[1]\n{}\n")
+    one, other = run_rows(tmp_path)
+    assert (one.state, other.state) == ("broken", "stopped")
+    assert f"{tmp_path}/a/log.jsonl: line 1" in one.next
+
+
 def test_no_run_is_told(tmp_path):
     with pytest.raises(ConfigError, match="no run there; give the 'out'"):
         run_rows(tmp_path)

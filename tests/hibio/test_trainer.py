@@ -1,7 +1,6 @@
 """The trainer: a resumed run is the uninterrupted run to the bit; stops, crashes, signals."""
 
 import dataclasses
-import json
 import signal
 import subprocess
 import sys
@@ -237,9 +236,10 @@ def test_the_log_survives_a_torn_last_line(toy_stores, tmp_path, whole):
     assert_same(everything(last), whole)
 
 
-def test_a_log_torn_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+@pytest.mark.parametrize("line", ['{"step": 1', "[1]", "3", '{"seconds": "x"}', '"x"'])
+def test_a_log_torn_in_the_middle_is_an_error(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text(f'{line}\n{{"step": 2}}\n')
+    with pytest.raises(ConfigError, match=r"log\.jsonl: line 1 is no record"):
         read_log(tmp_path / "log.jsonl")
     assert read_log(tmp_path / "none.jsonl") == []
 

@@ -1,5 +1,6 @@
 """atomic_path: the final name appears only when the block succeeds, and never half written."""
 
+import errno
 import json
 import os
 import socket
@@ -173,3 +174,17 @@ def test_only_what_a_command_made_is_written_over(tmp_path: Path) -> None:
     page.symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"a\.html is there"):
         ask()
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EFBIG", "EIO"])
+def test_a_full_disk_is_told_with_its_place_and_remedy(tmp_path: Path, code: str) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "x.json") as path:
+            path.write_text("half")
+            raise OSError(getattr(errno, code), "refused")
+
+    with pytest.raises(OSError, match="refused") as told:
+        write()
+    assert ("MiB are free: make room and run again" in str(told.value)) == (code != "EIO")
+    assert (str(tmp_path) in str(told.value)) == (code != "EIO")
+    assert list(tmp_path.iterdir()) == []
