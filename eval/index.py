@@ -49,6 +49,7 @@ from eval.indexed import (
     require_seal,
 )
 from eval.tables import open_folder, require_finite
+from hibio.config.files import ConfigError
 from hibio.config.model import PATCHES, ImageInput
 from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries
@@ -238,7 +239,9 @@ def _put_down(index: Any, path: Path) -> Path:
         faiss_module().write_index(index, str(path))
     except RuntimeError as error:
         path.unlink(missing_ok=True)
-        raise _full(path.parent) from error
+        if "No space left" in str(error) or "File too large" in str(error):
+            raise _full(path.parent) from error
+        raise ConfigError(f"{path.parent}: the index cannot be written ({error})") from error
     return path
 
 

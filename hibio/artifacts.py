@@ -306,6 +306,15 @@ def _check_version(path: Path, version: int) -> None:
         )
 
 
+def _seals(text: str) -> dict[str, dict[str, str]]:
+    """Slide -> part -> checksum."""
+    found = json.loads(text)
+    for slide, seal in found.items():
+        if not all(isinstance(one, str) for one in seal.values()):
+            raise ValueError(f"the seal of slide {slide} is not of texts")
+    return dict(found)
+
+
 def _read(file: h5py.File, version: int) -> Artifacts:
     """Schema 1 had one gene graph for all spots, always pathways, and nothing folded in."""
     first = version == 1
@@ -339,7 +348,7 @@ def _read(file: h5py.File, version: int) -> Artifacts:
         n_folded_in=0 if first else int(file.attrs["n_folded_in"]),
         scales=KeywordScales(**_read_group(file["scales"])) if "scales" in file else None,
         overlap=None if overlap is None else KeywordOverlap(**json.loads(overlap)),
-        seals=json.loads(file["seals"].asstr()[()]) if "seals" in file else {},
+        seals=_seals(file["seals"].asstr()[()]) if "seals" in file else {},
     )
 
 

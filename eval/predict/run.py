@@ -131,6 +131,7 @@ def predict_folder(
     """
     wanted = wanted or Wanted()
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
+    open_folder(out, wanted.form)
     readout = readout_of(checkpoint)
     if wanted.labels and not readout.labels:
         raise ConfigError(
@@ -142,7 +143,6 @@ def predict_folder(
     chosen = readout if names is None else readout.of(names)
     if wanted.gene_sets is not None:
         chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))
-    open_folder(out, wanted.form)
     elsewhere = (workers, scheduler)
     stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted, elsewhere)
     entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]

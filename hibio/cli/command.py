@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -130,8 +131,9 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _tell("stopped; whatever was finished is on disk")
         return 1
-    except BrokenPipeError:  # `hibio ... | head`: nobody reads on, and nothing is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        if not _nobody_reads():
+            _tell(error)
         return 1
     except (ConfigError, PathwayError, DataError, MemoryError, OSError) as error:
         _tell(error)
@@ -143,6 +145,21 @@ def guarded(work: Callable[[], int]) -> int:
             "at stores and checkpoints"
         )
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether the pipe that broke is that of stdout (`hibio ... | head`), which is no fault."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    if os.name != "nt":  # where pipes cannot be looked at
+        watch = select.poll()
+        watch.register(stdout, select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in watch.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 def _write_log() -> str:

@@ -34,11 +34,13 @@ RENAMED: dict[Key, str] = {
     ),
     ("genes", "graph_smoothing"): (
         "a key of an older HiBio; leave it out: information between smoothed genes measures the "
-        "smoothing, so it is 0 now. A run that had it keeps its gene graphs"
+        "smoothing, so it is 0 now. A run that had another value embeds and evaluates as it is, "
+        "with its gene graphs, and cannot be trained on: train again in another folder"
     ),
     ("genes", "graph_spots"): (
         "a key of an older HiBio; leave it out: 2000 training spots are sampled for a gene graph. "
-        "A run that had another number keeps its gene graphs"
+        "A run that had another number embeds and evaluates as it is, with its gene graphs, and "
+        "cannot be trained on: train again in another folder"
     ),
 }
 #: Those whose value is now fixed: a file that gives it means what it always did.

@@ -39,9 +39,10 @@ from hibio.checkpoint import (
     verify_files,
     write_checksums,
 )
-from hibio.config.files import ConfigError, load_saved, outdated, to_dict
+from hibio.config.files import RENAMED, ConfigError, load_saved, outdated, to_dict
 from hibio.config.model import ImageInput
 from hibio.config.run import UNSETTLED_DATA
+from hibio.config.schema import dotted
 from hibio.config.training import LAYOUT
 from hibio.data.splits import Split, refuse_copies, refuse_replaced
 from hibio.model import HiBio
@@ -252,8 +253,10 @@ def refuse_other_settings(checkpoint: Path, config: Any) -> None:
         ConfigError: a section that decides results has changed.
     """
     saved, now = to_dict(load_saved(type(config), checkpoint / CONFIG)), to_dict(config)
-    for (section, name), value in outdated(checkpoint / CONFIG).items():
-        saved[section][name] = value
+    old = outdated(checkpoint / CONFIG)
+    if old:
+        key, value = next(iter(old.items()))
+        raise ConfigError(f"{checkpoint}: {dotted(key)}: {value}: {RENAMED[key]}")
     for section, names in UNSETTLED.items():
         for name in names:
             saved[section].pop(name), now[section].pop(name)

@@ -184,6 +184,10 @@ def replaced(name, change):
     return craft
 
 
+def sealed(text):
+    return replaced("seals", lambda _: text)
+
+
 def beyond(values):
     values = values.copy()
     values.flat[0] = 10**6
@@ -216,6 +220,9 @@ def beyond(values):
         (lambda f: f["scales"].attrs.__setitem__("edge_spread", "0.0"), "a spread is not above 0"),
         (replaced("groups", lambda v: v[:, :-1]), "groups are not of the"),
         (lambda f: f.attrs.__setitem__("n_folded_in", 10**6), "were folded in"),
+        (sealed("-1"), "cannot be read"),
+        (sealed('{"a": 3}'), "cannot be read"),
+        (sealed('{"a": {"counts": 3}}'), "cannot be read"),
     ],
 )
 def test_crafted_artifacts_are_refused(toy_artifacts, tmp_path, craft, words):

@@ -98,6 +98,14 @@ def test_nobody_who_reads_on_is_no_error():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_a_pipe_of_something_else_that_breaks_is_told(run, monkeypatch):
+    def fail(options):
+        raise BrokenPipeError("the tracker went away")
+
+    replace_command(monkeypatch, "simulate", fail)
+    assert_refused(run("simulate", "--out", "x"), "the tracker went away")
+
+
 def test_a_signal_has_an_exit_code_of_its_own_and_ends_a_chain(run, monkeypatch):
     def stopped(options):
         raise InterruptedError("stopped at step 3; saved")
