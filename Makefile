@@ -68,7 +68,7 @@ test-lowest: constraints-lowest.txt
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2
 
 constraints-lowest.txt: setup.cfg
-	{ echo "# The lowest versions that setup.cfg allows; made by: make constraints-lowest.txt"; \
+	{ echo "# The lowest versions that setup.cfg allows (interop takes zarr 3 alone); made by: make constraints-lowest.txt"; \
 		sed -n 's/^    \([A-Za-z0-9_.-]*\)\(\[.*\]\)\{0,1\}>=\([0-9.]*\).*/\1==\3.*/p' setup.cfg | sort -fu; } > $@
 
 docs: $(TEST) view-assets
@@ -84,11 +84,12 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
-# No interpreter is needed; with CONSTRAINTS= the newest versions. pyvips and deepspeed come as source.
+# The newest versions; no interpreter is needed. pyvips and deepspeed come as source, pylibCZIrw (czi)
+# has no wheel for 3.14.
 resolve: $(BASE)
-	for python in 3.11 3.12 3.13 3.14; do $(PIP) install --quiet --dry-run --ignore-installed \
-		--only-binary=:all: --target build/none --python-version $$python \
-		".[encoders,hub,czi,hdf5,parquet,spatialdata,view,search,tracking,cluster,completion,docs]" \
+	for python in 3.11 3.12 3.13 3.14; do $(BIN)/python -m pip install --quiet --dry-run \
+		--ignore-installed --only-binary=:all: --target build/none --python-version $$python \
+		".[encoders,hub,hdf5,parquet,spatialdata,interop,view,search,tracking,cluster,completion,docs]" \
 		&& echo "Python $$python: wheels of all packages" || exit 1; done
 
 recipes: $(BIN)/python

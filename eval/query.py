@@ -254,10 +254,11 @@ def _query_slide(
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
         xy_thumb = store.xy_px0 / (scale or 1.0)
         measured = _measured(store, sets, artifacts) if store.has_counts else None
+    values = {"scores": score}
     if measured is not None:
-        adata.layers["measured"] = measured.astype(np.float32)
+        adata.layers["measured"] = values["measured"] = measured.astype(np.float32)
     adata.uns[UNS] = made_of
-    require_finite(entry.slide_id, {"scores": score, **dict(adata.layers)})
+    require_finite(entry.slide_id, values)
     write_table(targets[0], adata)  # first: it says who made the others
     with atomic_path(targets[1]) as temporary:
         write_scores(temporary, frame)

@@ -52,10 +52,12 @@ def _who_hides(name: str, origin: Path) -> str:
         from importlib.metadata import packages_distributions
 
         owners = packages_distributions().get(name, ())
-        owner = " ".join(sorted({one for one in owners if one not in (None, "hibio")})) or name
+        owner = " ".join(sorted({one for one in owners if one not in (None, "hibio")}))
+        whose = f"of another project ({owner})" if owner else "not what was installed"
+        remove = f"pip uninstall {owner}, then " if owner else ""
         return (
-            f"{origin} is of another project ({owner}), where HiBio needs its own package "
-            f"{name!r}; pip uninstall {owner}, then pip install --force-reinstall --no-deps hibio"
+            f"{origin} is {whose}, where HiBio needs its own package {name!r}; "
+            f"{remove}pip install --force-reinstall --no-deps hibio"
         )
     kind, path = ("folder", origin.parent) if origin.stem == "__init__" else ("file", origin)
     return (

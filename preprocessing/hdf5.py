@@ -383,5 +383,6 @@ def _matrix(group: Any, name: str, shape: tuple[int, int], block: int) -> None:
     if isinstance(group, h5py.Group):
         data = group.create_dataset(name, compression="lzf", **made)
     else:  # zarr 3, and 2
-        data = getattr(group, "create_array", group.create_dataset)(name, **made)
+        create = getattr(group, "create_array", None) or group.create_dataset
+        data = create(name, **made)
     data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})

@@ -194,10 +194,9 @@ def _require_one_section(adata: Any, xy_um: np.ndarray) -> None:
 
 def _counts_of(adata: Any, layer: str, modality: str) -> sparse.csr_matrix:
     """Raw values (S, G): of the layer, or X, or layers['counts'] where X has none."""
+    named = ", ".join(name for name in adata.layers if name) or "nothing"  # None is X: anndata 0.13
     if layer and layer not in adata.layers:
-        raise ConfigError(
-            f"adata.layers has no {layer!r} (it has: {', '.join(adata.layers) or 'nothing'})"
-        )
+        raise ConfigError(f"adata.layers has no {layer!r} (it has: {named})")
     if layer:
         matrix, where = adata.layers[layer], f"adata.layers[{layer!r}]"
     else:
@@ -215,7 +214,7 @@ def _counts_of(adata: Any, layer: str, modality: str) -> sparse.csr_matrix:
         return _counts_of(adata, _COUNTS, modality)
     raise ConfigError(
         f"{where} {wrong}; give the raw counts there, or name the layer that holds them "
-        f"(layer=...; adata.layers has: {', '.join(adata.layers) or 'nothing'})"
+        f"(layer=...; adata.layers has: {named})"
     )
 
 

@@ -339,8 +339,9 @@ def _counts(data: Any, row: SlideRow, table: Path) -> tuple[csr_matrix, str]:
     """The layer of the row, else the first matrix of its modality; else X, refused by value."""
     if row.layer and row.layer not in ("X", "raw.X"):
         if row.layer not in data.layers:
-            listed = f"found {', '.join(data.layers) or 'none'}"
-            hint = did_you_mean(row.layer, list(data.layers), "did you mean", listed)
+            names = [name for name in data.layers if name]  # None is X: anndata 0.13
+            listed = f"found {', '.join(names) or 'none'}"
+            hint = did_you_mean(row.layer, names, "did you mean", listed)
             raise DataError(f"{table} has no layer {row.layer!r} ({hint}); correct it")
         return csr_matrix(data.layers[row.layer]), f"layers['{row.layer}']"
     raw = data.raw

@@ -31,6 +31,7 @@ from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from preprocessing.store import SlidePicture, SlideStore, write_store
 from tests.eval.image_cohort import Cohort
+from tests.preprocessing.sources import zarr_group
 
 LABELS = ["a b", "A_b", "_index", "__own", "kind/deep", "..", "slide_id", "größe µm"]
 
@@ -167,14 +168,12 @@ def test_every_format_holds_the_same_and_is_replaced_whole(
     assert list(out.iterdir()) == [path]
 
 
-def test_rows_come_block_by_block(tmp_path: Path):
-    zarr = pytest.importorskip("zarr", reason='pip install "hibio[spatialdata]"')
-    for form in (2, 3):
-        group = zarr.open_group(tmp_path / f"{form}.zarr", mode="w", zarr_format=form)
-        asked: list[int] = []
-        write_rows(group, (12, 2), values, block=5, check=lambda: asked.append(1))  # noqa: B023
-        assert len(asked) == 3
-        np.testing.assert_array_equal(group["X"][:], values(slice(None))["X"])
+@pytest.mark.parametrize("form", [2, 3])
+def test_rows_come_block_by_block(tmp_path: Path, form: int):
+    group, asked = zarr_group(tmp_path / "a.zarr", form), []
+    write_rows(group, (12, 2), values, block=5, check=lambda: asked.append(1))
+    assert len(asked) == 3
+    np.testing.assert_array_equal(group["X"][:], values(slice(None))["X"])
 
 
 @pytest.mark.parametrize("form", FORMS[1:])

@@ -118,7 +118,7 @@ def test_the_findings_as_json(monkeypatch, capsys):
 def test_every_licence_that_comes_with_hibio(capsys):
     found = {name: (version, licence) for name, version, licence in doctor.licences()}
     assert found["numpy"][0] == metadata.version("numpy")
-    assert found["numpy"][1].startswith("BSD-3-Clause")
+    assert found["numpy"][1].startswith("BSD")  # an old one names a classifier
     assert {"torch", "sympy"} <= set(found)  # what torch needs too
     assert "pytest" not in found
     assert cli.main(["doctor", "--licenses"]) == 0

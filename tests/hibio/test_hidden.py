@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hibio import __version__
+
 HOUSE = Path(__file__).resolve().parents[2]
 
 
@@ -47,19 +49,23 @@ def test_other_files_hide_nothing(tmp_path: Path) -> None:
 def test_another_project_in_the_place_of_a_package_is_named(name: str, tmp_path: Path) -> None:
     """Installed over ours, as pip does without a word, and in a folder that comes first."""
     ours, theirs = tmp_path / "one" / "site-packages", tmp_path / "two" / "site-packages"
-    record = ours / "hibio-0.2.0.dist-info" / "RECORD"
+    record = ours / f"hibio-{__version__}.dist-info" / "RECORD"
     for path, text in [
         (ours / "hibio" / "__init__.py", (HOUSE / "hibio" / "__init__.py").read_text()),
         *((ours / one / "__init__.py", "") for one in ("pathways", "preprocessing", "eval")),
         (theirs / name / "__init__.py", "theirs = 1"),
         (theirs / f"{name}_of_others-1.dist-info" / "top_level.txt", name),
         (theirs / f"{name}_of_others-1.dist-info" / "METADATA", f"Name: {name}-of-others"),
-        (record, f"{name}/__init__.py,sha256=0,0\nhibio-0.2.0.dist-info/RECORD,,\n"),
+        (record, f"{name}/__init__.py,sha256=0,0\nRECORD,,\n"),
     ]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     assert imported(ours, cwd=tmp_path).returncode == 0
     first = imported(theirs, ours, cwd=tmp_path)
+    (ours / name / "__init__.py").write_text("# by hand")
+    changed = imported(ours, cwd=tmp_path).stderr.splitlines()[-1]
+    assert "is not what was installed" in changed
+    assert changed.endswith(f"package {name!r}; pip install --force-reinstall --no-deps hibio")
     shutil.copytree(theirs, ours, dirs_exist_ok=True)
     over = imported(ours, cwd=tmp_path)
     for done, place in ((first, theirs), (over, ours)):

@@ -4,9 +4,11 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import mmwrite
 from scipy.sparse import csc_matrix
@@ -153,3 +155,13 @@ def _write_matrix(
         gzip.compress("\n".join(map("\t".join, features)).encode())
     )
     mmwrite(mex / "matrix.mtx", matrix, field="integer", symmetry="general")
+
+
+def zarr_group(folder: Path, form: int = 2) -> Any:
+    """A new group of that format; the test is skipped where zarr 2 is installed for format 3."""
+    zarr = pytest.importorskip("zarr", reason='pip install "hibio[spatialdata]"')
+    if hasattr(zarr.Group, "create_array"):
+        return zarr.open_group(str(folder), mode="w", zarr_format=form)
+    if form == 3:
+        pytest.skip("zarr 2 writes its format 2 alone")
+    return zarr.open_group(str(folder), mode="w")

@@ -34,8 +34,9 @@ HEAD = b"id\t" + b"\t".join(b"G%d" % i for i in range(4000)) + b"\n"
 
 @pytest.fixture(autouse=True)
 def small_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a bomb of the tests is of some megabytes."""
+    """So that a bomb of the tests is of some megabytes, and a block of a table of less."""
     monkeypatch.setattr(unpacked, "HARMLESS_BYTES", HARMLESS)
+    monkeypatch.setattr(unpacked, "_BLOCK", 200_000)
 
 
 def bomb(path: Path, lines: int = 4000) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from anndata.io import write_elem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from preprocessing.readers.geometry import (
     wkb_centroids,
 )
 from tests.preprocessing.cell_sources import CELLS, NAMES, cell_row, draw_xy, toy_anndata
-from tests.preprocessing.sources import draw_counts
+from tests.preprocessing.sources import draw_counts, zarr_group
 from tests.preprocessing.test_slides_ome_zarr import picture
 from tests.preprocessing.test_slides_ome_zarr import write as write_picture
 
@@ -52,13 +53,13 @@ def write_table(root: Path, region: object = "cells", name: str = "table", **mor
         data.uns["spatialdata_attrs"] = attrs
     for key, value in more.items():
         data.obsm[key] = value
-    data.write_zarr(root / "tables" / name)
+    write_elem(zarr_group(root / "tables" / name), "/", data)
 
 
 def sdata(root: Path, transforms: list | None = None, *, kind: str = "POINT") -> Path:
     """A folder with one table of 12 cells and their shapes in the layout of version 0.1."""
     root.mkdir(parents=True)
-    group = zarr.open_group(str(root), mode="w", zarr_format=2)
+    group = zarr_group(root)
     group.attrs["spatialdata_attrs"] = {"version": "0.1"}
     write_table(root)
     shapes = group.require_group("shapes").require_group("cells")
@@ -138,7 +139,7 @@ def test_parquet_shapes_and_zarr_3(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     root = tmp_path / "a.zarr"
     root.mkdir()
-    group = zarr.open_group(str(root), mode="w", zarr_format=3)
+    group = zarr_group(root, 3)
     write_table(root)
     shapes = group.require_group("shapes").require_group("cells")
     shapes.attrs["coordinateTransformations"] = [placed(SCALE)]

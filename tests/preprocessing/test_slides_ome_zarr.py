@@ -13,7 +13,7 @@ from preprocessing.run.preparation import prepare_slide
 from preprocessing.run.sifting import SlideTask
 from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
-from tests.preprocessing.sources import legacy_slide
+from tests.preprocessing.sources import legacy_slide, zarr_group
 
 zarr = pytest.importorskip("zarr", reason="zarr (extra spatialdata) is not installed")
 
@@ -26,14 +26,13 @@ def picture(height=90, width=110):
 def write(folder, true, axes="cyx", version="0.4", unit="micrometer", labels=("r", "g", "b")):
     """Two levels; 0.5 um a pixel along x and y."""
     form = 3 if version == "0.5" else 2
-    group = zarr.open_group(str(folder), mode="w", zarr_format=form)
+    group = zarr_group(folder, form)
     for level in (0, 1):
         part = true[:: 2**level, :: 2**level]
         data = np.expand_dims(part.transpose(["yxc".index(a) for a in axes if a in "yxc"]), 0)
         data = data[0] if len(axes) == 3 else data[:, :, None]  # t c z y x
-        store = group.create_array(
-            str(level), shape=data.shape, dtype=data.dtype, chunks=_chunks(data)
-        )
+        create = getattr(group, "create_array", None) or group.create_dataset
+        store = create(str(level), shape=data.shape, dtype=data.dtype, chunks=_chunks(data))
         store[...] = data
     steps = [[0.5 * 2**n if a in "yx" else 1.0 for a in axes] for n in (0, 1)]
     scales = {
@@ -92,7 +91,7 @@ def test_deep_grey_and_further_channels(tmp_path):
 
 
 def test_the_largest_of_several_is_read(tmp_path):
-    zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    zarr_group(tmp_path / "a.zarr")
     write(tmp_path / "a.zarr/0", picture(20, 30))
     write(tmp_path / "a.zarr/1", picture())
     with open_slide(tmp_path / "a.zarr") as slide:
@@ -104,7 +103,7 @@ def test_what_is_no_stained_section_is_refused(tmp_path):
         open_slide(write(tmp_path / "a.zarr", picture(), labels=("DAPI", "CD3", "CD8")))
     with pytest.raises(DataError, match=r"without names.*expected red"):
         open_slide(write(tmp_path / "b.zarr", picture().astype(np.float32), labels=()))
-    zarr.open_group(str(tmp_path / "c.zarr"), mode="w", zarr_format=2)
+    zarr_group(tmp_path / "c.zarr")
     with pytest.raises(DataError, match="without OME multiscales"):
         open_slide(tmp_path / "c.zarr")
     (tmp_path / "plain").mkdir()
