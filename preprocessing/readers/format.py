@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -40,6 +40,8 @@ _GENOMES = {  # names of genomes, without version -> the organism, as the manife
 }
 #: Seurat writes "-" for every "_" in names of genes.
 _PREFIX = re.compile(rf"({'|'.join(_GENOMES)})(?:(?:-[A-Za-z0-9.-]+)?_+|-+)(?=.)")
+SLIDE_IMAGES = (".tif", ".tiff", ".ome.tif", ".svs", ".ndpi")
+PICTURES = (".jpg", ".jpeg", ".png", *SLIDE_IMAGES)
 _SHOWN = 4
 
 
@@ -344,9 +346,8 @@ def is_text(counts: Path) -> bool:
     return file_name(counts).endswith((".csv", ".tsv", ".txt")) and counts.is_file()
 
 
-def image_named(folder: Path, name: str) -> Path | None:
-    """The picture of a slide: the first file of its name with the ending of an image."""
-    endings = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".ome.tif", ".svs", ".ndpi")
+def image_named(folder: Path, name: str, endings: Sequence[str] = PICTURES) -> Path | None:
+    """The picture of a slide: the first file of its name (a pattern) with one of the endings."""
     return first_file(folder, *(f"{name}{ending}" for ending in endings))
 
 

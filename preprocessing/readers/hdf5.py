@@ -3,6 +3,7 @@
 Values that are neither numbers, truth values nor texts are refused or left out by name.
 """
 
+import glob
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from scipy.sparse import csc_matrix, csr_matrix, vstack
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
 from preprocessing.hdf5 import open_guarded
-from preprocessing.readers.format import image_named
+from preprocessing.readers.format import SLIDE_IMAGES, image_named
 from preprocessing.slide_row import SlideRow, drafted_row
 from preprocessing.spot_table import native_numbers
 
@@ -72,7 +73,7 @@ def open_hdf5(path: Path, what: str, damage: str = "truncated or damaged") -> It
 def files_with_cells(folder: Path, form: str, has_cells: Callable[[Path], bool]) -> list[SlideRow]:
     """Rows of the files ``*.<form>`` of a folder that ``has_cells`` accepts, or that are damaged.
 
-    A picture of the same name beside a file is its image.
+    A slide image of the same name beside a file is its image; a PNG or JPEG may be a plot of it.
     A damaged file is drafted, so that `prepare` says what is wrong with it.
     """
     rows = []
@@ -80,7 +81,8 @@ def files_with_cells(folder: Path, form: str, has_cells: Callable[[Path], bool])
         with suppress(DataError):
             if not has_cells(path):
                 continue
-        rows.append(drafted_row(path.stem, path, form, image=image_named(folder, path.stem)))
+        image = image_named(folder, glob.escape(path.stem), SLIDE_IMAGES)
+        rows.append(drafted_row(path.stem, path, form, image=image))
     return rows
 
 

@@ -107,13 +107,13 @@ def test_cell_tables(tmp_path: Path):
     (tmp_path / "files" / "note.loom").write_text("no HDF5")
     damaged = tmp_path / "files" / "cut.h5ad"
     damaged.write_bytes((tmp_path / "files" / "a b.h5ad").read_bytes()[:3000])
-    for name in ("a b.png", "no_places.png"):
+    for name in ("a b.png", "a b.tif", "no_places.tif"):
         (tmp_path / "files" / name).write_bytes(b"")
     write_table(tmp_path / "files" / "cells.csv", ["id", "x"], [["a", 1]])
     write_table(tmp_path / "files" / "cell_by_gene.csv", ["id", "A"], [["a", 1]])
     drafted = draft_manifest(tmp_path)
     images = {row.slide_id: row.image for row in drafted if row.image is not None}
-    assert images == {"a_b": tmp_path / "files" / "a b.png"}
+    assert images == {"a_b": tmp_path / "files" / "a b.tif"}
     rows = {row.slide_id: (row.format, row.mpp) for row in drafted}
     assert rows == {
         "a_b": ("h5ad", None),
