@@ -59,6 +59,7 @@ from preprocessing.workers import each
 
 NEAREST = 50  # training spots that a retrieved score is the mean of
 SHOWN = 4  # gene sets in a heatmap picture
+CACHED = 32  # sets at once: their scores of some thousand spots stay in the processor's cache
 WHOLE = 1000  # above every score, for its decimals in a table
 
 
@@ -120,7 +121,7 @@ def scored_on_bank(
             f"gene set(s) {', '.join(flat[:4])} have one score on every training spot; their "
             "genes were never seen: leave them out"
         )
-    target = score_sets(bank.tfidf, matrix, mean, sd, background)
+    target = score_sets(bank.tfidf, matrix, mean, sd, background, raw)
     return GeneSets(tuple(database.names), members, matrix, mean, sd, target)
 
 
@@ -141,23 +142,26 @@ def image_scores(
         return unit_rows(image) @ checkpoint.model.encode_gene_sets(members).T
     order = _by_slide(bank)
     rows = np.concatenate(order)
-    slides, target, test = bank.slide[rows], sets.target[rows], zscore(image)
+    slides, target = bank.slide[rows], sets.target[rows]
+    y: Targets | None = None
     if readout in ("default", "ridge"):
         train = np.concatenate([zscore(bank.image[spots]) for spots in order])
         place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
         groups = inner_groups(bank.patient[rows], slides, place)
         ridge = ridge_fit(train, target, groups=groups, units=slides)
+        test, y = ridge.reduced(zscore(image)), ridge.y
     if readout in ("default", "retrieval") and nearest is None:
         nearest = nearest_in_bank(bank, image)
-    score = np.empty((len(image), len(sets.names)))
-    for columns in column_blocks(score.shape[1]):
+    y = y or Targets.of(target, slides)
+    score = np.empty((len(image), len(sets.names)), dtype=target.dtype)
+    for columns in column_blocks(score.shape[1], CACHED):
         parts = []
         if readout in ("default", "ridge"):
-            parts.append(ridge.predict(test, columns))
+            parts.append(test @ ridge.weights[:, columns])
         if readout in ("default", "retrieval"):
-            y = Targets.of(target[:, columns], slides)
-            parts.append(y.back(np.asarray(nearest @ y.z)))
-        score[:, columns] = zscore_mean(*parts)
+            parts.append(np.asarray(nearest @ y.z[:, columns]))
+        one = len(parts) == 1  # else level and spread of each are taken off
+        score[:, columns] = y.back(parts[0], columns) if one else zscore_mean(*parts)
     return score
 
 
@@ -248,7 +252,7 @@ def _query_slide(
         index = pd.Index([spreadsheet_text(str(one)) for one in store.barcodes], name="barcode")
         names = [spreadsheet_text(name) for name in sets.names]
         frame = pd.DataFrame(score, index=index, columns=names)
-        adata = anndata.AnnData(X=score.astype(np.float32))
+        adata = anndata.AnnData(X=score.astype(np.float32, copy=False))
         adata.obs_names, adata.var_names = list(store.barcodes), list(sets.names)
         lay_out(adata, store)
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
@@ -256,7 +260,7 @@ def _query_slide(
         measured = _measured(store, sets, artifacts) if store.has_counts else None
     values = {"scores": score}
     if measured is not None:
-        adata.layers["measured"] = values["measured"] = measured.astype(np.float32)
+        adata.layers["measured"] = values["measured"] = measured.astype(np.float32, copy=False)
     adata.uns[UNS] = made_of
     require_finite(entry.slide_id, values)
     write_table(targets[0], adata)  # first: it says who made the others
@@ -285,9 +289,11 @@ def write_scores(path: Path, frame: pd.DataFrame) -> None:
     with path.open("wb") as file:
         file.write(frame[:0].to_csv().encode())
         for label, row in zip(labels.encode().split(b"\0\n"), values, strict=False):
-            micro = np.rint(np.abs(row) * 1e6).astype(np.uint32)
-            whole, rest = np.divmod(micro, 1_000_000)
-            part = (whole + WHOLE * (row < 0), *np.divmod(rest, 1000))
+            micro = np.rint(np.abs(row, dtype=np.float64) * 1e6).astype(np.uint32)
+            whole = micro // 1_000_000  # numpy's divmod is many times as slow
+            rest = micro - whole * 1_000_000
+            above = rest // 1000
+            part = (whole + WHOLE * (row < 0), above, rest - above * 1000)
             text = np.stack([own[n] for own, n in zip(word, part, strict=True)], axis=1)
             file.write(label + b"," + text.tobytes().translate(None, b"\0")[:-1] + b"\n")
 
@@ -314,4 +320,5 @@ def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.nda
 
 def shown_sets(score: np.ndarray, n: int = SHOWN) -> Sequence[int]:
     """The sets whose score varies most over the slide, at most ``n``."""
-    return np.argsort(-score.std(axis=0), kind="stable")[:n].tolist()
+    variance = [score[:, some].var(axis=0) for some in column_blocks(score.shape[1], CACHED)]
+    return np.argsort(-np.concatenate(variance), kind="stable")[:n].tolist()

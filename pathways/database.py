@@ -260,7 +260,9 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
         raise PathwayError(f"{name}: the table has no rows; expected at least one gene set.")
     table = table[COLUMNS].reset_index(drop=True).copy()
     for column in ("source", "target"):
-        wrong = ~table[column].map(lambda v: isinstance(v, str) and v != "" and v == v.strip())
+        names = table[column].tolist()
+        plain = {v for v in set(names) if isinstance(v, str) and v != "" and v == v.strip()}
+        wrong = pd.Series([v not in plain for v in names])
         _refuse_rows(name, table, wrong, f"an empty or padded {column}; expected a plain name")
         table[column] = table[column].astype(object)
     table["weight"] = pd.to_numeric(table["weight"], errors="coerce").astype(np.float64)

@@ -103,15 +103,19 @@ class Targets:
         if units is None:
             return Targets(y - y.mean(axis=0), y.mean(axis=0), np.ones(y.shape[1]))
         z, power = np.zeros(y.shape), np.zeros(y.shape[1])
-        for unit in np.unique(units.astype(str)):
-            own = units.astype(str) == unit
-            z[own] = zscore(y[own])
-            power += own.sum() * y[own].var(axis=0)
+        names = units.astype(str)
+        for unit in np.unique(names):
+            own = names == unit
+            z[own], sd = _standardised(y[own])
+            power += own.sum() * sd**2
         return Targets(z, y.mean(axis=0), np.sqrt(power / len(y)))
 
-    def back(self, predicted: np.ndarray) -> np.ndarray:
-        """Predictions (S', T) on the scale of the training spots; order and r are unchanged."""
-        return np.asarray(predicted * self.spread + self.mean)
+    def back(self, predicted: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Predictions (S', T) of all targets or of some, on the scale of the training spots.
+
+        Order and r are unchanged.
+        """
+        return np.asarray(predicted * self.spread[columns] + self.mean[columns])
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,18 @@ class Ridge:
     weights: np.ndarray
     pca: PCA | None
 
-    def predict(self, x: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
-        """Predictions (S', T) of rows (S', F), of all targets or of some.
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Predictions (S', T) of rows (S', F).
 
         On the scale of the training spots: their mean, and their spread within a unit.
+
+        Raises:
+            FoldError: rows of another width.
+        """
+        return self.y.back(self.reduced(x) @ self.weights)
+
+    def reduced(self, x: np.ndarray) -> np.ndarray:
+        """Rows (S', F) as the weights read them: after the PCA, if there is one, and centred.
 
         Raises:
             FoldError: rows of another width.
@@ -153,10 +165,7 @@ class Ridge:
         known = len(self.mean) if self.pca is None else self.pca.n_features_in_
         if x.shape[1] != known:
             raise FoldError(f"ridge: {x.shape[1]} test features, {known} in training")
-        if self.pca is not None:
-            x = self.pca.transform(x)
-        y = Targets(self.y.z[:0], self.y.mean[columns], self.y.spread[columns])
-        return y.back((x - self.mean) @ self.weights[:, columns])
+        return np.asarray((x if self.pca is None else self.pca.transform(x)) - self.mean)
 
 
 def ridge_fit(
@@ -452,11 +461,19 @@ def nearest_weights(
 
 def zscore(values: np.ndarray) -> np.ndarray:
     """Columns with mean 0 and standard deviation 1 over the rows; constant columns become 0."""
+    return _standardised(values)[0]
+
+
+def _standardised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`zscore` of (S, T), and the standard deviations (T,)."""
     values = np.asarray(values, dtype=np.float64)
-    centred = values - values.mean(axis=0)
-    spread = values.std(axis=0)
-    flat = spread <= TINY * np.maximum(np.abs(values).max(axis=0, initial=0.0), TINY)
-    return np.asarray(np.where(flat, 0.0, centred / np.where(flat, 1.0, spread)))
+    mean = values.mean(axis=0)
+    centred = values - mean
+    sd = np.sqrt(np.einsum("st,st->t", centred, centred) / len(values))
+    flat = sd <= TINY * np.maximum(np.abs(mean), TINY)  # of a constant it is the largest value
+    centred /= np.where(flat, 1.0, sd)
+    centred[:, flat] = 0.0
+    return centred, sd
 
 
 def zscore_mean(*predictions: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
@@ -468,8 +485,11 @@ def zscore_mean(*predictions: np.ndarray, weights: Sequence[float] | None = None
     """
     if len(predictions) == 1:
         return predictions[0]
-    parts = [zscore(prediction) for prediction in predictions]
-    return np.asarray(np.average(parts, axis=0, weights=weights))
+    share = np.ones(len(predictions)) if weights is None else np.asarray(weights)
+    mixed = np.zeros(predictions[0].shape)
+    for part, one in zip(predictions, share / share.sum(), strict=True):
+        mixed += one * zscore(part)
+    return mixed
 
 
 def centre(values: np.ndarray) -> np.ndarray:
