@@ -44,6 +44,7 @@ from preprocessing.run.preparation import HANDCRAFTED
 from preprocessing.store import SlideStore
 
 SHOWN = 100  # of the rows found, in the picture
+BILINEAR = Image.Resampling.BILINEAR  # as patches are read
 FEATURE_PX = 64  # of the picture that the handcrafted features are made of
 
 
@@ -184,13 +185,14 @@ def picture(checkpoint: Checkpoint, index: Index, path: Path) -> np.ndarray:
     if asked.key == PATCHES:
         with SlideStore(Path(index.about[next(iter(looks))]["path"])) as store:
             side = int(store.attrs["patch_px"])
-        pixels = np.asarray(image.resize((side, side)))[None]
+        pixels = np.asarray(image.resize((side, side), BILINEAR))[None]
         batch = image_batch(pixels, model.artifacts, pixels if asked.context else None, asked.stain)
         batch = replace(batch, stain_S6=torch.from_numpy(look.astype(np.float32)))
     else:
         size, across, down = (FEATURE_PX, FEATURE_PX), image.width / 3, image.height / 3
-        middle = image.resize(size, box=(across, down, 2 * across, 2 * down))
-        scales = [handcrafted_batch(np.asarray(p)[None]) for p in (middle, image.resize(size))]
+        boxes = ((across, down, 2 * across, 2 * down), None)
+        shown = [np.asarray(image.resize(size, BILINEAR, box))[None] for box in boxes]
+        scales = [handcrafted_batch(one) for one in shown]
         features = (np.hstack(scales) - look[0]) / np.maximum(look[1], 1e-8)
         batch = image_batch(features, model.artifacts)
         batch = replace(batch, features_SF=torch.from_numpy(features.astype(np.float32)))
@@ -274,9 +276,10 @@ def search(options: argparse.Namespace) -> list[Path]:
         raise ConfigError(f"no level {level!r} in the index{hint}")
     if options.like is not None:
         number, found = index.rows.named(level, options.like)
-        if options.by not in found:
-            raise ConfigError(f"{options.like} has no {options.by}; ask --by {', '.join(found)}")
-        question, line = found[options.by], index.rows.described(level, np.array([number])).iloc[0]
+        by = options.by or "image"
+        if by not in found:
+            raise ConfigError(f"{options.like} has no {by}; ask --by {', '.join(found)}")
+        question, line = found[by], index.rows.described(level, np.array([number])).iloc[0]
         patch = patch_of(index, line["slide_id"], line["spot"])
     else:
         if options.checkpoint is None:

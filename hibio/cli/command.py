@@ -77,7 +77,10 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of ``hibio``; what it parses has ``run`` and ``commands``, the table itself."""
+    """The parser of ``hibio``; what it parses has ``run`` and ``commands``, the table itself.
+
+    It also has ``refuse``, which ends a command by a sentence on its usage.
+    """
     parser = argparse.ArgumentParser(
         prog="hibio",
         description="Pretrain on pairs of whole-slide images and spatial transcriptomics: "
@@ -94,7 +97,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
             epilog=f"Example: {command.example}",
         )
         command.add_arguments(one)
-        one.set_defaults(run=command.run, commands=commands)
+        one.set_defaults(run=command.run, commands=commands, refuse=one.error)
     return parser
 
 

@@ -204,11 +204,10 @@ def _share_arguments(parser: argparse.ArgumentParser) -> None:
 def share(options: argparse.Namespace) -> int:
     """``hibio share``."""
     from eval.embed import one_checkpoint
-    from hibio.config.files import ConfigError
     from hibio.share import push_folder, require_hub_name, share_checkpoint
 
     if options.public and not options.push:
-        raise ConfigError("--public goes with --push ORG/NAME")
+        options.refuse("--public goes with --push ORG/NAME")
     if options.push:
         require_hub_name(options.push)
     folder = share_checkpoint(
@@ -248,13 +247,9 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
         help="slides to show, or 'unseen': those that were never trained on (default: all)",
     )
     add("--gene-sets", metavar="SOURCE", help="sets to choose from; default: the checkpoint's own")
-    add(
-        "--host",
-        default="127.0.0.1",
-        metavar="HOST",
-        help="where to listen (default: this machine alone); another one asks for a token",
-    )
-    add("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any that is free")
+    text = "where to listen (default: this machine alone); another one asks for a token"
+    add("--host", metavar="HOST", help=text)
+    add("--port", type=int, metavar="N", help="default 8000; 0: any that is free")
     add("--export", type=Path, metavar="DIR", help="write the page as files instead of serving it")
     add(
         "--names",
@@ -268,6 +263,12 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
 
 def view(options: argparse.Namespace) -> int:
     """``hibio view``."""
+    listening = {name: getattr(options, name) for name in ("host", "port")}
+    listening = {name: value for name, value in listening.items() if value is not None}
+    if options.names and options.export is None:
+        options.refuse("--names goes with --export DIR; a served page shows every name")
+    for name in listening if options.export is not None else ():
+        options.refuse(f"--{name} does not go with --export, which writes files and serves nothing")
     from eval.view.cohort import Cohort
     from eval.view.export import export_page
     from eval.view.server import serve
@@ -281,7 +282,7 @@ def view(options: argparse.Namespace) -> int:
         only=options.only,
     )
     if options.export is None:
-        serve(cohort, options.host, options.port)
+        serve(cohort, **listening)
     else:
         print(f"wrote {export_page(cohort, options.export, options.names)}")
     return 0
@@ -305,7 +306,7 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--genes", nargs="+", metavar="GENE", help="a list of genes")
     asked.add_argument("--patch", type=Path, metavar="FILE", help="a picture of a patch")
     sides = ("image", "omics")
-    add("--by", choices=sides, default="image", help="what of --like asks (default image)")
+    add("--by", choices=sides, help="what of --like asks (default image)")
     add("--find", choices=sides, help="what is compared (default: omics, of a gene list image)")
     add("--level", default="spot", metavar="NAME", help="spot (default), or regions: 600um")
     add(
@@ -323,6 +324,11 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def search(options: argparse.Namespace) -> int:
     """``hibio search``."""
+    if options.like is None and options.by is not None:
+        asked = "--genes" if options.genes else "--patch"
+        options.refuse(f"--by goes with --like: what {asked} asks by is known")
+    if options.like is not None and options.checkpoint is not None:
+        options.refuse("--checkpoint does not go with --like, whose embedding is in the index")
     from eval.search import search as run
 
     print("\n".join(f"wrote {path}" for path in run(options)))

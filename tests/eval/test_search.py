@@ -15,11 +15,13 @@ from eval import index as build
 from eval.embed import embed_to_anndata, load_checkpoint
 from eval.index import index_folder
 from eval.indexed import SPOT, Rows, exact
-from eval.search import Index, gene_list, picture, write_found
+from eval.search import FEATURE_PX, Index, gene_list, picture, write_found
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from hibio.data.splits import read_entries
 from preprocessing.errors import DataError
+from preprocessing.patches import read_patch
+from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from tests.eval.image_cohort import Cohort
@@ -127,6 +129,25 @@ def test_genes_a_patch_and_a_spot_are_questions(cohort: Cohort, indexed: Path, t
     itself = pd.read_csv(tmp_path / "0" / "nearest.csv").iloc[0]
     assert itself["name"] == f"sim001:{barcode}"
     assert itself["distance"] == pytest.approx(0, abs=2e-3)
+
+
+def test_a_patch_in_a_file_is_embedded_as_the_spot_that_it_shows(
+    cohort: Cohort, indexed: Path, tmp_path: Path
+):
+    """Three patch widths of the slide, of which the middle one is the spot's own patch."""
+    checkpoint, index = load_checkpoint(cohort.checkpoint), Index(indexed)
+    index.rows.slides = ("sim001",)  # whose colours the picture has
+    with SlideStore(cohort.stores / "sim001.h5") as store:
+        um, mpp, xy = store.attrs["patch_um"], store.mpp, store.xy_px0
+    (image,) = (cohort.stores.parent / "cohort" / "slides").glob("sim001.*")
+    for spot in (3, 40, 80):
+        with open_slide(image) as slide:
+            pixels = read_patch(slide, tuple(xy[spot]), mpp, 3 * um, round(3 * um / mpp))
+        Image.fromarray(pixels).save(tmp_path / "patch.png")
+        asked = picture(checkpoint, index, tmp_path / "patch.png")
+        every = next(Rows(indexed, ("sim001",)).vectors(SPOT, "image"))[1] @ asked
+        assert every.argmax() == spot
+        assert every[spot] > 0.99 > np.median(every) + 0.05
 
 
 def test_another_checkpoint_and_no_index_are_refused(

@@ -241,9 +241,3 @@ def test_what_comes_from_the_hub_is_looked_at_first(
         (folder / part).unlink()
     with pytest.raises(ConfigError, match=words):
         query_folder(Path("hf-hub:lab/bad"), cohort.images, "default", tmp_path / "out")
-
-
-def test_public_without_an_upload_is_refused(tmp_path, capsys):
-    asked = ["share", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "o"), "--public"]
-    assert main(asked) == 1
-    assert "--public goes with --push" in capsys.readouterr().err

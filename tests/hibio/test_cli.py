@@ -72,6 +72,24 @@ def test_wrong_usage_exits_with_two(run, arguments):
     assert "usage: hibio" in told
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("view --checkpoint c --data d --names ERBB2", ("--names", "--export")),
+        ("view --checkpoint c --data d --export e --port 8000", ("--port", "--export")),
+        ("view --checkpoint c --data d --export e --host 0.0.0.0", ("--host", "--export")),
+        ("search i --out o --checkpoint c --genes ERBB2 --by image", ("--by", "--like", "--genes")),
+        ("search i --out o --checkpoint c --patch p --by omics", ("--by", "--like", "--patch")),
+        ("search i --out o --checkpoint c --like s:1", ("--checkpoint", "--like")),
+        ("share --checkpoint c --out o --public", ("--public", "--push")),
+    ],
+)
+def test_an_option_that_would_not_be_used_is_refused(run, line, named):
+    code, _, told = run(*line.split())
+    assert code == 2
+    assert all(name in told.splitlines()[-1] for name in named)
+
+
 def test_every_command_has_its_function():
     parser = build_parser({name: one for name, one in cli.COMMANDS.items() if name != "eval"})
     with pytest.raises(SystemExit):
