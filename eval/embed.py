@@ -209,11 +209,14 @@ def one_checkpoint(path: Path) -> Path:
 
 
 def embed_slide(
-    checkpoint: Checkpoint, store: Path
+    checkpoint: Checkpoint, store: Path, image: np.ndarray | None = None
 ) -> tuple[PreparedSlide, SlideEmbedding, np.ndarray]:
-    """One slide prepared, embedded, and its regions (L, S)."""
+    """One slide prepared, embedded, and its regions (L, S).
+
+    ``image`` is its `image_embedding` (S, D) where it is at hand.
+    """
     slide = prepare_slide(store, checkpoint.model.artifacts, checkpoint.image_input)
-    embedding = checkpoint.model.encode_slide(slide)
+    embedding = checkpoint.model.encode_slide(slide, image_SD=image)
     if embedding.image is None and embedding.omics is None:
         raise ConfigError(
             f"slide {slide.slide_id!r} has no counts, and {checkpoint.path} reads no image; embed "

@@ -219,8 +219,13 @@ class HiBio(nn.Module):
         """Hops of the spatial graph that an embedding depends on."""
         return int(getattr(self.omics, "hops", 1))
 
-    def encode_slide(self, slide: PreparedSlide, tile_spots: int = 1024) -> SlideEmbedding:
-        """Embed every spot; the result does not depend on ``tile_spots``."""
+    def encode_slide(
+        self, slide: PreparedSlide, tile_spots: int = 1024, image_SD: np.ndarray | None = None
+    ) -> SlideEmbedding:
+        """Embed every spot; the result does not depend on ``tile_spots``.
+
+        ``image_SD`` are its image embeddings where they are at hand.
+        """
         image, omics, tower = [], [], []
         with self._evaluating():
             for _, batch in iter_tiles(slide, self.halo, tile_spots):
@@ -229,9 +234,10 @@ class HiBio(nn.Module):
                     tower_SD = self.omics(batch)[batch.core_S]
                     tower.append(tower_SD)
                     omics.append(F.normalize(self.omics_head(tower_SD), dim=1))
-                if self.vision is not None and batch.has_image:
+                if self.vision is not None and batch.has_image and image_SD is None:
                     image.append(F.normalize(self.project_image(batch)[batch.core_S], dim=1))
-        return SlideEmbedding(*(_numpy(torch.cat(x)) if x else None for x in (image, omics, tower)))
+        found = [_numpy(torch.cat(x)) if x else None for x in (image, omics, tower)]
+        return SlideEmbedding(found[0] if image_SD is None else image_SD, *found[1:])
 
     def impute(
         self, slide: PreparedSlide, genes: Sequence[str], tile_spots: int = 1024

@@ -16,7 +16,7 @@ from preprocessing.errors import DataError
 from preprocessing.patches import level_for
 from preprocessing.slides import BLACK, Pixels, Slide
 
-BAND_PIXELS = 32_000_000  # level pixels held at once while a thumbnail is made
+BAND_PIXELS = 4_000_000  # level pixels held at once while a thumbnail is made
 DARK = 30  # resampled edges of a painted-over background are not quite black
 SATURATION_RANGE = (0.03, 0.25)  # Otsu's threshold is kept in here: see `tissue_mask`
 DARKNESS_RANGE = (0.05, 0.50)

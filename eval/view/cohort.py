@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from eval.embed import checked, embed_slide
+from eval.embed import checked
 from eval.view.model import Model, UnknownName
 from eval.view.slide import Embedded, ViewedSlide, require_spots
 from hibio.config.files import ConfigError
@@ -32,7 +30,10 @@ KEPT = 3  # slides whose counts and scores stay in memory
 
 
 class Cohort:
-    """Slides behind one checkpoint; answers are computed one at a time."""
+    """Slides behind one checkpoint.
+
+    Threads may ask at once: nobody waits but for what he asks himself.
+    """
 
     def __init__(
         self,
@@ -75,8 +76,8 @@ class Cohort:
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{option} {folder} is no folder")
         self.folder, self.predictions = slides, predictions
-        self.lock = threading.RLock()
-        self._embedded: dict[str, Embedded] = {}
+        self._lock, self._stacking = threading.Lock(), threading.Lock()
+        self._embedded = {name: Embedded(self.model, one) for name, one in self.entries.items()}
         self._seen: dict[str, ViewedSlide] = {}
         self._stacks: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
 
@@ -100,20 +101,12 @@ class Cohort:
             UnknownName: there is none of this name.
         """
         entry = self.entry(slide_id)
-        with self.lock:
+        with self._lock:
             found = self._seen.pop(slide_id, None) or self._viewed(entry)
             self._seen[slide_id] = found  # the last one looked at is the last one to go
             for old in list(self._seen)[:-KEPT]:
                 del self._seen[old]
             return found
-
-    def embedded(self, slide_id: str) -> Embedded:
-        """Embeddings and regions of a slide, computed once."""
-        with self.lock:
-            if slide_id not in self._embedded:
-                _, found, regions = embed_slide(self.model.checkpoint, self.entries[slide_id].path)
-                self._embedded[slide_id] = Embedded(found.image, found.omics, regions)
-            return self._embedded[slide_id]
 
     def facts(self) -> dict[str, Any]:
         """What the page starts from."""
@@ -134,9 +127,8 @@ class Cohort:
         return {"slides": slides, "maps": _colour_maps(), **self.model.facts()}
 
     def _viewed(self, entry: SlideEntry) -> ViewedSlide:
-        slide_id = entry.slide_id
-        embed = partial(self.embedded, slide_id)
-        return ViewedSlide(self.model, entry, embed, self.folder, self.predictions)
+        embedded = self._embedded[entry.slide_id]
+        return ViewedSlide(self.model, entry, embedded, self.folder, self.predictions)
 
     def patches(self, slide_id: str, spots: Sequence[int]) -> np.ndarray:
         """Patches (n, px, px, 3) uint8 of some spots.
@@ -165,7 +157,7 @@ class Cohort:
             UnknownName: a slide or spot that is not there.
         """
         self.entry(slide_id, spots)
-        found = self.embedded(slide_id)
+        found = self._embedded[slide_id]
         there: list[Modality] = [by for by in MODALITIES if getattr(found, by) is not None]
         lists = [self._near(slide_id, spots, by) for by in there]
         return [dict(zip(there, of_spot, strict=True)) for of_spot in zip(*lists, strict=True)]
@@ -173,7 +165,7 @@ class Cohort:
     def _near(
         self, slide_id: str, spots: Sequence[int], by: Modality
     ) -> list[list[dict[str, Any]]]:
-        mine = getattr(self.embedded(slide_id), by)
+        mine = getattr(self._embedded[slide_id], by)
         names, start, rows = self._stack(by)
         similarity = mine[list(spots)] @ rows.T
         own = names.index(slide_id)
@@ -204,11 +196,13 @@ class Cohort:
 
     def _stack(self, by: Modality) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Slides that have an embedding, the first row of each, and the rows of all."""
-        with self.lock:
+        with self._stacking:
             if by not in self._stacks:
                 names, parts = [], []
-                for slide_id in tqdm(self.entries, desc="embed", disable=None, leave=False):
-                    rows = getattr(self.embedded(slide_id), by)
+                for number, slide_id in enumerate(self.entries, start=1):
+                    told = f"{by} embeddings of slide {number} of {len(self.entries)}"
+                    with self.model.telling(told):
+                        rows = getattr(self._embedded[slide_id], by)
                     if rows is not None:
                         names.append(slide_id)
                         parts.append(rows)

@@ -6,10 +6,12 @@ Shapes: S spots, G genes of the vocabulary, M gene sets, n spots of the bank.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import cached_property
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -29,6 +31,27 @@ LONGEST = 20_000  # characters of a question
 _SEPARATORS = re.compile(r"[\s,;|]+")
 
 
+T = TypeVar("T")
+
+
+class once(Generic[T]):
+    """A property that the first thread to ask for it computes; others that ask wait for it."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        kept: dict[str, Any] = instance.__dict__
+        with kept.setdefault("_locks", {}).setdefault(self.name, threading.RLock()):
+            if self.name not in kept:
+                kept[self.name] = self.compute(instance)
+            found: T = kept[self.name]  # where Python looks first from now on
+            return found
+
+
 class UnknownName(ConfigError):
     """A slide, spot, gene, set or level that is not there."""
 
@@ -45,10 +68,13 @@ class Model:
         bank: that gene sets are read out with; None where there is none.
         database: the sets to choose from, their genes known.
         missing: what cannot be answered, and why.
+        embedding: taken by whoever runs the towers, one at a time.
     """
 
     def __init__(self, checkpoint: Path, sets: str | None = None) -> None:
         """Load a checkpoint; the arguments are those of `Cohort`."""
+        self.embedding = threading.RLock()
+        self._doing: dict[str, float] = {}
         self.checkpoint = load_checkpoint(one_checkpoint(checkpoint))
         self.artifacts = self.checkpoint.model.artifacts
         self.genes = {str(name): column for column, name in enumerate(self.artifacts.genes)}
@@ -74,17 +100,31 @@ class Model:
         genes = self.artifacts.genes.tolist()
         return database.restrict(genes, min_genes=FEWEST, max_genes=MOST)[0]
 
-    @cached_property
+    @contextmanager
+    def telling(self, words: str) -> Iterator[None]:
+        """Tell whoever waits, by `doing`, that this is done now."""
+        self._doing[words] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._doing.pop(words, None)
+
+    def doing(self) -> list[str]:
+        """What takes its time now, and for how long."""
+        now = time.monotonic()
+        return [f"{words} ({now - since:.0f} s)" for words, since in list(self._doing.items())]
+
+    @once
     def seal(self) -> str:
         """Hash of the weights and the artifacts."""
         return self.checkpoint.sha256
 
-    @cached_property
+    @once
     def _background(self) -> np.ndarray:
         assert self.bank is not None
         return self.artifacts.anchors.background(self.bank.tfidf)
 
-    @cached_property
+    @once
     def sets(self) -> GeneSets:
         """The sets of the database, scored on the bank.
 

@@ -7,7 +7,7 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Any
 
 from eval.view.cohort import Cohort
@@ -52,6 +52,10 @@ class Answers:
     def facts(self, request: Any) -> Any:
         """The cohort."""
         return _json(self.cohort.facts())
+
+    def doing(self, request: Any) -> Any:
+        """What takes its time now."""
+        return _json(self.cohort.model.doing())
 
     def slide(self, request: Any) -> Any:
         """One slide."""
@@ -137,6 +141,7 @@ def application(cohort: Cohort, *, token: str = "", hosts: tuple[str, ...] = LOO
         "/": answers.page,
         "/page/{name}": answers.page,
         "/data/cohort.json": answers.facts,
+        "/data/doing.json": answers.doing,
         f"{in_slide}/slide.json": answers.slide,
         f"{in_slide}/places": answers.places,
         f"{in_slide}/tiles/{{level}}/{{column}}_{{row}}.jpg": answers.tile,
@@ -146,24 +151,17 @@ def application(cohort: Cohort, *, token: str = "", hosts: tuple[str, ...] = LOO
         f"{in_slide}/near/{{spot}}.json": answers.near,
         f"{in_slide}/patches/{{spot}}.jpg": answers.patch,
     }
-    quick = (answers.page, answers.tile, answers.patch)  # beside what is being computed
-    locks = {path: nullcontext() if a in quick else cohort.lock for path, a in routes.items()}
-    made = [Route(path, _guarded(a, token, locks[path])) for path, a in routes.items()]
-    area = _guarded(answers.area, token, cohort.lock)
-    made.append(Route(f"{in_slide}/area", area, methods=["POST"]))
+    made = [Route(path, _guarded(answer, token)) for path, answer in routes.items()]
+    made.append(Route(f"{in_slide}/area", _guarded(answers.area, token), methods=["POST"]))
     allowed = ["*"] if token else [*hosts, "[::1]"]
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=allowed)
     handlers = {404: _not_there, 405: _not_there}
     return Starlette(routes=made, middleware=[trusted], exception_handlers=handlers)
 
 
-def _guarded(answer: Callable[..., Any], token: str, lock: Any) -> Endpoint:
+def _guarded(answer: Callable[..., Any], token: str) -> Endpoint:
     """An endpoint that asks for the token, works in a thread, and tells errors in one line."""
     from starlette.concurrency import run_in_threadpool
-
-    def work(*parts: Any) -> Any:
-        with lock:
-            return answer(*parts)
 
     async def endpoint(request: Any) -> Any:
         given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
@@ -178,7 +176,7 @@ def _guarded(answer: Callable[..., Any], token: str, lock: Any) -> Endpoint:
                     return _error(413, f"at most {MOST_BYTES} bytes")
             parts = (request, body)
         try:
-            found = await run_in_threadpool(work, *parts)
+            found = await run_in_threadpool(answer, *parts)
         except UnknownName as error:
             return _error(404, str(error))
         except (ConfigError, PathwayError, DataError, OSError) as error:

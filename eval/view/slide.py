@@ -6,9 +6,9 @@ genes of the vocabulary, M gene sets, D embedding, F inputs of the read-out, L r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from eval.embed import embed_slide, image_embedding
 from eval.query import GeneSets, image_scores, nearest_in_bank
 from eval.tables import hashes_of, open_table, region_outlines, spot_diameter, table_path
-from eval.view.model import Model, UnknownName, plain
+from eval.view.model import Model, UnknownName, once, plain
 from eval.view.tiles import DeepZoom
 from hibio import keys
 from hibio.config.files import ConfigError
-from hibio.data.counts import align_columns
+from hibio.data.counts import PanelMap, StoreCounts
+from hibio.data.slide import SlideExpression
 from hibio.data.splits import SlideEntry
 from hibio.readout import GENE, GENE_SET, MIN_RELIABILITY, verdict
 from pathways import PathwayDatabase
@@ -51,13 +53,38 @@ class Heat:
     about: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Embedded:
     """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S)."""
 
-    image: np.ndarray | None
-    omics: np.ndarray | None
-    regions: np.ndarray
+    def __init__(self, model: Model, entry: SlideEntry) -> None:
+        """Compute nothing yet."""
+        self._model, self._entry = model, entry
+
+    @once
+    def image(self) -> np.ndarray | None:
+        """Image embeddings; the counts are not read for them."""
+        checkpoint, entry = self._model.checkpoint, self._entry
+        if not entry.has_image or checkpoint.model.vision is None:
+            return None
+        with self._model.embedding, self._model.telling(f"embedding the image of {entry.slide_id}"):
+            return image_embedding(checkpoint, entry.path)
+
+    @once
+    def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
+        image, entry = self.image, self._entry
+        with self._model.embedding, self._model.telling(f"embedding {entry.slide_id}"):
+            _, found, regions = embed_slide(self._model.checkpoint, entry.path, image)
+        return found.omics, regions
+
+    @property
+    def omics(self) -> np.ndarray | None:
+        """Omics embeddings."""
+        return self._rest[0]
+
+    @property
+    def regions(self) -> np.ndarray:
+        """Region of each spot, level by level."""
+        return self._rest[1]
 
 
 class ViewedSlide:
@@ -67,7 +94,7 @@ class ViewedSlide:
         self,
         model: Model,
         entry: SlideEntry,
-        embed: Callable[[], Embedded],
+        embedded: Embedded,
         folder: Path | None = None,
         predictions: Path | None = None,
     ) -> None:
@@ -76,19 +103,19 @@ class ViewedSlide:
         Args:
             model: what is asked.
             entry: the slide.
-            embed: gives its embeddings.
+            embedded: its embeddings.
             folder: of the slide images, or None.
             predictions: folder of files of `hibio predict`, or None.
         """
         self.model, self.entry, self.folder = model, entry, folder
-        self.predictions, self._embed = predictions, embed
+        self.predictions, self._embedded = predictions, embedded
         with SlideStore(entry.path) as store:
             self.xy_px0, self.mpp, self.xy_um = store.xy_px0, store.mpp, store.xy_um
             self.barcodes = [str(one) for one in store.barcodes]
             self.diameter = spot_diameter(store)
             self.labels = store.label_columns()
 
-    @cached_property
+    @once
     def zoom(self) -> DeepZoom:
         """Tiles of its picture."""
         with SlideStore(self.entry.path) as store:
@@ -105,7 +132,7 @@ class ViewedSlide:
             "verdict": self._verdict,
         }
 
-    @cached_property
+    @once
     def _verdict(self) -> str:
         readout = self.model.readout
         if (
@@ -144,7 +171,7 @@ class ViewedSlide:
         about |= _known(one.var(MIN_RELIABILITY).iloc[0])
         return Heat(one.values(self.inputs).ravel(), about)
 
-    @cached_property
+    @once
     def _filed(self) -> pd.DataFrame:
         """Names of the file of `hibio predict`, with what is known of each; none without a file.
 
@@ -212,47 +239,66 @@ class ViewedSlide:
         image = self._image
         return image_scores(self.model.checkpoint, sets, bank, image, "default", self._nearest)
 
-    @cached_property
+    @once
     def measured_sets(self) -> np.ndarray:
         """Scores (S, M) of the database on the counts."""
         return self._measured(self.model.sets)
 
-    @cached_property
+    @once
     def predicted_sets(self) -> np.ndarray:
         """Scores (S, M) of the database from the image, as `hibio query` gives them."""
         return self._predicted(self.model.sets)
 
-    @cached_property
+    @once
     def _nearest(self) -> sparse.csr_matrix:
         assert self.model.bank is not None
-        return nearest_in_bank(self.model.bank, self._image)
+        image = self._image
+        with self._telling("looking for the nearest training spots"):
+            return nearest_in_bank(self.model.bank, image)
 
-    @cached_property
-    def _counts(self) -> sparse.csr_matrix:
+    @once
+    def _counts(self) -> SlideExpression:
+        """Counts on the vocabulary, of the spots that are asked for."""
         if not self.entry.has_counts:
             raise ConfigError(
                 f"slide {self.entry.slide_id!r} has no counts: nothing was measured on it; look at "
                 "what is predicted"
             )
+        artifacts, nothing = self.model.artifacts, np.zeros(0)
         with SlideStore(self.entry.path) as store:
-            return align_columns(store.counts(), store.gene_names, self.model.artifacts.genes)
+            panel = PanelMap.between(
+                store.gene_names, artifacts.genes, n_folded_in=artifacts.n_folded_in
+            )
+        source = StoreCounts(self.entry.path, panel, self.entry.n_spots)
+        return SlideExpression(source, artifacts, artifacts.niche(self.xy_um), nothing, nothing)
 
-    @cached_property
+    @once
     def expression(self) -> sparse.csc_matrix:
         """Measured log expression (S, G)."""
-        return normalised(self._counts, self.model.artifacts.modality).tocsc()
+        counts = self._counts
+        with self._telling("reading the counts"):
+            rows = counts.source.rows(slice(None))
+            return normalised(rows, self.model.artifacts.modality).tocsc()
 
-    @cached_property
+    @once
     def tfidf(self) -> sparse.csr_matrix:
         """TF-IDF rows (S, G)."""
-        artifacts = self.model.artifacts
-        return artifacts.tfidf.transform(self._counts, artifacts.niche(self.xy_um))
+        counts = self._counts
+        with self._telling("weighing the counts"):
+            return self._weighed(counts, np.arange(self.entry.n_spots))
 
-    @cached_property
+    def _weighed(self, counts: SlideExpression, spots: np.ndarray) -> sparse.csr_matrix:
+        rows, near = counts.read(spots)
+        return self.model.artifacts.tfidf.transform(rows, near)
+
+    def _telling(self, words: str) -> AbstractContextManager[None]:
+        return self.model.telling(f"{self.entry.slide_id}: {words}")
+
+    @once
     def _background(self) -> np.ndarray:
         return self.model.artifacts.anchors.background(self.tfidf)
 
-    @cached_property
+    @once
     def _features(self) -> np.ndarray:
         assert self.model.readout is not None
         with SlideStore(self.entry.path) as store:
@@ -260,7 +306,7 @@ class ViewedSlide:
 
     @property
     def _image(self) -> np.ndarray:
-        image = self._embed().image
+        image = self._embedded.image
         if image is None:
             raise ConfigError(
                 f"slide {self.entry.slide_id!r} has no image, or the model reads none: nothing is "
@@ -268,7 +314,7 @@ class ViewedSlide:
             )
         return image
 
-    @cached_property
+    @once
     def inputs(self) -> np.ndarray:
         """What the read-out of the genes reads (S, F)."""
         readout = self.model.readout
@@ -291,9 +337,9 @@ class ViewedSlide:
             "outlines": [ring.round(1).ravel().tolist() for ring in rings],
         }
 
-    @cached_property
+    @once
     def _codes(self) -> np.ndarray:
-        regions = self._embed().regions
+        regions = self._embedded.regions
         return np.stack([np.unique(one, return_inverse=True)[1] for one in regions])
 
     def spots(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -305,7 +351,7 @@ class ViewedSlide:
         require_spots(self.entry, numbers)
         keywords: list[list[Any]] = [[] for _ in numbers]
         if self.entry.has_counts:
-            keywords = self._keywords(self.tfidf[list(numbers)])
+            keywords = self._keywords(self._weighed(self._counts, np.array(numbers)))
         codes = self._codes
         return [
             {

@@ -35,6 +35,7 @@ from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, st
 from preprocessing.store import SlideStore
 
 IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
+UNREAD_SPOTS = 1024  # rows of nothing that stand for counts which are not asked for
 CHUNK_SPOTS = 20_000  # rows in memory at once while a larger one is streamed
 
 
@@ -248,15 +249,15 @@ class SlideExpression:
 
 
 def read_expression(
-    source: CountSource, artifacts: Artifacts, niche_SN: np.ndarray | None = None
+    source: CountSource, artifacts: Artifacts, niche_SN: np.ndarray | None, *, unread: bool = False
 ) -> tuple[SlideExpression, np.ndarray]:
-    """Stream a slide once: its expression, and the raw spot vectors (S, V)."""
+    """Stream a slide once: its expression (of ``unread`` counts few rows), raw vectors (S, V)."""
     vectors: list[np.ndarray] = []
     total = np.zeros(2 * len(artifacts.target_genes))
     square = np.zeros_like(total)
     slide = SlideExpression(source, artifacts, niche_SN, total, square)
-    whole = source.n_spots <= IN_MEMORY_SPOTS
-    step = source.n_spots if whole else CHUNK_SPOTS
+    whole = source.n_spots <= IN_MEMORY_SPOTS and not unread
+    step = source.n_spots if whole else UNREAD_SPOTS if unread else CHUNK_SPOTS
     for start in range(0, source.n_spots, step):
         spots = np.arange(start, min(start + step, source.n_spots))
         counts, near = slide.read(spots)
@@ -407,6 +408,7 @@ def prepare_slide(
             matched=panel.matched,
             measured=panel.measured,
             folded_in=panel.folded_in,
+            unread=not counts,
         )
     return dataclasses.replace(slide, **known, has_counts=slide.has_counts and counts)
 
@@ -421,6 +423,7 @@ def expression_slide(
     matched: int,
     measured: int,
     folded_in: int = 0,
+    unread: bool = False,
 ) -> PreparedSlide:
     """The omics half of a slide, streamed over its counts.
 
@@ -435,6 +438,7 @@ def expression_slide(
         matched: vocabulary genes that it measures.
         measured: genes that it measures.
         folded_in: matched genes that were folded in after training.
+        unread: nobody looks at the counts: rows of a few spots are made at a time, none kept.
 
     Raises:
         ConfigError: fewer than 20 vocabulary genes were measured (of a smaller vocabulary: fewer
@@ -442,7 +446,8 @@ def expression_slide(
     """
     _check_matched(slide_id, matched, measured, artifacts)
     genes = artifacts.settings.genes
-    expression, raw = read_expression(source, artifacts, artifacts.niche(xy_um))
+    niche_SN = artifacts.niche(xy_um)
+    expression, raw = read_expression(source, artifacts, niche_SN, unread=unread)
     vector, mean, scale = standardise(raw, artifacts.factors)
     graph = spatial_graph(genes.graph, genes.neighbours, xy_um)
     neighbour, distance = graph.neighbours(genes.neighbours)

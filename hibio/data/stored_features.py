@@ -13,15 +13,20 @@ import numpy as np
 from hibio.data.counts import reading
 from preprocessing.store import SlideStore
 
+COLUMNS = 8  # that are standardised at once: of a large slide a copy in float64 weighs much
 FEATURE_ROWS = 2048  # that are read at once
 
 
 def standardise_columns(values: np.ndarray) -> np.ndarray:
     """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
-    values = np.asarray(values, dtype=np.float64)
-    sd = values.std(axis=0)
-    centred = values - values.mean(axis=0)
-    return (centred / np.where(sd > 1e-8, sd, np.inf)).astype(np.float32)
+    found = np.empty(np.shape(values), dtype=np.float32)
+    for start in range(0, found.shape[1], COLUMNS):
+        some = np.s_[:, start : start + COLUMNS]
+        part = np.asarray(values)[some].astype(np.float64)
+        sd = part.std(axis=0)
+        part -= part.mean(axis=0)
+        found[some] = part / np.where(sd > 1e-8, sd, np.inf)
+    return found
 
 
 def blocks(n_spots: int) -> list[slice]:

@@ -13,7 +13,7 @@ import numpy as np
 from preprocessing.errors import DataError
 from preprocessing.files import FULL
 from preprocessing.findings import SlideWarning
-from preprocessing.handcrafted import handcrafted_batch
+from preprocessing.handcrafted import FEATURE_NAMES, handcrafted_batch
 from preprocessing.manifest import missing_files
 from preprocessing.patches import PatchConfig
 from preprocessing.run.sifting import (
@@ -233,22 +233,15 @@ def _write(
 
 
 def handcrafted_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
-    """Features of the patch and of its context three times as wide, (S, 2F) float32."""
-    scales = (patch.um, _CONTEXT * patch.um)
-    return np.concatenate(
-        [_scale_features(slide, table, PatchConfig(um, _FEATURE_PX)) for um in scales], axis=1
-    )
+    """Features of the patch and of its context three times as wide, (S, 2F) float32.
 
-
-def _scale_features(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
-    """Features of all patches of one size, (S, F) float32; `_BATCH` patches in memory."""
-    order: list[int] = []
-    blocks: list[np.ndarray] = []
-    found = patches_of(slide, table, patch)
-    while batch := list(islice(found, _BATCH)):
-        order += [spot for spot, _ in batch]
-        blocks.append(handcrafted_batch(np.stack([pixels for _, pixels in batch])))
-    features = np.concatenate(blocks)
-    result = np.empty_like(features)
-    result[order] = features
-    return result
+    `_BATCH` patches in memory.
+    """
+    n = len(FEATURE_NAMES)
+    features = np.empty((table.n_spots, 2 * n), dtype=np.float32)
+    for place, um in enumerate((patch.um, _CONTEXT * patch.um)):
+        found = patches_of(slide, table, PatchConfig(um, _FEATURE_PX))
+        while batch := list(islice(found, _BATCH)):
+            rows = handcrafted_batch(np.stack([pixels for _, pixels in batch]))
+            features[[spot for spot, _ in batch], place * n : (place + 1) * n] = rows
+    return features

@@ -35,7 +35,8 @@ from preprocessing.slides.pixels import (
 )
 
 PLANAR = 2  # PlanarConfiguration: samples in planes
-CACHE_BYTES = 256 * 2**20  # decoded tiles or strips, over all levels
+CACHE_BYTES = 256 * 2**20  # decoded strips, over all levels: a square of patches lies in many
+TILE_SHARE = 4  # the part of it that decoded tiles take
 RESOLUTION = "the TIFF resolution"
 _MASK = 4  # NewSubfileType: a transparency mask of another page
 _YCC_DECODED = (6, 7, 33003, 34712, 50001, 50002)  # codecs that give RGB: JPEG, JPEG 2000, WebP, XL
@@ -84,7 +85,7 @@ class TiffSegments:
         Args:
             path: the file.
             pages: tifffile pages of the same size.
-            cache_bytes: how much of the decoded segments is kept.
+            cache_bytes: how much of the decoded strips is kept; of tiles a `TILE_SHARE` th.
             channels: what their samples are; grey or RGB in 8 bits where nothing is said.
 
         Raises:
@@ -96,6 +97,7 @@ class TiffSegments:
         self.size: tuple[int, int] = (page.imagewidth, page.imagelength)
         if page.is_tiled:
             self.step: tuple[int, int] = (page.tilelength, page.tilewidth)
+            cache_bytes //= TILE_SHARE
         else:
             self.step = (min(page.rowsperstrip, self.size[1]), self.size[0])
         check_size(path, self.step)

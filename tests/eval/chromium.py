@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over a pair of pipes (the DevTools protocol)."""
+"""Headless Chromium, driven over a pair of pipes (the DevTools protocol), and a page for it."""
 
 import fcntl
 import json
@@ -6,11 +6,34 @@ import os
 import re
 import shutil
 import signal
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from eval.view.cohort import Cohort
+from eval.view.server import application
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+@contextmanager
+def served(cohort: Cohort) -> Iterator[str]:
+    """Where the page of a cohort is served meanwhile."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(application(cohort), log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Browser:

@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata
@@ -16,14 +19,14 @@ from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from scipy import sparse
 
-from eval.embed import embed_folder
+from eval.embed import embed_folder, image_embedding
 from eval.predict import predict_folder
 from eval.query import query_folder
 from eval.tables import write_table
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
 from eval.view.export import export_page
-from eval.view.model import UnknownName
+from eval.view.model import UnknownName, once
 from eval.view.server import application, serve
 from eval.view.slide import compared
 from eval.view.tiles import OVERLAP, TILE, DeepZoom, SlideLevels
@@ -169,6 +172,50 @@ def test_an_area_is_compared_with_the_rest(client, viewed: Viewed):
     assert grid["kind"] == "predicted"
     whole = client.post(f"/data/slides/{SLIDE}/area", json={"spots": list(range(120))}).json()
     assert set(whole["genes"]["outside"]) == {None}
+
+
+def test_nobody_waits_but_for_what_he_asks(
+    cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    embedding, go_on = threading.Event(), threading.Event()
+
+    def slow(*given):
+        embedding.set()
+        assert go_on.wait(60)
+        return image_embedding(*given)
+
+    monkeypatch.setattr("eval.view.slide.image_embedding", slow)
+    viewed = Viewed(checkpoint, cohort.stores, only=[SLIDE])
+    client, gene = client_of(viewed), str(viewed.model.artifacts.genes[3])
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(heat, client, SLIDE, gene, "predicted")
+        try:
+            assert embedding.wait(60)
+            assert client.get(f"/data/slides/{SLIDE}/tiles/8/0_0.jpg").status_code == 200
+            heat(client, SLIDE, gene, "measured")
+            (told,) = client.get("/data/doing.json").json()
+            assert re.fullmatch(rf"embedding the image of {SLIDE} \(\d+ s\)", told)
+        finally:
+            go_on.set()
+        assert len(asked.result()[0]) == viewed.entries[SLIDE].n_spots
+    assert client.get("/data/doing.json").json() == []
+    slide = viewed.slide(SLIDE)
+    assert slide.spots([7])[0]["keywords"] == slide._keywords(slide.tfidf[[7]])[0]
+
+
+def test_a_property_is_computed_once_whoever_asks():
+    class Slow:
+        asked = 0
+
+        @once
+        def value(self) -> int:
+            self.asked += 1
+            time.sleep(0.02)
+            return self.asked
+
+    slow = Slow()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: slow.value, range(8))) == [1] * 8
 
 
 def test_sparse_and_dense_values_compare_alike():

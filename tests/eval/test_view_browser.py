@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,7 @@ import pytest
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
 from eval.view.export import export_page
-from eval.view.server import application
-from tests.eval.chromium import CHROMIUM, Browser
+from tests.eval.chromium import CHROMIUM, Browser, served
 from tests.eval.image_cohort import Cohort
 
 SLIDE, OTHER = "sim001", "sim002"
@@ -47,14 +44,9 @@ def viewed(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Viewed:
 @pytest.fixture(scope="module")
 def address(viewed: Viewed) -> Iterator[str]:
     """Where the page is served."""
-    uvicorn = pytest.importorskip("uvicorn", reason="needs hibio[view]")
-    server = uvicorn.Server(uvicorn.Config(application(viewed), log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
+    pytest.importorskip("uvicorn", reason="needs hibio[view]")
+    with served(viewed) as address:
+        yield address
 
 
 def an_area_is_drawn_and_downloaded(browser: Browser, gene: str, true: np.ndarray) -> None:

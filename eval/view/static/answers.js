@@ -25,10 +25,20 @@ function file(path) {
 }
 
 async function ask(path, options) {
-  const answer = await fetch(`data/${path}`, options);
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
-  throw new Error(told.error);
+  let words = "";
+  const waiting = setInterval(async () => { // what the server does meanwhile
+    const doing = await fetch("data/doing.json").then((told) => told.json()).catch(() => []);
+    if (doing.length) tell(words = doing.join("; "));
+  }, 1000);
+  try {
+    const answer = await fetch(`data/${path}`, options);
+    if (answer.ok) return answer;
+    const told = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
+    throw new Error(told.error);
+  } finally {
+    clearInterval(waiting);
+    if (words && $("status").textContent === words) tell("");
+  }
 }
 
 const json = async (path, options) => (await ask(path, options)).json();
