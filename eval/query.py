@@ -143,25 +143,25 @@ def image_scores(
     order = _by_slide(bank)
     rows = np.concatenate(order)
     slides, target = bank.slide[rows], sets.target[rows]
-    y: Targets | None = None
     if readout in ("default", "ridge"):
         train = np.concatenate([zscore(bank.image[spots]) for spots in order])
         place = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
         groups = inner_groups(bank.patient[rows], slides, place)
         ridge = ridge_fit(train, target, groups=groups, units=slides)
-        test, y = ridge.reduced(zscore(image)), ridge.y
+        test = ridge.reduced(zscore(image))
     if readout in ("default", "retrieval") and nearest is None:
         nearest = nearest_in_bank(bank, image)
-    y = y or Targets.of(target, slides)
     score = np.empty((len(image), len(sets.names)), dtype=target.dtype)
     for columns in column_blocks(score.shape[1], CACHED):
-        parts = []
-        if readout in ("default", "ridge"):
-            parts.append(test @ ridge.weights[:, columns])
-        if readout in ("default", "retrieval"):
-            parts.append(np.asarray(nearest @ y.z[:, columns]))
-        one = len(parts) == 1  # else level and spread of each are taken off
-        score[:, columns] = y.back(parts[0], columns) if one else zscore_mean(*parts)
+        if readout == "retrieval":
+            y = Targets.of(target[:, columns], slides)
+            score[:, columns] = y.back(np.asarray(nearest @ y.z))
+            continue
+        by_ridge = test @ ridge.weights[:, columns]
+        if readout == "ridge":
+            score[:, columns] = ridge.y.back(by_ridge, columns)
+        else:  # level and spread of both are taken off
+            score[:, columns] = zscore_mean(by_ridge, np.asarray(nearest @ ridge.y.z[:, columns]))
     return score
 
 

@@ -446,8 +446,7 @@ def expression_slide(
     """
     _check_matched(slide_id, matched, measured, artifacts)
     genes = artifacts.settings.genes
-    niche_SN = artifacts.niche(xy_um)
-    expression, raw = read_expression(source, artifacts, niche_SN, unread=unread)
+    expression, raw = read_expression(source, artifacts, artifacts.niche(xy_um), unread=unread)
     vector, mean, scale = standardise(raw, artifacts.factors)
     graph = spatial_graph(genes.graph, genes.neighbours, xy_um)
     neighbour, distance = graph.neighbours(genes.neighbours)

@@ -19,10 +19,11 @@ FEATURE_ROWS = 2048  # that are read at once
 
 def standardise_columns(values: np.ndarray) -> np.ndarray:
     """Columns to mean 0 and sd 1 over the spots of one slide; constant columns become 0."""
-    found = np.empty(np.shape(values), dtype=np.float32)
-    for start in range(0, found.shape[1], COLUMNS):
+    values = np.asarray(values)
+    found = np.empty(values.shape, dtype=np.float32)
+    for start in range(0, values.shape[1], COLUMNS):
         some = np.s_[:, start : start + COLUMNS]
-        part = np.asarray(values)[some].astype(np.float64)
+        part = values[some].astype(np.float64)
         sd = part.std(axis=0)
         part -= part.mean(axis=0)
         found[some] = part / np.where(sd > 1e-8, sd, np.inf)

@@ -15,7 +15,7 @@ from eval import index as build
 from eval.embed import embed_to_anndata, load_checkpoint
 from eval.index import index_folder
 from eval.indexed import SPOT, Rows, exact
-from eval.search import FEATURE_PX, Index, gene_list, picture, write_found
+from eval.search import Index, gene_list, picture, write_found
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from hibio.data.splits import read_entries
