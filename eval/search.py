@@ -78,7 +78,7 @@ class Index:
         known = ["slide_id", *ABOUT, *sorted(self.rows.columns)]
         for key in where:
             if key not in known:
-                raise ConfigError(f"no {key!r} to choose by{did_you_mean(key, known)}")
+                raise ConfigError(f"no {key!r} to choose by; there are {', '.join(known)}")
         if not where:
             return None
         parts = []
@@ -272,8 +272,8 @@ def search(options: argparse.Namespace) -> list[Path]:
     index, find, patch = Index(options.index), options.find or "omics", None
     level = options.level
     if level not in index.rows.levels:
-        hint = did_you_mean(level, index.rows.levels)
-        raise ConfigError(f"no level {level!r} in the index{hint}")
+        known = ", ".join(index.rows.levels)
+        raise ConfigError(f"no level {level!r} in the index; there are {known}")
     if options.like is not None:
         number, found = index.rows.named(level, options.like)
         by = options.by or "image"

@@ -142,7 +142,8 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         return shipped[wanted if wanted in shipped else tails[0]]
     if path.exists():  # a folder: told when it is read
         return path
-    hint = did_you_mean(wanted, tails, cutoff=0.0, n=3) or did_you_mean(wanted, shipped)
+    known = [*shipped, *(one.rpartition("/")[2] for one in shipped)]
+    hint = did_you_mean(wanted, tails, cutoff=0.0, n=3) or did_you_mean(wanted, known)
     raise ConfigError(
         f"{path}: no such file, and no shipped one has this name{hint}; hibio config list shows "
         "them"

@@ -57,6 +57,8 @@ def test_the_end_of_a_shipped_name_is_enough_or_hinted(name, tmp_path, monkeypat
         assert find_config(end) == find_config(name)
     with pytest.raises(ConfigError, match=rf"did you mean '{name}'"):
         find_config(f"{name}s.yaml" if "." not in name else name[:-2])
+    with pytest.raises(ConfigError, match=r"did you mean '"):
+        find_config(end[:-1])
 
 
 def test_an_end_of_two_shipped_names_lists_both(monkeypatch):
