@@ -215,7 +215,8 @@ def _column(adata: anndata.AnnData, name: str) -> np.ndarray:
         there = [*adata.var_names, *adata.obs.select_dtypes("number")]
         near = did_you_mean(name, map(str, there), n=3)
         raise ConfigError(f"{name!r} is no gene, gene set or number of this file{near}")
-    return np.asarray(adata.obs_vector(name), dtype=np.float64)
+    table = adata[:, [name]].to_df() if name in adata.var_names else adata.obs
+    return np.asarray(table[name], dtype=np.float64)
 
 
 def _identifiers(adata: anndata.AnnData, names: Sequence[str]) -> dict[str, dict[str, str]]:
