@@ -52,6 +52,7 @@ from preprocessing.files import files_in
 from preprocessing.patches import PatchConfig
 from preprocessing.readers.tissue_grid import SLIDE_SUFFIXES
 from preprocessing.run.preparation import HANDCRAFTED
+from preprocessing.scale import MPP
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
 from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
@@ -90,8 +91,13 @@ class Wanted:
         """The genes asked for; None for all.
 
         Raises:
-            ConfigError: no gene is named, or what is asked of them is no correlation.
+            ConfigError: no gene is named, or a number that is asked for is none that can be.
         """
+        low, high = MPP
+        if self.mpp is not None and not low <= self.mpp <= high:
+            raise ConfigError(
+                f"--mpp is {self.mpp}, expected micrometres a pixel from {low:g} to {high:g}"
+            )
         if not -1.0 <= self.min_reliability <= 1.0:
             raise ConfigError(f"--min-reliability is {self.min_reliability}, expected -1 to 1")
         if self.genes == (ALL,):
@@ -130,6 +136,7 @@ def predict_folder(
         DataError: slide images that cannot be prepared; the others are predicted first.
     """
     wanted = wanted or Wanted()
+    names = wanted.names
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
     open_folder(out, wanted.form)
     readout = readout_of(checkpoint)
@@ -139,7 +146,6 @@ def predict_folder(
             "one, or its read-out is of an older HiBio (then remove readout.h5: it is fitted again "
             "where the training stores are); leave --labels out, or train on annotated slides"
         )
-    names = wanted.names
     chosen = readout if names is None else readout.of(names)
     if wanted.gene_sets is not None:
         chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))

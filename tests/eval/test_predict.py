@@ -446,6 +446,9 @@ def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refus
         ({"genes": (",",)}, "',' names no gene"),
         ({"min_reliability": float("nan")}, "--min-reliability is nan, expected -1 to 1"),
         ({"min_reliability": 5.0}, "--min-reliability is 5.0"),
+        ({"mpp": 0.0}, "--mpp is 0.0, expected micrometres a pixel from"),
+        ({"mpp": float("nan")}, "--mpp is nan"),
+        ({"mpp": float("inf")}, "--mpp is inf"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], told: str):
