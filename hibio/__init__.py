@@ -48,7 +48,8 @@ def _as_installed(record: Path) -> dict[str, int]:
 
 def _who_hides(name: str, origin: Path) -> str:
     """One sentence: the file, what it hides, the remedy."""
-    if {"site-packages", "dist-packages"} & set(origin.parts):
+    beside = origin.parent.parent == Path(__file__).parent.parent
+    if beside or {"site-packages", "dist-packages"} & set(origin.parts):
         from importlib.metadata import packages_distributions
 
         owners = packages_distributions().get(name, ())
