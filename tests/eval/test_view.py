@@ -224,7 +224,9 @@ def test_sparse_and_dense_values_compare_alike():
     assert compared("abcd", values, inside) == compared("abcd", sparse.csc_matrix(values), inside)
 
 
-def test_tiles_are_the_slide_and_say_when_they_are_not(cohort: Cohort, viewed: Viewed, client):
+def test_tiles_are_the_slide_and_say_when_they_are_not(
+    cohort: Cohort, viewed: Viewed, client, tmp_path: Path
+):
     facts = client.get(f"/data/slides/{SLIDE}/slide.json").json()
     slides = cohort.stores.parent / "cohort" / "slides"
     with Image.open(slides / f"{SLIDE}.tif") as picture:
@@ -239,11 +241,9 @@ def test_tiles_are_the_slide_and_say_when_they_are_not(cohort: Cohort, viewed: V
         small = DeepZoom(store)
         assert "thumbnail" in small.words
         np.testing.assert_allclose(small.size_px0, facts["tiles"]["size_px0"], rtol=0.01)
-        other = slides.parent / "other"
-        other.mkdir()
-        Image.new("RGB", (640, 480)).save(other / f"{SLIDE}.tif")
+        Image.new("RGB", (640, 480)).save(tmp_path / f"{SLIDE}.tif")
         with pytest.raises(ConfigError, match=r"640 x 480 pixels.*--slides"):
-            DeepZoom(store, other)
+            DeepZoom(store, tmp_path)
 
 
 def test_a_real_slide_has_the_tiles_that_openslide_makes():
