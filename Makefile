@@ -54,7 +54,9 @@ view-assets: $(BASE)
 	$(BIN)/python -m eval.view.page
 
 test-browser: $(TEST) view-assets
-	$(BIN)/python -m pytest -rs tests/eval/test_view_browser.py
+	npm install --no-save --prefix .cache/axe axe-core@4
+	HIBIO_AXE=.cache/axe/node_modules/axe-core/axe.min.js \
+		$(BIN)/python -m pytest -rs tests/eval/test_view_browser.py
 
 test-readers:
 	$(MAKE) .venv-readers/installed-test VENV=.venv-readers CONSTRAINTS=
