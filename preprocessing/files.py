@@ -158,7 +158,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         fsync(temporary)
         _take_place(temporary, final)
     except OSError as error:
-        raise refusal(error, final.parent) from error
+        told = refusal(error, final.parent)
+        if told is error:  # an error that is its own cause has no end
+            raise
+        raise told from error
     finally:
         _remove(temporary)
 

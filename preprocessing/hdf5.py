@@ -318,9 +318,10 @@ def hdf5_writer(path: Path, *, change: bool = False) -> Iterator[tuple[h5py.File
             with h5py.File(sink, "r+" if change else "w", **options) as file:
                 yield file, sink
         except (OSError, RuntimeError, ValueError) as error:
-            if sink.error is not None:
-                raise refusal(sink.error, path.parent) from error
-            raise
+            told = error if sink.error is None else refusal(sink.error, path.parent)
+            if told is error:  # an error that is its own cause has no end
+                raise
+            raise told from error
         if sink.error is not None:
             raise refusal(sink.error, path.parent)
 

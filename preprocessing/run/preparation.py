@@ -92,7 +92,9 @@ def _disk_full(error: BaseException | None) -> bool:
 
     HDF5 gives the code of the system in its message only.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if getattr(error, "errno", None) in FULL:
             return True
         if any(f"errno = {code}," in str(error) for code in FULL):

@@ -187,4 +187,5 @@ def test_a_full_disk_is_told_with_its_place_and_remedy(tmp_path: Path, code: str
         write()
     assert ("MiB are free: make room and run again" in str(told.value)) == (code != "EIO")
     assert (str(tmp_path) in str(told.value)) == (code != "EIO")
+    assert told.value.__cause__ is not told.value
     assert list(tmp_path.iterdir()) == []

@@ -120,7 +120,11 @@ def refuse(after: int, error: BaseException) -> Callable[[Sink, memoryview], Non
 
 
 @pytest.mark.parametrize("after", [0, 3_000, 40_000])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), OSError(5, "it is broken"), KeyboardInterrupt()],
+    ids=["full", "broken", "stopped"],
+)
 def test_a_write_that_is_refused(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
 ) -> None:
@@ -131,8 +135,9 @@ def test_a_write_that_is_refused(
     else:
         report = prepare(cohort / "m.csv", tmp_path / "out", patch=PATCH)
         assert [r.status for r in report.rows] == ["failed", "failed"]
-        assert "the disk is full" in report.rows[0].reason
-        assert "MiB are free" in report.rows[0].reason
+        for words in ("the disk is full", "MiB are free"):
+            assert (words in report.rows[0].reason) == (error.errno == 28)
+        assert ("it is broken" in report.rows[0].reason) == (error.errno == 5)
     assert list((tmp_path / "out").iterdir()) == []
 
 
