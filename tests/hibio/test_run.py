@@ -95,7 +95,6 @@ def test_variants_that_cannot_be(toy_stores, tmp_path, variants, words):
         ({"stages": ()}, "stages is empty"),
         ({"folds": ()}, "at least one entry"),
         ({"seeds": ()}, "at least one entry"),
-        ({"device": "gpu"}, "not 'gpu'"),
     ],
 )
 def test_settings_out_of_range(toy_stores, tmp_path, change, words):
