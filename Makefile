@@ -54,7 +54,7 @@ view-assets: $(BASE)
 	$(BIN)/python -m eval.view.page
 
 test-browser: $(TEST) view-assets
-	npm install --no-save --prefix .cache/axe axe-core@4
+	npm install --no-save --prefix .cache/axe axe-core@4.14.1
 	HIBIO_AXE=.cache/axe/node_modules/axe-core/axe.min.js \
 		$(BIN)/python -m pytest -rs tests/eval/test_view_browser.py
 

@@ -269,20 +269,29 @@ def _pitch(xy: np.ndarray) -> float:
     return spacing_um(xy) or 1.0
 
 
-def open_folder(out: Path, form: str = H5AD) -> None:
-    """Make the folder of the results, before any work, and clear it of files of killed runs.
+def refuse_folder(out: Path, form: str = H5AD) -> None:
+    """Refuse a folder for results, and a format of tables, before any work; nothing is made.
 
     Args:
         out: the folder.
         form: of the tables that will be written there, one of `keys.TABLES`.
 
     Raises:
-        OSError: it cannot be made.
         ConfigError: it is of a model or a run, or the packages that write the format are missing.
     """
     refuse_model_folder(out)
     if form != H5AD:
         _require(*_NEEDS[form])
+
+
+def open_folder(out: Path, form: str = H5AD) -> None:
+    """Make the folder of the results, before any work, and clear it of files of killed runs.
+
+    Raises:
+        OSError: it cannot be made.
+        ConfigError: see `refuse_folder`, whose arguments these are.
+    """
+    refuse_folder(out, form)
     out.mkdir(parents=True, exist_ok=True)
     remove_abandoned(out)
 

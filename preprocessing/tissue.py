@@ -4,6 +4,7 @@ The tissue mask serves the quality control of docs/method.md 0's spots; it is no
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ from preprocessing.errors import DataError
 from preprocessing.patches import level_for
 from preprocessing.slides import BLACK, Pixels, Slide
 
-BAND_PIXELS = 4_000_000  # level pixels held at once while a thumbnail is made
+BAND_PIXELS = 4_000_000  # level pixels reduced at once while a thumbnail is made
+TILE_ROW_PIXELS = 64_000_000  # of a row of tiles that is held meanwhile
 DARK = 30  # resampled edges of a painted-over background are not quite black
 SATURATION_RANGE = (0.03, 0.25)  # Otsu's threshold is kept in here: see `tissue_mask`
 DARKNESS_RANGE = (0.05, 0.50)
@@ -60,16 +62,42 @@ def thumbnail(slide: Slide, max_px: int = 1024) -> tuple[Pixels, float]:
     level = level_for(slide, downsample)
     level_w, level_h = slide.level_dimensions[level]
     step = level_h / out_h
-    rows = max(1, int(BAND_PIXELS / (level_w * step)))
-    bands = []
-    for top in range(0, out_h, rows):
-        bottom = min(out_h, top + rows)
-        first, last = math.floor(top * step), math.ceil(bottom * step)
-        corner = (0, round(first * slide.level_downsamples[level]))
-        region = Image.fromarray(slide.read_region(corner, level, (level_w, last - first)))
-        box = (0.0, top * step - first, float(level_w), min(bottom * step, level_h) - first)
-        bands.append(np.asarray(region.resize((out_w, bottom - top), Image.Resampling.BOX, box)))
+    bands, top = [], 0
+    held, first = np.empty((0, level_w, 3), dtype=np.uint8), 0  # rows of the level from `first` on
+    for rows in _rows(slide, level):
+        held = np.concatenate([held, rows])
+        end = first + len(held)
+        bottom = out_h if end == level_h else math.floor(end / step)
+        if bottom > top:
+            box = (0.0, top * step - first, float(level_w), min(bottom * step, end) - first)
+            size = (out_w, bottom - top)
+            small = Image.fromarray(held).resize(size, Image.Resampling.BOX, box)
+            bands.append(np.asarray(small))
+            kept = math.floor(bottom * step) - first
+            held, first, top = held[kept:], first + kept, bottom
     return np.concatenate(bands), downsample
+
+
+def _rows(slide: Slide, level: int) -> Iterator[Pixels]:
+    """All rows of a level, a band at a time, each good until the next; every tile is read once.
+
+    (Of rows of tiles over `TILE_ROW_PIXELS`, a part at a time.)
+    """
+    width, height = slide.level_dimensions[level]
+    tile_h, tile_w = slide.tile(level)
+    band = max(1, BAND_PIXELS // width)
+    high = band // tile_h * tile_h or min(tile_h, max(band, TILE_ROW_PIXELS // width))
+    wide = width if high <= band else max(1, BAND_PIXELS // high // tile_w) * tile_w
+    down = slide.level_downsamples[level]
+    space = np.empty((min(high, height), width, 3), dtype=np.uint8)
+    for top in range(0, height, high):
+        region = space[: height - top]
+        for left in range(0, width, wide):
+            part = region[:, left : left + wide]
+            corner = (round(left * down), round(top * down))
+            part[:] = slide.read_region(corner, level, (part.shape[1], len(part)))
+        for start in range(0, len(region), band):
+            yield region[start : start + band]
 
 
 def has_black_background(slide: Slide, share: float = 0.05) -> bool:

@@ -31,6 +31,7 @@ from eval.tables import (
     hashes_of,
     lay_out,
     open_folder,
+    refuse_folder,
     require_finite,
     table_path,
     write_table,
@@ -138,7 +139,7 @@ def predict_folder(
     wanted = wanted or Wanted()
     names = wanted.names
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
-    open_folder(out, wanted.form)
+    refuse_folder(out, wanted.form)
     readout = readout_of(checkpoint)
     if wanted.labels and not readout.labels:
         raise ConfigError(
@@ -149,6 +150,7 @@ def predict_folder(
     chosen = readout if names is None else readout.of(names)
     if wanted.gene_sets is not None:
         chosen = chosen.beside(gene_set_readout(checkpoint, readout, wanted.gene_sets))
+    open_folder(out, wanted.form)
     elsewhere = (workers, scheduler)
     stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted, elsewhere)
     entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]

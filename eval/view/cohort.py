@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.embed import checked
-from eval.view.model import Model, UnknownName
+from eval.view.model import Model, UnknownName, once
 from eval.view.slide import Embedded, ViewedSlide, require_spots
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
@@ -29,10 +29,22 @@ UNSEEN = "unseen"  # the slides that were never trained on
 KEPT = 3  # slides whose counts and scores stay in memory
 
 
+class _Looked:
+    """A slide that is looked at: its store is opened once, and holds up no other slide."""
+
+    def __init__(self, cohort: Cohort, entry: SlideEntry, embedded: Embedded) -> None:
+        self._given = (cohort.model, entry, embedded, cohort.folder, cohort.predictions)
+
+    @once
+    def slide(self) -> ViewedSlide:
+        return ViewedSlide(*self._given)
+
+
 class Cohort:
     """Slides behind one checkpoint.
 
-    Threads may ask at once: nobody waits but for what he asks himself.
+    Threads may ask at once. One slide is embedded at a time; who asks for no embedding waits for
+    none.
     """
 
     def __init__(
@@ -78,7 +90,7 @@ class Cohort:
         self.folder, self.predictions = slides, predictions
         self._lock, self._stacking = threading.Lock(), threading.Lock()
         self._embedded = {name: Embedded(self.model, one) for name, one in self.entries.items()}
-        self._seen: dict[str, ViewedSlide] = {}
+        self._seen: dict[str, _Looked] = {}
         self._stacks: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
 
     def entry(self, slide_id: str, spots: Sequence[int] = ()) -> SlideEntry:
@@ -102,11 +114,11 @@ class Cohort:
         """
         entry = self.entry(slide_id)
         with self._lock:
-            found = self._seen.pop(slide_id, None) or self._viewed(entry)
+            found = self._seen.pop(slide_id, None) or _Looked(self, entry, self._embedded[slide_id])
             self._seen[slide_id] = found  # the last one looked at is the last one to go
             for old in list(self._seen)[:-KEPT]:
                 del self._seen[old]
-            return found
+        return found.slide
 
     def facts(self) -> dict[str, Any]:
         """What the page starts from."""
@@ -125,10 +137,6 @@ class Cohort:
             for entry in self.entries.values()
         ]
         return {"slides": slides, "maps": _colour_maps(), **self.model.facts()}
-
-    def _viewed(self, entry: SlideEntry) -> ViewedSlide:
-        embedded = self._embedded[entry.slide_id]
-        return ViewedSlide(self.model, entry, embedded, self.folder, self.predictions)
 
     def patches(self, slide_id: str, spots: Sequence[int]) -> np.ndarray:
         """Patches (n, px, px, 3) uint8 of some spots.

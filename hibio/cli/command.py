@@ -159,7 +159,8 @@ def _nobody_reads() -> bool:
     if os.name != "nt":  # where pipes cannot be looked at
         watch = select.poll()
         watch.register(stdout, select.POLLOUT)
-        if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        gone = select.POLLERR | select.POLLHUP  # Linux says the one of a pipe, the BSDs the other
+        if not any(event & gone for _, event in watch.poll(0)):
             return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
     return True

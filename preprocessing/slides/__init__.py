@@ -100,6 +100,15 @@ class OpenSlideSlide(Slide):
             region = to_rgb(np.asarray(self._slide.read_region(xy_px0, level, size)))
         return unpainted(region) if self.black_is_background else region
 
+    def tile(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile`."""
+        known = self._slide.properties
+        rows, columns = (
+            int(known.get(f"openslide.level[{level}].tile-{edge}", 1))
+            for edge in ("height", "width")
+        )
+        return rows, columns
+
     def close(self) -> None:
         """Release the file."""
         self._slide.close()

@@ -55,6 +55,10 @@ class TiledSlide(PlainSlide):
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
         self._levels[level].paint(target, x, y)
 
+    def tile(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile`."""
+        return self._levels[level].tile
+
     def close(self) -> None:
         """Release the files and the decoded tiles."""
         for level in self._levels:
@@ -181,9 +185,14 @@ class _Decoded(PlainSlide):
                 raise DataError(f"{base.path}: {'; '.join(base.notes)}; {_OTHER}")
             self._sizes, downsamples = base.level_dimensions, base.level_downsamples
             mpp, scale = base.mpp, base.scale
+            self._tiles = [base.tile(level) for level in range(len(downsamples))]
         super().__init__(base.path, black_is_background)
         self.level_dimensions, self.level_downsamples = self._sizes, downsamples
         self.mpp, self.scale = mpp, scale
+
+    def tile(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile`."""
+        return self._tiles[level]
 
 
 class VipsSlide(_Decoded):

@@ -142,6 +142,10 @@ class OmeZarr(PlainSlide):
                 block = self._block(level, row, column)
                 paste(target, block, column * columns - x, row * rows - y)
 
+    def tile(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile`."""
+        return self._steps[level]
+
     def close(self) -> None:
         """Release the decoded parts."""
         self._block.cache_clear()

@@ -45,6 +45,10 @@ class Slide(Protocol):
         Returns: uint8 (height, width, 3), a new array. A damaged file is a DataError.
         """
 
+    def tile(self, level: int) -> tuple[int, int]:
+        """(rows, columns) of the tiles that a level is stored in; (1, 1) where it has none."""
+        return 1, 1
+
     def close(self) -> None:
         """Release the file; the slide cannot be read any more."""
 

@@ -75,6 +75,7 @@ class TiffSegments:
     Attributes:
         size: (width, height) in pixels.
         step: (rows, columns) of a tile or strip.
+        tile: the same of a tile; (1, 1) where there are strips, which are kept for long.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class TiffSegments:
             cache_bytes //= TILE_SHARE
         else:
             self.step = (min(page.rowsperstrip, self.size[1]), self.size[0])
+        self.tile = self.step if page.is_tiled else (1, 1)
         check_size(path, self.step)
         self._per_row = math.ceil(self.size[0] / self.step[1])
         planes = page.samplesperpixel if page.planarconfig == PLANAR else 1
@@ -208,6 +210,10 @@ class _Levels(PlainSlide):
 
     def _paint(self, target: Pixels, level: int, x: int, y: int) -> None:
         self._levels[level].paint(target, x, y)
+
+    def tile(self, level: int) -> tuple[int, int]:
+        """See `Slide.tile`; a picture that is mapped has none."""
+        return self._levels[level].tile if self._levels else (1, 1)
 
     def close(self) -> None:
         """Release the file and the decoded parts."""

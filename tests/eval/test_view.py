@@ -174,7 +174,7 @@ def test_an_area_is_compared_with_the_rest(client, viewed: Viewed):
     assert set(whole["genes"]["outside"]) == {None}
 
 
-def test_nobody_waits_but_for_what_he_asks(
+def test_who_asks_for_no_embedding_waits_for_none(
     cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ):
     embedding, go_on = threading.Event(), threading.Event()
@@ -201,6 +201,30 @@ def test_nobody_waits_but_for_what_he_asks(
     assert client.get("/data/doing.json").json() == []
     slide = viewed.slide(SLIDE)
     assert slide.spots([7])[0]["keywords"] == slide._keywords(slide.tfidf[[7]])[0]
+
+
+def test_a_store_that_opens_slowly_holds_up_no_other_slide(
+    cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> SlideStore:
+        if path.stem == SLIDE:
+            opening.set()
+            assert go_on.wait(60)
+        return SlideStore(path)
+
+    monkeypatch.setattr("eval.view.slide.SlideStore", slow)
+    viewed = Viewed(checkpoint, cohort.stores, only=[SLIDE, "sim002"])
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(viewed.slide, SLIDE) for _ in range(2)]
+        try:
+            assert opening.wait(60)
+            other = pool.submit(viewed.slide, "sim002").result(timeout=10)
+            assert other.entry.slide_id == "sim002"
+        finally:
+            go_on.set()
+        assert asked[0].result() is asked[1].result()
 
 
 def test_a_property_is_computed_once_whoever_asks():

@@ -110,6 +110,19 @@ def test_the_served_page_answers_clicks_and_keys(viewed: Viewed, address: str, t
         browser.until(f"state.slide.id === '{OTHER}' && state.spot !== null")
         assert browser.value("location.hash").startswith(f"#slide={OTHER}")
         assert browser.complaints() == []
+        late = """(async () => {
+            const [plain, every] = [fetch, setInterval];
+            const later = (ms, text) => new Promise((r) => setTimeout(r, ms, new Response(text)));
+            fetch = (path) => path === "data/x" ? later(100, "{}") : later(300, '["busy"]');
+            setInterval = (work) => every(work, 20);
+            try {
+              await json("x");
+              tell("other words");
+              await later(500, "");
+              return $("status").textContent;
+            } finally { [fetch, setInterval] = [plain, every]; }
+        })()"""
+        assert browser.value(late) == "other words"
         browser.value("$('name-a').value = 'NO_SUCH_GENE'; $('form-a').requestSubmit()")
         browser.until("$('status').classList.contains('bad')")
         assert "no gene or gene set" in browser.value("$('status').textContent")

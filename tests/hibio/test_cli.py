@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 
@@ -106,11 +107,13 @@ def test_stopping_by_hand_is_no_traceback(run, monkeypatch):
     assert_refused(run("doctor"), "stopped")
 
 
-def test_nobody_who_reads_on_is_no_error():
-    """`hibio config list | head -1`."""
-    read, write = os.pipe()
+@pytest.mark.parametrize("words", [["config", "list"], ["doctor", "--licenses"]])
+@pytest.mark.parametrize("socket_pair", [False, True])
+def test_nobody_who_reads_on_is_no_error(words, socket_pair):
+    """`hibio config list | head -1`; a socket says POLLHUP where a pipe of Linux says POLLERR."""
+    read, write = (one.detach() for one in socket.socketpair()) if socket_pair else os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "hibio.cli", "config", "list"]
+    command = [sys.executable, "-m", "hibio.cli", *words]
     done = subprocess.run(command, check=False, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")

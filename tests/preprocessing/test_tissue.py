@@ -10,7 +10,8 @@ from PIL import Image
 
 from preprocessing import tissue
 from preprocessing.errors import DataError
-from preprocessing.slides import open_slide
+from preprocessing.slides import OpenSlideSlide, open_slide, tiff
+from preprocessing.slides.tiff import PlainTiff
 from preprocessing.tissue import (
     TissueMask,
     has_black_background,
@@ -71,6 +72,47 @@ def test_thumbnail_does_not_depend_on_bands_or_levels(
     assert same == downsample
     assert np.abs(whole.astype(int) - banded).max() <= 1
     assert np.abs(whole.astype(int) - pyramid).max() <= 5
+
+
+@pytest.mark.parametrize("kind", ["ome", "plain", "openslide"])
+@pytest.mark.parametrize("band", [256 * 40, 256 * 150])
+def test_thumbnail_reads_every_tile_once_and_holds_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, band: int
+) -> None:
+    """Bands lower than a tile, and those that would end within one."""
+    picture = np.random.default_rng(2).integers(0, 255, (250, 256, 3), dtype=np.uint8)
+    path = tmp_path / ("a.ome.tif" if kind == "ome" else "a.tif")
+    tifffile.imwrite(path, picture, tile=(64, 32), photometric="rgb", ome=kind == "ome")
+    with open_slide(save(tmp_path / "a.png", picture)) as slide:
+        whole, _ = thumbnail(slide, 45)
+    monkeypatch.setattr(tissue, "BAND_PIXELS", band)
+    monkeypatch.setattr(tiff, "CACHE_BYTES", 0)  # a tile is kept
+    asked = []
+    with PlainTiff(path) if kind == "plain" else open_slide(path) as slide:
+        read = slide.read_region
+        monkeypatch.setattr(slide, "read_region", lambda *a: (asked.append(a), read(*a))[1])
+        found, _ = thumbnail(slide, 45)
+        assert slide.tile(0) == (64, 32)
+        assert isinstance(slide, OpenSlideSlide) == (kind == "openslide")
+        if not isinstance(slide, OpenSlideSlide):
+            assert slide._levels[0].segment.cache_info().misses == 4 * 8  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found, whole)
+    assert all(x % 32 == y % 64 == 0 for (x, y), _, _ in asked)
+    assert sum(w * h for _, _, (w, h) in asked) == 250 * 256
+    assert max(w * h for _, _, (w, h) in asked) <= band
+
+
+def test_thumbnail_of_high_tiles_takes_a_part_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(3).integers(0, 255, (250, 256, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", picture, tile=(128, 128), photometric="rgb")
+    monkeypatch.setattr(tissue, "BAND_PIXELS", 256 * 10)
+    monkeypatch.setattr(tissue, "TILE_ROW_PIXELS", 256 * 50)
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert max(map(len, tissue._rows(slide, 0))) == 10
+        rows = np.concatenate([rows.copy() for rows in tissue._rows(slide, 0)])
+    np.testing.assert_array_equal(rows, picture)
 
 
 def test_thumbnail_of_a_sliver_and_a_bad_size(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ function file(path) {
 }
 
 async function ask(path, options) {
-  let words = "";
+  let words = "", done = false;
   const waiting = setInterval(async () => { // what the server does meanwhile
     const doing = await fetch("data/doing.json").then((told) => told.json()).catch(() => []);
-    if (doing.length) tell(words = doing.join("; "));
+    if (doing.length && !done) tell(words = doing.join("; "));
   }, 1000);
   try {
     const answer = await fetch(`data/${path}`, options);
@@ -36,6 +36,7 @@ async function ask(path, options) {
     const told = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
     throw new Error(told.error);
   } finally {
+    done = true; // what is still on its way comes too late
     clearInterval(waiting);
     if (words && $("status").textContent === words) tell("");
   }
