@@ -92,7 +92,8 @@ def moments(blocks: Iterable[Floats]) -> tuple[Doubles, Doubles]:
 
 def empty_rows(tfidf: csr_matrix) -> npt.NDArray[np.bool_]:
     """Spots (S,) without any value, which match nothing."""
-    empty: npt.NDArray[np.bool_] = _row_sums(csr_matrix(tfidf), np.abs(tfidf.data)) == 0
+    rows = csr_matrix(tfidf)
+    empty: npt.NDArray[np.bool_] = _row_sums(rows, np.abs(rows.data)) == 0
     return empty
 
 
@@ -327,13 +328,13 @@ def score_sets(
         sd: Its standard deviation (M,), > 0.
         background: Per-spot mean of the database's standardised scores (S,), from
             ``PathwayAnchors.background``.
-        raw: their ``cosine`` (S, M) where it is at hand; it is written over.
+        raw: their ``cosine`` (S, M) where it is at hand.
 
     Returns:
         float32 (S, M); 0 for a spot without counts.
 
     Raises:
-        PathwayError: an sd is not positive, or background has another length.
+        PathwayError: an sd is not positive, or background or raw has another shape.
     """
     level = np.asarray(background, dtype=np.float64)
     spread = np.asarray(sd)
@@ -343,8 +344,12 @@ def score_sets(
             "spots; expected sd > 0 (sets that vary over the training spots) and one background "
             "a spot."
         )
-    score = cosine(tfidf, matrix) if raw is None else raw
-    score -= np.asarray(mean, dtype=np.float32)
+    found = cosine(tfidf, matrix) if raw is None else np.asarray(raw, dtype=np.float32)
+    if found.shape != (shape := (tfidf.shape[0], matrix.shape[1])):
+        raise PathwayError(
+            f"raw of shape {found.shape}; expected {shape}, the cosine of every spot and set."
+        )
+    score: Floats = found - np.asarray(mean, dtype=np.float32)
     score /= spread.astype(np.float32)
     score -= level[:, None].astype(np.float32)
     score[empty_rows(tfidf)] = 0.0

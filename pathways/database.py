@@ -261,8 +261,9 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     table = table[COLUMNS].reset_index(drop=True).copy()
     for column in ("source", "target"):
         names = table[column].tolist()
-        plain = {v for v in set(names) if isinstance(v, str) and v != "" and v == v.strip()}
-        wrong = pd.Series([v not in plain for v in names])
+        texts = {v for v in names if isinstance(v, str)}
+        plain = {v for v in texts if v != "" and v == v.strip()}
+        wrong = pd.Series([not isinstance(v, str) or v not in plain for v in names])
         _refuse_rows(name, table, wrong, f"an empty or padded {column}; expected a plain name")
         table[column] = table[column].astype(object)
     table["weight"] = pd.to_numeric(table["weight"], errors="coerce").astype(np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 from pathways.files import odd_names
 from preprocessing.errors import DataError
 from preprocessing.files import files_in
-from preprocessing.findings import SlideWarning
+from preprocessing.findings import SlideWarning, collected_doubts
 from preprocessing.image_transform import image_matrix
 from preprocessing.patches import PatchConfig, measured_pitch_um
 from preprocessing.readers import READERS
@@ -147,9 +147,11 @@ def detect_format(counts: Path | None, image: Path | None, spots: Path | None) -
 
 
 @contextmanager
-def _slide_named(row: SlideRow) -> Iterator[None]:
+def _reading(row: SlideRow) -> Iterator[dict[Path, SlideWarning]]:
+    """Collects what its files are doubted for, by file; errors name the slide."""
     try:
-        yield
+        with collected_doubts() as doubts:
+            yield doubts
     except DataError as error:
         known = row.counts is None or str(row.counts) in str(error)
         place = "" if known else f" ({row.counts})"
@@ -162,8 +164,9 @@ def read_spots(row: SlideRow, image_mpp: float | None = None) -> SpotTable:
     Raises:
         DataError: names the slide and what is wrong with its files.
     """
-    with _slide_named(row):
+    with _reading(row) as doubts:
         table = _measured(format_of(row.format).read(row, image_mpp), row.organism)
+        table = warned(table, [*doubts.values()])
         return table if table.image_only else _with_scale(table, None)
 
 
@@ -177,7 +180,7 @@ def read_slide_spots(
     Raises:
         DataError: names the slide and what is wrong with its files, or with the context's width.
     """
-    with _slide_named(row):
+    with _reading(row) as doubts:
         form = format_of(row.format)
         if form.lay is not None:
             patch = patch.on_array(row.pitch_um)
@@ -185,7 +188,7 @@ def read_slide_spots(
             return warned(table, check_patch(patch.um, table.mpp)), patch
         table = _measured(form.read(row, slide.mpp), row.organism)
         table, patch = _sized(_with_scale(_on_image(row, form, slide, table), slide), patch)
-        return warned(table, check_patch(patch.um, table.mpp)), patch
+        return warned(table, [*doubts.values(), *check_patch(patch.um, table.mpp)]), patch
 
 
 def _on_image(row: SlideRow, form: Format, slide: Slide, table: SpotTable) -> SpotTable:

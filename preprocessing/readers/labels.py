@@ -40,11 +40,11 @@ def read_labels(
     Raises:
         DataError: no row belongs to a spot of the slide, or a spot has two different rows.
     """
-    frame = read_table(path).replace(dict.fromkeys(MISSING, ""))
+    frame = read_table(path, ids=lambda names: _id_columns(names, array, keys))
+    frame = frame.replace(dict.fromkeys(MISSING, ""))
     if frame.empty or frame.shape[1] == 0:
         raise DataError(f"labels {path} has no rows; expected one a spot")
-    frame = _with_barcodes(frame, keys)
-    names, wanted, values, notes = _join_keys(path, frame, barcodes, array)
+    names, wanted, values, notes = _join_keys(path, frame, barcodes, array, keys)
     known = names != ""
     if not known.all():
         notes.append(f"labels: {int((~known).sum())} rows without a key left out")
@@ -85,33 +85,39 @@ def labels_of(
     return labels
 
 
-def _with_barcodes(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Put the columns ``keys`` together as the column "barcode", where there is none."""
-    if not keys or "barcode" in frame.columns or not set(keys) <= set(frame.columns):
-        return frame
-    barcodes = frame[list(keys)].agg("_".join, axis=1)
-    frame = frame.drop(columns=list(keys))
-    frame.insert(0, "barcode", barcodes)
-    return frame
+def _id_columns(names: list[str], array: np.ndarray | None, keys: Sequence[str]) -> list[str]:
+    """The columns whose texts are the key, none of which is a number; none where x and y are."""
+    by_name = {name.lower(): name for name in names}
+    if "barcode" in by_name:
+        return [by_name["barcode"]]
+    if keys and set(keys) <= set(names):
+        return list(keys)
+    return [] if array is not None and {"x", "y"} <= set(by_name) else names[:1]
 
 
 def _join_keys(
-    path: Path, frame: pd.DataFrame, barcodes: np.ndarray, array: np.ndarray | None
+    path: Path,
+    frame: pd.DataFrame,
+    barcodes: np.ndarray,
+    array: np.ndarray | None,
+    keys: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame, list[str]]:
     """Return the key of each row (R,), the key of each spot (S,), the value columns, notes."""
-    by_name = {str(c).lower(): c for c in frame.columns}
-    if "barcode" not in by_name and {"x", "y"} <= set(by_name) and array is not None:
+    ids = _id_columns(list(frame.columns), array, keys)
+    if not ids and array is not None:
+        by_name = {str(c).lower(): c for c in frame.columns}
         x, y = (number_column(frame, by_name[c], path, empty_ok=True) for c in "xy")
         known = np.isfinite(x) & np.isfinite(y)
-        keys = np.full(len(frame), "", dtype=object)
-        keys[known] = position_names(np.column_stack([x, y])[known])
+        places = np.full(len(frame), "", dtype=object)
+        places[known] = position_names(np.column_stack([x, y])[known])
         values = frame[[c for c in frame.columns if not _PLACES.fullmatch(c)]]
-        return keys, position_names(array), values, []
-    column = by_name.get("barcode", frame.columns[0])
-    keys = frame[column].str.strip().to_numpy(dtype=object)
-    wanted = np.asarray(barcodes, dtype=object)
-    keys, wanted, how = alike(keys, wanted)
-    return keys, wanted, frame.drop(columns=[column]), [f"labels: {note}" for note in how]
+        return places, position_names(array), values, []
+    texts = frame[ids[0]].str.strip()
+    for name in ids[1:]:
+        texts = texts + "_" + frame[name].str.strip()
+    names, wanted = texts.to_numpy(dtype=object), np.asarray(barcodes, dtype=object)
+    names, wanted, how = alike(names, wanted)
+    return names, wanted, frame.drop(columns=ids), [f"labels: {note}" for note in how]
 
 
 def position_names(xy: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ CHECKERBOARD_PITCH_UM = 100.0  # every other position used: diagonal neighbours 
 _POSITION = re.compile(r"\d+x\d+")
 _PIXELS = ("pixel_x", "pixel_y")
 _SPOT_COLUMNS = ("x", "y", *_PIXELS)
+_FACTOR = "image_over_fullres_scale"
 _COUNTS = re.compile(r"(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*?)\.tsv(\.gz)?")
 
 
@@ -183,7 +184,7 @@ def _oriented(
 
 def _read_spots(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return array positions (S, 2) int64, pixels (S, 2) float64 and selected (S,) bool."""
-    frame = read_table(path)
+    frame = read_table(path, ids=lambda names: ())
     require_columns(frame, _SPOT_COLUMNS, path)
     if frame.empty:
         raise DataError(f"{path} lists no spots below the header")
@@ -261,7 +262,7 @@ def _her2st(folder: Path) -> list[SlideRow]:
         known = sections.get(slide, {})
         named = known.get("image")
         image = folder / named if named else image_named(folder / "images", slide)
-        scale = known.get("image_over_fullres_scale", "")
+        scale = known.get(_FACTOR, "")
         rows.append(
             replace(
                 row,
@@ -286,7 +287,7 @@ def _labels(folder: Path, slide: str) -> Path | None:
 def _sections(path: Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         return {}
-    frame = read_table(path)
+    frame = read_table(path, ids=lambda names: [name for name in names if name != _FACTOR])
     require_columns(frame, ("section", "patient"), path)
     records = frame.to_dict("records")
     return {str(r["section"]): {str(k): str(v) for k, v in r.items()} for r in records}

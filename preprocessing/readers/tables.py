@@ -11,7 +11,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, vstack
 
 from preprocessing.errors import DataError
+from preprocessing.findings import doubt
 
 MISSING = ("NA", "NaN", "nan", "N/A")  # as R and pandas write an empty cell
 _TRUE = ("1", "1.0", "true", "t", "yes", "y")
@@ -33,6 +34,7 @@ HARMLESS_BYTES = 1 << 28  # ... once more than this was unpacked (256 MiB)
 MOST_BYTES = 1 << 37  # of one file, whatever its ratio (128 GiB)
 MOST_COLUMNS = 4096  # of a table that is read as texts: spots, labels, sections
 _HEAD = 4096  # bytes that tell the format of a text
+_Ids = Callable[[list[str]], Collection[str]]
 _BLOCK = 4_000_000  # cells of the table in memory at once
 _FIRST = 16  # rows of the first block
 
@@ -162,10 +164,9 @@ def read_json_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 _DECIMAL_COMMA = r"-?(\d+(,\d*)?|,\d+)([eE][-+]?\d+)?"
 _THOUSANDS = r"-?[1-9]\d{0,2},\d{3}"  # or a decimal of three digits: nobody can tell
-_ID = re.compile(r"barcodes?|cell(_?id)?|id|row_name|", re.I)  # columns whose texts stay
 
 
-def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: Path, names: list[str] | None = None, ids: _Ids = list) -> pd.DataFrame:
     """Read a table of strings, separated by tabs, commas or semicolons (see `_separator`).
 
     A header one cell shorter than the rows, as R writes it, gets "row_name" in front.
@@ -173,6 +174,7 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
     Args:
         path: the file.
         names: column names of a file that has no header.
+        ids: the names of the columns -> those that hold no numbers (see `pointed`).
 
     Returns:
         (rows, columns) of str, stripped; empty cells are "".
@@ -213,10 +215,9 @@ def read_table(path: Path, names: list[str] | None = None) -> pd.DataFrame:
         ) from error
     frame.columns = [str(c).strip() for c in frame.columns]
     frame = frame.fillna("")
-    for name, texts in pointed(
-        frame, [c for c in frame.columns if not _ID.fullmatch(str(c))], separator, path
-    ):
-        frame[name] = texts
+    others = frame.columns.drop([*ids(list(frame.columns))])
+    for name, numbers in pointed(frame, others, separator, path):
+        frame[name] = numbers
     return frame
 
 
@@ -231,19 +232,17 @@ def pointed(
         frame: the table, or some rows of it.
         names: columns that may be numbers; not the ids.
         separator: of the cells.
-        path: for the warning where the commas may be of thousands.
+        path: for the `doubt` where the commas may be of thousands.
     """
-    warned = False
     for name in [n for n in names if separator == ";" and frame[n].dtype.kind == "O"]:
         text = frame[name].astype(str).str.strip()
         commas = text[text.str.contains(",", regex=False)]
         missing = text.isin(("", *MISSING))
         if commas.empty or not (missing | text.str.fullmatch(_DECIMAL_COMMA)).all():
             continue
-        if not warned and commas.str.fullmatch(_THOUSANDS).all():
-            warned, one = True, commas.iloc[0]
-            told = f"{path}: {one!r} is read as {one.replace(',', '.')}; if its comma separates "
-            warnings.warn(f"{told}thousands, take the commas out", stacklevel=2)
+        if commas.str.fullmatch(_THOUSANDS).all():
+            told = f"{commas.iloc[0]!r} is read as {commas.iloc[0].replace(',', '.')}"
+            doubt(path, told, "if its comma separates thousands, take the commas out")
         yield name, text.str.replace(",", ".", regex=False)
 
 
@@ -266,14 +265,14 @@ def _cells(line: str, separator: str) -> list[str]:
 def _separator(first: str, second: str) -> str:
     """A tab where the first line has one, else a comma; where neither, the second's tab, or ";".
 
-    Also ";" where it cuts both lines alike and the first has no more commas.
+    Also ";" where it cuts both lines alike, and commas do not or the first has no more of them.
     """
     if "\t" in first or ("," not in first and "\t" in second):
         return "\t"
-    heads, cells = len(_cells(first, ";")), len(_cells(second, ";"))
-    alike = heads > 1 and cells in (heads, heads + 1)
-    sure = "," not in first or (alike and first.count(";") >= first.count(","))
-    return ";" if ";" in first and sure else ","
+    heads, cells = ([len(_cells(line, mark)) for mark in ",;"] for line in (first, second))
+    commas, semicolons = (h > 1 and c in (h, h + 1) for h, c in zip(heads, cells, strict=True))
+    fewer = not commas or first.count(";") >= first.count(",")
+    return ";" if ";" in first and ("," not in first or (semicolons and fewer)) else ","
 
 
 def number_column(

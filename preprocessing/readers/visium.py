@@ -279,7 +279,7 @@ def read_positions(path: Path) -> pd.DataFrame:
         with open_text(path) as text:
             first = text.readline().lower()
         has_header = any(name in first for name in ("barcode", COLUMNS[-1], _SEURAT[0][0]))
-        frame = read_table(path, None if has_header else list(COLUMNS))
+        frame = read_table(path, None if has_header else list(COLUMNS), _barcode_column)
         named = {name: name.lower() for name in frame.columns if name.lower() in COLUMNS}
         frame = _of_seurat(frame.rename(columns=named))
     require_columns(frame, tuple(COLUMNS), path)
@@ -303,9 +303,14 @@ def _of_seurat(frame: pd.DataFrame) -> pd.DataFrame:
     """The coordinates that Seurat keeps of a Visium image, under Space Ranger's names."""
     if not {old for old, _ in _SEURAT[:2]} <= set(frame.columns):
         return frame
-    names = [name for name in ("barcode", "row_name", "cell") if name in frame.columns]
-    ids = names[0] if names else str(frame.columns[0])
+    (ids,) = _barcode_column(list(frame.columns))
     return frame.rename(columns={ids: "barcode", **dict(_SEURAT)})
+
+
+def _barcode_column(names: list[str]) -> list[str]:
+    """The one that holds the barcodes, where Seurat's table has no such name the first."""
+    known = ("barcode", "row_name", "cell")
+    return [next((n for one in known for n in names if n.lower() == one), names[0])]
 
 
 def read_scale_factors(path: Path, notes: list[str]) -> dict[str, float]:

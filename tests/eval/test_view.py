@@ -20,9 +20,9 @@ from PIL import Image
 from scipy import sparse
 
 from eval.embed import embed_folder, image_embedding
-from eval.predict import predict_folder
+from eval.predict import Wanted, predict_folder
 from eval.query import query_folder
-from eval.tables import write_table
+from eval.tables import read_table, write_table
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
 from eval.view.export import export_page
@@ -119,6 +119,20 @@ def test_a_heatmap_is_what_query_and_predict_write(
     assert ((measured > 0) == (counts > 0)).all()
     assert np.corrcoef(measured, np.log1p(counts))[0, 1] > 0.9
     assert about["unit"].startswith("log expression")
+
+
+def test_predictions_are_read_from_spatialdata_too(
+    cohort: Cohort, checkpoint: Path, tmp_path: Path
+):
+    pytest.importorskip("spatialdata", reason='pip install "hibio[interop]"')
+    wanted = Wanted(form="spatialdata")
+    (path,) = predict_folder(checkpoint, [cohort.stores / f"{SLIDE}.h5"], tmp_path, wanted)
+    genes = read_table(path)
+    gene = genes.var_names[1]
+    found = Viewed(checkpoint, cohort.stores, predictions=tmp_path).slide(SLIDE)
+    heat = found.heat(gene, "predicted")
+    np.testing.assert_array_equal(heat.values, genes[:, gene].X.ravel())
+    assert heat.about["from"] == path.name == f"{SLIDE}.predict.sdata.zarr"
 
 
 def test_a_pasted_list_is_a_set(client, viewed: Viewed):

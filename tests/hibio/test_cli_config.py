@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_the_end_of_a_shipped_name_is_enough_or_hinted(name, tmp_path, monkeypat
         assert find_config(end) == find_config(name)
     with pytest.raises(ConfigError, match=rf"did you mean '{name}'"):
         find_config(f"{name}s.yaml" if "." not in name else name[:-2])
-    with pytest.raises(ConfigError, match=r"did you mean '"):
+    with pytest.raises(ConfigError, match=rf"did you mean '{re.escape(end)}'\?"):
         find_config(end[:-1])
 
 

@@ -149,6 +149,7 @@ def test_hash_ignores_row_order_and_sees_every_change() -> None:
         ({"target": ["G1", "G1"]}, "earlier row"),
         ({"target": ["G1", ""]}, "empty or padded target"),
         ({"source": ["A", None]}, "empty or padded source"),
+        ({"target": ["G1", ["G2"]]}, r"1 row.*padded target.*table row 2.*\['G2'\]"),
     ],
 )
 def test_wrong_tables_are_refused(change: dict[str, list[object]], word: str) -> None:

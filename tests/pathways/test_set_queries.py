@@ -40,7 +40,17 @@ def test_the_cosine_is_that_of_dense_rows_over_more_than_a_block() -> None:
 def test_an_empty_spot_scores_zero() -> None:
     matrix = set_matrix(new_sets(["G1"], ["G2", "G5"]), TOY.genes, TOY.idf)
     empty = csr_matrix((2, len(TOY.genes)), dtype=np.float32)
-    assert not score_sets(empty, matrix, [0.3, 0.1], [0.1, 0.2], np.ones(2)).any()
+    given = ([0.3, 0.1], [0.1, 0.2], np.ones(2))
+    assert not score_sets(empty, matrix, *given).any()
+    half = csr_matrix(([1.0, 0.0, 0.0], ([1, 0, 0], [0, 1, 2])), empty.shape)  # zeros are stored
+    scores = score_sets(half, matrix, *given)
+    assert scores.any(axis=1).tolist() == [False, True]
+    np.testing.assert_array_equal(score_sets(half.tocsc(), matrix, *given), scores)
+    raw = cosine(half, matrix).astype(np.float64)
+    np.testing.assert_allclose(score_sets(half, matrix, *given, raw), scores, atol=1e-6)
+    np.testing.assert_array_equal(raw, cosine(half, matrix))  # is not written over
+    with pytest.raises(PathwayError, match=r"raw of shape \(1, 2\); expected \(2, 2\)"):
+        score_sets(half, matrix, *given, raw[:1])
 
 
 def test_query_errors() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import DataError
+from preprocessing.patches import PatchConfig
 from preprocessing.readers.format import read_spots
 from preprocessing.readers.tables import (
     number_column,
@@ -17,6 +18,8 @@ from preprocessing.readers.tables import (
     read_typed,
     read_wide_table,
 )
+from preprocessing.run import prepare
+from preprocessing.store import SlideStore
 from tests.preprocessing.cell_sources import (
     BARCODES,
     CELLS,
@@ -264,6 +267,8 @@ def test_numbers_with_a_decimal_comma(tmp_path: Path):
     assert typed["n"].tolist() == [1.05, 4.5]
     texts = read_table(path)
     assert typed["id"].tolist() == texts["id"].tolist() == ["1,1", "1,2"]
+    assert texts["n"].tolist() == ["1,050", "4,5"]  # texts, unless the caller says otherwise
+    assert read_table(path, ids=lambda names: names[:3])["n"].tolist() == ["1.050", "4.5"]
     path.write_text(path.read_text().replace("4,5", "4,500"))
     with pytest.warns(UserWarning, match=r"'1,050' is read as 1\.050; if its comma separates"):
         read_typed(path, ("id",))
@@ -274,3 +279,40 @@ def test_numbers_with_a_decimal_comma(tmp_path: Path):
         read_spots(cell_row(path, "csv", modality="protein", mpp=None))
     with pytest.raises(DataError, match=r"'x_um'.*'0,5'.*; for decimals write a point"):
         number_column(read_table(path), "x_um", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("x, px;y, px;area, um\n1,5;2,5;3\n", ("x, px", "y, px", "area, um")),
+        ("x, px;y, px\nc1;1,5;2\n", ("row_name", "x, px", "y, px")),
+        ("a,b;c,d\n1,2;3,4\n", ("a", "b;c", "d")),  # both cut alike, and commas are more
+        ("a;b, um\n1;2,5\n", ("a", "b, um")),
+        ('"a;b",c\n1,2\n', ("a;b", "c")),
+    ],
+)
+def test_commas_in_a_header_of_semicolons(tmp_path: Path, text: str, names: tuple[str, ...]):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert read_header(path).names == names
+    assert tuple(read_table(path).columns) == names
+
+
+def test_commas_that_may_be_of_thousands_are_told_in_the_result_once_a_file(
+    tmp_path: Path, monkeypatch, recwarn
+):
+    """By `prepare` and by the store, not as Python warns; of all blocks of rows once."""
+    monkeypatch.setattr("preprocessing.readers.tables._BLOCK", 1)
+    counts, labels = tmp_path / "c.csv", tmp_path / "l.csv"
+    lines = [f"c{i};{i};{i};1,{800 + i};2,500" for i in range(40)]
+    counts.write_text("\n".join(["id;x_um;y_um;A;B", *lines]))
+    labels.write_text("\n".join(["id;depth", *(f"c{i};7,{100 + i}" for i in range(40))]))
+    row = cell_row(counts, "csv", modality="protein", mpp=None, labels=labels)
+    (result,) = prepare([row], tmp_path / "out", patch=PatchConfig(50.0, 8)).rows
+    assert result.status == "done"
+    assert "c.csv: '1,800' is read as 1.800" in result.reason
+    with SlideStore(tmp_path / "out" / f"{row.slide_id}.h5") as store:
+        doubts = [warning for warning in store.warnings if "is read as" in warning.message]
+    assert [one.message.partition(":")[0] for one in doubts] == ["c.csv", "l.csv"]
+    assert {one.fix for one in doubts} == {"if its comma separates thousands, take the commas out"}
+    assert not [one for one in recwarn if "is read as" in str(one.message)]

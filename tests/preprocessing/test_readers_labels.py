@@ -67,6 +67,18 @@ def test_bad_label_files_are_refused(tmp_path: Path, text: str, said: str):
         read_labels(write(tmp_path / "l.csv", text), BARCODES)
 
 
+@pytest.mark.parametrize("column", ["spot", "name", "index", "EntityID", "Unnamed: 0", ""])
+def test_a_key_keeps_its_commas_where_numbers_have_decimal_ones(tmp_path: Path, column: str):
+    path = write(tmp_path / "l.csv", f"{column};score;x;y;n\n1,1;0,5;1,1;2;9\n1,2;2;2;3;8\n")
+    barcodes = np.array(["1,1", "1,2"], dtype=object)
+    frame, notes = read_labels(path, barcodes)
+    assert (frame["score"].tolist(), notes) == ([0.5, 2.0], ())
+    frame, _ = read_labels(path, np.array(["0,5_9", "2_8"], dtype=object), keys=("score", "n"))
+    assert frame["x"].tolist() == [1.1, 2.0]
+    frame, _ = read_labels(path, barcodes, np.array([[2, 3], [1, 2]]))  # by x and y, as numbers
+    assert frame["score"].tolist() == [2.0, 0.5]
+
+
 def test_repeated_equal_rows_count_once(tmp_path: Path):
     frame, _ = read_labels(write(tmp_path / "l.csv", "barcode,k\nA-1,x\nA-1,x\n"), BARCODES)
     assert frame["k"].tolist() == ["x", "", ""]

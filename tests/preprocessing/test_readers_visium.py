@@ -13,7 +13,7 @@ from preprocessing import DataError
 from preprocessing.readers import parquet
 from preprocessing.readers.coordinates import hex_pitch_px
 from preprocessing.readers.format import read_spots, source_files
-from preprocessing.readers.visium import read_visium
+from preprocessing.readers.visium import read_positions, read_visium
 from preprocessing.slide_row import SlideRow
 from preprocessing.spot_table import SpotTable
 from tests.preprocessing.sources import Truth, hex_positions, visium_folder
@@ -212,3 +212,10 @@ def test_positions_as_spreadsheets_write_them(tmp_path: Path, how: str):
     else:
         frame.to_csv(path, sep=";", decimal="," if how == "decimal comma" else ".", index=False)
     assert_is(read_visium(row_of(tmp_path)), truth, 2.0)
+
+
+def test_barcodes_of_seurat_keep_their_commas(tmp_path: Path):
+    path = tmp_path / "coordinates.csv"
+    path.write_text("spot;tissue;row;col;imagerow;imagecol\n1,1;1;0;2;10,5;20,25\n")
+    (found,) = read_positions(path).to_dict("records")
+    assert list(found.values()) == ["1,1", 1, 0, 2, 10.5, 20.25]
