@@ -10,7 +10,16 @@ from hibio.keys import level_name
 
 #: Weightings of `preprocessing.tfidf`, and selectors of `preprocessing.selection`.
 Tfidf = Literal[
-    "log", "raw", "bm25", "depth_matched", "spatial", "lognormal", "shrunken", "arcsinh", "rank"
+    "log",
+    "raw",
+    "bm25",
+    "depth_matched",
+    "spatial",
+    "unweighted",
+    "lognormal",
+    "shrunken",
+    "arcsinh",
+    "rank",
 ]
 Selector = Literal["tfidf", "hvg", "svg", "rank", "top", "random"]
 
@@ -21,7 +30,7 @@ class GenesConfig:
 
     Attributes:
         tfidf: weighting of keyword genes, anchors and queries: shrunken | log | raw | bm25 |
-            depth_matched | spatial | lognormal; intensities: arcsinh | rank.
+            depth_matched | spatial | unweighted | lognormal; intensities: arcsinh | rank.
         spot_vector: weighting of the spot vector and the gene factors, the same names; of
             intensities it is that of ``tfidf``.
         keyword_genes: K, genes of a spot that enter its gene graph; 64-512.

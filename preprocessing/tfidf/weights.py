@@ -163,6 +163,15 @@ class SmoothIdf(InverseDocumentFrequency):
 
 
 @dataclass(frozen=True)
+class EqualIdf(SmoothIdf):
+    """1 for every gene: the control of the reweighting."""
+
+    def weight(self, sums: FitSums) -> Doubles:
+        """See InverseDocumentFrequency."""
+        return np.ones(len(sums.df))
+
+
+@dataclass(frozen=True)
 class DepthMatchedIdf(InverseDocumentFrequency):
     """Smooth idf with df = sum_i [1 - (1 - x_i / n_i)^depth], detections expected at one depth.
 
