@@ -7,10 +7,10 @@
 # make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
-# make resolve    whether pip finds wheels of the base and the extras for Python 3.11 to 3.14
-# make recipes    the workflows, the Dockerfile and the conda recipe read by their own linters
+# make resolve      whether pip finds the locked versions of all extras, and the newest wheels for Python 3.11 to 3.14
+# make recipes      the workflows, the Dockerfile and the conda recipe read by their own linters
 # make licenses     the licence of every package that is installed with HiBio
-# make lock         write constraints.txt anew from those newest versions; commit it if test-newest passes
+# make lock         write constraints.txt anew: the newest versions that all extras take; commit it if test passes
 # make format       let ruff put the code in order
 # make clean        remove the environments, caches and what the demo wrote
 #
@@ -89,6 +89,7 @@ wheel: $(TEST) view-assets
 # The newest versions; no interpreter is needed. pyvips and deepspeed come as source, pylibCZIrw (czi)
 # has no wheel for 3.14.
 resolve: $(BASE)
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt ".[all,docs]"
 	for python in 3.11 3.12 3.13 3.14; do $(BIN)/python -m pip install --quiet --dry-run \
 		--ignore-installed --only-binary=:all: --target build/none --python-version $$python \
 		".[encoders,hub,hdf5,parquet,spatialdata,interop,view,search,tracking,cluster,completion,docs]" \
@@ -105,14 +106,16 @@ recipes: $(BIN)/python
 licenses: $(BASE)
 	$(BIN)/hibio doctor --licenses
 
-# Local labels (+cpu, +cu130) go: the same versions of torch serve a CPU and a CUDA build, whose
-# own packages torch pins itself.
-lock:
-	rm -rf .venv-newest
-	$(MAKE) .venv-newest/installed-test VENV=.venv-newest CONSTRAINTS=
-	.venv-newest/bin/python -m pip freeze --all --exclude-editable > .venv-newest/freeze.txt
-	{ echo "# Every version that make demo and make test install; made by: make lock"; \
-		sed -n 's/+[a-z0-9.]*$$//; /^pip==/d; /==/p' .venv-newest/freeze.txt; } > constraints.txt
+# One choice for all extras together (spatialdata and mlflow refuse the newest of some packages). Local
+# labels (+cpu, +cu130) go: the same versions of torch serve a CPU and a CUDA build, whose own packages
+# torch pins itself.
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	{ echo "# The newest versions that the base, the tests, the site and every extra take together; made by: make lock"; \
+		$(BIN)/python -m uv pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
+			--extra test --extra all --extra docs setup.cfg \
+		| sed 's/+[a-z0-9.]*$$//; /^nvidia-\|^cuda-\|^triton==/d'; } > $@.txt
+	mv $@.txt constraints.txt
 
 format: $(TEST)
 	$(BIN)/ruff check --fix .

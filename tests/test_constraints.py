@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def requirements(text: str) -> list[Requirement]:
-    """What `make demo` and `make test` install: the base, and the extra `test` with those in it."""
+    """The base and all that is locked with it: extras of users, of the tests, of the site."""
     setup = configparser.ConfigParser()
     setup.read_string(text)
     extras = setup["options.extras_require"]
-    found, todo = [], f"{setup['options']['install_requires']}\n{extras['test']}".split("\n")
+    found, todo = [], f"{setup['options']['install_requires']}\nhibio[all,test,docs]".split("\n")
     while todo:
         if line := todo.pop(0).strip():
             found.append(Requirement(line))
@@ -49,21 +49,23 @@ def read(name: str) -> str:
 
 
 def test_every_requirement_is_locked_at_a_version_that_fits():
-    assert len(requirements(read("setup.cfg"))) > 30
+    assert len(requirements(read("setup.cfg"))) > 50
     assert unmet(read("setup.cfg"), read("constraints.txt")) == []
 
 
 @pytest.mark.parametrize(
     ("constraints", "words"),
     [
-        ("numpy==1.0\nruff==0.9.1\n", "numpy>=1.26 is locked at 1.0"),
-        ("numpy==2.0\n", "ruff has no version"),
-        ("numpy==2.0+cpu\nruff==0.9.1\n", "a local build"),
+        ("numpy==1.0\nruff==0.9.1\nwandb==1.0\n", "numpy>=1.26 is locked at 1.0"),
+        ("numpy==2.0\nwandb==1.0\n", "ruff has no version"),
+        ("numpy==2.0\nruff==0.9.1\n", "wandb has no version"),
+        ("numpy==2.0+cpu\nruff==0.9.1\nwandb==1.0\n", "a local build"),
     ],
 )
 def test_what_does_not_fit_is_found(constraints, words):
     setup = "[options]\ninstall_requires =\n  numpy>=1.26\n"
-    setup += "[options.extras_require]\ntest =\n  ruff>=0.9\n"
+    setup += "[options.extras_require]\ntest =\n  ruff>=0.9\ndocs =\n"
+    setup += "all =\n  hibio[tracking]\ntracking =\n  wandb>=0.18\n"
     found = unmet(setup, constraints)
     assert len(found) == 1
     assert words in found[0]
