@@ -25,13 +25,13 @@ from eval.embed import (
 from eval.measures.inner_folds import inner_groups
 from eval.measures.metrics import unit_rows
 from eval.measures.ridge import (
+    TINY,
     Targets,
     centre,
     column_blocks,
     nearest_weights,
     ridge_fit,
     zscore,
-    zscore_mean,
 )
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.tables import (
@@ -60,7 +60,8 @@ from preprocessing.workers import each
 NEAREST = 50  # training spots that a retrieved score is the mean of
 SHOWN = 4  # gene sets in a heatmap picture
 CACHED = 32  # sets at once: their scores of some thousand spots stay in the processor's cache
-WHOLE = 1000  # above every score, for its decimals in a table
+ROUNDING = 1e-6  # spread of a mean of standardised values below which it is the same everywhere
+UNIT = 10_000  # of what has four decimals in a table
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ def scored_on_bank(
     Raises:
         ConfigError: a set has one score everywhere.
     """
-    table = database.table.groupby("source", sort=False)["target"]
-    members = tuple(tuple(genes) for _, genes in table)
+    members = tuple(database.members.values())
     matrix = set_matrix(database, artifacts.genes.tolist(), artifacts.tfidf.idf)
     raw = cosine(bank.tfidf, matrix)
     mean, sd = raw.mean(axis=0), raw.std(axis=0)
@@ -149,20 +149,37 @@ def image_scores(
         groups = inner_groups(bank.patient[rows], slides, place)
         ridge = ridge_fit(train, target, groups=groups, units=slides)
         test = ridge.reduced(zscore(image))
-    if readout in ("default", "retrieval") and nearest is None:
-        nearest = nearest_in_bank(bank, image)
+    if readout in ("default", "retrieval"):
+        given = nearest_in_bank(bank, image) if nearest is None else nearest
+        around = sparse.csr_matrix(given, dtype=target.dtype)
+    if readout == "default":  # level and spread of both are taken off
+        level = np.ravel(around.mean(axis=0)) @ ridge.y.z
+        test, weights = (one.astype(target.dtype) for one in _unit(test, ridge.weights))
     score = np.empty((len(image), len(sets.names)), dtype=target.dtype)
     for columns in column_blocks(score.shape[1], CACHED):
         if readout == "retrieval":
             y = Targets.of(target[:, columns], slides)
-            score[:, columns] = y.back(np.asarray(nearest @ y.z))
-            continue
-        by_ridge = test @ ridge.weights[:, columns]
-        if readout == "ridge":
-            score[:, columns] = ridge.y.back(by_ridge, columns)
-        else:  # level and spread of both are taken off
-            score[:, columns] = zscore_mean(by_ridge, np.asarray(nearest @ ridge.y.z[:, columns]))
+            score[:, columns] = y.back(np.asarray(around @ y.z))
+        elif readout == "ridge":
+            score[:, columns] = ridge.y.back(test @ ridge.weights[:, columns], columns)
+        else:
+            near = around @ (ridge.y.z[:, columns] - level[columns]).astype(target.dtype)
+            sd = np.sqrt(np.einsum("st,st->t", near, near) / len(near))
+            near /= np.where(sd > ROUNDING, 2 * sd, np.inf)
+            score[:, columns] = near + test @ weights[:, columns]
     return score
+
+
+def _unit(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows about their mean, and weights, whose products are half of the z-scored ``x @ weights``.
+
+    So it costs nothing for each spot and set; a prediction that is the same everywhere becomes 0.
+    """
+    mean = x.mean(axis=0)
+    centred = x - mean
+    sd = np.sqrt(np.einsum("ft,ft->t", weights, (centred.T @ centred / len(x)) @ weights))
+    varies = sd > TINY * np.maximum(np.abs(mean @ weights), TINY)
+    return centred, weights / np.where(varies, 2 * sd, np.inf)
 
 
 def nearest_in_bank(bank: Bank, image: np.ndarray) -> sparse.csr_matrix:
@@ -277,25 +294,25 @@ def _query_slide(
 
 
 def write_scores(path: Path, frame: pd.DataFrame) -> None:
-    """Write a CSV of finite numbers with six decimals, many times as fast as pandas does."""
+    """Write a CSV of finite numbers with four decimals, many times as fast as pandas does."""
     values = frame.to_numpy()
-    if np.abs(values).max(initial=0.0) > WHOLE - 1:
-        frame.to_csv(path, float_format="%.6f")
+    largest = max(values.max(initial=0.0), -values.min(initial=0.0))
+    if largest > 999:
+        frame.to_csv(path, float_format="%.4f")
         return
-    signs = [f"{sign}{n}".rjust(4, "\0").encode() for sign in ("", "-") for n in range(WHOLE)]
-    high, low = ([text % n for n in range(1000)] for text in (b".%03d", b"%03d,"))
-    word = [np.array(texts, dtype="S4").view(np.uint32) for texts in (signs, high, low)]
+    below, size = (10, 4) if largest < 9 else (1000, 8)  # bytes of a comma, sign, digits and point
+    heads = [f",{sign}{n}.".rjust(size, "\0") for sign in ("", "-") for n in range(below)]
+    head = np.array(heads, dtype=f"S{size}").view(f"u{size}")
+    tail = np.array([f"{n:04d}" for n in range(UNIT)], dtype="S4").view("u4")
+    text = np.empty(values.shape[1], dtype=[("head", head.dtype), ("tail", tail.dtype)])
     labels = frame.index.to_frame().to_csv(index=False, header=False, lineterminator="\0\n")
     with path.open("wb") as file:
         file.write(frame[:0].to_csv().encode())
         for label, row in zip(labels.encode().split(b"\0\n"), values, strict=False):
-            micro = np.rint(np.abs(row, dtype=np.float64) * 1e6).astype(np.uint32)
-            whole = micro // 1_000_000  # numpy's divmod is many times as slow
-            rest = micro - whole * 1_000_000
-            above = rest // 1000
-            part = (whole + WHOLE * (row < 0), above, rest - above * 1000)
-            text = np.stack([own[n] for own, n in zip(word, part, strict=True)], axis=1)
-            file.write(label + b"," + text.tobytes().translate(None, b"\0")[:-1] + b"\n")
+            units = np.rint(np.abs(row, dtype=np.float64) * UNIT).astype(np.uint32)
+            whole = units // UNIT  # numpy's divmod is many times as slow
+            text["head"], text["tail"] = head[whole + below * (row < 0)], tail[units - whole * UNIT]
+            file.write(label + text.tobytes().translate(None, b"\0") + b"\n")
 
 
 def _targets(out: Path, slide_id: str, form: str) -> list[Path]:
@@ -320,5 +337,5 @@ def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.nda
 
 def shown_sets(score: np.ndarray, n: int = SHOWN) -> Sequence[int]:
     """The sets whose score varies most over the slide, at most ``n``."""
-    variance = [score[:, some].var(axis=0) for some in column_blocks(score.shape[1], CACHED)]
-    return np.argsort(-np.concatenate(variance), kind="stable")[:n].tolist()
+    variance = np.einsum("sm,sm->m", score, score) / len(score) - score.mean(axis=0) ** 2
+    return np.argsort(-variance, kind="stable")[:n].tolist()

@@ -349,8 +349,12 @@ def score_sets(
         raise PathwayError(
             f"raw of shape {found.shape}; expected {shape}, the cosine of every spot and set."
         )
-    score: Floats = found - np.asarray(mean, dtype=np.float32)
-    score /= spread.astype(np.float32)
-    score -= level[:, None].astype(np.float32)
+    score: Floats = found if raw is None else np.empty_like(found)
+    centre, wide = (np.asarray(x, dtype=np.float32) for x in (mean, spread))
+    for start in range(0, len(score), CACHED_SPOTS):
+        rows = slice(start, start + CACHED_SPOTS)
+        np.subtract(found[rows], centre, out=score[rows])
+        score[rows] /= wide
+        score[rows] -= level[rows, None].astype(np.float32)
     score[empty_rows(tfidf)] = 0.0
     return score

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 from scipy.sparse import csr_matrix
@@ -109,7 +110,9 @@ class PathwayDatabase:
             {
                 "source": np.repeat(np.array(names, dtype=object), sizes),
                 "target": np.array([g for s in sets for g in s.genes], dtype=object),
-                "weight": [(weights or {}).get((s.name, g), 1.0) for s in sets for g in s.genes],
+                "weight": [weights.get((s.name, g), 1.0) for s in sets for g in s.genes]
+                if weights
+                else 1.0,
             }
         )
         descriptions = {s.name: s.description for s in sets}
@@ -140,6 +143,14 @@ class PathwayDatabase:
             )
         return tuple(self.table.loc[rows, "target"])
 
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Genes of every pathway, in table order; pathways in the order of ``names``."""
+        code, names = pd.factorize(self.table["source"])
+        genes = self.table["target"].to_numpy()[np.argsort(code, kind="stable")]
+        own = np.split(genes, np.cumsum(np.bincount(code))[:-1])
+        return {str(name): tuple(one) for name, one in zip(names, own, strict=True)}
+
     def plain_sets(self) -> list[GeneSet]:
         """The sets for parsers that split a line of GMT at every blank, as decoupler's does.
 
@@ -157,8 +168,8 @@ class PathwayDatabase:
             raise PathwayError(f"{self.name} has genes with blanks: {', '.join(odd[:5])}.")
         told = {name: "_".join(self.descriptions.get(name, "").split()) for name in self.names}
         return [
-            GeneSet("_".join(name.split()), told[name] or "na", self.genes_of(name))
-            for name in self.names
+            GeneSet("_".join(name.split()), told[name] or "na", genes)
+            for name, genes in self.members.items()
         ]
 
     def restrict(
@@ -243,8 +254,9 @@ def gene_index(genes: Sequence[str]) -> "pd.Index[str]":
 
 def hash_table(table: pd.DataFrame) -> str:
     """SHA-256 of the canonical table: sorted lines ``source<TAB>target<TAB>weight``."""
-    columns = (table[c].tolist() for c in COLUMNS)
-    lines = sorted(f"{s}\t{t}\t{w!r}" for s, t, w in zip(*columns, strict=True))
+    source, target, weight = (table[c].tolist() for c in COLUMNS)
+    text = {w: f"{w!r}" for w in set(weight)}
+    lines = sorted(f"{s}\t{t}\t{text[w]}" for s, t, w in zip(source, target, weight, strict=True))
     return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
@@ -260,12 +272,11 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
         raise PathwayError(f"{name}: the table has no rows; expected at least one gene set.")
     table = table[COLUMNS].reset_index(drop=True).copy()
     for column in ("source", "target"):
-        names = table[column].tolist()
-        texts = {v for v in names if isinstance(v, str)}
-        plain = {v for v in texts if v != "" and v == v.strip()}
-        wrong = pd.Series([not isinstance(v, str) or v not in plain for v in names])
+        table[column] = names = table[column].astype(object)
+        if pd.api.types.infer_dtype(names, skipna=False) != "string":
+            names = names.map(lambda v: v if isinstance(v, str) else "")
+        wrong = ~names.isin([v for v in names.unique() if v != "" and v == v.strip()])
         _refuse_rows(name, table, wrong, f"an empty or padded {column}; expected a plain name")
-        table[column] = table[column].astype(object)
     table["weight"] = pd.to_numeric(table["weight"], errors="coerce").astype(np.float64)
     wrong = ~np.isfinite(table["weight"]) | (table["weight"] == 0)
     _refuse_rows(name, table, wrong, "a weight that is not a finite number other than 0")
@@ -274,13 +285,14 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _refuse_rows(name: str, table: pd.DataFrame, wrong: "pd.Series[bool]", what: str) -> None:
+def _refuse_rows(name: str, table: pd.DataFrame, wrong: npt.ArrayLike, what: str) -> None:
     """Raise for marked rows, naming how many, and the first."""
-    if wrong.any():
-        first = int(np.flatnonzero(wrong)[0])
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        first = int(rows[0])
         values = ", ".join(f"{c}={table[c].tolist()[first]!r}" for c in COLUMNS)
         raise PathwayError(
-            f"{name}: {int(wrong.sum())} row(s) with {what}; the first is table row {first + 1} "
+            f"{name}: {len(rows)} row(s) with {what}; the first is table row {first + 1} "
             f"({values}). Correct or remove them."
         )
 

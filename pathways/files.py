@@ -148,7 +148,8 @@ class GeneSet:
         if not self.genes:
             raise PathwayError(f"gene set {self.name!r} has no genes; expected at least one.")
         self._check_fields()
-        if twice := repeated(self.genes):
+        if len(set(self.genes)) < len(self.genes):
+            twice = repeated(self.genes)
             raise PathwayError(
                 f"gene set {self.name!r} lists a gene twice: {', '.join(twice[:5])}. "
                 "List every gene once."
@@ -157,7 +158,10 @@ class GeneSet:
     def _check_fields(self) -> None:
         """Refuse what a tab-separated line cannot carry without changing it."""
         fields = (self.name, self.description, *self.genes)
-        for field in (self.name, *self.genes):
+        names = (self.name, *self.genes)
+        together = "".join(names)
+        blank = together.split() != [together] or "" in names  # seldom: then each is looked at
+        for field in names if blank else ():
             if not field or field != field.strip():
                 raise PathwayError(
                     f"gene set {self.name!r}: {field!r} is empty or has spaces around it; expected "
@@ -290,9 +294,7 @@ def _genes_in_front(path: str | Path, sets: list[GeneSet]) -> list[GeneSet]:
     found: list[GeneSet] = []
     moved = []
     for one, text in zip(sets, told, strict=True):
-        mouse = 2 * sum(map(bool, map(_MOUSE.fullmatch, one.genes))) > len(one.genes)
-        form = _MOUSE if mouse else _SYMBOL
-        looks = form.fullmatch(text) and not _NO_GENE.fullmatch(text) and text != one.name
+        looks = _written_as(text, one) and not _NO_GENE.fullmatch(text) and text != one.name
         usual = column_of_ids and re.sub(r"\d+", "0", text) == common
         if text in known or (looks and not usual):
             moved.append(text)
@@ -308,6 +310,14 @@ def _genes_in_front(path: str | Path, sets: list[GeneSet]) -> list[GeneSet]:
         fix = "put an empty description in the second column, or longer words"
         warnings.warn(GeneSetWarning(text, fix), stacklevel=4)
     return found
+
+
+def _written_as(text: str, one: GeneSet) -> bool:
+    """Whether a text has the form of most symbols of a set: of mouse or of human genes."""
+    if not (_MOUSE.fullmatch(text) or _SYMBOL.fullmatch(text)):
+        return False
+    mouse = 2 * sum(map(bool, map(_MOUSE.fullmatch, one.genes))) > len(one.genes)
+    return bool((_MOUSE if mouse else _SYMBOL).fullmatch(text))
 
 
 def odd_names(genes: Iterable[str]) -> list[tuple[str, str]]:

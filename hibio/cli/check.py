@@ -199,8 +199,8 @@ def check_sets(source: str) -> list[Finding]:
         found = f"identifiers of no one kind ({', '.join(database.genes[:5])}, ...)"
         told.append((found, "write all as symbols, all as Ensembl or all as Entrez ids"))
     alike: dict[frozenset[str], list[str]] = {}
-    for name, genes in database.table.groupby("source", sort=False)["target"]:
-        alike.setdefault(frozenset(genes), []).append(str(name))
+    for name, genes in database.members.items():
+        alike.setdefault(frozenset(genes), []).append(name)
     if same := [" = ".join(names) for names in alike.values() if len(names) > 1]:
         told.append((f"sets of the same genes ({', '.join(same[:5])})", "keep one of each"))
     size = f"{len(database.names):,} sets of {len(database.genes):,} genes"

@@ -35,7 +35,6 @@ from preprocessing.stain import StainMethod, StainNormaliser, sample_patches, st
 from preprocessing.store import SlideStore
 
 IN_MEMORY_SPOTS = 20_000  # a slide up to this size is kept whole
-UNREAD_SPOTS = 1024  # rows of nothing that stand for counts which are not asked for
 CHUNK_SPOTS = 20_000  # rows in memory at once while a larger one is streamed
 
 
@@ -156,7 +155,7 @@ class SlideExpression:
         niche_SN: spots whose counts weigh the genes of each (-1 pads), or None.
         mean_H: slide mean of each target gene, log-normalised and then as a frequency (2 H).
         sd_H: its standard deviation; inf for a gene that does not vary.
-        kept: all rows, or None where they are computed when asked for.
+        kept: all rows, or one that all spots have, or None: they are computed when asked for.
     """
 
     source: CountSource
@@ -169,7 +168,8 @@ class SlideExpression:
     def rows(self, spots: np.ndarray) -> ExpressionRows:
         """Rows of ``spots``, in their order."""
         if self.kept is not None:
-            return self.kept.take(spots)
+            alike = len(self.kept.gene_SK) == 1
+            return self.kept.take(np.zeros_like(spots) if alike else spots)
         return self.compute(*self.read(spots))
 
     def read(self, spots: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray | None]:
@@ -251,28 +251,30 @@ class SlideExpression:
 def read_expression(
     source: CountSource, artifacts: Artifacts, niche_SN: np.ndarray | None, *, unread: bool = False
 ) -> tuple[SlideExpression, np.ndarray]:
-    """Stream a slide once: its expression (of ``unread`` counts few rows), raw vectors (S, V)."""
+    """Stream a slide once: its expression, raw vectors (S, V); ``unread`` rows are alike: zeros."""
     vectors: list[np.ndarray] = []
     total = np.zeros(2 * len(artifacts.target_genes))
     square = np.zeros_like(total)
     slide = SlideExpression(source, artifacts, niche_SN, total, square)
-    whole = source.n_spots <= IN_MEMORY_SPOTS and not unread
-    step = source.n_spots if whole else UNREAD_SPOTS if unread else CHUNK_SPOTS
-    for start in range(0, source.n_spots, step):
-        spots = np.arange(start, min(start + step, source.n_spots))
+    n_read = 1 if unread else source.n_spots
+    whole = n_read <= IN_MEMORY_SPOTS
+    step = n_read if whole else CHUNK_SPOTS
+    for start in range(0, n_read, step):
+        spots = np.arange(start, min(start + step, n_read))
         counts, near = slide.read(spots)
         weighted = artifacts.vector_tfidf.transform(counts, near)[: len(spots)]
         vectors.append(spot_vectors(weighted, artifacts.factors))
         targets = _target_genes(counts[: len(spots)], artifacts).astype(np.float64)
         total += targets.sum(axis=0)
         square += (targets**2).sum(axis=0)
-    mean = total / source.n_spots
-    sd = np.sqrt(np.maximum(square / source.n_spots - mean**2, 0.0))
+    mean = total / n_read
+    sd = np.sqrt(np.maximum(square / n_read - mean**2, 0.0))
     sd = np.where(sd > 1e-6, sd, np.inf)
     slide = dataclasses.replace(slide, mean_H=mean, sd_H=sd)
     if whole:
         slide = dataclasses.replace(slide, kept=slide.compute(counts, near))
-    return slide, np.concatenate(vectors)
+    vector_SV = np.concatenate(vectors)
+    return slide, vector_SV.repeat(source.n_spots, axis=0) if unread else vector_SV
 
 
 def _values_at(rows: sparse.csr_matrix, gene: np.ndarray) -> np.ndarray:
@@ -438,7 +440,7 @@ def expression_slide(
         matched: vocabulary genes that it measures.
         measured: genes that it measures.
         folded_in: matched genes that were folded in after training.
-        unread: nobody looks at the counts: rows of a few spots are made at a time, none kept.
+        unread: nobody looks at the counts, which are zeros: one row is made and stands for all.
 
     Raises:
         ConfigError: fewer than 20 vocabulary genes were measured (of a smaller vocabulary: fewer

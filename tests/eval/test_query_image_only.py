@@ -86,7 +86,7 @@ def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
         laid_out(adata, store)
     assert np.isfinite(scores.to_numpy()).all()
     assert (scores.std() > 0).all()
-    np.testing.assert_allclose(adata.X, scores.to_numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adata.X, scores.to_numpy(), atol=5.1e-5)  # four decimals
     assert (tmp_path / "grid.query.png").read_bytes().startswith(b"\x89PNG")
 
 

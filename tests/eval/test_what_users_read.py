@@ -147,15 +147,21 @@ def test_many_sets_score_as_all_at_once():
         np.testing.assert_allclose(scores(many, readout), slow, atol=1e-10)
 
 
-@pytest.mark.parametrize("size", [1.0, 999.0, 2e6])
+def test_a_slide_that_is_the_same_everywhere_scores_nothing():
+    one = planted()
+    alike = replace(one, image=np.tile(one.image[:1] / 3, (len(one.image), 1)))
+    assert not scores(alike, "default").any()
+
+
+@pytest.mark.parametrize("size", [1.0, 9.1, 999.0, 2e6])
 def test_a_table_of_scores_is_what_pandas_writes(tmp_path, size):
     values = np.random.default_rng(0).standard_normal((4, 5))
     values *= size / np.abs(values).max()
-    values[0, :4] = 0.0, 0.25, -0.0000004, 12.0 / 7
+    values[0, :4] = 0.0, 0.25, -0.00004, 12.0 / 7
     index = pd.Index(["a", 'b"1', "c,d", "x y"], name="barcode")
     frame = pd.DataFrame(values, index, ["S", "T,1", "U", "V", "W"])
     write_scores(tmp_path / "fast.csv", frame)
-    assert (tmp_path / "fast.csv").read_text() == frame.to_csv(float_format="%.6f")
+    assert (tmp_path / "fast.csv").read_text() == frame.to_csv(float_format="%.4f")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +180,7 @@ def test_written_query_scores_rise_with_the_measured_ones(checkpoint, toy_stores
     for slide in trained_on:  # the bank holds their spots
         found = pd.read_csv(tmp_path / f"{slide}.query.csv", index_col=0).to_numpy()
         adata = anndata.read_h5ad(tmp_path / f"{slide}.query.h5ad")
-        np.testing.assert_allclose(adata.X, found, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(adata.X, found, atol=5.1e-5)  # four decimals
         assert np.nanmean(pearson_per_gene(found, adata.layers["measured"])) > 0.2
 
 
