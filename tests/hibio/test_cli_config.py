@@ -147,6 +147,31 @@ def test_what_the_loader_refuses_the_schema_refuses(key, value, validators):
     assert not validators[RunConfig].is_valid({**good, "out": 5})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("refrence", "none"),
+        ("rows", {"none": 5}),
+        ("draws", "many"),
+        ("tasks", {"retrieval": "mrr"}),  # metrics are a list
+        ("terms", {"t": {"row": "none", "controll": "none"}}),
+        ("cohorts", {"sweeps": {}}),
+    ],
+)
+def test_what_a_grid_may_not_hold_the_schema_refuses(key, value, validators, tmp_path):
+    shipped = find_config("ablation/anchors").read_text()
+    good = {**yaml.load(shipped, Loader=files._Loader), "run": "her2st_flat"}
+    path = tmp_path / "grid.yaml"
+    path.write_text(json.dumps(good))
+    load_grid(path)
+    assert validators[GridConfig].is_valid(good)
+    bad = {**good, key: value}
+    path.write_text(json.dumps(bad))
+    with pytest.raises(ConfigError, match=key):
+        load_grid(path)
+    assert not validators[GridConfig].is_valid(bad)
+
+
 def test_the_schema_tells_words_ranges_defaults_and_choices(capsys):
     schema = json.loads(told(capsys, "schema"))
     genes = schema["properties"]["genes"]["properties"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,12 @@ def test_features_that_do_not_fit_are_refused(train, test, words: str) -> None:
 
 @pytest.mark.parametrize("stored", ["enc_f32", "enc_f16"])
 def test_both_published_protocols_give_the_published_numbers(oracle, stored: str) -> None:
-    """Outputs of the published code, run apart; its solver is iterative (README beside them)."""
+    """Outputs of the published code, run apart with SciPy 1.17 (README beside them).
+
+    Its solver stops early, so that the last bit of a sum moves a gene's r in the third decimal.
+    """
+    same = version("scipy").startswith("1.17.") and version("numpy").startswith("2.4.")
+    close = 1e-6 if same else 5e-3
     golden = oracle("hest_bench.npz")
     column = [golden["all_genes"].tolist().index(gene) for gene in golden["genes"].tolist()]
     names = sorted(key.split("/")[0] for key in golden if key.endswith("/counts"))
@@ -138,10 +144,10 @@ def test_both_published_protocols_give_the_published_numbers(oracle, stored: str
             protocol: golden[f"pearson_gene_fold/{protocol}/{stored}"][:, k]
             for protocol in ("pca256", "none")
         }
-        np.testing.assert_allclose(found.genes, expected["pca256"], atol=1e-6)
-        np.testing.assert_allclose(found.genes_no_pca, expected["none"], atol=1e-6)
+        np.testing.assert_allclose(found.genes, expected["pca256"], atol=close)
+        np.testing.assert_allclose(found.genes_no_pca, expected["none"], atol=close)
         mean = golden[f"pearson_mean_per_fold/pca256/{stored}"][k]
-        assert found.published == pytest.approx(mean, abs=1e-6)
+        assert found.published == pytest.approx(mean, abs=min(close, 1e-3))
 
 
 def sums(values: np.ndarray, names: list[str]) -> GeneSums:
