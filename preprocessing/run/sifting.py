@@ -70,6 +70,7 @@ class SlideTask:
     genes: GeneMapConfig | None = None
     backend: str = "auto"
     fix_registration: bool = False
+    handcrafted: bool = True
 
 
 def drop_reasons(

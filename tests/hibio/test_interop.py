@@ -86,3 +86,29 @@ def test_what_tiles_do_not_say_is_told(monkeypatch: pytest.MonkeyPatch):
     model.folder = None
     with pytest.raises(ConfigError, match="load it with from_checkpoint"):
         tile_images(model, wsi)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(find_spec("lazyslide") is None, reason="pip install lazyslide")
+def test_lazyslide_cuts_the_tiles_and_reads_the_table(
+    cohort: Cohort,  # noqa: F811
+    model: HiBio,
+    tmp_path: Path,
+):
+    import lazyslide
+    import wsidata
+
+    with SlideStore(cohort.images / "grid.h5") as store:
+        mpp, side = store.mpp, round(store.attrs["patch_um"] / store.mpp)
+    (slide,) = files_in(cohort.stores.parent / "cohort", "slides/sim003.tif")
+    wsi = wsidata.open_wsi(slide, store=str(tmp_path / "slide.zarr"))
+    wsi.set_mpp(mpp)
+    lazyslide.pp.find_tissues(wsi)
+    lazyslide.pp.tile_tissues(wsi, side)
+    predicted = model.predict(tile_images(model, wsi))
+    assert len(predicted) == len(wsi.shapes["tiles"]) > 1
+    key = add_table(wsi, predicted)
+    lazyslide.tl.feature_aggregation(wsi, "hibio")
+    mean = np.ravel(wsi.tables[key].varm["agg_slide"])
+    np.testing.assert_allclose(mean, predicted.X.mean(axis=0), atol=1e-4)
+    gene = str(predicted.var_names[0])
+    lazyslide.pl.tiles(wsi, feature_key="hibio", color=[gene])
