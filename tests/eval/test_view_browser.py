@@ -113,7 +113,8 @@ def test_the_served_page_answers_clicks_and_keys(viewed: Viewed, address: str, t
         late = """(async () => {
             const [plain, every] = [fetch, setInterval];
             const later = (ms, text) => new Promise((r) => setTimeout(r, ms, new Response(text)));
-            fetch = (path) => path === "data/x" ? later(100, "{}") : later(300, '["busy"]');
+            const faked = { "data/x": [100, "{}"], "data/doing.json": [300, '["busy"]'] };
+            fetch = (path, how) => faked[path] ? later(...faked[path]) : plain(path, how);
             setInterval = (work) => every(work, 20);
             try {
               await json("x");
