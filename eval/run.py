@@ -434,11 +434,18 @@ def _seed_mean_results(
         run["retrieval"] = dataclasses.replace(configs["retrieval"], identity_spots=0)
     if "expression" in configs and configs["expression"].readout == FULL:
         run["expression"] = configs["expression"]
-    return [
-        finished.run(name, TASKS[name], config, [mean], f"every seed of {mean.name}")
-        for name, config in run.items()
-        for mean in means
-    ]
+    results = []
+    for name, config in run.items():
+        for mean in means:
+            unit = f"every seed of {mean.name}"
+            results.append(_rows_of(mean, finished.run(name, TASKS[name], config, [mean], unit)))
+    return results
+
+
+def _rows_of(mean: Fold, result: TaskResult) -> TaskResult:
+    """The models' rows alone: references of the task itself stand in every seed's result."""
+    kept = {name: row for name, row in result.models.items() if mean.has_model(name)}
+    return dataclasses.replace(result, models=kept)
 
 
 def _marks(groups: Sequence[JobGroup], folds: Sequence[Fold]) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from eval.folds.fold import Fold
-from eval.results import Metric, Task, TaskResult
-from eval.run import Finished, _pooled_results, _with_models
+from eval.results import Metric, Task, TaskResult, merge
+from eval.run import TASKS, Finished, _pooled_results, _seed_mean_results, _with_models
+from eval.tasks.expression import ExpressionConfig
 
 
 def fold(name: str, seed: int) -> Fold:
@@ -38,3 +41,17 @@ def test_notes_of_a_task_without_models_are_printed(capsys: pytest.CaptureFixtur
     }
     assert list(_with_models(results)) == ["ran"]
     assert capsys.readouterr().out == "not: no outcome; not run\n"
+
+
+def test_in_full_the_seeds_as_one_are_a_row_beside_every_seed(toy_fold: Fold, tmp_path) -> None:
+    config = ExpressionConfig(n_genes=(4,), readout="full", bleep_k=5)
+    folds = [dataclasses.replace(toy_fold, seed=seed) for seed in (0, 1)]
+    kept = Finished(tmp_path)
+    task = TASKS["expression"]
+    each = [kept.run("expression", task, config, [one], one.name + str(one.seed)) for one in folds]
+    together = _seed_mean_results({"expression": config}, folds, kept)
+    found = merge([*each, *together])["expression"].models
+    assert len(found["mean"]["pearson/top4_hvg"].values) == 2 * len(toy_fold.test)
+    wanted = found["hibio"]["pearson/top4_hvg"].values[: len(toy_fold.test)]  # twice the same seed
+    own = found["hibio_seed_mean"]["pearson/top4_hvg"].values
+    np.testing.assert_allclose(own, wanted, atol=0.02)
