@@ -48,7 +48,7 @@ def gallery(
     kind = f"slide ({SEEN[fold.mark]})" if fold.mark else kind
     figures.append(_regions(groups[0], entry, f"Regions of the {kind} {entry.slide_id}"))
     figures += _history(main.path, entries)
-    if fold.paired_test:
+    if fold.paired_test and fold.model(main.variant).aligned:
         figures.append(_retrieval(fold))
         asked = configs.get("pathway_query", PathwayQueryConfig())
         figures += _heatmaps(fold, main.variant, entry, asked)
