@@ -60,7 +60,7 @@ test-browser: $(TEST) view-assets
 
 test-readers:
 	$(MAKE) .venv-readers/installed-test VENV=.venv-readers CONSTRAINTS=
-	.venv-readers/bin/python -m pip install -e ".[interop]" "spatialdata-io>=0.7" "squidpy>=1.8" "decoupler>=2" "tissuumaps-schema>=1.3"
+	.venv-readers/bin/python -m pip install -e ".[interop]" "spatialdata-io>=0.7" "squidpy>=1.8" "decoupler>=2" "tissuumaps-schema>=1.3" "lazyslide>=0.13"
 	.venv-readers/bin/python -m pytest -rs tests/preprocessing/test_readers_oracle.py tests/eval/test_tables.py \
 		tests/eval/test_export.py tests/hibio/test_interop.py tests/pathways/test_decoupler.py
 
@@ -86,7 +86,7 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
-# The newest versions; no interpreter is needed. pyvips and deepspeed come as source, pylibCZIrw (czi)
+# The lock on this interpreter, and the newest versions on all, which need not be here. pyvips and deepspeed come as source, pylibCZIrw (czi)
 # has no wheel for 3.14.
 resolve: $(BASE)
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt ".[all,docs]"
@@ -111,11 +111,10 @@ licenses: $(BASE)
 # torch pins itself.
 lock: $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
+		--extra test --extra all --extra docs --upgrade setup.cfg --output-file $(VENV)/lock.txt
 	{ echo "# The newest versions that the base, the tests, the site and every extra take together; made by: make lock"; \
-		$(BIN)/python -m uv pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
-			--extra test --extra all --extra docs setup.cfg \
-		| sed 's/+[a-z0-9.]*$$//; /^nvidia-\|^cuda-\|^triton==/d'; } > $@.txt
-	mv $@.txt constraints.txt
+		sed 's/+[a-z0-9.]*$$//; /^nvidia-\|^cuda-\|^triton==/d' $(VENV)/lock.txt; } > constraints.txt
 
 format: $(TEST)
 	$(BIN)/ruff check --fix .

@@ -177,7 +177,8 @@ def _unit(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     mean = x.mean(axis=0)
     centred = x - mean
-    sd = np.sqrt(np.einsum("ft,ft->t", weights, (centred.T @ centred / len(x)) @ weights))
+    variance = np.einsum("ft,ft->t", weights, (centred.T @ centred / len(x)) @ weights)
+    sd = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave a little below 0
     varies = sd > TINY * np.maximum(np.abs(mean @ weights), TINY)
     return centred, weights / np.where(varies, 2 * sd, np.inf)
 
@@ -337,5 +338,5 @@ def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.nda
 
 def shown_sets(score: np.ndarray, n: int = SHOWN) -> Sequence[int]:
     """The sets whose score varies most over the slide, at most ``n``."""
-    variance = np.einsum("sm,sm->m", score, score) / len(score) - score.mean(axis=0) ** 2
-    return np.argsort(-variance, kind="stable")[:n].tolist()
+    centred = score - score.mean(axis=0)
+    return np.argsort(-np.einsum("sm,sm->m", centred, centred), kind="stable")[:n].tolist()

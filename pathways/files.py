@@ -159,6 +159,8 @@ class GeneSet:
         """Refuse what a tab-separated line cannot carry without changing it."""
         fields = (self.name, self.description, *self.genes)
         names = (self.name, *self.genes)
+        if not all(isinstance(field, str) for field in fields):
+            raise PathwayError(f"gene set {self.name!r} holds {names[1:6]}; expected names as text")
         together = "".join(names)
         blank = together.split() != [together] or "" in names  # seldom: then each is looked at
         for field in names if blank else ():

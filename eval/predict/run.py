@@ -336,9 +336,6 @@ def _prepared(
     wide = settings.context_um[0] if checkpoint.image_input.context else None
     patch = PatchConfig(settings.patch_um, int(readout.source["patch_px"]), wide)
     workers, scheduler = elsewhere
-    read = readout.features in ("", HANDCRAFTED)
-    report = prepare(
-        rows, folder, patch=patch, workers=workers, scheduler=scheduler, handcrafted=read
-    )
+    report = prepare(rows, folder, patch=patch, workers=workers, scheduler=scheduler)
     made = [folder / f"{row.slide_id}.h5" for row in report.rows if row.status != "failed"]
     return made, [f"{row.slide_id}: {row.reason}" for row in report.failed]

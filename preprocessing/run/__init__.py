@@ -66,7 +66,6 @@ def prepare(
     minutes: float = DEFAULT_MINUTES,
     backend: str = "auto",
     fix_registration: bool = False,
-    handcrafted: bool = True,
 ) -> PrepareReport:
     """Prepare every slide of a manifest: ``<out>/<slide_id>.h5``.
 
@@ -88,7 +87,6 @@ def prepare(
         backend: what decodes the images; see `preprocessing.slides.open_slide`.
         fix_registration: move spots that do not lie where the image shows them, as
             `preprocessing.registration` finds; the store says so.
-        handcrafted: False leaves the handcrafted features out, where another encoder is read.
 
     Returns:
         One result a slide. Slides with missing or bad files are "failed" there.
@@ -102,7 +100,7 @@ def prepare(
     out, patch, quality = Path(out), patch or PatchConfig(), quality or QualityConfig()
     rows = _rows(manifest, root)
     out.mkdir(parents=True, exist_ok=True)
-    same = (patch, images, quality, genes, backend, fix_registration, handcrafted)
+    same = (patch, images, quality, genes, backend, fix_registration)
     tasks = [SlideTask(row, out / f"{row.slide_id}.h5", *same) for row in rows]
     remove_abandoned(out)
     try:

@@ -140,7 +140,6 @@ def _settings(task: SlideTask) -> dict[str, Any]:
     named = {} if task.genes is None else task.genes.settings()
     backend = {} if task.backend == "auto" else {"backend": task.backend}
     asked = {"fix_registration": True} if task.fix_registration else {}
-    asked |= {} if task.handcrafted else {HANDCRAFTED: False}
     return (
         backend
         | asked
@@ -191,11 +190,10 @@ def _current_spots(store: Path, hashes: dict[str, str], settings: dict[str, Any]
     if not store.is_file():
         return None
     wanted = _without_said(json.loads(json.dumps(settings)))
-    more = {name: value for name, value in wanted.items() if name != HANDCRAFTED}  # it has them too
     try:
         with SlideStore(store) as old:
-            same = _without_said(old.attrs["settings"]) in (wanted, more)
-            return old.n_spots if same and old.attrs["source_sha256"] == hashes else None
+            same = (old.attrs["source_sha256"], _without_said(old.attrs["settings"]))
+            return old.n_spots if same == (hashes, wanted) else None
     except Exception:  # noqa: BLE001 - another schema, or damaged in any way: it is written anew
         return None
 
@@ -214,9 +212,7 @@ def _write(
         of_image = {
             "patches": patches_of(slide, table, patch),
             "context": wide and patches_of(slide, table, PatchConfig(wide, patch.patch_px)),
-            "features": {HANDCRAFTED: handcrafted_features(slide, table, patch)}
-            if task.handcrafted
-            else {},
+            "features": {HANDCRAFTED: handcrafted_features(slide, table, patch)},
             "tissue_fraction": found.tissue_fraction,
             "picture": picture,
         }

@@ -70,7 +70,6 @@ class SlideTask:
     genes: GeneMapConfig | None = None
     backend: str = "auto"
     fix_registration: bool = False
-    handcrafted: bool = True
 
 
 def drop_reasons(

@@ -29,7 +29,7 @@ from eval.measures.ridge import (
     zscore,
     zscore_mean,
 )
-from eval.query import GeneSets, image_scores, query_folder, write_scores
+from eval.query import GeneSets, image_scores, query_folder, shown_sets, write_scores
 from eval.run import evaluate
 from eval.tasks.annotation import AnnotationConfig, Labelled, choose_c
 from eval.tasks.probes import ImageProbe
@@ -151,6 +151,13 @@ def test_a_slide_that_is_the_same_everywhere_scores_nothing():
     one = planted()
     alike = replace(one, image=np.tile(one.image[:1] / 3, (len(one.image), 1)))
     assert not scores(alike, "default").any()
+
+
+def test_the_sets_shown_are_those_that_vary_most():
+    """About 3, by a thousandth: squares in float32 would not tell them apart."""
+    spread = np.array([0.001, 0.004, 0.002, 0.006, 0.003])
+    noise = np.random.default_rng(0).standard_normal((2000, 5))
+    assert shown_sets((3 + spread * noise).astype(np.float32), 4) == [3, 1, 4, 2]
 
 
 @pytest.mark.parametrize("size", [1.0, 9.1, 999.0, 2e6])

@@ -124,6 +124,7 @@ def test_damaged_gzip_binary_and_missing_files(tmp_path: Path) -> None:
         ("A", "x", ("G\nH",), "line end"),
         ("A", "x", (), "no genes"),
         ("A", "x", ("G", "G"), "twice"),
+        ("A", "x", ("G", None), "as text"),
     ],
 )
 def test_gene_set_refuses_what_gmt_cannot_hold(

@@ -113,17 +113,6 @@ def test_the_store_is_an_ordinary_one_without_genes(row: SlideRow, tmp_path: Pat
     assert wider.n_spots < result.n_spots
 
 
-def test_handcrafted_features_may_be_left_out(row: SlideRow, tmp_path: Path):
-    with_them = {False: (), True: ("handcrafted",)}
-    for handcrafted, status in ((False, "done"), (False, "skipped"), (True, "done")):
-        (one,) = prepare([row], tmp_path, patch=PATCH, handcrafted=handcrafted).rows
-        with SlideStore(tmp_path / "he.h5") as store:
-            found = tuple(store.feature_names)
-        assert (one.status, found) == (status, with_them[handcrafted])
-    (kept,) = prepare([row], tmp_path, patch=PATCH, handcrafted=False).rows
-    assert kept.status == "skipped"  # a store that has them too is as good
-
-
 def test_memory_does_not_grow_with_the_number_of_windows(row: SlideRow, tmp_path: Path):
     """At most a batch of pictures exists at a time, however many windows there are."""
     peaks = []
