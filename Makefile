@@ -3,7 +3,7 @@
 # make test-newest  the same with the newest versions that setup.cfg allows, in .venv-newest
 # make test-lowest  the tests with the lowest, those of constraints-lowest.txt, in .venv-lowest
 # make test-browser the page of hibio view in headless Chromium (needs npm and chromium)
-# make test-readers the readers beside spatialdata-io, and what is written in squidpy, SpatialData, wsidata, decoupler: in .venv-readers
+# make test-readers the readers beside spatialdata-io, and what is written in squidpy, SpatialData, wsidata, LazySlide, decoupler: in .venv-readers
 # make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
@@ -86,8 +86,8 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
-# The lock on this interpreter, and the newest versions on all, which need not be here. pyvips and deepspeed come as source, pylibCZIrw (czi)
-# has no wheel for 3.14.
+# The lock on this interpreter, and the newest versions on all, which need not be here. pyvips and
+# deepspeed come as source, pylibCZIrw (czi) has no wheel for 3.14.
 resolve: $(BASE)
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt ".[all,docs]"
 	for python in 3.11 3.12 3.13 3.14; do $(BIN)/python -m pip install --quiet --dry-run \
