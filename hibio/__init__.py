@@ -33,7 +33,7 @@ def _refuse_hidden() -> None:
         if origin.resolve().parent == ours / name and size in (None, origin.stat().st_size):
             continue
         told = _who_hides(name, origin)
-        if Path(sys.argv[0]).stem == "hibio":
+        if sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "hibio":  # -m: of hibio.cli
             sys.exit(f"error: {told}")
         raise ImportError(told)
 

@@ -37,6 +37,15 @@ def test_what_hides_a_package_is_named(name: str, inside: str, tmp_path: Path) -
     command = imported(tmp_path, HOUSE, cwd=HOUSE, argv="/usr/bin/hibio")
     assert (command.returncode, command.stdout) == (1, "")
     assert command.stderr == last.replace("ImportError", "error") + "\n"
+    module = subprocess.run(
+        [sys.executable, "-S", "-m", "hibio.cli"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (module.returncode, module.stderr) == (1, command.stderr)
 
 
 def test_other_files_hide_nothing(tmp_path: Path) -> None:
