@@ -186,12 +186,14 @@ def _block(
     tf: ShrunkenTf,
     prior: RatePrior,
 ) -> sparse.csr_matrix:
-    adjacency = neighbour_weights(near, table.shape[0])
+    beside = np.unique(near[near >= 0])  # of a large table few rows: all would be read every time
+    local = np.where(near >= 0, np.searchsorted(beside, near), -1)
+    adjacency = neighbour_weights(local, len(beside))
     adjacency.data[:] = 1.0
-    around = adjacency @ depth
-    spread = _ratio(adjacency @ depth**2, around**2)
+    around = adjacency @ depth[beside]
+    spread = _ratio(adjacency @ depth[beside] ** 2, around**2)
     own = table[rows].toarray().astype(np.float64)
-    niche = (adjacency @ table.astype(np.float64)).toarray()
+    niche = adjacency @ table[beside].toarray().astype(np.float64)
     value = prior.rates((own, depth[rows]), (niche, around, spread))
     value *= tf.scale
     np.log1p(value, out=value)
