@@ -124,6 +124,13 @@ def times(cohort: Cohort, address: str, slide_id: str) -> dict[str, np.ndarray]:
         return ask("heat?" + urllib.parse.urlencode({"q": name, "kind": kind}))
 
     found = {"slide": spent(ask("slide.json"))}
+
+    def of_spots(*parts: str) -> None:
+        for what in parts:
+            asked_of = [spent(ask(f"{what}/{i}.json")) for i in range(0, n, n // 9)]
+            found[f"{what}, first"], found[what] = asked_of[0], np.median(asked_of[1:], axis=0)
+
+    of_spots("spots", "near/image")
     listed = [", ".join(sets.genes_of(name)) for name in sets.names[:6]]
     asked = {"gene": genes[:9], "set": sets.names[:9], "list": listed}
     for what, names in asked.items():
@@ -131,16 +138,25 @@ def times(cohort: Cohort, address: str, slide_id: str) -> dict[str, np.ndarray]:
             found[f"{what} {kind}, first"] = spent(heat(names[0], kind))
             others = [spent(heat(name, kind)) for name in names[1:]]
             found[f"{what} {kind}"] = np.median(others, axis=0)
-    for what in ("near", "spots"):
-        asked_of = [spent(ask(f"{what}/{i}.json")) for i in range(0, n, n // 9)]
-        found[f"{what}, first"], found[what] = asked_of[0], np.median(asked_of[1:], axis=0)
+    of_spots("near/omics", "within")
+    for level in cohort.model.levels[:1]:
+        found[f"regions {level}, first"] = spent(ask(f"regions/{level}.json"))
+        found[f"regions {level}"] = spent(ask(f"regions/{level}.json"))
     area = json.dumps({"spots": list(range(n // 10))}).encode()
     found["area of a tenth"] = np.median([spent(ask("area", area)) for _ in range(3)], axis=0)
     return found
 
 
+DRAWN = """(async () => {
+    const began = performance.now(), gl = panes[0].layer.gl;
+    await typed('a', '%s');
+    if (gl) gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));
+    return performance.now() - began;
+})()"""  # a pixel is there when all is drawn
+
+
 def in_the_page(cohort: Cohort, address: str) -> float:
-    """Milliseconds from a question to the drawn heatmap, median of 5, in Chromium."""
+    """Milliseconds from a question to the last pixel of it, median of 5, in Chromium."""
     with tempfile.TemporaryDirectory() as profile:
         browser = Browser(Path(profile))
         try:
@@ -148,8 +164,7 @@ def in_the_page(cohort: Cohort, address: str) -> float:
             browser.go(f"{address}#a={first}")
             taken = []
             for gene in genes:
-                browser.value(f"typed('a', '{gene}')")
-                taken.append(float(browser.value("document.documentElement.dataset.heatMs")))
+                taken.append(float(browser.value(DRAWN % gene)))
         finally:
             browser.close()
     return statistics.median(taken)

@@ -87,6 +87,22 @@ class GeneSets:
         """Measured scores (S, M): standardised, minus the spot's mean over the database."""
         return score_sets(tfidf, self.matrix, self.mean, self.sd, background)
 
+    def measure_columns(
+        self, tfidf: sparse.csc_matrix, background: np.ndarray, empty: np.ndarray
+    ) -> np.ndarray:
+        """`measure` of rows stored by gene: the genes of the sets alone are read.
+
+        ``empty`` (S,) says which spots have no counts.
+        """
+        raw = (tfidf @ self.matrix).toarray()
+        return score_sets(tfidf, self.matrix, self.mean, self.sd, background, raw, empty)
+
+    def only(self, name: str) -> GeneSets:
+        """One of them."""
+        m = [self.names.index(name)]
+        numbers = (self.matrix[:, m], self.mean[m], self.sd[m], self.target[:, m])
+        return GeneSets((name,), (self.genes[m[0]],), *numbers)
+
 
 def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
     """The sets of ``source``, scored on the bank.

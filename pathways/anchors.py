@@ -147,9 +147,12 @@ class PathwayAnchors:
     def background(self, tfidf: csr_matrix) -> Floats:
         """Mean standardised match of each spot over the varying pathways (S,).
 
-        It is mostly sequencing depth (docs/method.md 2), so it is taken off every score.
+        It is mostly sequencing depth (docs/method.md 2), so it is taken off every score. A mean of
+        cosines is the cosine with one mean direction, so no (S, M) is made.
         """
-        mean: Floats = self.standardised(tfidf)[:, self.varying].mean(axis=1)
+        share = self.varying / np.where(self.varying, self.sd, 1.0) / self.varying.sum()
+        direction = csr_matrix((self.matrix @ share)[:, None], dtype=np.float32)
+        mean: Floats = cosine(tfidf, direction)[:, 0] - np.float32(self.mean @ share)
         return mean
 
     def match(self, tfidf: csr_matrix) -> Floats:
@@ -318,6 +321,7 @@ def score_sets(
     sd: npt.ArrayLike,
     background: npt.ArrayLike,
     raw: Floats | None = None,
+    empty: npt.NDArray[np.bool_] | None = None,
 ) -> Floats:
     """Scores of gene sets on the scale of ``PathwayAnchors.match``.
 
@@ -329,6 +333,7 @@ def score_sets(
         background: Per-spot mean of the database's standardised scores (S,), from
             ``PathwayAnchors.background``.
         raw: their ``cosine`` (S, M) where it is at hand.
+        empty: their ``empty_rows`` (S,) where they are at hand.
 
     Returns:
         float32 (S, M); 0 for a spot without counts.
@@ -356,5 +361,5 @@ def score_sets(
         np.subtract(found[rows], centre, out=score[rows])
         score[rows] /= wide
         score[rows] -= level[rows, None].astype(np.float32)
-    score[empty_rows(tfidf)] = 0.0
+    score[empty_rows(tfidf) if empty is None else empty] = 0.0
     return score

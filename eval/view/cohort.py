@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from preprocessing.errors import did_you_mean
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
-Modality = Literal["image", "omics"]
-MODALITIES: tuple[Modality, ...] = ("image", "omics")
+MODALITIES = ("image", "omics")
 NEIGHBOURS = 6  # that are shown of a spot
 UNSEEN = "unseen"  # the slides that were never trained on
-KEPT = 3  # slides whose counts and scores stay in memory
+KEPT = 3  # slides whose counts and scores stay in memory,
+KEPT_SPOTS = 100_000  # as long as the others have no more spots than this
+MOST = 1 << 24  # cosines at once
 
 
 class _Looked:
@@ -88,7 +89,8 @@ class Cohort:
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{option} {folder} is no folder")
         self.folder, self.predictions = slides, predictions
-        self._lock, self._stacking = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._stacking = {by: threading.Lock() for by in MODALITIES}
         self._embedded = {name: Embedded(self.model, one) for name, one in self.entries.items()}
         self._seen: dict[str, _Looked] = {}
         self._stacks: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
@@ -116,13 +118,16 @@ class Cohort:
         with self._lock:
             found = self._seen.pop(slide_id, None) or _Looked(self, entry, self._embedded[slide_id])
             self._seen[slide_id] = found  # the last one looked at is the last one to go
-            for old in list(self._seen)[:-KEPT]:
-                del self._seen[old]
+            while len(self._seen) > 1 and self._too_much():
+                del self._seen[next(iter(self._seen))]
         return found.slide
+
+    def _too_much(self) -> bool:
+        before = [self.entries[slide_id].n_spots for slide_id in self._seen][:-1]
+        return len(before) >= KEPT or sum(before) > KEPT_SPOTS
 
     def facts(self) -> dict[str, Any]:
         """What the page starts from."""
-        checkpoint = self.model.checkpoint
         trained = set(self.model.artifacts.train_slides)
         slides = [
             {
@@ -131,12 +136,18 @@ class Cohort:
                 "spots": entry.n_spots,
                 "trained": entry.slide_id in trained,
                 "counts": entry.has_counts,
-                "image": entry.has_image and checkpoint.model.vision is not None,
+                "image": "image" in self.embedded_by(entry.slide_id),
                 "patches": entry.has_image,
             }
             for entry in self.entries.values()
         ]
         return {"slides": slides, "maps": _colour_maps(), **self.model.facts()}
+
+    def embedded_by(self, slide_id: str) -> list[str]:
+        """Which of `MODALITIES` a slide is embedded by."""
+        entry, vision = self.entries[slide_id], self.model.checkpoint.model.vision
+        there = (entry.has_image and vision is not None, entry.has_counts)
+        return [by for by, has in zip(MODALITIES, there, strict=True) if has]
 
     def patches(self, slide_id: str, spots: Sequence[int]) -> np.ndarray:
         """Patches (n, px, px, 3) uint8 of some spots.
@@ -150,29 +161,29 @@ class Cohort:
         with SlideStore(entry.path) as store:
             return store.patches(list(spots))
 
-    def near(self, slide_id: str, spots: Sequence[int]) -> list[dict[Modality, list[Any]]]:
-        """The nearest spots by image and by omics, as far as the slide has them.
+    def near(self, slide_id: str, spots: Sequence[int], by: str) -> list[list[dict[str, Any]]]:
+        """The nearest spots by image or by omics.
 
         Args:
             slide_id: whose spots are asked about.
             spots: (n,) their numbers.
+            by: one of `MODALITIES`.
 
         Returns:
-            Of each spot: image or omics -> slide, spot and cosine of the nearest ones, in other
-            slides, or in the own one where it is the only one.
+            Of each spot: slide, spot and cosine of the nearest ones, in other slides, or in the own
+            one where it is the only one.
 
         Raises:
-            UnknownName: a slide or spot that is not there.
+            UnknownName: a slide or spot that is not there, or a slide without such an embedding.
         """
         self.entry(slide_id, spots)
-        found = self._embedded[slide_id]
-        there: list[Modality] = [by for by in MODALITIES if getattr(found, by) is not None]
-        lists = [self._near(slide_id, spots, by) for by in there]
-        return [dict(zip(there, of_spot, strict=True)) for of_spot in zip(*lists, strict=True)]
+        if by not in self.embedded_by(slide_id):
+            raise UnknownName(f"slide {slide_id!r} has no embedding by {by[:20]!r}")
+        step = max(1, MOST // sum(entry.n_spots for entry in self.entries.values()))
+        parts = [spots[start : start + step] for start in range(0, len(spots), step)]
+        return [found for part in parts for found in self._near(slide_id, part, by)]
 
-    def _near(
-        self, slide_id: str, spots: Sequence[int], by: Modality
-    ) -> list[list[dict[str, Any]]]:
+    def _near(self, slide_id: str, spots: Sequence[int], by: str) -> list[list[dict[str, Any]]]:
         mine = getattr(self._embedded[slide_id], by)
         names, start, rows = self._stack(by)
         similarity = mine[list(spots)] @ rows.T
@@ -202,9 +213,9 @@ class Cohort:
             )
         return found
 
-    def _stack(self, by: Modality) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def _stack(self, by: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Slides that have an embedding, the first row of each, and the rows of all."""
-        with self._stacking:
+        with self._stacking[by]:
             if by not in self._stacks:
                 names, parts = [], []
                 for number, slide_id in enumerate(self.entries, start=1):

@@ -102,9 +102,13 @@ def _slide_files(cohort: Cohort, slide: ViewedSlide, asked: Sequence[str], folde
         _script(folder, kind, _heats(slide, asked, kind))
     for start in range(0, n, SPOTS):
         numbers = range(start, min(start + SPOTS, n))
-        spots = slide.spots(numbers)
-        near = cohort.near(slide_id, numbers)
-        content = [one | {"near": by} for one, by in zip(spots, near, strict=True)]
+        content = [
+            spot | {"within": within}
+            for spot, within in zip(slide.spots(numbers), slide.within(numbers), strict=True)
+        ]
+        for by in cohort.embedded_by(slide_id):
+            for spot, near in zip(content, cohort.near(slide_id, numbers, by), strict=True):
+                spot[f"near_{by}"] = near
         _script(folder / "spots", str(start // SPOTS), content)
         if slide.entry.has_image:
             sheet = folder / "spots" / f"{start // SPOTS}.jpg"

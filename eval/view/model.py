@@ -74,13 +74,14 @@ class Model:
         bank: that gene sets are read out with; None where there is none.
         database: the sets to choose from, their genes known.
         missing: what cannot be answered, and why.
-        embedding: taken by whoever runs the towers, one at a time.
+        embedding: taken by whoever runs a tower, for one slide at a time; the image tower, which is
+            fast, does not wait for the other.
     """
 
     def __init__(self, checkpoint: Path, sets: str | None = None) -> None:
         """Load a checkpoint; the arguments are those of `Cohort`."""
-        self.embedding = threading.RLock()
-        self._doing: dict[str, float] = {}
+        self.embedding = {"image": threading.Lock(), "omics": threading.Lock()}
+        self._doing: dict[str, tuple[float, str]] = {}
         self.checkpoint = load_checkpoint(one_checkpoint(checkpoint))
         self.artifacts = self.checkpoint.model.artifacts
         self.genes = {str(name): column for column, name in enumerate(self.artifacts.genes)}
@@ -107,18 +108,20 @@ class Model:
         return database.restrict(genes, min_genes=FEWEST, max_genes=MOST)[0]
 
     @contextmanager
-    def telling(self, words: str) -> Iterator[None]:
-        """Tell whoever waits, by `doing`, that this is done now."""
-        self._doing[words] = time.monotonic()
+    def telling(self, words: str) -> Iterator[Callable[[float], None]]:
+        """Tell whoever waits, by `doing`, that this is done now, and by what is given how far."""
+        since = time.monotonic()
+        self._doing[words] = since, ""
         try:
-            yield
+            yield lambda share: self._doing.update({words: (since, f", {share:.0%}")})
         finally:
             self._doing.pop(words, None)
 
     def doing(self) -> list[str]:
-        """What takes its time now, and for how long."""
+        """What takes its time now, for how long, and how far it is where that is known."""
         now = time.monotonic()
-        return [f"{words} ({now - since:.0f} s)" for words, since in list(self._doing.items())]
+        told = list(self._doing.items())
+        return [f"{words}{share} ({now - since:.0f} s)" for words, (since, share) in told]
 
     @once
     def seal(self) -> str:

@@ -92,10 +92,14 @@ class Answers:
         """One spot."""
         return _json(self._slide(request).spots([_whole(request, "spot")])[0])
 
+    def within(self, request: Any) -> Any:
+        """The regions of one spot."""
+        return _json(self._slide(request).within([_whole(request, "spot")])[0])
+
     def near(self, request: Any) -> Any:
-        """The nearest spots of other slides, by what the slide has."""
-        slide, spot = request.path_params["slide"], _whole(request, "spot")
-        return _json(self.cohort.near(slide, [spot])[0])
+        """The nearest spots of other slides, by image or by omics."""
+        slide, by = request.path_params["slide"], request.path_params["by"]
+        return _json(self.cohort.near(slide, [_whole(request, "spot")], by)[0])
 
     def patch(self, request: Any) -> Any:
         """The patch of a spot."""
@@ -148,7 +152,8 @@ def application(cohort: Cohort, *, token: str = "", hosts: tuple[str, ...] = LOO
         f"{in_slide}/heat": answers.heat,
         f"{in_slide}/regions/{{level}}.json": answers.regions,
         f"{in_slide}/spots/{{spot}}.json": answers.spot,
-        f"{in_slide}/near/{{spot}}.json": answers.near,
+        f"{in_slide}/within/{{spot}}.json": answers.within,
+        f"{in_slide}/near/{{by}}/{{spot}}.json": answers.near,
         f"{in_slide}/patches/{{spot}}.jpg": answers.patch,
     }
     made = [Route(path, _guarded(answer, token)) for path, answer in routes.items()]

@@ -6,7 +6,8 @@ genes of the vocabulary, M gene sets, D embedding, F inputs of the read-out, L r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,12 @@ from hibio.data.slide import SlideExpression
 from hibio.data.splits import SlideEntry
 from hibio.readout import GENE, GENE_SET, MIN_RELIABILITY, verdict
 from pathways import PathwayDatabase
+from pathways.anchors import empty_rows
 from preprocessing.selection import normalised
 from preprocessing.store import SlideStore
 
 Kind = Literal["measured", "predicted"]
+BLOCK = 8192  # spots whose counts are read at once
 LOOKED_AT = 10_000  # spots that say whether a slide is foreign
 KEYWORDS = 12  # genes that are shown of a spot
 EXPRESSION = "log expression, on the scale of the training spots"
@@ -54,7 +57,11 @@ class Heat:
 
 
 class Embedded:
-    """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S)."""
+    """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S).
+
+    The image embedding is made in a second where the other takes half a minute, so it waits for
+    nothing else.
+    """
 
     def __init__(self, model: Model, entry: SlideEntry) -> None:
         """Compute nothing yet."""
@@ -66,20 +73,22 @@ class Embedded:
         checkpoint, entry = self._model.checkpoint, self._entry
         if not entry.has_image or checkpoint.model.vision is None:
             return None
-        with self._model.embedding, self._model.telling(f"embedding the image of {entry.slide_id}"):
+        told = f"embedding the image of {entry.slide_id}"
+        with self._model.embedding["image"], self._model.telling(told):
             return image_embedding(checkpoint, entry.path)
 
     @once
     def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
         image, entry = self.image, self._entry
-        with self._model.embedding, self._model.telling(f"embedding {entry.slide_id}"):
+        told = f"embedding the counts of {entry.slide_id}, {entry.n_spots} spots, and its regions"
+        with self._model.embedding["omics"], self._model.telling(told):
             _, found, regions = embed_slide(self._model.checkpoint, entry.path, image)
         return found.omics, regions
 
     @property
     def omics(self) -> np.ndarray | None:
         """Omics embeddings."""
-        return self._rest[0]
+        return self._rest[0] if self._entry.has_counts else None
 
     @property
     def regions(self) -> np.ndarray:
@@ -109,6 +118,8 @@ class ViewedSlide:
         """
         self.model, self.entry, self.folder = model, entry, folder
         self.predictions, self._embedded = predictions, embedded
+        self._outlined: dict[str, dict[str, Any]] = {}
+        self._outlining = threading.Lock()
         with SlideStore(entry.path) as store:
             self.xy_px0, self.mpp, self.xy_um = store.xy_px0, store.mpp, store.xy_um
             self.barcodes = [str(one) for one in store.barcodes]
@@ -143,7 +154,7 @@ class ViewedSlide:
         ):
             return ""
         step = -(-len(self.xy_px0) // LOOKED_AT)
-        return verdict(readout.look.familiarity(self._features[::step]))
+        return verdict(readout.look.familiarity(self._features(slice(None, None, step))))
 
     def heat(self, asked: str, kind: Kind) -> Heat:
         """Values of a gene, a set or a list over the slide.
@@ -162,8 +173,9 @@ class ViewedSlide:
     def _gene(self, name: str, kind: Kind) -> Heat:
         about = {"title": name, "kind": kind, "unit": EXPRESSION, "of": GENE}
         if kind == "measured":
-            column = self.expression[:, self.model.genes[name]]
-            return Heat(np.asarray(column.toarray(), dtype=np.float32).ravel(), about)
+            gene = [self.model.genes[name]]
+            parts = [block[:, gene].toarray().ravel() for block in self.expression]
+            return Heat(np.concatenate(parts).astype(np.float32), about)
         readout = self.model.readout
         if readout is None:
             raise ConfigError(self.model.missing["genes"])
@@ -217,10 +229,12 @@ class ViewedSlide:
         if isinstance(question, PathwayDatabase):
             sets, column = self.model.scored(question), 0
             values = self._measured(sets) if kind == "measured" else self._predicted(sets)
+        elif kind == "measured":
+            sets, column = self.model.sets.only(question), 0
+            values = self._measured(sets)
         else:
-            sets = self.model.sets
+            sets, values = self.model.sets, self.predicted_sets
             column = sets.names.index(question)
-            values = self.measured_sets if kind == "measured" else self.predicted_sets
         about = {
             "title": sets.names[column],
             "kind": kind,
@@ -231,7 +245,7 @@ class ViewedSlide:
         return Heat(values[:, column].astype(np.float32), about)
 
     def _measured(self, sets: GeneSets) -> np.ndarray:
-        return sets.measure(self.tfidf, self._background)
+        return np.concatenate([sets.measure_columns(*block) for block in self.tfidf])
 
     def _predicted(self, sets: GeneSets) -> np.ndarray:
         bank = self.model.bank
@@ -272,37 +286,41 @@ class ViewedSlide:
         source = StoreCounts(self.entry.path, panel, self.entry.n_spots)
         return SlideExpression(source, artifacts, artifacts.niche(self.xy_um), nothing, nothing)
 
-    @once
-    def expression(self) -> sparse.csc_matrix:
-        """Measured log expression (S, G)."""
-        counts = self._counts
-        with self._telling("reading the counts"):
-            rows = counts.source.rows(slice(None))
-            return normalised(rows, self.model.artifacts.modality).tocsc()
+    def _blocks(self, words: str) -> Iterator[np.ndarray]:
+        """The spots, some at a time; who waits is told how far that is."""
+        n = self.entry.n_spots
+        with self._telling(words) as told:
+            for start in range(0, n, BLOCK):
+                told(start / n)
+                yield np.arange(start, min(start + BLOCK, n))
 
     @once
-    def tfidf(self) -> sparse.csr_matrix:
-        """TF-IDF rows (S, G)."""
-        counts = self._counts
-        with self._telling("weighing the counts"):
-            return self._weighed(counts, np.arange(self.entry.n_spots))
+    def expression(self) -> list[sparse.csc_matrix]:
+        """Measured log expression (n, G), block by block of spots."""
+        modality, source = self.model.artifacts.modality, self._counts.source
+        blocks = self._blocks("reading the counts")
+        return [normalised(source.rows(spots), modality).tocsc() for spots in blocks]
+
+    @once
+    def tfidf(self) -> list[tuple[sparse.csc_matrix, np.ndarray, np.ndarray]]:
+        """TF-IDF rows (n, G), their background (n,) and which are empty (n,), block by block."""
+        counts, anchors, found = self._counts, self.model.artifacts.anchors, []
+        for spots in self._blocks("weighing the counts"):
+            rows = self._weighed(counts, spots)
+            found.append((rows.tocsc(), anchors.background(rows), empty_rows(rows)))
+        return found
 
     def _weighed(self, counts: SlideExpression, spots: np.ndarray) -> sparse.csr_matrix:
         rows, near = counts.read(spots)
         return self.model.artifacts.tfidf.transform(rows, near)
 
-    def _telling(self, words: str) -> AbstractContextManager[None]:
+    def _telling(self, words: str) -> AbstractContextManager[Callable[[float], None]]:
         return self.model.telling(f"{self.entry.slide_id}: {words}")
 
-    @once
-    def _background(self) -> np.ndarray:
-        return self.model.artifacts.anchors.background(self.tfidf)
-
-    @once
-    def _features(self) -> np.ndarray:
+    def _features(self, rows: slice) -> np.ndarray:
         assert self.model.readout is not None
         with SlideStore(self.entry.path) as store:
-            return store.features(self.model.readout.features)
+            return store.features(self.model.readout.features, rows)
 
     @property
     def _image(self) -> np.ndarray:
@@ -319,7 +337,8 @@ class ViewedSlide:
         """What the read-out of the genes reads (S, F)."""
         readout = self.model.readout
         assert readout is not None
-        return readout.inputs(self._features if readout.features else None, self._image)
+        features = self._features(slice(None)) if readout.features else None
+        return readout.inputs(features, self._image)
 
     def regions(self, level: str) -> dict[str, Any]:
         """Region of every spot at one level, and the outline of each region in level-0 pixels.
@@ -329,8 +348,15 @@ class ViewedSlide:
         """
         if level not in self.model.levels:
             raise UnknownName(f"no level {level[:40]!r}; there are {', '.join(self.model.levels)}")
+        with self._outlining:
+            if level not in self._outlined:
+                self._outlined[level] = self._outline(level)
+        return self._outlined[level]
+
+    def _outline(self, level: str) -> dict[str, Any]:
         code = self._codes[self.model.levels.index(level)]
-        outlines = region_outlines(self.xy_px0, code)
+        with self._telling(f"outlining the regions of {level}"):
+            outlines = region_outlines(self.xy_px0, code)
         rings = [ring for pieces in outlines.values() for piece in pieces for ring in piece]
         return {
             "codes": code.tolist(),
@@ -342,8 +368,18 @@ class ViewedSlide:
         regions = self._embedded.regions
         return np.stack([np.unique(one, return_inverse=True)[1] for one in regions])
 
+    def within(self, numbers: Sequence[int]) -> list[dict[str, int]]:
+        """Level -> region of some spots.
+
+        Raises:
+            UnknownName: a spot that is not there.
+        """
+        require_spots(self.entry, numbers)
+        codes = self._codes[:, list(numbers)]
+        return [dict(zip(self.model.levels, code.tolist(), strict=True)) for code in codes.T]
+
     def spots(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """What is known of some spots: keyword genes, regions and labels.
+        """What is known of some spots without an embedding: keyword genes and labels.
 
         Raises:
             UnknownName: a spot that is not there.
@@ -352,14 +388,12 @@ class ViewedSlide:
         keywords: list[list[Any]] = [[] for _ in numbers]
         if self.entry.has_counts:
             keywords = self._keywords(self._weighed(self._counts, np.array(numbers)))
-        codes = self._codes
         return [
             {
                 "spot": i,
                 "barcode": self.barcodes[i],
                 "um": self.xy_um[i].round(1).tolist(),
                 "labels": {name: plain(column[i]) for name, column in self.labels.items()},
-                "regions": dict(zip(self.model.levels, codes[:, i].tolist(), strict=True)),
                 "keywords": words,
             }
             for i, words in zip(numbers, keywords, strict=True)
@@ -397,15 +431,17 @@ class ViewedSlide:
         answer["genes"] = compared(names, values, inside)
         if self.model.bank is not None:
             scores = self.measured_sets if kind == "measured" else self.predicted_sets
-            answer["sets"] = compared(self.model.sets.names, scores, inside)
+            answer["sets"] = compared(self.model.sets.names, [scores], inside)
         return answer
 
-    def _profile(self, kind: Kind) -> tuple[Sequence[str], np.ndarray | sparse.csc_matrix]:
+    def _profile(self, kind: Kind) -> tuple[Sequence[str], Iterable[Any]]:
         if kind == "measured":
             return list(self.model.genes), self.expression
-        if self.model.readout is None:
+        readout = self.model.readout
+        if readout is None:
             raise ConfigError(self.model.missing["genes"])
-        return self.model.readout.names.tolist(), self.model.readout.values(self.inputs)
+        blocks = self._blocks("predicting all genes")
+        return readout.names.tolist(), (readout.values(self.inputs[spots]) for spots in blocks)
 
 
 def _known(row: pd.Series) -> dict[str, Any]:
@@ -415,15 +451,21 @@ def _known(row: pd.Series) -> dict[str, Any]:
 
 
 def compared(
-    names: Sequence[str], values: np.ndarray | sparse.csc_matrix, inside: np.ndarray
+    names: Sequence[str],
+    blocks: Iterable[np.ndarray | sparse.csc_matrix],
+    inside: np.ndarray,
 ) -> dict[str, list[Any]]:
-    """Columns of values (S, T): their mean inside (S,) and outside, and sd over all spots."""
-    n, n_in = len(inside), int(inside.sum())
-    total = np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
-    within = np.asarray(inside.astype(np.float64) @ values).ravel()
-    square: Any = values.power(2) if isinstance(values, sparse.csc_matrix) else np.square(values)
-    power = np.asarray(square.sum(axis=0), dtype=np.float64).ravel() / n
-    sd = np.sqrt(np.maximum(power - (total / n) ** 2, 0.0))
+    """Columns of values (S, T), in blocks of rows: mean inside (S,), outside, and sd over all."""
+    n, n_in, start = len(inside), int(inside.sum()), 0
+    total, within, square = (np.zeros(len(names)) for _ in range(3))
+    for values in blocks:
+        here = inside[start : start + values.shape[0]].astype(np.float64)
+        start += len(here)
+        power: Any = values.power(2) if isinstance(values, sparse.csc_matrix) else np.square(values)
+        total += np.asarray(values.sum(axis=0), dtype=np.float64).ravel()
+        within += np.asarray(here @ values).ravel()
+        square += np.asarray(power.sum(axis=0), dtype=np.float64).ravel()
+    sd = np.sqrt(np.maximum(square / n - (total / n) ** 2, 0.0))
     outside = (total - within) / (n - n_in) if n > n_in else np.full(len(total), np.nan)
     columns = {"inside": within / n_in, "outside": outside, "sd": sd}
     return {"name": list(names), **{name: plain(column) for name, column in columns.items()}}

@@ -19,7 +19,7 @@ from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from scipy import sparse
 
-from eval.embed import embed_folder, image_embedding
+from eval.embed import embed_folder, embed_slide, image_embedding
 from eval.predict import Wanted, predict_folder
 from eval.query import query_folder
 from eval.tables import read_table, write_table
@@ -156,19 +156,20 @@ def test_the_likes_of_a_spot_are_the_nearest_in_other_slides(
         mine = files[SLIDE].obsm[key][5]
         others = {s: a.obsm[key] @ mine for s, a in files.items() if s != SLIDE and key in a.obsm}
         best = sorted(((c, s, i) for s, of in others.items() for i, c in enumerate(of)))[::-1]
-        near = client.get(f"/data/slides/{SLIDE}/near/5.json").json()[by]
+        near = client.get(f"/data/slides/{SLIDE}/near/{by}/5.json").json()
         assert [(n["slide"], n["spot"]) for n in near] == [(s, i) for _, s, i in best[: len(near)]]
         np.testing.assert_allclose([n["cosine"] for n in near], [b[0] for b in best[:6]], atol=1e-3)
     spot = client.get(f"/data/slides/{SLIDE}/spots/5.json").json()
+    within = client.get(f"/data/slides/{SLIDE}/within/5.json").json()
     region = files[SLIDE].obs["hibio_region_600um"]
     same = client.get(f"/data/slides/{SLIDE}/regions/600um.json").json()["codes"]
-    assert spot["regions"]["600um"] == same[5]
+    assert within["600um"] == same[5]
     assert len(set(zip(same, region, strict=True))) == len(set(same)) == region.nunique()
     assert spot["barcode"] == files[SLIDE].obs_names[5]
     patch = client.get(f"/data/slides/{SLIDE}/patches/5.jpg")
     assert patch.headers["content-type"] == "image/jpeg"
-    only_image = client.get("/data/slides/grid/near/0.json").json()
-    assert set(only_image) == {"image"}
+    assert len(client.get("/data/slides/grid/near/image/0.json").json()) == 6
+    assert client.get("/data/slides/grid/near/omics/0.json").status_code == 404
 
 
 def test_an_area_is_compared_with_the_rest(client, viewed: Viewed):
@@ -214,7 +215,58 @@ def test_who_asks_for_no_embedding_waits_for_none(
         assert len(asked.result()[0]) == viewed.entries[SLIDE].n_spots
     assert client.get("/data/doing.json").json() == []
     slide = viewed.slide(SLIDE)
-    assert slide.spots([7])[0]["keywords"] == slide._keywords(slide.tfidf[[7]])[0]
+    assert slide.spots([7])[0]["keywords"] == slide._keywords(slide.tfidf[0][0].tocsr()[[7]])[0]
+
+
+def test_the_nearest_by_image_do_not_wait_for_the_counts(
+    cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    embedding, go_on = threading.Event(), threading.Event()
+
+    def slow(*given):
+        embedding.set()
+        assert go_on.wait(60)
+        return embed_slide(*given)
+
+    monkeypatch.setattr("eval.view.slide.embed_slide", slow)
+    viewed = Viewed(checkpoint, cohort.stores, only=[SLIDE, "sim002"])
+    client, near = client_of(viewed), f"/data/slides/{SLIDE}/near"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.get, f"{near}/omics/3.json")
+        try:
+            assert embedding.wait(60)
+            assert len(client.get(f"{near}/image/3.json").json()) == 6
+            assert client.get(f"/data/slides/{SLIDE}/spots/3.json").json()["keywords"]
+            told = " ".join(client.get("/data/doing.json").json())
+            assert f"embedding the counts of {SLIDE}, 120 spots" in told
+        finally:
+            go_on.set()
+        assert len(asked.result().json()) == 6
+
+
+def test_how_many_spots_are_read_at_once_changes_no_answer(
+    viewed: Viewed, cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("eval.view.slide.BLOCK", 50)
+    monkeypatch.setattr("eval.view.cohort.MOST", 300)
+    other = Viewed(checkpoint, cohort.stores, sets="default")
+    for name in (str(viewed.model.artifacts.genes[3]), viewed.model.database.names[1]):
+        whole, parts = (one.slide(SLIDE).heat(name, "measured").values for one in (viewed, other))
+        np.testing.assert_allclose(parts, whole, atol=1e-6)
+    for slide in (SLIDE, "grid"):
+        whole, parts = (one.slide(slide).area([3, 40, 9]) for one in (viewed, other))
+        for part in ("genes", "sets"):
+            for column in ("inside", "outside", "sd"):
+                np.testing.assert_allclose(parts[part][column], whole[part][column], atol=2e-3)
+    assert other.near(SLIDE, range(9), "omics") == viewed.near(SLIDE, range(9), "omics")
+
+
+def test_of_large_slides_fewer_are_kept(viewed: Viewed, monkeypatch: pytest.MonkeyPatch):
+    for most, kept in ((1000, 3), (130, 2), (0, 1)):
+        monkeypatch.setattr("eval.view.cohort.KEPT_SPOTS", most)
+        for slide in ("sim003", "grid", "sim001", "sim002"):
+            viewed.slide(slide)
+        assert list(viewed._seen) == ["grid", "sim001", "sim002"][-kept:]
 
 
 def test_a_store_that_opens_slowly_holds_up_no_other_slide(
@@ -259,7 +311,9 @@ def test_a_property_is_computed_once_whoever_asks():
 def test_sparse_and_dense_values_compare_alike():
     values = np.random.default_rng(0).poisson(0.5, (20, 4)).astype(float)
     inside = np.arange(20) < 7
-    assert compared("abcd", values, inside) == compared("abcd", sparse.csc_matrix(values), inside)
+    found = compared("abcd", [values], inside)
+    assert found == compared("abcd", [values[:9], sparse.csc_matrix(values[9:])], inside)
+    np.testing.assert_allclose(found["outside"], values[~inside].mean(axis=0), rtol=1e-3)
 
 
 def test_tiles_are_the_slide_and_say_when_they_are_not(
@@ -397,7 +451,9 @@ def test_the_exported_page_holds_the_same_answers(
     for row, name in zip(values, names, strict=True):
         np.testing.assert_array_equal(row, heat(client, SLIDE, name, "predicted")[0])
     spot = scripted(data / "slides" / SLIDE / "spots" / "0.js")[7]
-    assert spot.pop("near") == client.get(f"/data/slides/{SLIDE}/near/7.json").json()
+    for part in ("near/image", "near/omics", "within"):
+        answer = client.get(f"/data/slides/{SLIDE}/{part}/7.json").json()
+        assert spot.pop(part.replace("/", "_")) == answer
     assert spot == client.get(f"/data/slides/{SLIDE}/spots/7.json").json()
     assert [one["id"] for one in scripted(data / "cohort.js")["slides"]] == [SLIDE, "grid"]
     tile = f"slides/{SLIDE}/tiles/8/0_0.jpg"

@@ -141,7 +141,7 @@ def test_the_exported_page_works_from_a_disk_without_webgl(viewed: Viewed, tmp_p
         true = viewed.slide(OTHER).heat(gene, "predicted").values
         np.testing.assert_array_equal(browser.value("[...panes[0].heat.values]"), true)
         assert "reliability r" in browser.value("panes[0].legend.textContent")
-        assert browser.value("document.querySelectorAll('.near button').length") == 12
+        browser.until("document.querySelectorAll('.near button').length === 12")
         browser.press("$('region-area')")
         browser.until("!$('area').hidden")
         spots = browser.value("state.area.spots")
@@ -170,6 +170,7 @@ def test_nothing_bars_the_page_for_anybody(address: str, tmp_path: Path):
     browser = Browser(tmp_path)
     try:
         browser.go(f"{address}#slide={SLIDE}&two=1&level=1&spot=7")
+        browser.until("document.querySelectorAll('.near button').length === 12")
         browser.press("$('region-area')")
         browser.until("!$('area').hidden")
         browser.call("Runtime.evaluate", expression=Path(AXE).read_text(encoding="utf-8"))

@@ -49,6 +49,8 @@ def test_an_empty_spot_scores_zero() -> None:
     raw = cosine(half, matrix).astype(np.float64)
     np.testing.assert_allclose(score_sets(half, matrix, *given, raw), scores, atol=1e-6)
     np.testing.assert_array_equal(raw, cosine(half, matrix))  # is not written over
+    told = score_sets(half, matrix, *given, raw, np.array([False, True]))
+    assert told.any(axis=1).tolist() == [True, False]  # as who knows them says
     with pytest.raises(PathwayError, match=r"raw of shape \(1, 2\); expected \(2, 2\)"):
         score_sets(half, matrix, *given, raw[:1])
 

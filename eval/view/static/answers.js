@@ -60,7 +60,8 @@ const server = {
     return { values, about: JSON.parse(answer.headers.get("hibio-about")) };
   },
   spot: (id, i) => json(`${of(id)}/spots/${i}.json`),
-  near: (id, i) => json(`${of(id)}/near/${i}.json`),
+  within: (id, i) => json(`${of(id)}/within/${i}.json`),
+  near: (id, i, by) => json(`${of(id)}/near/${by}/${i}.json`),
   patch(id, i, px) {
     const made = blank(px);
     made.style.backgroundImage = `url("data/${of(id)}/patches/${i}.jpg")`;
@@ -85,7 +86,8 @@ const files = {
     return { values: found.all.subarray(row * n, (row + 1) * n), about: found.about[name] };
   },
   spot: async (id, i) => (await file(`${of(id)}/spots/${Math.floor(i / PART)}`))[i % PART],
-  near: async (id, i) => (await files.spot(id, i)).near,
+  within: async (id, i) => (await files.spot(id, i)).within,
+  near: async (id, i, by) => (await files.spot(id, i))[`near_${by}`],
   patch(id, i, px) {
     const made = blank(px), k = i % PART, unit = px / EDGE;
     made.style.backgroundImage = `url("data/${of(id)}/spots/${Math.floor(i / PART)}.jpg")`;

@@ -99,8 +99,7 @@ async function choose(i) {
   if (state.slide.id !== id || state.spot !== i) return;
   const facts = cohort.slides.find((one) => one.id === id), root = $("spot");
   const rows = [["Place", `${found.um[0]}, ${found.um[1]} µm`],
-    ...panes.filter((p) => p.heat && !p.root.hidden).map((p) => [`${p.heat.about.title}, ${p.heat.about.kind}`, number(p.heat.values[i])]),
-    ...Object.entries(found.regions).map(([level, code]) => [`Region ${level}`, String(code)])];
+    ...panes.filter((p) => p.heat && !p.root.hidden).map((p) => [`${p.heat.about.title}, ${p.heat.about.kind}`, number(p.heat.values[i])])];
   const labels = Object.entries(found.labels).map(([name, value]) => [name, typeof value === "number" ? number(value) : value ?? ""]);
   const genes = found.keywords.map(([gene, value]) => el("button", { type: "button", title: `TF-IDF ${value}`, onclick: guard(() => typed("a", gene)) }, gene));
   root.replaceChildren(el("h2", {}, `Spot ${found.barcode}`),
@@ -110,14 +109,25 @@ async function choose(i) {
     ...(labels.length ? [el("details", {}, el("summary", {}, `${labels.length} labels`), table(["", ""], labels))] : []));
   root.hidden = false;
   $("region-area").disabled = !state.codes;
-  const near = el("p", { className: "soft" }, "looking for the nearest spots");
-  root.append(near);
-  const lists = await source.near(id, i);
-  if (state.slide.id !== id || state.spot !== i) return;
-  near.remove();
   const elsewhere = cohort.slides.length > 1 ? "in other slides" : "in this slide";
-  for (const [by, list] of Object.entries(lists))
-    root.append(el("h3", {}, `Nearest ${elsewhere} by ${by}`), el("div", { className: "near" }, ...list.map((one) => likeness(one))));
+  const likes = (list) => el("div", { className: "near" }, ...list.map((one) => likeness(one)));
+  if (facts.image) later("image", i, `Nearest ${elsewhere} by image`, () => source.near(id, i, "image"), likes);
+  if (facts.counts) later("omics", i, `Nearest ${elsewhere} by omics`, () => source.near(id, i, "omics"), likes);
+  later("omics", i, "Regions", () => source.within(id, i), (codes) => table(["", ""], Object.entries(codes).map(([level, code]) => [level, String(code)])));
+}
+
+// A part of what is told of a spot that waits for embeddings. Of one kind one question is asked at a
+// time, and none of a spot that was left meanwhile: a server that is at work is not asked forty times.
+const asked = {};
+function later(kind, i, title, ask, show) {
+  const id = state.slide.id, words = el("p", { className: "soft" }, "not there yet; the line at the top tells what is being done");
+  $("spot").append(el("h3", {}, title), words);
+  const chosen = () => state.slide.id === id && state.spot === i && words.isConnected;
+  asked[kind] = (asked[kind] || Promise.resolve()).then(async () => {
+    if (!chosen()) return;
+    const found = await ask().then(show, (error) => el("p", { className: "bad" }, error.message));
+    if (chosen()) words.replaceWith(found);
+  });
 }
 
 function likeness({ slide, spot, cosine }) {
