@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 import types
@@ -330,7 +331,7 @@ def _schema_of(hint: Any, whole: bool) -> dict[str, Any]:
 
 def _section_schema(cls: Any, whole: bool) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    words = _attributes(cls.__doc__ or "")
+    words = _attributes(inspect.cleandoc(cls.__doc__ or ""))
     properties, needed = {}, []
     for field in dataclasses.fields(cls):
         if not field.init:
@@ -364,14 +365,14 @@ def _limits(limit: Range) -> list[tuple[str, float]]:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Name -> words of the section ``Attributes`` of a docstring; ``a, b: words`` names two."""
+    """Name -> words of the section ``Attributes`` of a clean docstring; ``a, b: words`` is two."""
     _, _, section = docstring.partition("Attributes:\n")
     found: dict[str, str] = {}
     names: list[str] = []
     for line in section.splitlines():
         if not line.strip():
             break
-        start = re.match(r" {8}(\w+(?:, \w+)*): (.*)", line)
+        start = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
         if start:
             names = start[1].split(", ")
         for name in names:

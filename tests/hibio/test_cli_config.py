@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from eval.ablation.config import GridConfig, load_grid
 from hibio import cli
 from hibio.cli import config as command
 from hibio.config import files
+from hibio.config.data import GenesConfig
 from hibio.config.files import SHIPPED, ConfigError, find_config, load_config, shipped_names
 from hibio.config.run import RunConfig
 from hibio.config.schema import json_schema
@@ -194,3 +196,10 @@ def test_every_key_of_a_run_has_words():
             yield from silent(one.get("items", {}), (*above, name))
 
     assert list(silent(json_schema(RunConfig))) == []
+
+
+def test_the_words_of_a_key_are_the_same_where_python_strips_docstrings(monkeypatch):
+    """As Python 3.13 does."""
+    before = json_schema(GenesConfig)
+    monkeypatch.setattr(GenesConfig, "__doc__", inspect.cleandoc(GenesConfig.__doc__))
+    assert json_schema(GenesConfig) == before
