@@ -442,4 +442,9 @@ def _read_database(group: h5py.Group) -> PathwayDatabase:
             "weight": group["weight"][:],
         }
     )
-    return PathwayDatabase(table=table, **json.loads(group.attrs["meta"]))
+    meta = json.loads(group.attrs["meta"])
+    sealed = meta.pop("sha256")
+    database = PathwayDatabase(table=table, **meta)
+    if database.sha256 != sealed:
+        raise ValueError(f"the gene sets have sha256 {database.sha256}, expected {sealed}")
+    return database

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 FEW_SETS = 8  # for which no block of rows is laid out dense
 BLOCK_SPOTS = 1024
+FEW_SPOTS = 16  # whose scores of some thousand sets stay there
 CACHED_SPOTS = 128  # whose rows, laid out dense, stay in the processor's cache
 UNIT_TOLERANCE = 1e-3
 CONSTANT_SD = 1e-6
@@ -356,8 +357,8 @@ def score_sets(
         )
     score: Floats = found if raw is None else np.empty_like(found)
     centre, wide = (np.asarray(x, dtype=np.float32) for x in (mean, spread))
-    for start in range(0, len(score), CACHED_SPOTS):
-        rows = slice(start, start + CACHED_SPOTS)
+    for start in range(0, len(score), FEW_SPOTS):
+        rows = slice(start, start + FEW_SPOTS)
         np.subtract(found[rows], centre, out=score[rows])
         score[rows] /= wide
         score[rows] -= level[rows, None].astype(np.float32)

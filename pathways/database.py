@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,6 @@ class PathwayDatabase:
         id_type: Kind of gene identifier, see ``detect_id_type``; detected where not given.
         licence: Licence of the content, "" where not stated.
         version: Version of the content.
-        sha256: Hash of the table, independent of row order; computed, or checked where given.
         descriptions: Pathway name -> one line of meaning; may be incomplete.
     """
 
@@ -72,7 +72,6 @@ class PathwayDatabase:
     id_type: str = ""
     licence: str = ""
     version: str = ""
-    sha256: str = ""
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,13 +80,6 @@ class PathwayDatabase:
         object.__setattr__(self, "descriptions", dict(self.descriptions))
         if not self.id_type:
             object.__setattr__(self, "id_type", detect_id_type(table["target"].unique()))
-        digest = hash_table(table)
-        if self.sha256 and self.sha256 != digest:
-            raise PathwayError(
-                f"{self.name}: the table has sha256 {digest}, expected {self.sha256}; its content "
-                "was changed. Load it again from its source."
-            )
-        object.__setattr__(self, "sha256", digest)
 
     @classmethod
     def from_sets(
@@ -116,7 +108,16 @@ class PathwayDatabase:
             }
         )
         descriptions = {s.name: s.description for s in sets}
-        return cls(name, table, organism, id_type, licence, version, "", descriptions)
+        return cls(name, table, organism, id_type, licence, version, descriptions)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical table: sorted lines ``source<TAB>target<TAB>weight``."""
+        source, target, weight = (self.table[c].tolist() for c in COLUMNS)
+        text = {w: f"{w!r}" for w in set(weight)}
+        rows = zip(source, target, weight, strict=True)
+        lines = sorted(f"{s}\t{t}\t{text[w]}" for s, t, w in rows)
+        return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -200,7 +201,7 @@ class PathwayDatabase:
         rows = self.table["source"].isin(kept) & self.table["target"].isin(panel)
         descriptions = {n: self.descriptions[n] for n in kept if n in self.descriptions}
         table = self.table[rows]
-        return replace(self, table=table, sha256="", descriptions=descriptions), report
+        return replace(self, table=table, descriptions=descriptions), report
 
     def matrix(self, genes: Sequence[str]) -> csr_matrix:
         """Weights as genes x pathways.
@@ -252,14 +253,6 @@ def gene_index(genes: Sequence[str]) -> "pd.Index[str]":
     return index
 
 
-def hash_table(table: pd.DataFrame) -> str:
-    """SHA-256 of the canonical table: sorted lines ``source<TAB>target<TAB>weight``."""
-    source, target, weight = (table[c].tolist() for c in COLUMNS)
-    text = {w: f"{w!r}" for w in set(weight)}
-    lines = sorted(f"{s}\t{t}\t{text[w]}" for s, t, w in zip(source, target, weight, strict=True))
-    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
-
-
 def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     """A copy with the three columns, checked."""
     missing = [c for c in COLUMNS if c not in table.columns]
@@ -271,16 +264,18 @@ def _checked_table(name: str, table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise PathwayError(f"{name}: the table has no rows; expected at least one gene set.")
     table = table[COLUMNS].reset_index(drop=True).copy()
+    codes = {}
     for column in ("source", "target"):
         table[column] = names = table[column].astype(object)
         if pd.api.types.infer_dtype(names, skipna=False) != "string":
             names = names.map(lambda v: v if isinstance(v, str) else "")
-        wrong = ~names.isin([v for v in names.unique() if v != "" and v == v.strip()])
+        codes[column], different = pd.factorize(names)
+        wrong = np.array([v == "" or v != v.strip() for v in different])[codes[column]]
         _refuse_rows(name, table, wrong, f"an empty or padded {column}; expected a plain name")
     table["weight"] = pd.to_numeric(table["weight"], errors="coerce").astype(np.float64)
     wrong = ~np.isfinite(table["weight"]) | (table["weight"] == 0)
     _refuse_rows(name, table, wrong, "a weight that is not a finite number other than 0")
-    twice = table.duplicated(["source", "target"])
+    twice = pd.DataFrame(codes).duplicated()
     _refuse_rows(name, table, twice, "a pathway-gene pair that an earlier row has")
     return table
 

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import repeat, zip_longest
 from pathlib import Path
 
 from pathways.errors import GeneSetWarning, PathwayError
@@ -159,7 +159,7 @@ class GeneSet:
         """Refuse what a tab-separated line cannot carry without changing it."""
         fields = (self.name, self.description, *self.genes)
         names = (self.name, *self.genes)
-        if not all(isinstance(field, str) for field in fields):
+        if not all(map(isinstance, fields, repeat(str))):
             raise PathwayError(f"gene set {self.name!r} holds {names[1:6]}; expected names as text")
         together = "".join(names)
         blank = together.split() != [together] or "" in names  # seldom: then each is looked at
@@ -236,7 +236,7 @@ def _parse_line(line: str, where: str) -> tuple[GeneSet, int]:
             "Add the genes or remove the line; the description may be empty but its tab must stay."
         )
     name, description, *rest = fields
-    genes = [gene.strip() for gene in rest if gene.strip()]
+    genes = [gene for gene in map(str.strip, rest) if gene]
     try:
         gene_set = GeneSet(name.strip(), description, tuple(dict.fromkeys(genes)))
     except PathwayError as error:
@@ -255,11 +255,11 @@ def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str,
         The sets, and weights by (set, gene): empty where the file has none.
     """
     sets = _genes_in_front(path, [_unquoted(one) for one in read_gmt(path)])
-    parts = {gene: _WEIGHTED.fullmatch(gene) for one in sets for gene in one.genes}
-    weighted = all(parts.values())
     weights: dict[tuple[str, str], float] = {}
-    if weighted:
-        pairs = [(one, [m for gene in one.genes if (m := parts[gene])]) for one in sets]
+    if all(_WEIGHTED.fullmatch(gene) for one in sets for gene in one.genes):
+        pairs = [
+            (one, [m for gene in one.genes if (m := _WEIGHTED.fullmatch(gene))]) for one in sets
+        ]
         weights = {(one.name, m[1]): float(m[2]) for one, found in pairs for m in found}
         sets = [
             GeneSet(one.name, one.description, tuple(dict.fromkeys(m[1] for m in found)))
@@ -270,7 +270,7 @@ def read_gmt_leniently(path: str | Path) -> tuple[list[GeneSet], dict[tuple[str,
 
 
 def _unquoted(one: GeneSet) -> GeneSet:
-    if not any('"' in text for text in (one.name, one.description, *one.genes)):
+    if '"' not in "".join((one.name, one.description, *one.genes)):
         return one
 
     def bare(text: str) -> str:

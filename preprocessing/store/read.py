@@ -4,6 +4,8 @@ Raw patches are gathered from the file mapped into memory, without HDF5. A store
 of them, of the spots and of their context, which are stored and read alike.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -97,6 +99,52 @@ def patch_bytes(
     return result
 
 
+def _opened(path: Path, how: Callable[[Path], h5py.File]) -> h5py.File:
+    try:
+        return how(path)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path} is not a complete HDF5 file ({error}); {_AGAIN}") from error
+
+
+@lru_cache(maxsize=1024)
+def _require_sound(path: Path, inode: int, changed_ns: int, size: int) -> None:
+    """Look at all parts of a store: once, as long as its file is the same.
+
+    Raises:
+        DataError: see `SlideStore`; it is raised again at the next look.
+    """
+    with _opened(path, open_guarded) as file:
+        try:
+            _check(path, file)
+        except DataError:
+            raise
+        except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: damaged attributes ({error}); {_AGAIN}") from error
+
+
+def _check(path: Path, file: h5py.File) -> None:
+    attrs = layout.read_attrs(file)
+    found = attrs.get("schema_version")
+    if found is None:
+        raise DataError(
+            f"{path} is an HDF5 file, but not a slide store (no "
+            "schema_version); give a file written by `hibio prepare`"
+        )
+    if found != layout.SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {found}, this program reads version "
+            f"{layout.SCHEMA_VERSION}; {_AGAIN}"
+        )
+    missing = [name for name in layout.REQUIRED if name not in file]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; {_AGAIN}")
+    try:
+        layout.require_schema(file)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; {_AGAIN}") from error
+    require_plain_name(f"{path}: slide_id", str(attrs.get("slide_id", "")))
+
+
 class SlideStore:
     """A prepared slide, opened for reading; use it in a ``with`` statement.
 
@@ -116,50 +164,15 @@ class SlideStore:
                 name (files are named by it).
         """
         self.path = Path(path)
-        self._file = self._open()
-        try:
-            self.attrs: dict[str, Any] = layout.read_attrs(self._file)
-            self._check()
-        except DataError:
-            self.close()
-            raise
-        except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError) as error:
-            self.close()
-            raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist; give a store written by `hibio prepare`")
+        now = self.path.stat()
+        _require_sound(self.path, now.st_ino, now.st_mtime_ns, now.st_size)
+        self._file = _opened(self.path, h5py.File)
+        self.attrs: dict[str, Any] = layout.read_attrs(self._file)
         self._sha256: str | None = None
         self._indptr: np.ndarray | None = None
         self._patch_places: dict[str, PatchPlaces] = {}
-
-    def _open(self) -> h5py.File:
-        if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist; give a store written by `hibio prepare`")
-        try:
-            return open_guarded(self.path)
-        except (OSError, RuntimeError, KeyError) as error:
-            raise DataError(
-                f"{self.path} is not a complete HDF5 file ({error}); {_AGAIN}"
-            ) from error
-
-    def _check(self) -> None:
-        found = self.attrs.get("schema_version")
-        if found is None:
-            raise DataError(
-                f"{self.path} is an HDF5 file, but not a slide store (no "
-                "schema_version); give a file written by `hibio prepare`"
-            )
-        if found != layout.SCHEMA_VERSION:
-            raise DataError(
-                f"{self.path} has schema version {found}, this program reads version "
-                f"{layout.SCHEMA_VERSION}; {_AGAIN}"
-            )
-        missing = [name for name in layout.REQUIRED if name not in self._file]
-        if missing:
-            raise DataError(f"{self.path} lacks {', '.join(missing)}; {_AGAIN}")
-        try:
-            layout.require_schema(self._file)
-        except DataError as error:
-            raise DataError(f"{self.path}: {error}; {_AGAIN}") from error
-        require_plain_name(f"{self.path}: slide_id", str(self.attrs.get("slide_id", "")))
 
     def __enter__(self) -> Self:
         """Return the open store."""

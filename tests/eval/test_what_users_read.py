@@ -160,7 +160,7 @@ def test_the_sets_shown_are_those_that_vary_most():
     assert shown_sets((3 + spread * noise).astype(np.float32), 4) == [3, 1, 4, 2]
 
 
-@pytest.mark.parametrize("size", [1.0, 9.1, 999.0, 2e6])
+@pytest.mark.parametrize("size", [1.0, 9.1, 9.99996, 2e6])
 def test_a_table_of_scores_is_what_pandas_writes(tmp_path, size):
     values = np.random.default_rng(0).standard_normal((4, 5))
     values *= size / np.abs(values).max()

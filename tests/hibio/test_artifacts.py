@@ -220,6 +220,7 @@ def beyond(values):
         (lambda f: f["scales"].attrs.__setitem__("edge_spread", "0.0"), "a spread is not above 0"),
         (replaced("groups", lambda v: v[:, :-1]), "groups are not of the"),
         (lambda f: f.attrs.__setitem__("n_folded_in", 10**6), "were folded in"),
+        (replaced("database/weight", lambda v: 2 * v), "the gene sets have sha256"),
         (sealed("-1"), "cannot be read"),
         (sealed('{"a": 3}'), "cannot be read"),
         (sealed('{"a": {"counts": 3}}'), "cannot be read"),

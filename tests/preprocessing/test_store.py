@@ -203,9 +203,15 @@ def test_files_that_are_no_store_are_refused(tmp_path: Path):
         SlideStore(path)
 
 
-def test_another_schema_version_and_missing_parts_are_refused(tmp_path: Path):
+def test_parts_are_looked_at_once_and_again_after_a_change(tmp_path: Path, monkeypatch):
+    """Also another schema version and missing parts, each in the place of a sound store."""
     path = tmp_path / "S1.h5"
     write(path)
+    looks: list[object] = []
+    monkeypatch.setattr("preprocessing.store.layout.require_schema", looks.append)
+    for _ in range(3):
+        SlideStore(path).close()
+    assert len(looks) == 1
     with h5py.File(path, "r+") as file:
         del file["spots/barcode"]
     with pytest.raises(DataError, match="lacks spots/barcode"):
