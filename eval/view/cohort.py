@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from eval.embed import checked
-from eval.view.model import Model, UnknownName, once
-from eval.view.slide import Embedded, ViewedSlide, require_spots
+from eval.view.model import Embedded, Model, UnknownName, once
+from eval.view.slide import ViewedSlide, require_spots
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
 from preprocessing.errors import did_you_mean
@@ -55,6 +55,7 @@ class Cohort:
         *,
         slides: Path | None = None,
         predictions: Path | None = None,
+        embeddings: Path | None = None,
         sets: str | None = None,
         only: Sequence[str] = (),
     ) -> None:
@@ -66,6 +67,7 @@ class Cohort:
             slides: folder of the slide images; None: thumbnails of the stores are shown.
             predictions: folder of what `hibio predict` wrote of this data by this checkpoint, which
                 is shown then; None: the page predicts.
+            embeddings: folder of what `hibio embed` wrote of it, likewise.
             sets: what `pathways.load_pathways` takes; None: those of the checkpoint.
             only: slides to show, in this order, or `UNSEEN`; all when empty.
 
@@ -85,13 +87,16 @@ class Cohort:
             self.entries = {slide_id: self.entry(slide_id) for slide_id in chosen}
         if not self.entries:
             raise ConfigError(f"{data}: every slide there was trained on; name some with --only")
-        for option, folder in (("--slides", slides), ("--predictions", predictions)):
+        given = {"slides": slides, "predictions": predictions, "embeddings": embeddings}
+        for option, folder in given.items():
             if folder is not None and not folder.is_dir():
-                raise ConfigError(f"{option} {folder} is no folder")
+                raise ConfigError(f"--{option} {folder} is no folder")
         self.folder, self.predictions = slides, predictions
         self._lock = threading.Lock()
         self._stacking = {by: threading.Lock() for by in MODALITIES}
-        self._embedded = {name: Embedded(self.model, one) for name, one in self.entries.items()}
+        self._embedded = {
+            name: Embedded(self.model, one, embeddings) for name, one in self.entries.items()
+        }
         self._seen: dict[str, _Looked] = {}
         self._stacks: dict[str, tuple[list[str], np.ndarray, np.ndarray]] = {}
 

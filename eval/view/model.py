@@ -1,6 +1,7 @@
-"""A checkpoint as the page asks it: what it can answer, and what a question means.
+"""A checkpoint as the page asks it: what it can answer, what a question means, its embeddings.
 
-Shapes: S spots, G genes of the vocabulary, M gene sets, n spots of the bank.
+Shapes: S spots, G genes of the vocabulary, M gene sets, n spots of the bank, D embedding, L region
+levels.
 """
 
 from __future__ import annotations
@@ -13,18 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
+import anndata
 import numpy as np
+import pandas as pd
 
-from eval.embed import load_checkpoint, one_checkpoint
+from eval.embed import embed_slide, image_embedding, load_checkpoint, one_checkpoint
 from eval.predict.fit import readout_of
 from eval.query import GeneSets, scored_on_bank
+from eval.tables import hashes_of, open_table, table_path
+from hibio import keys
 from hibio.bank import Bank, read_bank
 from hibio.checkpoint import BANK
 from hibio.config.files import ConfigError
+from hibio.data.splits import SlideEntry
 from hibio.readout import MIN_RELIABILITY, Readout
 from pathways import PathwayDatabase, load_pathways
 from pathways.files import GeneSet
 from preprocessing.errors import did_you_mean
+from preprocessing.store import SlideStore
 
 FEWEST, MOST = 3, 500  # known genes of a set
 LONGEST = 20_000  # characters of a question
@@ -184,6 +191,90 @@ class Model:
             "levels": self.levels,
             "missing": self.missing,
         }
+
+
+class Embedded:
+    """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S).
+
+    The image embedding is made in a second where the other takes half a minute, so it waits for
+    nothing else. Neither is made where `hibio embed` wrote them.
+    """
+
+    def __init__(self, model: Model, entry: SlideEntry, folder: Path | None = None) -> None:
+        """Compute nothing yet; ``folder`` is of files of `hibio embed`, or None."""
+        self._model, self._entry, self._folder = model, entry, folder
+
+    @once
+    def _table(self) -> Path | None:
+        return made_of(self._model, self._entry, self._folder, "", "--embeddings")
+
+    @once
+    def image(self) -> np.ndarray | None:
+        """Image embeddings; the counts are not read for them."""
+        checkpoint, entry = self._model.checkpoint, self._entry
+        if not entry.has_image or checkpoint.model.vision is None:
+            return None
+        if self._table is not None:
+            return _obsm(self._table, keys.OBSM_IMAGE)
+        told = f"embedding the image of {entry.slide_id}"
+        with self._model.embedding["image"], self._model.telling(told):
+            return image_embedding(checkpoint, entry.path)
+
+    @once
+    def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
+        image, entry = self.image, self._entry
+        if self._table is not None:
+            with open_table(self._table) as table:
+                obs = anndata.io.read_elem(table["obs"])
+            named = [obs[keys.OBS_REGION + level] for level in self._model.levels]
+            codes = [pd.Categorical(one).codes for one in named]
+            return _obsm(self._table, keys.OBSM_OMICS), np.stack(codes)
+        told = f"embedding the counts of {entry.slide_id}, {entry.n_spots} spots, and its regions"
+        with self._model.embedding["omics"], self._model.telling(told):
+            _, found, regions = embed_slide(self._model.checkpoint, entry.path, image)
+        return found.omics, regions
+
+    @property
+    def omics(self) -> np.ndarray | None:
+        """Omics embeddings."""
+        return self._rest[0] if self._entry.has_counts else None
+
+    @property
+    def regions(self) -> np.ndarray:
+        """Region of each spot, level by level."""
+        return self._rest[1]
+
+
+def made_of(
+    model: Model, entry: SlideEntry, folder: Path | None, ending: str, option: str
+) -> Path | None:
+    """The table of a slide that another command wrote, in any format; None without one.
+
+    Raises:
+        ConfigError: it is of another checkpoint or store; names the option that gave the folder.
+        DataError: HiBio did not make it.
+    """
+    if folder is None:
+        return None
+    paths = (table_path(folder, entry.slide_id + ending, form) for form in keys.TABLES)
+    path = next((path for path in paths if path.exists()), None)
+    found = None if path is None else hashes_of(path)
+    if path is None or found is None:
+        return None
+    with SlideStore(entry.path) as store:
+        wanted = {"checkpoint_sha256": model.seal, "store_sha256": store.sha256}
+    if found != wanted:
+        other = " and ".join(n.partition("_")[0] for n in wanted if found[n] != wanted[n])
+        raise ConfigError(
+            f"{path} was made from another {other} than is shown; make it again, or leave {option} "
+            "out: the page does it by itself"
+        )
+    return path
+
+
+def _obsm(path: Path, name: str) -> np.ndarray | None:
+    with open_table(path) as table:
+        return np.asarray(table["obsm"][name]) if name in table["obsm"] else None
 
 
 def plain(value: Any) -> Any:

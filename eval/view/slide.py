@@ -18,12 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from eval.embed import embed_slide, image_embedding
 from eval.query import GeneSets, image_scores, nearest_in_bank
-from eval.tables import hashes_of, open_table, region_outlines, spot_diameter, table_path
-from eval.view.model import Model, UnknownName, once, plain
+from eval.tables import open_table, region_outlines, spot_diameter
+from eval.view.model import Embedded, Model, UnknownName, made_of, once, plain
 from eval.view.tiles import DeepZoom
-from hibio import keys
 from hibio.config.files import ConfigError
 from hibio.data.counts import PanelMap, StoreCounts
 from hibio.data.slide import SlideExpression
@@ -54,46 +52,6 @@ class Heat:
 
     values: np.ndarray
     about: dict[str, Any]
-
-
-class Embedded:
-    """What is kept of every slide: embeddings (S, D) as far as there are any, regions (L, S).
-
-    The image embedding is made in a second where the other takes half a minute, so it waits for
-    nothing else.
-    """
-
-    def __init__(self, model: Model, entry: SlideEntry) -> None:
-        """Compute nothing yet."""
-        self._model, self._entry = model, entry
-
-    @once
-    def image(self) -> np.ndarray | None:
-        """Image embeddings; the counts are not read for them."""
-        checkpoint, entry = self._model.checkpoint, self._entry
-        if not entry.has_image or checkpoint.model.vision is None:
-            return None
-        told = f"embedding the image of {entry.slide_id}"
-        with self._model.embedding["image"], self._model.telling(told):
-            return image_embedding(checkpoint, entry.path)
-
-    @once
-    def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
-        image, entry = self.image, self._entry
-        told = f"embedding the counts of {entry.slide_id}, {entry.n_spots} spots, and its regions"
-        with self._model.embedding["omics"], self._model.telling(told):
-            _, found, regions = embed_slide(self._model.checkpoint, entry.path, image)
-        return found.omics, regions
-
-    @property
-    def omics(self) -> np.ndarray | None:
-        """Omics embeddings."""
-        return self._rest[0] if self._entry.has_counts else None
-
-    @property
-    def regions(self) -> np.ndarray:
-        """Region of each spot, level by level."""
-        return self._rest[1]
 
 
 class ViewedSlide:
@@ -191,28 +149,15 @@ class ViewedSlide:
             ConfigError: it is of another checkpoint or store, or was not made by `predict`.
         """
         path = self._file
-        made_of = None if path is None else hashes_of(path)
-        if path is None or made_of is None:
+        if path is None:
             return pd.DataFrame()
-        with SlideStore(self.entry.path) as store:
-            wanted = {"checkpoint_sha256": self.model.seal, "store_sha256": store.sha256}
-        if made_of != wanted:
-            other = " and ".join(n.partition("_")[0] for n in wanted if made_of[n] != wanted[n])
-            raise ConfigError(
-                f"{path} was predicted from another {other} than is shown; predict again, or leave "
-                "--predictions out: the page predicts by itself"
-            )
         with open_table(path) as table:
             return pd.DataFrame(anndata.io.read_elem(table["var"]))
 
-    @property
+    @once
     def _file(self) -> Path | None:
-        """What `hibio predict` wrote of the slide, in any format."""
-        if self.predictions is None:
-            return None
-        name = f"{self.entry.slide_id}.predict"
-        paths = (table_path(self.predictions, name, form) for form in keys.TABLES)
-        return next((path for path in paths if path.exists()), None)
+        """What `hibio predict` wrote of the slide."""
+        return made_of(self.model, self.entry, self.predictions, ".predict", "--predictions")
 
     def _from_file(self, name: str) -> Heat:
         assert self._file is not None

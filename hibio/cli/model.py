@@ -240,6 +240,13 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
         help="show these files of `hibio predict`; without it the page predicts by itself",
     )
     add(
+        "--embeddings",
+        type=Path,
+        metavar="DIR",
+        help="read embeddings and regions from these files of `hibio embed`; without it the page "
+        "makes those that are asked for",
+    )
+    add(
         "--only",
         nargs="+",
         default=[],
@@ -278,6 +285,7 @@ def view(options: argparse.Namespace) -> int:
         options.data,
         slides=options.slides,
         predictions=options.predictions,
+        embeddings=options.embeddings,
         sets=options.gene_sets,
         only=options.only,
     )

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import openslide
 import pytest
-from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image
 from scipy import sparse
 
@@ -29,11 +27,10 @@ from eval.view.export import export_page
 from eval.view.model import UnknownName, once
 from eval.view.server import application, serve
 from eval.view.slide import compared
-from eval.view.tiles import OVERLAP, TILE, DeepZoom, SlideLevels
+from eval.view.tiles import DeepZoom
 from hibio.cli import main
 from hibio.config.files import ConfigError
 from preprocessing.errors import DataError
-from preprocessing.slides import open_slide
 from preprocessing.store import SlideStore
 from tests.eval.image_cohort import Cohort
 
@@ -199,7 +196,7 @@ def test_who_asks_for_no_embedding_waits_for_none(
         assert go_on.wait(60)
         return image_embedding(*given)
 
-    monkeypatch.setattr("eval.view.slide.image_embedding", slow)
+    monkeypatch.setattr("eval.view.model.image_embedding", slow)
     viewed = Viewed(checkpoint, cohort.stores, only=[SLIDE])
     client, gene = client_of(viewed), str(viewed.model.artifacts.genes[3])
     with ThreadPoolExecutor(1) as pool:
@@ -218,6 +215,26 @@ def test_who_asks_for_no_embedding_waits_for_none(
     assert slide.spots([7])[0]["keywords"] == slide._keywords(slide.tfidf[0][0].tocsr()[[7]])[0]
 
 
+def test_embeddings_are_read_where_embed_wrote_them(
+    client, cohort: Cohort, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    parts = ("near/image/5", "near/omics/5", "within/5", "regions/600um")
+    paths = [f"/data/slides/{SLIDE}/{part}.json" for part in parts]
+    paths += ["/data/slides/grid/near/image/0.json", "/data/slides/grid/within/0.json"]
+    made = [client.get(path).json() for path in paths]
+    embed_folder(checkpoint, cohort.stores, tmp_path)
+    for name in ("image_embedding", "embed_slide"):
+        monkeypatch.setattr(f"eval.view.model.{name}", lambda *_: 1 / 0)
+    filed = client_of(Viewed(checkpoint, cohort.stores, embeddings=tmp_path, sets="default"))
+    for path, answer in zip(paths, made, strict=True):
+        assert filed.get(path).json() == answer
+    shutil.copy(tmp_path / f"{SLIDE}.h5ad", tmp_path / "sim002.h5ad")
+    other = client_of(Viewed(checkpoint, cohort.stores, embeddings=tmp_path))
+    told = other.get("/data/slides/sim002/near/image/0.json").json()["error"]
+    assert "another store than is shown" in told
+    assert "leave --embeddings out" in told
+
+
 def test_the_nearest_by_image_do_not_wait_for_the_counts(
     cohort: Cohort, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -228,7 +245,7 @@ def test_the_nearest_by_image_do_not_wait_for_the_counts(
         assert go_on.wait(60)
         return embed_slide(*given)
 
-    monkeypatch.setattr("eval.view.slide.embed_slide", slow)
+    monkeypatch.setattr("eval.view.model.embed_slide", slow)
     viewed = Viewed(checkpoint, cohort.stores, only=[SLIDE, "sim002"])
     client, near = client_of(viewed), f"/data/slides/{SLIDE}/near"
     with ThreadPoolExecutor(1) as pool:
@@ -336,23 +353,6 @@ def test_tiles_are_the_slide_and_say_when_they_are_not(
         Image.new("RGB", (640, 480)).save(tmp_path / f"{SLIDE}.tif")
         with pytest.raises(ConfigError, match=r"640 x 480 pixels.*--slides"):
             DeepZoom(store, tmp_path)
-
-
-def test_a_real_slide_has_the_tiles_that_openslide_makes():
-    path = Path(__file__).resolve().parents[3] / "shared/data/slides/CMU-1-Small-Region.svs"
-    if not path.is_file():
-        pytest.skip("needs the shared slides")
-    with openslide.OpenSlide(path) as theirs, open_slide(path) as ours:
-        true, made = (DeepZoomGenerator(s, TILE, OVERLAP) for s in (theirs, SlideLevels(ours)))
-        assert true.level_tiles == made.level_tiles
-        for level, place in (
-            (0, (0, 0)),
-            (9, (0, 0)),
-            (11, (2, 1)),
-            (true.level_count - 1, (1, 4)),
-        ):
-            one, other = true.get_tile(level, place), made.get_tile(level, place)
-            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 ODD = [
@@ -482,6 +482,6 @@ def test_without_openseadragon_or_a_folder_the_command_says_so(
     monkeypatch.setattr(page, "VENDOR", tmp_path / "none")
     assert main([*line, "--export", str(tmp_path / "out")]) == 1
     assert "make view-assets" in capsys.readouterr().err
-    for wrong, told in (("--slides", "--slides"), ("--only", "no slide")):
+    for wrong, told in (("--slides",) * 2, ("--embeddings",) * 2, ("--only", "no slide")):
         assert main([*line, wrong, str(tmp_path / "none")]) == 1
         assert told in capsys.readouterr().err
