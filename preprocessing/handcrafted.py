@@ -88,10 +88,12 @@ def handcrafted_batch(patches: NDArray[np.uint8]) -> Float:
 def _chunk_features(patches: NDArray[np.uint8]) -> Float:
     rgb = patches.astype(np.float32) / np.float32(255)
     density = _stain_density(patches)
-    brightest, darkest = rgb.max(axis=3), rgb.min(axis=3)
+    red, green, blue = colours = np.ascontiguousarray(np.moveaxis(rgb, 3, 0))
+    brightest = np.maximum(red, np.maximum(green, blue))
+    darkest = np.minimum(red, np.minimum(green, blue))
     saturation = (brightest - darkest) / np.maximum(brightest, np.float32(1 / 255))
     stains = density.astype(np.float32) / np.float32(STEPS)
-    planes = [*np.moveaxis(rgb, 3, 0), *stains, saturation, brightest]
+    planes = [*colours, *stains, saturation, brightest]
     grey = (patches @ np.rint(LUMA * 2**16).astype(np.int64) >> 16).astype(np.uint8)
     luma = grey.astype(np.float32) / np.float32(255)
     pale = (saturation < PALE[0]) & (brightest > PALE[1])

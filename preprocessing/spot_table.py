@@ -51,6 +51,7 @@ class SpotTable:
         image_only: nothing was counted, so G is 0; the spots are windows of a slide image.
         modality: "rna" or "protein".
         array: (S, 2) row and column on a Visium array, or None.
+        tissue_fraction: (S,) part of each window that is tissue, where it was laid by that.
     """
 
     counts: csr_matrix
@@ -71,6 +72,7 @@ class SpotTable:
     image_transform: np.ndarray | None = None
     array: np.ndarray | None = None
     gene_sources: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tissue_fraction: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and values; fill in an empty label table."""
@@ -162,14 +164,12 @@ class SpotTable:
         Raises:
             DataError: no spot is left.
         """
+        names = ("counts", "barcodes", "xy_px0", "xy_um", "array", "tissue_fraction")
+        known = {name: getattr(self, name) for name in names}
         return replace(
             self,
-            counts=self.counts[index],
-            barcodes=self.barcodes[index],
-            xy_px0=self.xy_px0[index],
-            xy_um=self.xy_um[index],
             labels=self.labels.iloc[index].reset_index(drop=True),
-            array=None if self.array is None else self.array[index],
+            **{name: rows[index] for name, rows in known.items() if rows is not None},
         )
 
 

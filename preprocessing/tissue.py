@@ -127,7 +127,9 @@ def tissue_mask(slide: Slide, max_px: int = 2048) -> TissueMask:
 
 def tissue_pixels(small: Pixels) -> tuple[NDArray[np.bool_], str, float]:
     """The tissue of a small picture (h, w, 3), (h, w), with cue and threshold: `tissue_mask`."""
-    brightest, darkest = small.max(axis=2), small.min(axis=2)
+    red, green, blue = np.moveaxis(small, 2, 0)  # as planes: numpy reduces three values slowly
+    brightest = np.maximum(red, np.maximum(green, blue))
+    darkest = np.minimum(red, np.minimum(green, blue))
     usable = brightest > DARK
     spread = (brightest - darkest).astype(np.float32)
     if usable.any() and np.percentile(spread[usable], 99) <= 3:

@@ -77,6 +77,7 @@ def read_tissue_grid(row: SlideRow, slide: Slide, patch_um: float) -> SpotTable:
         labels=labels,
         notes=tuple(notes),
         image_only=True,
+        tissue_fraction=fraction[kept],
     )
 
 

@@ -327,8 +327,9 @@ def inside_picture(
 def _tissue(slide: Slide, table: SpotTable, patch: PatchConfig) -> np.ndarray:
     """Part of each patch that is tissue, (S,); raises DataError for spots outside the image."""
     patches_of(slide, table, patch)
-    mask = tissue_mask(slide)
-    return tissue_fraction(mask, table.xy_px0, patch.um, table.mpp)
+    if table.tissue_fraction is not None:
+        return table.tissue_fraction
+    return tissue_fraction(tissue_mask(slide), table.xy_px0, patch.um, table.mpp)
 
 
 def slide_picture(slide: Slide) -> SlidePicture:

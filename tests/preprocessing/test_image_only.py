@@ -20,7 +20,7 @@ from preprocessing.run.preparation import prepare_slide
 from preprocessing.run.sifting import SlideTask, drop_mask, drop_reasons
 from preprocessing.slide_row import SlideRow
 from preprocessing.slides import open_slide
-from preprocessing.tissue import tissue_mask
+from preprocessing.tissue import tissue_fraction, tissue_mask, tissue_pixels
 from tests.preprocessing.sources import legacy_slide
 
 SIDE = 20  # pixels of a window: 40 um at 2 um per pixel
@@ -88,7 +88,11 @@ def test_a_picture_smaller_than_a_window_gives_one(row: SlideRow):
     np.testing.assert_array_equal(table.xy_px0, [[WIDTH / 2, HEIGHT / 2]])
 
 
-def test_the_store_is_an_ordinary_one_without_genes(row: SlideRow, tmp_path: Path):
+def test_the_store_is_an_ordinary_one_without_genes(row: SlideRow, tmp_path: Path, monkeypatch):
+    sought: list[object] = []
+    monkeypatch.setattr(
+        "preprocessing.tissue.tissue_pixels", lambda small: sought.append(0) or tissue_pixels(small)
+    )
     (result,) = prepare([row], tmp_path / "out", patch=PATCH, images="raw").rows
     assert (result.status, result.reason) == ("done", "27 of 60 windows left out: not on tissue")
     path = tmp_path / "out" / "he.h5"
@@ -97,7 +101,10 @@ def test_the_store_is_an_ordinary_one_without_genes(row: SlideRow, tmp_path: Pat
         assert store.counts().shape == (result.n_spots, 0)
         assert store.patches().shape == (result.n_spots, 16, 16, 3)
         assert store.features("handcrafted").shape == (result.n_spots, 2 * len(FEATURE_NAMES))
-        assert store.tissue_fraction.min() >= 0.25
+        assert len(sought) == 1
+        np.testing.assert_array_equal(
+            store.tissue_fraction, tissue_fraction(tissue_mask(slide), store.xy_px0, 40.0, 2.0)
+        )
         assert store.thumbnail is not None
         assert sorted(store.barcodes) == sorted(read(row).barcodes)
         spot = result.n_spots // 2
