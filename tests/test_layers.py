@@ -346,9 +346,12 @@ def test_lower_packages_do_not_load_torch():
     files = [path for path in source_files(ROOT) if path.parts[len(ROOT.parts)] in PACKAGES[:2]]
     modules = [module_name(path, ROOT) for path in files]
     assert "preprocessing" in modules
-    code = f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
+    code = "import anndata, importlib, sys\nif 'torch' in sys.modules:\n    sys.exit(77)\n"
+    code += f"for name in {modules!r}:\n    importlib.import_module(name)\n"
     code += "sys.exit('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
+    if done.returncode == 77:
+        pytest.skip("this anndata loads torch itself")
     assert done.returncode == 0, done.stderr or "torch was loaded"

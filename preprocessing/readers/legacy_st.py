@@ -153,10 +153,10 @@ def _parse_integers(text: str) -> np.ndarray | None:
     if " " in text:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("error", DeprecationWarning)  # NumPy 1 stops at a point and warns
         try:
             return np.fromstring(text, dtype=np.int64, sep="\t")
-        except ValueError:
+        except (ValueError, DeprecationWarning):
             return None
 
 

@@ -259,7 +259,7 @@ def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
     gene = str(model.artifacts.genes[3])
     with SlideStore(cohort.images / "bare.h5") as store:
         features = store.features("handcrafted")
-    given = anndata.AnnData(obsm={"handcrafted": features})
+    given = anndata.AnnData(np.zeros((len(features), 0)), obsm={"handcrafted": features})
     given.obs["mine"] = 1
     found = model.predict(given, genes=[gene])
     np.testing.assert_allclose(found.X, model.predict(features).X[:, [3]], rtol=1e-5)

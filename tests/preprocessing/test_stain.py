@@ -56,4 +56,4 @@ def test_nothing_is_said_of_glass_or_of_one_colour():
 
 
 def test_swatches():
-    assert stain_colour(np.array([1.0, 0.0, 0.0]), 1.0) == (26, 255, 255)
+    assert stain_colour(np.array([1.0, 0.0, 0.0]), 2.0) == (3, 255, 255)

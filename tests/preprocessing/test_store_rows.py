@@ -34,7 +34,7 @@ def write(path: Path, table: SpotTable, **more: object) -> SpotTable:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory):
-    counts = random_sparse(SPOTS, GENES, 0.3, "csr", rng=np.random.default_rng(1))
+    counts = random_sparse(SPOTS, GENES, 0.3, "csr", random_state=1)
     counts.data = np.ceil(counts.data * 9)
     path = tmp_path_factory.mktemp("rows") / "S1.h5"
     write(path, spot_table(counts))
