@@ -7,7 +7,7 @@
 # make view-assets  OpenSeadragon for hibio view, by npm, its sha256 compared
 # make docs         the documentation site: site/index.html
 # make wheel        dist/ with sdist and wheel, installed into an empty .venv-wheel where the demo is run
-# make resolve      whether pip finds the locked versions of all extras, and the newest wheels for Python 3.11 to 3.14
+# make resolve      whether the locked versions of all extras, and wheels of the newest, are there for Python 3.11 to 3.14
 # make recipes      the workflows, the Dockerfile and the conda recipe read by their own linters
 # make licenses     the licence of every package that is installed with HiBio
 # make lock         write constraints.txt anew: the newest versions that all extras take; commit it if test passes
@@ -86,14 +86,16 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
-# The lock on this interpreter, and the newest versions on all, which need not be here. pyvips and
-# deepspeed come as source, pylibCZIrw (czi) has no wheel for 3.14.
+# The lock by pip on this interpreter; the lock and the newest wheels on all, which need not be here, by
+# uv (pip takes minutes). pyvips and deepspeed come as source, pylibCZIrw (czi) has no wheel for 3.14.
+WHEELS := encoders hub hdf5 parquet spatialdata interop view search tracking cluster completion docs
 resolve: $(BASE)
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt ".[all,docs]"
-	for python in 3.11 3.12 3.13 3.14; do $(BIN)/python -m pip install --quiet --dry-run \
-		--ignore-installed --only-binary=:all: --target build/none --python-version $$python \
-		".[encoders,hub,hdf5,parquet,spatialdata,interop,view,search,tracking,cluster,completion,docs]" \
-		&& echo "Python $$python: wheels of all packages" || exit 1; done
+	$(BIN)/python -m pip install --quiet uv
+	for python in 3.11 3.12 3.13 3.14; do \
+		for wanted in "--constraint constraints.txt --extra test --extra docs --extra all" "--only-binary :all: $(WHEELS:%=--extra %)"; do \
+		$(BIN)/python -m uv pip compile --quiet --python-version $$python $$wanted setup.cfg \
+		--output-file $(VENV)/resolved.txt && echo "Python $$python: $$wanted" || exit 1; done; done
 
 recipes: $(BIN)/python
 	$(PYTHON) -m venv .venv-recipes
