@@ -215,10 +215,7 @@ def _tell(path: Path, artifacts: Artifacts | None) -> None:
 
 
 def build(job: Job, *, resume: bool = False) -> Trainer:
-    """Join the parts of one job; every process of a run calls it.
-
-    With ``resume`` it continues from its checkpoint where there is one.
-    """
+    """Join the parts of one job, from its checkpoint with ``resume``; every process calls it."""
     config = job.config
     group = start_processes(config.device, single=config.optim.uses_deepspeed)
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -254,6 +251,8 @@ def build(job: Job, *, resume: bool = False) -> Trainer:
         augment=config.data.augment,
     )
     objective.check(config.stages)
+    if saved is None:
+        plan.check_radius()
     trainer = Trainer(
         model=model,
         engine=_engine(config, plan),

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from hibio import keys
 from hibio.config.files import ConfigError
@@ -27,6 +28,7 @@ from hibio.training.objective import Objective
 from hibio.training.process_group import ProcessGroup
 from hibio.training.region_state import RegionState
 from hibio.training.step_outputs import MicroBatch, read_micro_batch
+from preprocessing.store import SlideStore
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,27 @@ class Plan:
                 "stage, or hold out another patient"
             )
         return slides
+
+    def check_radius(self) -> None:
+        """Refuse a spatial contrast within whose radius no slide has two spots: it cannot act.
+
+        Raises:
+            ConfigError: tells how far the nearest spots are.
+        """
+        radius, nearest = self.objective.config.contrast_um, np.inf
+        if radius == 0 or not any(keys.TERM_SPATIAL in stage.active for stage in self.stages):
+            return
+        for entry in self.dataset.entries:
+            with SlideStore(entry.path) as store:
+                apart = cKDTree(store.xy_um).query(store.xy_um, k=2)[0][:, 1]
+            nearest = min(nearest, float(np.median(apart)))
+            if nearest < radius:
+                return
+        raise ConfigError(
+            f"the term {keys.TERM_SPATIAL} has a weight, and no slide has spots within objective."
+            f"contrast_um, {radius:g} um: the nearest are {nearest:.4g} um apart; set it to about "
+            f"{1.5 * nearest:.0f}, or to 0 if only the two views of a spot are meant"
+        )
 
     def mixed_stages(self) -> list[str]:
         """Stages that read images where there are any, of slides with and without."""

@@ -5,16 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hibio import keys
 from hibio.checkpoint import NAME, find_checkpoint, load_trainer_state, read_log
 from hibio.config.files import ConfigError, dump_config, load_config
 from hibio.config.run import RunConfig
-from hibio.config.training import StageConfig
+from hibio.config.training import ObjectiveConfig, StageConfig
 from hibio.run import Job, build, expand
 from hibio.training.engine import NotFiniteError
 from hibio.training.trainer import Trainer
@@ -208,6 +210,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_slide(toy_stores, tmp_pat
     good = load_trainer_state(find_checkpoint(job.folder))
     assert good["step"] <= trainer.step
     assert build(job, resume=True).step == good["step"]
+
+
+@pytest.mark.parametrize(("radius", "acts"), [(0.0, True), (60.0, False), (101.0, True)])
+def test_a_spatial_contrast_within_whose_radius_there_is_nothing_is_refused(
+    toy_stores, tmp_path, radius, acts
+):
+    stages = (StageConfig("s", 1, {keys.TERM_SPATIAL: 1.0}),)
+    objective = ObjectiveConfig(contrast_um=radius)
+    job = one_job(toy_stores, tmp_path, stages=stages, objective=objective)
+    told = nullcontext() if acts else pytest.raises(ConfigError, match=r"60 um: the nearest are")
+    with told:
+        build(job)
 
 
 def test_a_stage_with_images_needs_a_slide_with_one(toy_stores, tmp_path):
