@@ -39,11 +39,12 @@ def main() -> None:
     units = sorted(row)
     a, b = (np.array([side[unit] for unit in units]) for side in (row, other))
     found, gain = paired_bootstrap(a, b), a - b
-    needed = (2.8 * gain.std(ddof=1) / gain.mean()) ** 2
+    needed = (2.8 * gain.std(ddof=1) / max(abs(gain.mean()), 1e-9)) ** 2
+    many = f"{needed:,.0f}" if needed < 10_000 else "over 10,000"
     print(
         f"{options.row} {a.mean():.4f}, {options.other} {b.mean():.4f}: {gain.mean():+.4f} "
         f"({found.low:+.4f} to {found.high:+.4f}), better in {(gain > 0).sum()} of {len(gain)}; "
-        f"{needed:.0f} units for power .8"
+        f"{many} units for power .8"
     )
 
 
