@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 FEW_SETS = 8  # for which no block of rows is laid out dense
 BLOCK_SPOTS = 1024
-FEW_SPOTS = 16  # whose scores of some thousand sets stay there
+FEW_SPOTS = 16  # whose scores of some thousand sets stay in the processor's cache
 CACHED_SPOTS = 128  # whose rows, laid out dense, stay in the processor's cache
 UNIT_TOLERANCE = 1e-3
 CONSTANT_SD = 1e-6
@@ -48,9 +48,22 @@ def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
     A block of rows is laid out dense, since a set has few genes and a spot many; for few sets the
     sets are.
     """
-    if not sparse.issparse(tfidf) or tfidf.shape[1] != matrix.shape[0]:
+    tfidf = _unit_rows(tfidf, matrix.shape[0])
+    if matrix.shape[1] <= FEW_SETS:
+        return np.asarray(tfidf @ matrix.toarray(), dtype=np.float32)
+    out = np.empty((tfidf.shape[0], matrix.shape[1]), dtype=np.float32)
+    sets = csr_matrix(matrix.T)
+    for number, part in enumerate(row_blocks(tfidf, CACHED_SPOTS)):
+        rows = slice(number * CACHED_SPOTS, number * CACHED_SPOTS + part.shape[0])
+        out[rows] = (sets @ part.toarray(order="F").T).T
+    return out
+
+
+def _unit_rows(tfidf: csr_matrix, n_genes: int) -> csr_matrix:
+    """The rows (S, G), if each is of length 1 at most."""
+    if not sparse.issparse(tfidf) or tfidf.shape[1] != n_genes:
         raise PathwayError(
-            f"TF-IDF of shape {np.shape(tfidf)}; expected a CSR matrix with {matrix.shape[0]} "
+            f"TF-IDF of shape {np.shape(tfidf)}; expected a CSR matrix with {n_genes} "
             "genes, in the order of the fitted panel."
         )
     tfidf = csr_matrix(tfidf)
@@ -60,14 +73,7 @@ def cosine(tfidf: csr_matrix, matrix: csr_matrix) -> Floats:
             f"a TF-IDF row has length {np.sqrt(longest):.3g}; expected L2-normalised rows (length "
             "1). Pass the output of TfidfReweighter.transform, not counts."
         )
-    if matrix.shape[1] <= FEW_SETS:
-        return np.asarray(tfidf @ matrix.toarray(), dtype=np.float32)
-    out = np.empty((tfidf.shape[0], matrix.shape[1]), dtype=np.float32)
-    sets = csr_matrix(matrix.T)
-    for number, part in enumerate(row_blocks(tfidf, CACHED_SPOTS)):
-        rows = slice(number * CACHED_SPOTS, number * CACHED_SPOTS + part.shape[0])
-        out[rows] = (sets @ part.toarray(order="F").T).T
-    return out
+    return tfidf
 
 
 def moments(blocks: Iterable[Floats]) -> tuple[Doubles, Doubles]:
@@ -149,12 +155,13 @@ class PathwayAnchors:
         """Mean standardised match of each spot over the varying pathways (S,).
 
         It is mostly sequencing depth (docs/method.md 2), so it is taken off every score. A mean of
-        cosines is the cosine with one mean direction, so no (S, M) is made.
+        cosines is the product with one mean direction, so no (S, M) is made; it and what is taken
+        off it are large and close, hence in float64.
         """
         share = self.varying / np.where(self.varying, self.sd, 1.0) / self.varying.sum()
-        direction = csr_matrix((self.matrix @ share)[:, None], dtype=np.float32)
-        mean: Floats = cosine(tfidf, direction)[:, 0] - np.float32(self.mean @ share)
-        return mean
+        direction = self.matrix.astype(np.float64) @ share
+        mean = _unit_rows(tfidf, len(direction)) @ direction - self.mean @ share
+        return np.asarray(mean, dtype=np.float32)
 
     def match(self, tfidf: csr_matrix) -> Floats:
         """Match m_ip: standardised per pathway, then centred per spot over pathways.

@@ -73,7 +73,7 @@ def require_sound_sizes(path: Path, group: h5py.Group) -> None:
 
 
 def open_guarded(path: Path, *, ours: bool = True) -> h5py.File:
-    """Open a file for reading; every HDF5 file that HiBio reads is opened here.
+    """Open a file for reading; every HDF5 file that HiBio reads is looked at here.
 
     Args:
         path: the file.

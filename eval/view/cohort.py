@@ -44,8 +44,8 @@ class _Looked:
 class Cohort:
     """Slides behind one checkpoint.
 
-    Threads may ask at once. One slide is embedded at a time; who asks for no embedding waits for
-    none.
+    Threads may ask at once. One slide is embedded at a time by each tower; who asks for
+    no embedding waits for none.
     """
 
     def __init__(

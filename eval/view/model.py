@@ -215,7 +215,7 @@ class Embedded:
         if not entry.has_image or checkpoint.model.vision is None:
             return None
         if self._table is not None:
-            return _obsm(self._table, keys.OBSM_IMAGE)
+            return self._read(lambda table: np.asarray(table["obsm"][keys.OBSM_IMAGE]))
         told = f"embedding the image of {entry.slide_id}"
         with self._model.embedding["image"], self._model.telling(told):
             return image_embedding(checkpoint, entry.path)
@@ -224,15 +224,28 @@ class Embedded:
     def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
         image, entry = self.image, self._entry
         if self._table is not None:
-            with open_table(self._table) as table:
-                obs = anndata.io.read_elem(table["obs"])
-            named = [obs[keys.OBS_REGION + level] for level in self._model.levels]
-            codes = [pd.Categorical(one).codes for one in named]
-            return _obsm(self._table, keys.OBSM_OMICS), np.stack(codes)
+            return self._read(self._filed)
         told = f"embedding the counts of {entry.slide_id}, {entry.n_spots} spots, and its regions"
         with self._model.embedding["omics"], self._model.telling(told):
             _, found, regions = embed_slide(self._model.checkpoint, entry.path, image)
         return found.omics, regions
+
+    def _filed(self, table: Any) -> tuple[np.ndarray | None, np.ndarray]:
+        obs = anndata.io.read_elem(table["obs"])
+        named = [obs[keys.OBS_REGION + level] for level in self._model.levels]
+        codes = np.stack([pd.Categorical(one).codes for one in named])
+        return np.asarray(table["obsm"][keys.OBSM_OMICS]) if self._entry.has_counts else None, codes
+
+    def _read(self, part: Callable[[Any], T]) -> T:
+        assert self._table is not None
+        try:
+            with open_table(self._table) as table:
+                return part(table)
+        except KeyError as error:
+            raise ConfigError(
+                f"{self._table} lacks what `hibio embed` wrote ({error}); make it again, or leave "
+                "--embeddings out: the page does it by itself"
+            ) from error
 
     @property
     def omics(self) -> np.ndarray | None:
@@ -251,7 +264,8 @@ def made_of(
     """The table of a slide that another command wrote, in any format; None without one.
 
     Raises:
-        ConfigError: it is of another checkpoint or store; names the option that gave the folder.
+        ConfigError: it is of another checkpoint or store, or of other spots; names the option that
+            gave the folder.
         DataError: HiBio did not make it.
     """
     if folder is None:
@@ -261,20 +275,22 @@ def made_of(
     found = None if path is None else hashes_of(path)
     if path is None or found is None:
         return None
-    with SlideStore(entry.path) as store:
+    told = f"comparing {path.name} with its store"
+    with model.telling(told), SlideStore(entry.path) as store, open_table(path) as table:
         wanted = {"checkpoint_sha256": model.seal, "store_sha256": store.sha256}
+        whole = np.array_equal(anndata.io.read_elem(table["obs"]).index, store.barcodes)
     if found != wanted:
         other = " and ".join(n.partition("_")[0] for n in wanted if found[n] != wanted[n])
         raise ConfigError(
             f"{path} was made from another {other} than is shown; make it again, or leave {option} "
             "out: the page does it by itself"
         )
+    if not whole:
+        raise ConfigError(
+            f"{path} does not hold the spots of {entry.path} in their order; make it again, or "
+            f"leave {option} out: the page does it by itself"
+        )
     return path
-
-
-def _obsm(path: Path, name: str) -> np.ndarray | None:
-    with open_table(path) as table:
-        return np.asarray(table["obsm"][name]) if name in table["obsm"] else None
 
 
 def plain(value: Any) -> Any:

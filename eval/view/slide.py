@@ -376,7 +376,8 @@ class ViewedSlide:
         answer["genes"] = compared(names, values, inside)
         if self.model.bank is not None:
             scores = self.measured_sets if kind == "measured" else self.predicted_sets
-            answer["sets"] = compared(self.model.sets.names, [scores], inside)
+            blocks = (scores[start : start + BLOCK] for start in range(0, len(scores), BLOCK))
+            answer["sets"] = compared(self.model.sets.names, blocks, inside)
         return answer
 
     def _profile(self, kind: Kind) -> tuple[Sequence[str], Iterable[Any]]:

@@ -167,7 +167,7 @@ class SlideStore:
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist; give a store written by `hibio prepare`")
         now = self.path.stat()
-        _require_sound(self.path, now.st_ino, now.st_mtime_ns, now.st_size)
+        _require_sound(self.path, now.st_ino, now.st_ctime_ns, now.st_size)
         self._file = _opened(self.path, h5py.File)
         self.attrs: dict[str, Any] = layout.read_attrs(self._file)
         self._sha256: str | None = None

@@ -111,9 +111,9 @@ async function choose(i) {
   $("region-area").disabled = !state.codes;
   const elsewhere = cohort.slides.length > 1 ? "in other slides" : "in this slide";
   const likes = (list) => el("div", { className: "near" }, ...list.map((one) => likeness(one)));
+  later("regions", i, "Regions", () => source.within(id, i), (codes) => table(["", ""], Object.entries(codes).map(([level, code]) => [level, String(code)])));
   if (facts.image) later("image", i, `Nearest ${elsewhere} by image`, () => source.near(id, i, "image"), likes);
   if (facts.counts) later("omics", i, `Nearest ${elsewhere} by omics`, () => source.near(id, i, "omics"), likes);
-  later("omics", i, "Regions", () => source.within(id, i), (codes) => table(["", ""], Object.entries(codes).map(([level, code]) => [level, String(code)])));
 }
 
 // A part of what is told of a spot that waits for embeddings. Of one kind one question is asked at a
@@ -125,7 +125,7 @@ function later(kind, i, title, ask, show) {
   const chosen = () => state.slide.id === id && state.spot === i && words.isConnected;
   asked[kind] = (asked[kind] || Promise.resolve()).then(async () => {
     if (!chosen()) return;
-    const found = await ask().then(show, (error) => el("p", { className: "bad" }, error.message));
+    const found = await ask().then(show).catch((error) => el("p", { className: "bad" }, error.message));
     if (chosen()) words.replaceWith(found);
   });
 }

@@ -1,0 +1,35 @@
+"""`hibio view --embeddings`: files of `hibio embed` that were changed since."""
+
+from pathlib import Path
+
+import anndata
+import pytest
+
+from eval.embed import embed_folder
+from eval.view.cohort import Cohort as Viewed
+from hibio import keys
+from tests.eval.image_cohort import Cohort
+from tests.eval.test_view import SLIDE, client_of
+
+
+def half(adata: anndata.AnnData) -> anndata.AnnData:
+    return adata[::2].copy()
+
+
+def without_image(adata: anndata.AnnData) -> anndata.AnnData:
+    del adata.obsm[keys.OBSM_IMAGE]
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(half, "does not hold the spots of"), (without_image, "lacks what `hibio embed` wrote")],
+)
+def test_they_are_refused(cohort: Cohort, tmp_path: Path, change, said: str):
+    store, path = cohort.stores / f"{SLIDE}.h5", tmp_path / f"{SLIDE}.h5ad"
+    embed_folder(cohort.checkpoint, store, tmp_path)
+    change(anndata.read_h5ad(path)).write_h5ad(path)
+    viewed = client_of(Viewed(cohort.checkpoint, store, embeddings=tmp_path))
+    answer = viewed.get(f"/data/slides/{SLIDE}/near/image/5.json")
+    assert answer.status_code < 500
+    assert said in answer.json()["error"]
