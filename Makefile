@@ -94,7 +94,7 @@ resolve: $(BASE)
 	$(BIN)/python -m pip install --quiet uv
 	for python in 3.11 3.12 3.13 3.14; do \
 		for wanted in "--constraint constraints.txt --extra test --extra docs --extra all" "--only-binary :all: $(WHEELS:%=--extra %)"; do \
-		$(BIN)/python -m uv pip compile --quiet --python-version $$python $$wanted setup.cfg \
+		$(BIN)/python -m uv pip compile --quiet --upgrade --python-version $$python $$wanted setup.cfg \
 		--output-file $(VENV)/resolved.txt && echo "Python $$python: $$wanted" || exit 1; done; done
 
 recipes: $(BIN)/python

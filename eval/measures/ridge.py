@@ -5,7 +5,8 @@ small eigendecomposition and no pass over spots. Targets are z-scored within eac
 that depth and level of a slide do not weigh; what is predicted is put back on the scale of the
 training spots. The penalty is the strongest that inner folds cannot tell from the best one: the
 one-standard-error rule (Breiman et al. 1984, section 3.4.3).
-Beside ridge: the mean of nearest training spots, and weights of several predictions in their mean.
+Beside ridge: the mean of the nearest training spots, and the weights of several predictions in
+their mean.
 Shapes: S spots, F features, T targets, A alphas, P predictions, U units (slides).
 """
 
@@ -63,7 +64,7 @@ class Moments:
     @staticmethod
     def of(x: np.ndarray, y: np.ndarray) -> "Moments":
         """Moments of (S, F) and (S, T)."""
-        return Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, np.einsum("st,st->t", y, y))
+        return Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
 
     def plus(self, other: "Moments", sign: int = 1) -> "Moments":
         """Sum of the two (sign 1), or the difference (sign -1)."""
@@ -250,22 +251,22 @@ def inner_predictions(
 
 
 def ridge_weights(moments: Moments, alphas: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Ridge weights (A, F, T) for A penalties on the centred sums (scikit-learn's alpha).
+    """Ridge weights for several alphas from one eigendecomposition.
 
-    Directions without variance get weight 0 when alpha is 0.
+    Args:
+        moments: of the training spots.
+        alphas: A penalties on the centred sums (scikit-learn's meaning of alpha).
+
+    Returns:
+        (A, F, T); directions without variance get weight 0 when alpha is 0.
     """
-    axes, inverse, along = _along_axes(moments, alphas)
-    return np.asarray(axes @ (inverse[:, :, None] * along))
-
-
-def _along_axes(moments: Moments, alphas: Sequence[float] | np.ndarray) -> list[np.ndarray]:
-    """Principal axes in columns (F, F), inverse (A, F) and targets (F, T) of `ridge_weights`."""
     xx, xy, _ = moments.centred()
-    value, axes = np.linalg.eigh(xx)
+    value, vector = np.linalg.eigh(xx)
+    rotated = vector.T @ xy
     floor = TINY * max(float(value[-1]), TINY)
     penalised = np.maximum(value, 0.0) + np.asarray(alphas, dtype=np.float64)[:, None]
     inverse = np.where(penalised > floor, 1.0 / np.maximum(penalised, floor), 0.0)
-    return [axes, inverse, axes.T @ xy]
+    return np.asarray(vector @ (inverse[:, :, None] * rotated))
 
 
 def choose_alpha(
@@ -299,10 +300,10 @@ def choose_alpha(
         for fold in range(int(fold_of.max()) + 1):
             held = {unit: one for (piece_fold, unit), one in pieces.items() if piece_fold == fold}
             train = total.plus(reduce(Moments.plus, held.values()), -1)
-            fitted = _along_axes(train, _penalties(train, config))
+            weights = ridge_weights(train, _penalties(train, config))
             for unit, moments in held.items():
                 if moments.n > 2:
-                    found.setdefault((fold, unit), []).append(_pearson_of_moments(moments, fitted))
+                    found.setdefault((fold, unit), []).append(_pearson_of_moments(moments, weights))
     scores: dict[str, list[np.ndarray]] = {}
     for (_, unit), parts in found.items():
         scores.setdefault(unit, []).append(_mean(np.concatenate(parts, axis=1)))
@@ -389,13 +390,11 @@ def _piece_moments(
     return pieces
 
 
-def _pearson_of_moments(moments: Moments, fitted: list[np.ndarray]) -> np.ndarray:
-    """Pearson (A, T) of predictions by `_along_axes` in one unit, of targets that vary there."""
-    axes, inverse, along = fitted
+def _pearson_of_moments(moments: Moments, weights: np.ndarray) -> np.ndarray:
+    """Pearson (A, T) of the predictions X W within one unit; of the targets that vary there."""
     xx, xy, yy = moments.centred()
-    covariance = inverse @ (along * (axes.T @ xy))
-    products = inverse[:, :, None] * (axes.T @ xx @ axes) * inverse[:, None, :]
-    variance = np.einsum("ft,aft->at", along, products @ along)
+    covariance = np.einsum("aft,ft->at", weights, xy)
+    variance = np.einsum("aft,aft->at", weights, xx @ weights)
     flat = yy <= TINY * np.maximum(moments.yy, TINY)
     product = np.sqrt(np.maximum(variance, 0.0) * yy)
     r = np.divide(covariance, product, out=np.zeros_like(covariance), where=product > TINY**2)

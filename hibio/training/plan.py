@@ -163,13 +163,13 @@ class Plan:
         for entry in self.dataset.entries:
             with SlideStore(entry.path) as store:
                 apart = cKDTree(store.xy_um).query(store.xy_um, k=2)[0][:, 1]
-            nearest = min(nearest, float(np.median(apart)))
+            nearest = min(nearest, float(apart.min()))
             if nearest < radius:
                 return
         raise ConfigError(
-            f"the term {keys.TERM_SPATIAL} has a weight, and no slide has spots within objective."
-            f"contrast_um, {radius:g} um: the nearest are {nearest:.4g} um apart; set it to about "
-            f"{1.5 * nearest:.0f}, or to 0 if only the two views of a spot are meant"
+            f"the term {keys.TERM_SPATIAL} has a weight, and no slide has two spots within "
+            f"objective.contrast_um, {radius:g} um: the nearest are {nearest:.4g} um apart; set it "
+            f"to about {1.5 * nearest:.0f}, or to 0 if only the two views of a spot are meant"
         )
 
     def mixed_stages(self) -> list[str]:

@@ -169,7 +169,11 @@ class SlideStore:
         now = self.path.stat()
         _require_sound(self.path, now.st_ino, now.st_ctime_ns, now.st_size)
         self._file = _opened(self.path, h5py.File)
-        self.attrs: dict[str, Any] = layout.read_attrs(self._file)
+        try:
+            self.attrs: dict[str, Any] = layout.read_attrs(self._file)
+        except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
+            self.close()
+            raise DataError(f"{self.path}: damaged attributes ({error}); {_AGAIN}") from error
         self._sha256: str | None = None
         self._indptr: np.ndarray | None = None
         self._patch_places: dict[str, PatchPlaces] = {}
