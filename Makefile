@@ -86,15 +86,16 @@ wheel: $(TEST) view-assets
 	$(subst $(BIN),.venv-wheel/bin,$(PIP)) install dist/*.whl < /dev/null
 	cd dist && ../.venv-wheel/bin/hibio --version && ../.venv-wheel/bin/hibio config list && ../.venv-wheel/bin/hibio demo --out demo
 
-# The lock by pip on this interpreter; the lock and the newest wheels on all, which need not be here, by
-# uv (pip takes minutes). pyvips and deepspeed come as source, pylibCZIrw (czi) has no wheel for 3.14.
-WHEELS := encoders hub hdf5 parquet spatialdata interop view search tracking cluster completion docs
+# The lock by pip on this interpreter, the lock and the newest wheels by uv on all, which need not be
+# here. pyvips and deepspeed come as source, pylibCZIrw (czi) has no wheel for 3.14.
 resolve: $(BASE)
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint constraints.txt ".[all,docs]"
 	$(BIN)/python -m pip install --quiet uv
+	sed -n '/^install_requires/,/^\[tool/s/^    \([a-zA-Z].*[<>=].*\)/\1/p' setup.cfg \
+		| grep -v '^pyvips\|^deepspeed\|^pylibCZIrw' > $(VENV)/newest.txt
 	for python in 3.11 3.12 3.13 3.14; do \
-		for wanted in "--constraint constraints.txt --extra test --extra docs --extra all" "--only-binary :all: $(WHEELS:%=--extra %)"; do \
-		$(BIN)/python -m uv pip compile --quiet --upgrade --python-version $$python $$wanted setup.cfg \
+		for wanted in "--constraint constraints.txt --extra test --extra docs --extra all setup.cfg" "--only-binary :all: $(VENV)/newest.txt"; do \
+		$(BIN)/python -m uv pip compile --quiet --upgrade --python-version $$python $$wanted \
 		--output-file $(VENV)/resolved.txt && echo "Python $$python: $$wanted" || exit 1; done; done
 
 recipes: $(BIN)/python
