@@ -118,16 +118,17 @@ def _scores(panels, encode, train, test, column: str) -> dict[str, float]:
     probe = _probe(panels, encode, train, column)
     scores: dict[str, list[float]] = {}
     for entry in test:
-        rows = {p: unit_rows(encode(panels.slide(entry.path, p))) for p in PANELS}
+        rows = {p: encode(panels.slide(entry.path, p)) for p in PANELS}
         for panel in PANELS[1:]:
-            similarity = rows[panel] @ rows["known"].T
-            found = recall_at_k(similarity, list_length(0.1, len(similarity)))
-            scores.setdefault(f"{panel} -> known R@10%", []).append(found)
+            for words, form in (("", np.asarray), (", standardised", _standard)):
+                similarity = unit_rows(form(rows[panel])) @ unit_rows(form(rows["known"])).T
+                found = recall_at_k(similarity, list_length(0.1, len(similarity)))
+                scores.setdefault(f"{panel} -> known R@10%{words}", []).append(found)
         label = _labels(entry, column)
         if probe is None or not (label != "").any():
             continue
         for panel in PANELS:
-            embedded = _standard(encode(panels.slide(entry.path, panel)))
+            embedded = _standard(rows[panel])
             keep = np.isin(label, probe.classes_)
             value = balanced_accuracy(label[keep], probe.predict(embedded[keep]))
             scores.setdefault(f"probe, {panel}", []).append(value)
