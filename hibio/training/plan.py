@@ -162,7 +162,8 @@ class Plan:
             return
         for entry in self.dataset.entries:
             with SlideStore(entry.path) as store:
-                apart = cKDTree(store.xy_um).query(store.xy_um, k=2)[0][:, 1]
+                xy_um = store.xy_um
+            apart = cKDTree(xy_um).query(xy_um, k=2)[0][:, 1]
             nearest = min(nearest, float(apart.min()))
             if nearest < radius:
                 return
