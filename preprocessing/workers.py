@@ -32,6 +32,7 @@ CONNECT_S = 30.0
 WORKERS_S = 60.0
 _LOOK_S = 3600.0  # between two looks at the time; the system takes no wait of months
 _GRACE_S = 5.0  # to leave after a polite signal
+_AGAIN_S = 0.05  # until a swallowed one is sent again
 _CONTEXT = multiprocessing.get_context("spawn")
 _THREADS = "OMP_NUM_THREADS"
 
@@ -262,10 +263,10 @@ def _given_up(worker: _Worker, crew: list[_Worker], limit_s: float) -> tuple[str
 
 
 def _death(code: int | None) -> str:
-    if code is not None and -code in (signal.SIGKILL, signal.SIGTERM):
+    if code in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
         return (
-            f"its process was ended from outside (signal {-code}), often because the memory was "
-            "full; run again with fewer workers"
+            f"its process was ended from outside (signal {abs(code) % 128}), often because the "
+            "memory was full; run again with fewer workers"
         )
     if code is not None and code < 0:
         name = signal.Signals(-code).name
@@ -283,6 +284,7 @@ def _serve(pipe: "Connection[R, T | None]", attempt: Callable[[T], R]) -> None:
     """What a process does: tasks, until there are none or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave)
+    sys.unraisablehook = _send_again
     with contextlib.suppress(EOFError, OSError):
         while (task := pipe.recv()) is not None:
             pipe.send(attempt(task))
@@ -290,6 +292,14 @@ def _serve(pipe: "Connection[R, T | None]", attempt: Callable[[T], R]) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
+
+
+def _send_again(what: "sys.UnraisableHookArgs") -> None:
+    """A stop that Python swallowed, as the signal fell into a finaliser, is sent once more."""
+    if isinstance(what.exc_value, SystemExit | KeyboardInterrupt):
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(what)
 
 
 @contextlib.contextmanager
@@ -304,9 +314,11 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

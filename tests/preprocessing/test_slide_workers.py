@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,12 +69,27 @@ def test_stopping_early_ends_the_processes(tmp_path: Path, monkeypatch: pytest.M
     assert children() - before == set()
 
 
-def test_sigterm_is_an_interrupt_inside_and_not_outside() -> None:
+def test_a_stop_that_falls_into_a_finaliser_ends_a_process_all_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = dict(in_processes(faulty.attempt, tasks(tmp_path, "finaliser", "A1"), 1, 60.0))
+    lost = found["finaliser"]
+    assert isinstance(lost, Lost)
+    assert "ended from outside (signal 15)" in lost.reason
+    assert lost.seconds < 30
+    assert not isinstance(found["A1"], Lost)
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stop", [lambda: os.kill(os.getpid(), signal.SIGTERM), faulty.stop_in_finaliser]
+)
+def test_sigterm_is_an_interrupt_inside_and_not_outside(stop: Callable[[], None]) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def send() -> None:
         with interruptible():
-            os.kill(os.getpid(), signal.SIGTERM)
+            stop()
             time.sleep(5)
 
     with pytest.raises(KeyboardInterrupt):
