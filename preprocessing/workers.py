@@ -284,8 +284,7 @@ def _serve(pipe: "Connection[R, T | None]", attempt: Callable[[T], R]) -> None:
     """What a process does: tasks, until there are none or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave)
-    sys.unraisablehook = _send_again
-    with contextlib.suppress(EOFError, OSError):
+    with lost_stops_come_again(), contextlib.suppress(EOFError, OSError):
         while (task := pipe.recv()) is not None:
             pipe.send(attempt(task))
 
@@ -294,12 +293,25 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _send_again(what: "sys.UnraisableHookArgs") -> None:
-    """A stop that Python swallowed, as the signal fell into a finaliser, is sent once more."""
-    if isinstance(what.exc_value, SystemExit | KeyboardInterrupt):
-        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
-        sys.__unraisablehook__(what)
+@contextlib.contextmanager
+def lost_stops_come_again() -> Iterator[None]:
+    """Send SIGTERM once more in the block where what its handler raised was lost.
+
+    Python prints what is raised in a destructor or the callback of a weak reference, and goes on.
+    """
+    hook = sys.unraisablehook
+
+    def send(lost: "sys.UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, SystemExit | KeyboardInterrupt):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            hook(lost)
+
+    sys.unraisablehook = send
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -314,11 +326,10 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
-        yield
+        with lost_stops_come_again():
+            yield
     finally:
-        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

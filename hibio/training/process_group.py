@@ -12,8 +12,6 @@ import functools
 import os
 import signal
 import socket
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hibio.config.files import ConfigError
+from preprocessing.workers import lost_stops_come_again
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-REMINDER_S = 0.5  # seconds between a signal and its repetition, while it has had no effect
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 STEP_TIMEOUT = timedelta(minutes=30)  # a rank that takes longer over one step is taken for dead
 WAIT_TIMEOUT = timedelta(days=2)  # the others wait while the first fits the artifacts
@@ -207,32 +205,6 @@ def on_stop(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-class _Reminder:
-    """Sends SIGTERM again and again: what a handler raises is lost in a callback or destructor.
-
-    Python would print such a loss as a traceback and go on; here it comes again, so it is not told.
-    """
-
-    def __init__(self) -> None:
-        self._enough = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._remind, daemon=True)
-
-    def begin(self) -> None:
-        if not self._thread.is_alive():
-            self._thread.start()
-
-    def end(self) -> None:
-        with self._lock:
-            self._enough.set()
-
-    def _remind(self) -> None:
-        while not self._enough.wait(REMINDER_S):
-            with self._lock:
-                if not self._enough.is_set():
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @contextmanager
 def stops_at_once(told: Callable[[], str]) -> Iterator[None]:
     """Raise InterruptedError on Ctrl-C or SIGTERM: for work that a resumed run simply repeats.
@@ -242,20 +214,12 @@ def stops_at_once(told: Callable[[], str]) -> Iterator[None]:
     Raises:
         InterruptedError: a signal came; ``told`` gives the message, with the command that goes on.
     """
-    reminder = _Reminder()
 
     def interrupt() -> None:
-        reminder.begin()
         raise _Stopped
 
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if lost.exc_type is _Stopped else hook(lost)
     try:
-        with on_stop(interrupt):
-            try:
-                yield
-            finally:
-                reminder.end()
-                sys.unraisablehook = hook
+        with on_stop(interrupt), lost_stops_come_again():
+            yield
     except _Stopped as stopped:
         raise InterruptedError(told()) from stopped
