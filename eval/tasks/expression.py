@@ -6,14 +6,16 @@ fixed HEST penalty on targets as they are, ``pearson_bleep`` the mean of 50 trai
 ``pearson_both`` ridge on [raw features, embedding], ``pearson_via_omics`` ridge on [raw features,
 embedding] to the spot vector, which least squares turn into genes. ``pearson_combined`` is the
 z-scored mean of ridge and via_omics of the raw features, ridge, via_omics and nearest spots of the
-model (in this order in the notes), weighted by inner folds. A model that predicts expression itself
-is scored on that under ``pearson``; ridge on its embedding is ``pearson_ridge``.
+model (in this order in the notes), weighted by inner folds; ``pearson_combined_niche`` is the same
+of every image embedding beside the mean of its neighbours' (S, 2 D), a wider window of tissue, and
+``pearson_combined_random_graph`` its control. A model that predicts expression itself is scored on
+that under ``pearson``; ridge on its embedding is ``pearson_ridge``.
 One value per test slide (mean over genes); ``..._pooled`` is over all test spots of the fold.
 Shapes: S spots, T target genes, V dimensions of the spot vector.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from eval.folds.fold import (
 from eval.measures.metrics import WORDS, pearson_per_gene, summarise
 from eval.measures.ridge import ReadOut, RidgeConfig, centre, choose_weights, zscore, zscore_mean
 from eval.results import RAW, Measure, Question, ResultTable, TaskResult
-from eval.tasks.probes import PLAIN, ImageProbe, check_readout
+from eval.tasks.probes import FULL, PLAIN, ImageProbe, check_readout, item_graphs
 from hibio.config.schema import Count, Share
 from preprocessing.graphs import neighbour_mean
 
@@ -54,6 +56,10 @@ READOUTS = {
     "_both": "both: ridge on raw features and embedding side by side",
     "_combined": "combined: z-scored mean of ridge and via_omics, from raw features and from the "
     "embedding, and nearest training spots; weights by inner folds",
+    "_combined_niche": "combined_niche: combined, every image embedding beside the mean of its "
+    "neighbours' embeddings; the window is that much wider",
+    "_combined_random_graph": "combined_random_graph: the same with random spots of the slide for "
+    "neighbours; a niche gains only what it has beyond this",
     "_via_omics": "via_omics: ridge on raw features and embedding to the spot vector, and from "
     "there to genes by least squares on training spots",
     "_ridge": "pearson_ridge: ridge on the embedding of a model that predicts expression itself, "
@@ -75,8 +81,8 @@ class ExpressionConfig:
         raw: name of the model whose features stand beside the embedding in ``both`` and
             ``via_omics``, and whose omics side is the spot vector; where no model has it,
             ``Fold.raw_features`` do.
-        readout: ``plain``, or ``full`` = with several seeds also a row of their embeddings side by
-            side.
+        readout: ``plain``, or ``full`` = also ``_combined_niche`` with its control, and with
+            several seeds a row of their embeddings side by side.
     """
 
     n_genes: tuple[Count, ...] = (50, 200)
@@ -139,47 +145,90 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
     if not fold.paired_train or not fold.paired_test:
         table.note(f"fold {fold.name}: no training or no test slide with an image; not run")
         return table.result()
-    probes = {m.name: ImageProbe.of(fold, m) for m in fold.models if m.image is not None}
-    beside = fold.model(config.raw) if fold.has_model(config.raw) else fold.raw_features
-    raw = None if beside is None else probes.get(config.raw) or ImageProbe.of(fold, beside)
-    vectors = _spot_vectors(fold, beside, probes, raw, config)
+    sides = {item: _sides(seen, config) for item, seen in _items(fold, config)}
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
-        given = None
-        if raw is not None:
-            via = None if vectors is None else vectors.genes(RAW_SIDE, targets)
-            given = RawReadOuts(raw, _ridge(raw, targets, config), via)
-        for name, probe in probes.items():
-            through = None if vectors is None else vectors.genes(name, targets)
-            _add_model(
-                table,
-                fold,
-                (name, targets),
-                _mixtures(probe, targets, (given, through), config),
-            )
+        for item, seen in sides.items():
+            for name, mixtures in _read_outs(seen, targets, config):
+                _add_model(table, fold, (name, item, targets), mixtures)
         for model in fold.models:
             if model.prediction is not None:
                 rows = stack(model.predicted(fold.paired_test, targets.genes))
                 _add(table, fold, (model.name, "", targets), Mixture("", (rows,)))
-    if raw is None:
+    if sides[""].raw is None:
         table.note(f"no model {config.raw!r}: the read-outs 'both' and 'combined' are left out")
-    if vectors is None:
+    if sides[""].vectors is None:
         table.note(f"no spot vector beside {config.raw!r}: the read-out 'via_omics' is left out")
     return table.result(fold.models)
 
 
+def _items(fold: Fold, config: ExpressionConfig) -> Iterator[tuple[str, Fold]]:
+    """Part of a metric's name, and the fold as its read-outs see it."""
+    yield "", fold
+    if config.readout == FULL:
+        slides = (*fold.paired_train, *fold.paired_test)
+        for suffix, graph in item_graphs(slides, "niche", fold.seed):
+            lists = {one.slide_id: own for one, own in zip(slides, graph or [], strict=True)}
+            models = tuple(_widened(m, lists) for m in fold.models if m.image is not None)
+            raw = None if fold.raw_features is None else _widened(fold.raw_features, lists)
+            yield suffix or "_niche", replace(fold, models=models, raw_features=raw)
+
+
+def _widened(model: Representation, lists: Mapping[str, np.ndarray]) -> Representation:
+    """Image embeddings beside the mean over the listed neighbours (S, k) of each spot."""
+    image = {
+        name: np.hstack([rows, neighbour_mean(rows, lists[name])])
+        for name, rows in (model.image or {}).items()
+        if name in lists
+    }
+    return replace(model, image=image)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What the read-outs see: a probe of each model, the raw features', and spot vectors."""
+
+    probes: dict[str, ImageProbe]
+    raw: ImageProbe | None
+    vectors: SpotVectors | None
+
+
+def _sides(fold: Fold, config: ExpressionConfig) -> Sides:
+    probes = {m.name: ImageProbe.of(fold, m) for m in fold.models if m.image is not None}
+    beside = fold.model(config.raw) if fold.has_model(config.raw) else fold.raw_features
+    raw = None if beside is None else probes.get(config.raw) or ImageProbe.of(fold, beside)
+    return Sides(probes, raw, _spot_vectors(fold, beside, probes, raw, config))
+
+
+def _read_outs(
+    sides: Sides, targets: Targets, config: ExpressionConfig
+) -> Iterator[tuple[str, Iterator[Mixture]]]:
+    """Name and read-outs of every model."""
+    given, vectors = None, sides.vectors
+    if sides.raw is not None:
+        via = None if vectors is None else vectors.genes(RAW_SIDE, targets)
+        given = RawReadOuts(sides.raw, _ridge(sides.raw, targets, config), via)
+    for name, probe in sides.probes.items():
+        through = None if vectors is None else vectors.genes(name, targets)
+        yield name, _mixtures(probe, targets, (given, through), config)
+
+
 def _add_model(
-    table: ResultTable, fold: Fold, cell: tuple[str, Targets], mixtures: Iterator[Mixture]
+    table: ResultTable, fold: Fold, cell: tuple[str, str, Targets], mixtures: Iterator[Mixture]
 ) -> None:
-    """Every read-out of one model; plain pearson is left to what it predicts itself."""
-    name, targets = cell
+    """Every read-out of one model, of a niche the combined one alone.
+
+    Plain pearson is left to what the model predicts itself.
+    """
+    name, item, targets = cell
     own = fold.model(name).prediction is not None
     for mixture in mixtures:
-        suffix = mixture.suffix or "_ridge" * own
-        _add(table, fold, (name, suffix, targets), mixture)
-        if suffix == "_combined":
+        suffix = (mixture.suffix or "_ridge" * own) + item
+        if suffix in READOUTS:
+            _add(table, fold, (name, suffix, targets), mixture)
+        if mixture.suffix == "_combined":
             shares = " ".join(f"{weight:.3g}" for weight in mixture.weights or ())
-            table.note(f"combined, fold {fold.key(name)}, {targets.name}: weights {shares}")
+            table.note(f"{suffix[1:]}, fold {fold.key(name)}, {targets.name}: weights {shares}")
 
 
 def decode(known: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> np.ndarray:

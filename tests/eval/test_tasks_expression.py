@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.linear_model import LinearRegression, Ridge
 
+from eval.errors import FoldError
 from eval.folds.fold import expression as measured
 from eval.folds.fold import variable_genes
 from eval.measures.metrics import pearson_per_gene
@@ -154,6 +155,43 @@ def test_without_a_spot_vector_the_readout_through_it_is_left_out(toy_fold):
     assert "pearson_both/top10_hvg" in found.models["hibio"]
     assert "pearson_via_omics/top10_hvg" not in found.models["hibio"]
     assert any("'via_omics' is left out" in note for note in found.notes)
+
+
+def test_a_niche_is_the_embedding_beside_its_neighbours_mean_and_beats_random_spots(toy_fold):
+    rng, own = np.random.default_rng(3), toy_fold.model("hibio")
+    noisy = {n: x + 2.0 * rng.standard_normal(x.shape) for n, x in own.image.items()}
+    models = (replace(own, image=noisy), toy_fold.model("raw_features"))
+    fold, config = replace(toy_fold, models=models), replace(CONFIG, n_genes=(10,))
+    found = run(fold, replace(config, readout="full"))
+    row = found.models["hibio"]
+    lists = {s.slide_id: s.neighbours for s in (*fold.train, *fold.test)}
+
+    def beside(image):
+        mean = {
+            n: [x[[j for j in own if j >= 0]].mean(axis=0) for own in lists[n]]
+            for n, x in image.items()
+        }
+        return {n: np.hstack([x, mean[n]]) for n, x in image.items()}
+
+    wide = tuple(replace(model, image=beside(model.image)) for model in models)
+    slow = run(replace(fold, models=wide), config).models
+    for name in ("hibio", "raw_features"):
+        niche = found.models[name]["pearson_combined_niche/top10_hvg"].values
+        assert niche == pytest.approx(slow[name]["pearson_combined/top10_hvg"].values, abs=1e-9)
+    niche, random, alone = (
+        row[f"pearson_combined{item}/top10_hvg"].mean for item in ("_niche", "_random_graph", "")
+    )
+    assert niche > max(random, alone) + 0.03
+    plain = run(fold, config).models["hibio"]
+    assert {name: row[name] for name in plain} == plain
+    extra = {
+        f"pearson_combined{i}{p}/top10_hvg"
+        for i in ("_niche", "_random_graph")
+        for p in ("", "_pooled")
+    }
+    assert set(row) - set(plain) == extra
+    with pytest.raises(FoldError, match="expression readout 'all'; it must be one of plain, full"):
+        ExpressionConfig(readout="all")
 
 
 def test_one_training_patient_uses_spatial_blocks(toy_fold):
