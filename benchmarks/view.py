@@ -140,8 +140,8 @@ def times(cohort: Cohort, address: str, slide_id: str) -> dict[str, np.ndarray]:
             found[f"{what} {kind}"] = np.median(others, axis=0)
     of_spots("near/omics", "within")
     for level in cohort.model.levels[:1]:
-        found[f"regions {level}, first"] = spent(ask(f"regions/{level}.json"))
-        found[f"regions {level}"] = spent(ask(f"regions/{level}.json"))
+        found[f"regions {level}, first"] = spent(ask(f"regions/{level}"))
+        found[f"regions {level}"] = spent(ask(f"regions/{level}"))
     area = json.dumps({"spots": list(range(n // 10))}).encode()
     found["area of a tenth"] = np.median([spent(ask("area", area)) for _ in range(3)], axis=0)
     return found

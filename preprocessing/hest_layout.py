@@ -107,14 +107,18 @@ def tissue_contours(small: np.ndarray, downsample: float) -> dict[str, Any]:
 def outlines(mask: np.ndarray, downsample: float) -> Iterator[list[np.ndarray]]:
     """The pieces of a mask (h, w): of each its outer ring and then its holes.
 
-    Rings are closed, (n, 2) as (x, y), ``downsample`` a pixel of the mask.
+    Rings are closed, (n, 2) as (x, y), ``downsample`` a pixel of the mask; of a straight line they
+    hold the ends.
     """
     pieces, _ = ndimage.label(mask)
     for piece, box in enumerate(ndimage.find_objects(pieces)):
         # of a padded pixel (r, c) the centre lies at (r - 1 + 0.5) pixels of the box
         alone = np.pad(pieces[box] == piece + 1, 1).astype(np.float64)
         corner = np.array([box[1].start, box[0].start]) - 0.5
-        rings = [(ring[:, ::-1] + corner) * downsample for ring in find_contours(alone, 0.5)]  # type: ignore[no-untyped-call]
+        rings = []
+        for ring in find_contours(alone, 0.5):  # type: ignore[no-untyped-call]
+            turns = np.diff(ring, 2, axis=0).any(axis=1)
+            rings.append((ring[np.r_[True, turns, True], ::-1] + corner) * downsample)
         yield sorted(rings, key=lambda ring: -float(np.ptp(ring, axis=0).prod()))
 
 

@@ -96,7 +96,7 @@ def _slide_files(cohort: Cohort, slide: ViewedSlide, asked: Sequence[str], folde
     places = slide.xy_px0.round(1).ravel().tolist()
     _script(folder, "slide", slide.facts() | {"xy": places})
     for name in cohort.model.levels:
-        _script(folder / "regions", name, slide.regions(name))
+        _script(folder / "regions", name, _base64(slide.regions(name)))
     kinds: tuple[Kind, ...] = ("measured", "predicted")
     for kind in kinds:
         _script(folder, kind, _heats(slide, asked, kind))
@@ -129,8 +129,12 @@ def _heats(slide: ViewedSlide, asked: Sequence[str], kind: Kind) -> dict[str, An
     values = np.stack([heat.values for heat in heats]).astype("<f4")
     return {
         "about": {name: heat.about for name, heat in zip(asked, heats, strict=True)},
-        "values": base64.b64encode(values.tobytes()).decode("ascii"),
+        "values": _base64(values.tobytes()),
     }
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _sheet(patches: np.ndarray) -> bytes:

@@ -63,8 +63,7 @@ class Answers:
 
     def places(self, request: Any) -> Any:
         """Level-0 pixels of the spots, x and y of each in turn, as float32."""
-        data = self._slide(request).xy_px0.astype("<f4").tobytes()
-        return _response(data, "application/octet-stream")
+        return _numbers(self._slide(request).xy_px0.astype("<f4").tobytes())
 
     def tile(self, request: Any) -> Any:
         """A tile of the deep zoom."""
@@ -81,12 +80,11 @@ class Answers:
             raise ConfigError("ask with q=NAME and kind=measured or kind=predicted")
         found = self._slide(request).heat(asked, kind)
         about = json.dumps(found.about)  # in ASCII, as a header must be
-        data = found.values.astype("<f4").tobytes()
-        return _response(data, "application/octet-stream", {"hibio-about": about})
+        return _numbers(found.values.astype("<f4").tobytes(), {"hibio-about": about})
 
     def regions(self, request: Any) -> Any:
-        """Regions of one level."""
-        return _json(self._slide(request).regions(request.path_params["level"]))
+        """Regions of one level, as numbers."""
+        return _numbers(self._slide(request).regions(request.path_params["level"]))
 
     def spot(self, request: Any) -> Any:
         """One spot."""
@@ -150,7 +148,7 @@ def application(cohort: Cohort, *, token: str = "", hosts: tuple[str, ...] = LOO
         f"{in_slide}/places": answers.places,
         f"{in_slide}/tiles/{{level}}/{{column}}_{{row}}.jpg": answers.tile,
         f"{in_slide}/heat": answers.heat,
-        f"{in_slide}/regions/{{level}}.json": answers.regions,
+        f"{in_slide}/regions/{{level}}": answers.regions,
         f"{in_slide}/spots/{{spot}}.json": answers.spot,
         f"{in_slide}/within/{{spot}}.json": answers.within,
         f"{in_slide}/near/{{by}}/{{spot}}.json": answers.near,
@@ -197,6 +195,10 @@ def _response(data: bytes, kind: str, more: dict[str, str] | None = None, status
     from starlette.responses import Response
 
     return Response(data, status, {**_SAFE, **(more or {})}, kind)
+
+
+def _numbers(data: bytes, more: dict[str, str] | None = None) -> Any:
+    return _response(data, "application/octet-stream", more)
 
 
 def _json(value: Any, status: int = 200) -> Any:

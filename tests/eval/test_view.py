@@ -7,8 +7,8 @@ import re
 import shutil
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import anndata
@@ -20,11 +20,11 @@ from scipy import sparse
 from eval.embed import embed_folder, embed_slide, image_embedding
 from eval.predict import Wanted, predict_folder
 from eval.query import query_folder
-from eval.tables import read_table, write_table
+from eval.tables import read_table, region_outlines, write_table
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
 from eval.view.export import export_page
-from eval.view.model import UnknownName, once
+from eval.view.model import UnknownName
 from eval.view.server import application, serve
 from eval.view.slide import compared
 from eval.view.tiles import DeepZoom
@@ -74,6 +74,14 @@ def heat(client, slide: str, name: str, kind: str) -> tuple[np.ndarray, dict]:
     answer = client.get(f"/data/slides/{slide}/heat", params={"q": name, "kind": kind})
     assert answer.status_code == 200, answer.text
     return np.frombuffer(answer.content, "<f4"), json.loads(answer.headers["hibio-about"])
+
+
+def regions(client, slide: str, level: str) -> tuple[list[int], np.ndarray]:
+    data = client.get(f"/data/slides/{slide}/regions/{level}").content
+    n = client.get(f"/data/slides/{slide}/slide.json").json()["spots"]
+    return np.frombuffer(data, "<u4", n).tolist(), np.frombuffer(data[4 * n :], "<f4").reshape(
+        -1, 4
+    )
 
 
 def test_a_heatmap_is_what_query_and_predict_write(
@@ -159,9 +167,18 @@ def test_the_likes_of_a_spot_are_the_nearest_in_other_slides(
     spot = client.get(f"/data/slides/{SLIDE}/spots/5.json").json()
     within = client.get(f"/data/slides/{SLIDE}/within/5.json").json()
     region = files[SLIDE].obs["hibio_region_600um"]
-    same = client.get(f"/data/slides/{SLIDE}/regions/600um.json").json()["codes"]
+    same, drawn = regions(client, SLIDE, "600um")
     assert within["600um"] == same[5]
     assert len(set(zip(same, region, strict=True))) == len(set(same)) == region.nunique()
+    with SlideStore(cohort.stores / f"{SLIDE}.h5") as store:
+        rings = [
+            ring
+            for of_one in region_outlines(store.xy_px0, np.array(same)).values()
+            for piece in of_one
+            for ring in piece
+        ]
+    ends = [np.hstack(pair) for ring in rings for pair in pairwise(ring)]
+    np.testing.assert_allclose(drawn, ends, rtol=1e-6)
     assert spot["barcode"] == files[SLIDE].obs_names[5]
     patch = client.get(f"/data/slides/{SLIDE}/patches/5.jpg")
     assert patch.headers["content-type"] == "image/jpeg"
@@ -218,7 +235,7 @@ def test_who_asks_for_no_embedding_waits_for_none(
 def test_embeddings_are_read_where_embed_wrote_them(
     client, cohort: Cohort, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    parts = ("near/image/5", "near/omics/5", "within/5", "regions/600um")
+    parts = ("near/image/5", "near/omics/5", "within/5")
     paths = [f"/data/slides/{SLIDE}/{part}.json" for part in parts]
     paths += ["/data/slides/grid/near/image/0.json", "/data/slides/grid/within/0.json"]
     made = [client.get(path).json() for path in paths]
@@ -228,6 +245,8 @@ def test_embeddings_are_read_where_embed_wrote_them(
     filed = client_of(Viewed(checkpoint, cohort.stores, embeddings=tmp_path, sets="default"))
     for path, answer in zip(paths, made, strict=True):
         assert filed.get(path).json() == answer
+    level = f"/data/slides/{SLIDE}/regions/600um"
+    assert filed.get(level).content == client.get(level).content
     shutil.copy(tmp_path / f"{SLIDE}.h5ad", tmp_path / "sim002.h5ad")
     other = client_of(Viewed(checkpoint, cohort.stores, embeddings=tmp_path))
     told = other.get("/data/slides/sim002/near/image/0.json").json()["error"]
@@ -310,21 +329,6 @@ def test_a_store_that_opens_slowly_holds_up_no_other_slide(
         assert asked[0].result() is asked[1].result()
 
 
-def test_a_property_is_computed_once_whoever_asks():
-    class Slow:
-        asked = 0
-
-        @once
-        def value(self) -> int:
-            self.asked += 1
-            time.sleep(0.02)
-            return self.asked
-
-    slow = Slow()
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda _: slow.value, range(8))) == [1] * 8
-
-
 def test_sparse_and_dense_values_compare_alike():
     values = np.random.default_rng(0).poisson(0.5, (20, 4)).astype(float)
     inside = np.arange(20) < 7
@@ -359,7 +363,7 @@ ODD = [
     *("/data/slides/nobody/slide.json", f"/data/slides/{SLIDE}/spots/120.json"),
     *(f"/data/slides/{SLIDE}/spots/{n}.json" for n in ("-1", "1e3", "999999999999", "٣", "NaN")),
     *(f"/data/slides/{SLIDE}/tiles/{n}.jpg" for n in ("99/0_0", "0/9_9", "9" * 300 + "/0_0")),
-    *(f"/data/slides/{SLIDE}/regions/{n}.json" for n in ("5um", "..", "%00")),
+    *(f"/data/slides/{SLIDE}/regions/{n}" for n in ("5um", "..", "%00")),
     *(f"/data/slides/{SLIDE}/patches/{n}.jpg" for n in ("120", "x")),
     *("/data/slides/..%2f..%2fcheckpoint/slide.json", "/page/..%2f..%2fsetup.cfg", "/page/nothing"),
     *("/../../etc/passwd", "/page/../server.py", "/%2e%2e/%2e%2e/etc/passwd"),

@@ -49,6 +49,34 @@ def address(viewed: Viewed) -> Iterator[str]:
         yield address
 
 
+def the_drawn_pixels_are_the_values(browser: Browser, viewed: Viewed, true: np.ndarray) -> None:
+    """In the middle of every spot, drawn as one vertex and as six; grey where it is not known."""
+    paint = """((largest, set) => {
+        const pane = panes[0], { layer } = pane, { gl } = layer, [x, y, k] = pane.view();
+        layer.largest = largest;
+        set.forEach((value, i) => { pane.heat.values[i] = value ?? NaN; });
+        pane.colour();
+        layer.draw(pane.view(), state.slide.diameter / 2, 1);
+        const { xy } = state.slide, up = gl.drawingBufferHeight - 1;
+        return set.map((_, i) => {
+            const at = [Math.floor(x + k * xy[2 * i]), up - Math.floor(y + k * xy[2 * i + 1])];
+            const pixel = new Uint8Array(4);
+            gl.readPixels(...at, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+            return [...pixel];
+        });
+    })(%d, %s)"""
+    low, high = np.sort(true)[[int(0.02 * len(true)), int(0.98 * len(true))]]
+    level = 1 + np.round(254 * np.clip((true - low) / (high - low), 0, 1)).astype(int)
+    opaque = np.full((len(true), 1), 255)
+    wanted = np.hstack([np.reshape(viewed.facts()["maps"]["viridis"], (-1, 3))[level], opaque])
+    for largest in (1024, 0):
+        found = browser.value(paint % (largest, true.tolist()))
+        np.testing.assert_allclose(found, wanted, atol=3)  # of a level, for a tie in its rounding
+    unknown = browser.value(paint % (1024, json.dumps([None, *true.tolist()[1:]])))[0]
+    np.testing.assert_allclose(unknown, [150 * 90 / 255] * 3 + [90], atol=1)
+    browser.value(paint % (1024, true.tolist()))
+
+
 def an_area_is_drawn_and_downloaded(browser: Browser, gene: str, true: np.ndarray) -> None:
     browser.value("window.download = (...given) => { window.saved = given; }")
     browser.until("!panes[1].viewer.viewport.zoomSpring.isAtTargetValue() || true")
@@ -87,6 +115,7 @@ def test_the_served_page_answers_clicks_and_keys(viewed: Viewed, address: str, t
         browser.until(f"panes[0].heat && panes[0].heat.about.title === '{gene}'")
         true = viewed.slide(SLIDE).heat(gene, "measured").values
         np.testing.assert_array_equal(browser.value("[...panes[0].heat.values]"), true)
+        the_drawn_pixels_are_the_values(browser, viewed, true)
         browser.value("document.activeElement.blur()")
 
         browser.click(*browser.spot(7))

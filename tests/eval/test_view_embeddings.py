@@ -1,5 +1,7 @@
-"""`hibio view --embeddings`: files of `hibio embed` that were changed since."""
+"""`hibio view --embeddings`: files of `hibio embed` that were changed since; what is kept."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata
@@ -7,6 +9,7 @@ import pytest
 
 from eval.embed import embed_folder
 from eval.view.cohort import Cohort as Viewed
+from eval.view.model import once
 from hibio import keys
 from tests.eval.image_cohort import Cohort
 from tests.eval.test_view import SLIDE, client_of
@@ -33,3 +36,18 @@ def test_they_are_refused(cohort: Cohort, tmp_path: Path, change, said: str):
     answer = viewed.get(f"/data/slides/{SLIDE}/near/image/5.json")
     assert answer.status_code < 500
     assert said in answer.json()["error"]
+
+
+def test_a_property_is_computed_once_whoever_asks():
+    class Slow:
+        asked = 0
+
+        @once
+        def value(self) -> int:
+            self.asked += 1
+            time.sleep(0.02)
+            return self.asked
+
+    slow = Slow()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: slow.value, range(8))) == [1] * 8

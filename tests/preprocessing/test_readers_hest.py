@@ -13,7 +13,7 @@ import tifffile
 from scipy.sparse import csr_matrix
 
 from preprocessing import DataError, SlideStore, prepare
-from preprocessing.hest_layout import tissue_contours, write_hest
+from preprocessing.hest_layout import outlines, tissue_contours, write_hest
 from preprocessing.manifest import draft_manifest, read_manifest, write_manifest
 from preprocessing.patches import PatchConfig, iter_patches, read_patch
 from preprocessing.readers.format import read_spots, source_files
@@ -232,6 +232,16 @@ def test_outlines_of_tissue_are_in_pixels_of_the_scan_with_holes() -> None:
     for ring in (outer, hole, rings[1][0]):
         assert ring[0].tolist() == ring[-1].tolist()
     assert tissue_contours(np.full((20, 20, 3), 255, np.uint8), 1.0)["features"] == []
+
+
+def test_straight_outlines_are_their_corners() -> None:
+    mask = np.zeros((40, 50), dtype=bool)
+    mask[5:25, 10:40] = True
+    (((ring,),),) = [list(outlines(mask, 2.0))]
+    assert len(ring) <= 10  # a corner is cut off by half a pixel; the start may lie on a line
+    x, y = ring.T
+    area = abs(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
+    assert area == pytest.approx(2.0**2 * (20 * 30 - 4 / 8))
 
 
 def test_patches_that_are_none_or_lie_elsewhere(tmp_path: Path) -> None:

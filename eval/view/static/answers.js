@@ -44,7 +44,8 @@ async function ask(path, options) {
 
 const json = async (path, options) => (await ask(path, options)).json();
 const of = (slide) => `slides/${encodeURIComponent(slide)}`;
-const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+const regionsOf = (n, buffer) => ({ codes: new Uint32Array(buffer, 0, n), outlines: new Float32Array(buffer, 4 * n) });
 
 const server = {
   cohort: () => json("cohort.json"),
@@ -52,7 +53,7 @@ const server = {
     const facts = await json(`${of(id)}/slide.json`), places = await ask(`${of(id)}/places`);
     return { ...facts, xy: new Float32Array(await places.arrayBuffer()) };
   },
-  regions: (id, level) => json(`${of(id)}/regions/${level}.json`),
+  regions: async (id, level) => regionsOf(state.slide.spots, await (await ask(`${of(id)}/regions/${level}`)).arrayBuffer()),
   tile: (id, level, x, y) => `data/${of(id)}/tiles/${level}/${x}_${y}.jpg`,
   async heat(id, name, kind) {
     const answer = await ask(`${of(id)}/heat?${new URLSearchParams({ q: name, kind })}`);
@@ -74,7 +75,7 @@ const server = {
 const files = {
   cohort: () => file("cohort"),
   slide: (id) => file(`${of(id)}/slide`),
-  regions: (id, level) => file(`${of(id)}/regions/${level}`),
+  regions: async (id, level) => regionsOf(state.slide.spots, bytes(await file(`${of(id)}/regions/${level}`))),
   tile: server.tile,
   async heat(id, name, kind) {
     const found = await file(`${of(id)}/${kind}`);
@@ -82,7 +83,7 @@ const files = {
     const row = cohort.exported.indexOf(name), n = state.slide.spots;
     if (row < 0)
       throw new Error(`${name} was not exported; there are ${cohort.exported.slice(0, 8).join(", ")}${cohort.exported.length > 8 ? " ..." : ""}`);
-    found.all = found.all || floats(found.values);
+    found.all = found.all || new Float32Array(bytes(found.values));
     return { values: found.all.subarray(row * n, (row + 1) * n), about: found.about[name] };
   },
   spot: async (id, i) => (await file(`${of(id)}/spots/${Math.floor(i / PART)}`))[i % PART],

@@ -1,43 +1,60 @@
 // Spots and outlines over a deep zoom: WebGL 2, or a 2D canvas where there is none.
 "use strict";
 
-const VERSION = "#version 300 es\n";
-const SPOT_SHAPE = VERSION + `
-in vec2 corner; in vec2 place; in vec4 colour;
+// What is drawn lies in textures, filled once a slide or heatmap, whose cells a vertex finds by its
+// own number: no work a spot and frame in JavaScript, and no instances, which are a call each where
+// the processor draws. A small spot is one vertex, a large one and a piece of outline are six.
+const CELLS = 2048; // in a row of a texture
+const TEXTURES = { // values a cell, and what WebGL calls them
+  places: [2, "RG32F", "RG", "FLOAT"],
+  levels: [1, "R8UI", "RED_INTEGER", "UNSIGNED_BYTE"],
+  palette: [4, "RGBA", "RGBA", "UNSIGNED_BYTE"],
+  segments: [4, "RGBA32F", "RGBA", "FLOAT"],
+};
+const HEAD = `#version 300 es
+precision highp float; precision highp usampler2D;
 uniform vec3 view; uniform vec2 size; uniform float radius;
+const vec2 CORNERS[6] = vec2[](vec2(-1, -1), vec2(1, -1), vec2(-1, 1), vec2(-1, 1), vec2(1, -1), vec2(1, 1));
+ivec2 cell(int i) { return ivec2(i % ${CELLS}, i / ${CELLS}); }
+vec4 onto(vec2 p) { return vec4(p.x / size.x * 2.0 - 1.0, 1.0 - p.y / size.y * 2.0, 0.0, 1.0); }
+vec4 inked(vec4 paint, float far) { // its edge is half a pixel on either side
+  float a = paint.a * clamp(radius + 0.5 - far, 0.0, 1.0);
+  return vec4(paint.rgb * a, a);
+}`;
+const SPOT_SHAPE = `${HEAD}
+uniform sampler2D places, palette; uniform usampler2D levels; uniform bool points;
 out vec2 at; out vec4 paint;
 void main() {
-  at = corner; paint = colour;
-  vec2 p = view.xy + view.z * place + corner * radius;
-  gl_Position = vec4(p.x / size.x * 2.0 - 1.0, 1.0 - p.y / size.y * 2.0, 0.0, 1.0);
+  int i = points ? gl_VertexID : gl_VertexID / 6;
+  at = points ? vec2(0) : CORNERS[gl_VertexID % 6] * (radius + 0.5);
+  paint = texelFetch(palette, ivec2(texelFetch(levels, cell(i), 0).r, 0), 0);
+  gl_Position = onto(view.xy + view.z * texelFetch(places, cell(i), 0).xy + at);
+  gl_PointSize = 2.0 * radius + 1.0;
 }`;
-const SPOT_PAINT = VERSION + `
-precision mediump float;
-in vec2 at; in vec4 paint; uniform float opacity; out vec4 ink;
+const SPOT_PAINT = `${HEAD}
+uniform bool points; uniform float opacity; in vec2 at; in vec4 paint; out vec4 ink;
 void main() {
-  if (dot(at, at) > 1.0) discard;
-  float a = paint.a * opacity;
-  ink = vec4(paint.rgb * a, a);
+  vec2 off = points ? (gl_PointCoord - 0.5) * (2.0 * radius + 1.0) : at;
+  ink = inked(paint, length(off)) * opacity;
 }`;
-const LINE_SHAPE = VERSION + `
-in vec2 corner; in vec4 segment;
-uniform vec3 view; uniform vec2 size; uniform float radius;
+const LINE_SHAPE = `${HEAD}
+uniform sampler2D segments; out float off;
 void main() {
-  vec2 a = view.xy + view.z * segment.xy, b = view.xy + view.z * segment.zw, d = b - a;
-  vec2 n = length(d) > 0.0 ? normalize(vec2(-d.y, d.x)) : vec2(0.0);
-  vec2 p = mix(a, b, corner.x * 0.5 + 0.5) + n * corner.y * radius;
-  gl_Position = vec4(p.x / size.x * 2.0 - 1.0, 1.0 - p.y / size.y * 2.0, 0.0, 1.0);
+  vec4 ends = view.xyxy + view.z * texelFetch(segments, cell(gl_VertexID / 6), 0);
+  vec2 along = ends.zw - ends.xy, corner = CORNERS[gl_VertexID % 6];
+  vec2 aside = length(along) > 0.0 ? normalize(vec2(-along.y, along.x)) : vec2(0);
+  off = corner.y * (radius + 0.5);
+  gl_Position = onto((corner.x < 0.0 ? ends.xy : ends.zw) + aside * off);
 }`;
-const LINE_PAINT = VERSION + `
-precision mediump float;
-uniform vec4 paint; out vec4 ink;
-void main() { ink = vec4(paint.rgb * paint.a, paint.a); }`;
+const LINE_PAINT = `${HEAD}
+uniform vec4 paint; in float off; out vec4 ink;
+void main() { ink = inked(paint, abs(off)); }`;
 const LINES = [[2.2, [1, 1, 1, 0.9]], [1.0, [0.05, 0.05, 0.05, 1]]]; // half width in pixels, ink
 
 class Layer {
   constructor(canvas) {
     this.canvas = canvas;
-    this.gl = canvas.getContext("webgl2", { antialias: true });
+    this.gl = canvas.getContext("webgl2", { antialias: false });
     this.kind = this.gl ? "webgl" : "canvas";
     this.spots = 0;
     this.segments = 0;
@@ -48,135 +65,110 @@ class Layer {
 
   start() {
     const gl = this.gl;
-    const program = (shape, paint) => {
-      const made = gl.createProgram();
-      for (const [type, text] of [[gl.VERTEX_SHADER, shape], [gl.FRAGMENT_SHADER, paint]]) {
-        const shader = gl.createShader(type);
-        gl.shaderSource(shader, text);
-        gl.compileShader(shader);
-        gl.attachShader(made, shader);
-      }
-      gl.linkProgram(made);
-      if (!gl.getProgramParameter(made, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(made));
-      return made;
-    };
-    this.corner = gl.createBuffer();
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.corner);
-    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([-1, -1, 1, -1, -1, 1, 1, 1]), gl.STATIC_DRAW);
-    this.spotProgram = program(SPOT_SHAPE, SPOT_PAINT);
-    this.lineProgram = program(LINE_SHAPE, LINE_PAINT);
-    this.buffers = Object.fromEntries(["place", "colour", "segment"].map((n) => [n, gl.createBuffer()]));
-    this.spotArray = this.arrays(this.spotProgram, [["place", 2, gl.FLOAT], ["colour", 4, gl.UNSIGNED_BYTE]]);
-    this.lineArray = this.arrays(this.lineProgram, [["segment", 4, gl.FLOAT]]);
+    this.largest = gl.getParameter(gl.ALIASED_POINT_SIZE_RANGE)[1];
+    Object.keys(TEXTURES).forEach((name, unit) => {
+      gl.activeTexture(gl.TEXTURE0 + unit);
+      gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+      for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER])
+        gl.texParameteri(gl.TEXTURE_2D, side, gl.NEAREST);
+    });
+    gl.enable(gl.BLEND);
+    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+    this.spotProgram = this.program(SPOT_SHAPE, SPOT_PAINT);
+    this.lineProgram = this.program(LINE_SHAPE, LINE_PAINT);
   }
 
-  arrays(program, instanced) {
-    const gl = this.gl, made = gl.createVertexArray();
-    gl.bindVertexArray(made);
-    const add = (name, buffer, n, type, each) => {
-      const place = gl.getAttribLocation(program, name);
-      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-      gl.enableVertexAttribArray(place);
-      gl.vertexAttribPointer(place, n, type, type !== gl.FLOAT, 0, 0);
-      gl.vertexAttribDivisor(place, each);
-    };
-    add("corner", this.corner, 2, gl.FLOAT, 0);
-    for (const [name, n, type] of instanced) add(name, this.buffers[name], n, type, 1);
-    gl.bindVertexArray(null);
+  program(shape, paint) {
+    const gl = this.gl, made = gl.createProgram();
+    for (const [type, text] of [[gl.VERTEX_SHADER, shape], [gl.FRAGMENT_SHADER, paint]]) {
+      const shader = gl.createShader(type);
+      gl.shaderSource(shader, text);
+      gl.compileShader(shader);
+      gl.attachShader(made, shader);
+    }
+    gl.linkProgram(made);
+    if (!gl.getProgramParameter(made, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(made));
+    gl.useProgram(made);
+    Object.keys(TEXTURES).forEach((name, unit) => gl.uniform1i(gl.getUniformLocation(made, name), unit));
     return made;
   }
 
   fill(name, values) {
-    if (!this.gl) return;
-    this.gl.bindBuffer(this.gl.ARRAY_BUFFER, this.buffers[name]);
-    this.gl.bufferData(this.gl.ARRAY_BUFFER, values, this.gl.DYNAMIC_DRAW);
+    const gl = this.gl, [n, kept, form, type] = TEXTURES[name];
+    if (!gl) return;
+    const rows = Math.ceil(values.length / n / CELLS) || 1, whole = new values.constructor(rows * CELLS * n);
+    whole.set(values);
+    gl.activeTexture(gl.TEXTURE0 + Object.keys(TEXTURES).indexOf(name));
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl[kept], CELLS, rows, 0, gl[form], gl[type], whole);
   }
 
-  // places: (x, y) of every spot; colours: R, G, B, A of every spot.
+  // places: (x, y) of every spot.
   setPlaces(places) {
     this.places = places;
     this.spots = 0;
-    this.fill("place", places);
+    this.fill("places", places);
   }
 
-  setColours(colours) {
-    this.colours = colours;
-    this.spots = colours ? colours.length / 4 : 0;
-    if (colours) this.fill("colour", colours);
+  // levels: place in the palette, a byte for every spot, or null; palette: R, G, B, A of each level.
+  setColours(levels, palette) {
+    Object.assign(this, { levels, palette, spots: levels ? levels.length : 0 });
+    if (!levels) return;
+    this.fill("levels", levels);
+    this.fill("palette", palette);
   }
 
-  // outlines: closed rings, each (x, y, x, y, ...).
-  setOutlines(outlines) {
-    this.outlines = outlines;
-    const n = outlines.reduce((sum, ring) => sum + ring.length / 2 - 1, 0);
-    const segments = new Float32Array(n * 4);
-    let at = 0;
-    for (const ring of outlines)
-      for (let i = 0; i + 3 < ring.length; i += 2)
-        for (let j = 0; j < 4; j++) segments[at++] = ring[i + j];
-    this.segments = n;
-    this.fill("segment", segments);
+  // segments: the pieces of the outlines, (x, y) from and (x, y) to of each.
+  setOutlines(segments) {
+    this.outlines = segments;
+    this.segments = segments.length / 4;
+    this.fill("segments", segments);
   }
 
   // view: x, y of the origin in pixels of the page, and pixels per unit; radius in units.
   draw(view, radius, opacity) {
-    const ratio = window.devicePixelRatio || 1;
-    const width = this.canvas.clientWidth, height = this.canvas.clientHeight;
-    if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
-      this.canvas.width = Math.round(width * ratio);
-      this.canvas.height = Math.round(height * ratio);
-    }
-    const least = Math.max(radius * view[2], 1);
-    if (this.gl) this.drawGl(view, [width, height], least, opacity);
-    else this.drawFlat(view, ratio, least, opacity);
+    const ratio = window.devicePixelRatio || 1, canvas = this.canvas;
+    for (const [side, long] of [["width", canvas.clientWidth], ["height", canvas.clientHeight]])
+      if (canvas[side] !== Math.round(long * ratio)) canvas[side] = Math.round(long * ratio);
+    const scaled = view.map((one) => one * ratio), least = Math.max(radius * scaled[2], ratio);
+    this[this.gl ? "drawGl" : "drawFlat"](scaled, least, opacity, ratio);
   }
 
-  drawGl(view, size, radius, opacity) {
-    const gl = this.gl;
-    gl.viewport(0, 0, this.canvas.width, this.canvas.height);
+  drawGl(view, radius, opacity, ratio) { // from here on in pixels of the canvas
+    const gl = this.gl, size = [this.canvas.width, this.canvas.height];
+    const points = 2 * radius + 1 <= Math.min(this.largest, 64); // some drop one whose middle is out of sight
+    gl.viewport(0, 0, ...size);
     gl.clearColor(0, 0, 0, 0);
     gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    const use = (program, array, half) => {
-      const at = (name) => gl.getUniformLocation(program, name);
+    const run = (program, kind, vertices, given) => {
       gl.useProgram(program);
-      gl.bindVertexArray(array);
-      gl.uniform3fv(at("view"), view);
-      gl.uniform2fv(at("size"), size);
-      gl.uniform1f(at("radius"), half);
-      return at;
+      for (const [name, value] of Object.entries({ view, size, ...given }))
+        gl[`uniform${value.length}fv`](gl.getUniformLocation(program, name), value);
+      gl.drawArrays(kind, 0, vertices);
     };
-    if (this.spots) {
-      gl.uniform1f(use(this.spotProgram, this.spotArray, radius)("opacity"), opacity);
-      gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.spots);
-    }
-    if (this.segments)
-      for (const [half, ink] of LINES) {
-        gl.uniform4fv(use(this.lineProgram, this.lineArray, half)("paint"), ink);
-        gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.segments);
-      }
-    gl.bindVertexArray(null);
+    if (this.spots)
+      run(this.spotProgram, points ? gl.POINTS : gl.TRIANGLES, this.spots * (points ? 1 : 6),
+        { radius: [radius], opacity: [opacity], points: [+points] });
+    for (const [half, paint] of this.segments ? LINES : [])
+      run(this.lineProgram, gl.TRIANGLES, 6 * this.segments, { radius: [half * ratio], paint });
   }
 
-  drawFlat(view, ratio, radius, opacity) {
-    const to = this.flat, [left, top, k] = view;
-    to.setTransform(ratio, 0, 0, ratio, 0, 0);
+  drawFlat([left, top, k], radius, opacity, ratio) {
+    const to = this.flat, { places, levels, palette, outlines } = this;
     to.clearRect(0, 0, this.canvas.width, this.canvas.height);
     for (let i = 0; i < this.spots; i++) {
-      const c = this.colours;
-      to.fillStyle = `rgba(${c[4 * i]},${c[4 * i + 1]},${c[4 * i + 2]},${(c[4 * i + 3] / 255) * opacity})`;
+      const [r, g, b, a] = palette.subarray(4 * levels[i], 4 * levels[i] + 4);
+      to.fillStyle = `rgba(${r},${g},${b},${(a / 255) * opacity})`;
       to.beginPath();
-      to.arc(left + k * this.places[2 * i], top + k * this.places[2 * i + 1], radius, 0, 7);
+      to.arc(left + k * places[2 * i], top + k * places[2 * i + 1], radius, 0, 7);
       to.fill();
     }
+    to.lineCap = "round";
     for (const [half, ink] of this.segments ? LINES : []) {
-      to.lineWidth = 2 * half;
+      to.lineWidth = 2 * half * ratio;
       to.strokeStyle = `rgba(${ink.slice(0, 3).map((v) => 255 * v)},${ink[3]})`;
       to.beginPath();
-      for (const ring of this.outlines)
-        for (let i = 0; i < ring.length; i += 2)
-          to[i ? "lineTo" : "moveTo"](left + k * ring[i], top + k * ring[i + 1]);
+      for (let i = 0; i < outlines.length; i += 2)
+        to[i % 4 ? "lineTo" : "moveTo"](left + k * outlines[i], top + k * outlines[i + 1]);
       to.stroke();
     }
   }

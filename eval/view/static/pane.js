@@ -48,14 +48,18 @@ function limits(values) {
   return high > low ? [low, high] : [sorted[0], Math.max(sorted[sorted.length - 1], sorted[0] + 1e-6)];
 }
 
-function colours(values, [low, high]) {
-  const map = cohort.maps[$("map").value], made = new Uint8Array(values.length * 4);
-  for (let i = 0; i < values.length; i++) {
-    const share = Math.min(Math.max((values[i] - low) / (high - low), 0), 1);
-    const known = Number.isFinite(values[i]), step = known ? 3 * Math.round(255 * share) : 0;
-    for (let j = 0; j < 3; j++) made[4 * i + j] = known ? map[step + j] : GREY[j];
-    made[4 * i + 3] = known ? 255 : 90;
-  }
+// Level of every value in the palette: 1 to 255 from low to high, 0 where it is not known.
+function levels(values, [low, high]) {
+  const made = new Uint8ClampedArray(values.length); // rounds, and cuts off above
+  for (let i = 0; i < values.length; i++)
+    made[i] = Number.isFinite(values[i]) ? Math.max((254 * (values[i] - low)) / (high - low), 0) + 1 : 0;
+  return made;
+}
+
+function palette() {
+  const map = cohort.maps[$("map").value], made = new Uint8ClampedArray(1024).fill(255);
+  for (let i = 1; i < 256; i++) made.set(map.slice(3 * i, 3 * i + 3), 4 * i);
+  made.set([...GREY, 90]);
   return made;
 }
 
@@ -106,7 +110,7 @@ class Pane {
   open() {
     const { tiles, id } = state.slide;
     this.layer.setPlaces(new Float32Array(state.slide.xy));
-    this.layer.setOutlines([]);
+    this.layer.setOutlines(new Float32Array());
     this.show(null);
     const opened = new Promise((done) => this.viewer.addOnceHandler("open", done));
     this.viewer.open({
@@ -179,11 +183,9 @@ class Pane {
 
   colour() {
     if (!this.heat) return;
-    const { values, about } = this.heat, ends = limits(values), bar = el("canvas", { width: 256, height: 1 });
-    this.layer.setColours(colours(values, ends));
-    const steps = Float32Array.from({ length: 256 }, (_, i) => i), picture = bar.getContext("2d").createImageData(256, 1);
-    picture.data.set(colours(steps, [0, 255]));
-    bar.getContext("2d").putImageData(picture, 0, 0);
+    const { values, about } = this.heat, ends = limits(values), bar = el("canvas", { width: 255, height: 1 }), paint = palette();
+    this.layer.setColours(levels(values, ends), paint);
+    bar.getContext("2d").putImageData(new ImageData(paint.slice(4), 255, 1), 0, 0);
     bar.setAttribute("aria-hidden", "true");
     const lines = [el("strong", {}, about.title), ` ${about.kind}`];
     const trust = reliability(about);

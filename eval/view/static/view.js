@@ -66,11 +66,12 @@ function compare() {
 }
 
 async function regions() {
-  const level = cohort.levels[state.level - 1];
+  const level = cohort.levels[state.level - 1], id = state.slide.id;
   $("level").value = state.level;
   $("level-name").textContent = level || "off";
   $("level").setAttribute("aria-valuetext", level || "off");
-  const found = level ? await source.regions(state.slide.id, level) : { outlines: [], codes: null };
+  const found = level ? await source.regions(id, level) : { outlines: new Float32Array(), codes: null };
+  if (id !== state.slide.id || level !== cohort.levels[state.level - 1]) return;
   state.codes = found.codes;
   panes.forEach((pane) => pane.layer.setOutlines(found.outlines));
   $("region-area").disabled = !(state.codes && state.spot !== null);
