@@ -87,10 +87,10 @@ def viewed(checkpoint: Path, folder: Path) -> Cohort:
     bank = cohort.model.bank
     assert bank is not None
     rows = np.arange(BANK) % len(bank.image)
-    rng = np.random.default_rng(0)
+    rng, shape = np.random.default_rng(0), (BANK, bank.image.shape[1])
     cohort.model.bank = dataclasses.replace(
         bank,
-        image=bank.image[rows] + 0.01 * rng.standard_normal((BANK, bank.image.shape[1])),
+        image=bank.image[rows] + np.float32(0.01) * rng.standard_normal(shape, dtype=np.float32),
         tfidf=sparse.csr_matrix(bank.tfidf[rows]),
         slide=bank.slide[rows],
         patient=bank.patient[rows],

@@ -449,7 +449,7 @@ def nearest_weights(
             "match, k >= 1"
         )
     k = min(k, len(train_x))
-    bank, query = unit_rows(train_x), unit_rows(test_x)
+    bank, query = (unit_rows(x).astype(np.float32) for x in (train_x, test_x))
     nearest = np.zeros((len(query), k), dtype=np.int64)
     for start in range(0, len(query), block):
         similarity = query[start : start + block] @ bank.T

@@ -6,6 +6,7 @@ slides that were looked at last. Shapes: S spots, D embedding, n and K spots.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from eval.view.model import Embedded, Model, UnknownName, once
 from eval.view.slide import ViewedSlide, require_spots
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
-from preprocessing.errors import did_you_mean
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -27,6 +28,7 @@ NEIGHBOURS = 6  # that are shown of a spot
 UNSEEN = "unseen"  # the slides that were never trained on
 KEPT = 3  # slides whose counts and scores stay in memory,
 KEPT_SPOTS = 100_000  # as long as the others have no more spots than this
+AHEAD_SPOTS = 100_000  # embedded before anybody asks
 MOST = 1 << 24  # cosines at once
 
 
@@ -92,7 +94,7 @@ class Cohort:
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"--{option} {folder} is no folder")
         self.folder, self.predictions = slides, predictions
-        self._lock = threading.Lock()
+        self._lock, self._opened = threading.Lock(), threading.Event()
         self._stacking = {by: threading.Lock() for by in MODALITIES}
         self._embedded = {
             name: Embedded(self.model, one, embeddings) for name, one in self.entries.items()
@@ -125,7 +127,26 @@ class Cohort:
             self._seen[slide_id] = found  # the last one looked at is the last one to go
             while len(self._seen) > 1 and self._too_much():
                 del self._seen[next(iter(self._seen))]
+        self._opened.set()
         return found.slide
+
+    def embed_ahead(self) -> None:
+        """Embed slides once one is looked at, that one first, for a thread that nobody waits for.
+
+        It ends after all slides, or before one that would make it more than `AHEAD_SPOTS` spots.
+        What goes wrong is told to whoever asks for the same.
+        """
+        self._opened.wait()
+        left, spots = list(self.entries), 0
+        while left:
+            with self._lock:
+                slide_id = next((seen for seen in reversed(self._seen) if seen in left), left[0])
+            left.remove(slide_id)
+            spots += self.entries[slide_id].n_spots
+            if spots > AHEAD_SPOTS:
+                return
+            with contextlib.suppress(ConfigError, DataError, OSError):
+                _ = self._embedded[slide_id].regions
 
     def _too_much(self) -> bool:
         before = [self.entries[slide_id].n_spots for slide_id in self._seen][:-1]

@@ -1,5 +1,6 @@
 """`hibio view --embeddings`: files of `hibio embed` that were changed since; what is kept."""
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import anndata
 import pytest
 
-from eval.embed import embed_folder
+from eval.embed import embed_folder, embed_slide
 from eval.view.cohort import Cohort as Viewed
 from eval.view.model import once
 from hibio import keys
+from hibio.config.files import ConfigError
 from tests.eval.image_cohort import Cohort
 from tests.eval.test_view import SLIDE, client_of
 
@@ -36,6 +38,32 @@ def test_they_are_refused(cohort: Cohort, tmp_path: Path, change, said: str):
     answer = viewed.get(f"/data/slides/{SLIDE}/near/image/5.json")
     assert answer.status_code < 500
     assert said in answer.json()["error"]
+
+
+def test_slides_are_embedded_before_anybody_asks(cohort: Cohort, monkeypatch: pytest.MonkeyPatch):
+    done = []
+
+    def embed(checkpoint, store: Path, image):
+        done.append(store.stem)
+        if store.stem == SLIDE:
+            raise ConfigError("told to whoever asks")
+        return embed_slide(checkpoint, store, image)
+
+    monkeypatch.setattr("eval.view.model.embed_slide", embed)
+    viewed = Viewed(cohort.checkpoint, cohort.stores, only=[SLIDE, "sim002", "sim003", "grid"])
+    sizes = [viewed.entries[name].n_spots for name in ("sim003", SLIDE, "sim002")]
+    monkeypatch.setattr("eval.view.cohort.AHEAD_SPOTS", sum(sizes))
+    thread = threading.Thread(target=viewed.embed_ahead, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert not done
+    viewed.slide("sim003")
+    thread.join(60)
+    assert done == ["sim003", SLIDE, "sim002"]
+    with pytest.raises(ConfigError, match="told to whoever asks"):
+        viewed.slide(SLIDE).within([0])
+    assert viewed.slide("sim003").within([0])
+    assert done == ["sim003", SLIDE, "sim002", SLIDE]
 
 
 def test_a_property_is_computed_once_whoever_asks():
