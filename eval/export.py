@@ -208,7 +208,11 @@ def heat_features(adata: anndata.AnnData, names: Sequence[str] = ()) -> list[Fea
 
 
 def _column(adata: anndata.AnnData, name: str) -> np.ndarray:
-    """Values (S,) of a column of X, or of numbers in obs."""
+    """Values (S,) of a column of X, or of numbers in obs.
+
+    Raises:
+        ConfigError: there is none of this name, or no spot has a value.
+    """
     if name not in adata.var_names and (
         name not in adata.obs or adata.obs[name].dtype.kind not in "fiu"
     ):
@@ -216,7 +220,12 @@ def _column(adata: anndata.AnnData, name: str) -> np.ndarray:
         near = did_you_mean(name, map(str, there), n=3)
         raise ConfigError(f"{name!r} is no gene, gene set or number of this file{near}")
     table = adata[:, [name]].to_df() if name in adata.var_names else adata.obs
-    return np.asarray(table[name], dtype=np.float64)
+    values = np.asarray(table[name], dtype=np.float64)
+    if not np.isfinite(values).any():
+        raise ConfigError(
+            f"{name!r} is known of no spot of slide {slide_of(adata)!r}; leave it out"
+        )
+    return values
 
 
 def _identifiers(adata: anndata.AnnData, names: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -44,6 +44,7 @@ from eval.indexed import (
     Table,
     exact,
     faiss_module,
+    open_rows,
     opened,
     parameters,
     require_seal,
@@ -55,7 +56,7 @@ from hibio.data.slide import colour_statistics
 from hibio.data.splits import SlideEntry, read_entries
 from hibio.model import SlideEmbedding
 from preprocessing.files import atomic_path, refusal, temporary_path
-from preprocessing.hdf5 import hdf5_writer, open_guarded
+from preprocessing.hdf5 import hdf5_writer
 from preprocessing.stain import sample_patches
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
@@ -135,7 +136,7 @@ def _write_slide(checkpoint: Checkpoint, entry: SlideEntry, out: Path) -> None:
         look = _look(store, checkpoint.image_input)
         labels = {n: c for n, c in store.label_columns().items() if c.dtype == object}
     if target.is_file():
-        with open_guarded(target) as file:
+        with open_rows(target) as file:
             if {name: file.attrs.get(name) for name in seal} == seal:
                 return
     slide, embedding, regions = embed_slide(checkpoint, entry.path)

@@ -117,6 +117,20 @@ def require_seal(folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
+def open_rows(path: Path) -> h5py.File:
+    """The file of a slide.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return open_guarded(path)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); remove it and run `hibio index` again"
+        ) from error
+
+
 class Rows:
     """The rows of an index, slide by slide; a row's number counts them all.
 
@@ -176,7 +190,7 @@ class Rows:
 
     def open(self, slide: str) -> Any:
         """The file of a slide."""
-        return open_guarded(self.folder / "slides" / f"{slide}.h5")
+        return open_rows(self.folder / "slides" / f"{slide}.h5")
 
     def has(self, level: str, modality: str) -> bool:
         """Whether any slide has such rows."""

@@ -61,6 +61,7 @@ NEAREST = 50  # training spots that a retrieved score is the mean of
 SHOWN = 4  # gene sets in a heatmap picture
 CACHED = 64  # sets at once: their scores of some thousand spots stay in the processor's cache
 ROUNDING = 1e-6  # spread of a mean of standardised values below which it is the same everywhere
+FAINT = 0.01  # spread below which four decimals are too few
 UNIT = 10_000  # of what has four decimals in a table
 LONG = 9.9999  # from where on such a number, rounded, may have two digits before them
 
@@ -313,7 +314,14 @@ def _query_slide(
 
 
 def write_scores(path: Path, frame: pd.DataFrame) -> None:
-    """Write a CSV of finite numbers with four decimals, many times as fast as pandas does."""
+    """Write a CSV of finite numbers with four decimals, many times as fast as pandas does.
+
+    Of a set that hardly varies, as a ridge of a strong penalty has it, all are told to six digits.
+    """
+    spread = frame.to_numpy().std(axis=0)
+    if ((spread > 0) & (spread < FAINT)).any():
+        frame.to_csv(path, float_format="%.6g")
+        return
     texts = _texts()
     labels = frame.index.to_frame().to_csv(index=False, header=False, lineterminator="\0\n")
     with path.open("wb") as file:

@@ -96,9 +96,8 @@ class Index:
             parts.append(keep)
         found = np.concatenate(parts)
         if not found.any():
-            raise ConfigError(
-                f"no {level} has {' and '.join(f'{k}={v}' for k, v in where.items())}"
-            )
+            told = " and ".join(f"{key}={' or '.join(values)}" for key, values in where.items())
+            raise ConfigError(f"no {level} has {told}")
         return found
 
     def nearest(
@@ -265,7 +264,9 @@ def search(options: argparse.Namespace) -> list[Path]:
     """
     where: dict[str, list[str]] = {}
     for text in options.where:
-        key, _, value = text.partition("=")
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--where {text!r}: expected KEY=VALUE, such as tissue=breast")
         where.setdefault(key, []).append(value)
     if options.top < 1:
         raise ConfigError(f"--top is {options.top}; expected at least 1")

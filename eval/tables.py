@@ -68,7 +68,8 @@ def read_table(path: Path) -> anndata.AnnData:
     """Read a table of ours in any format.
 
     Raises:
-        ConfigError: it cannot be read, was not made by HiBio, or is of an older one.
+        ConfigError: it cannot be read, was not made by HiBio, is of an older one, or of several
+            slides or none.
     """
     try:
         with open_table(path) as root:
@@ -82,6 +83,12 @@ def read_table(path: Path) -> anndata.AnnData:
         raise ConfigError(f"{path} was not made by HiBio; give what `hibio embed` or `query` wrote")
     if keys.OBSM_UM not in adata.obsm or keys.OBS_SLIDE not in adata.obs:
         raise ConfigError(f"{path}: of an older HiBio, without pixels; run the command again")
+    slides = adata.obs[keys.OBS_SLIDE].unique()
+    if len(slides) != 1:
+        raise ConfigError(
+            f"{path} holds {adata.n_obs} spots of {len(slides)} slides, expected one slide; write "
+            f"each to a file of its own: adata[adata.obs['{keys.OBS_SLIDE}'] == NAME]"
+        )
     _require_places(path, adata)
     return adata
 

@@ -230,7 +230,17 @@ class Readout:
         return dataclasses.replace(self, weights=self.weights[:, index], **kept)
 
     def beside(self, other: Readout) -> Readout:
-        """This and one that reads the embedding alone (gene sets), as one."""
+        """This and one that reads the embedding alone (gene sets), as one.
+
+        Raises:
+            ConfigError: a set has the name of a gene.
+        """
+        both = np.intersect1d(self.names, other.names)
+        if len(both):
+            raise ConfigError(
+                f"gene set {str(both[0])!r} has the name of a gene that is predicted beside it, so "
+                "that the two cannot be told apart; rename the set"
+            )
         above = np.zeros((len(self.weights) - len(other.weights), len(other.names)), np.float32)
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
@@ -333,7 +343,8 @@ def predicted(
                 "there, or give patches"
             )
         kept = {"obs": image.obs.copy(), "obsm": dict(image.obsm), "uns": dict(image.uns)}
-        image = np.asarray(image.obsm[readout.features])
+        image = image.obsm[readout.features]
+    image = np.asarray(image)
     features = image if image.ndim == 2 else None
     x_SF = chosen.inputs(features, encode(image))
     found = chosen.values(x_SF)

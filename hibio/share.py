@@ -96,9 +96,10 @@ def share_checkpoint(
 
     Raises:
         ConfigError: there is no checkpoint or a damaged one, ``out`` holds files, an id or a path
-            is left somewhere (says where), or ``results`` are of another checkpoint.
+            is left somewhere (says where), ``licence`` is no id, or ``results`` are of another
+            checkpoint.
     """
-    checkpoint = _shareable(checkpoint, out)
+    checkpoint = _shareable(checkpoint, out, licence)
     names, changed = _files(checkpoint, state)
     run = load_saved(RunConfig, checkpoint / CONFIG)
     artifacts = read_artifacts(checkpoint / ARTIFACTS)
@@ -132,7 +133,11 @@ def share_checkpoint(
     return out
 
 
-def _shareable(checkpoint: Path | None, out: Path) -> Path:
+def _shareable(checkpoint: Path | None, out: Path, licence: str) -> Path:
+    if not re.fullmatch(r"[\w.-]*", licence):
+        raise ConfigError(
+            f"licence {licence!r}: expected an id as the hub writes it, such as apache-2.0 or other"
+        )
     if checkpoint is None:
         raise ConfigError(
             "this model was not loaded from a checkpoint, so nothing is known of its run; share "

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,9 +49,10 @@ from hibio.readout import (
     add_labels,
     verdict,
 )
+from pathways.files import read_text
 from preprocessing import prepare
 from preprocessing.errors import DataError
-from preprocessing.files import files_in
+from preprocessing.files import file_sha256, files_in
 from preprocessing.patches import PatchConfig
 from preprocessing.readers.tissue_grid import SLIDE_SUFFIXES
 from preprocessing.run.preparation import HANDCRAFTED
@@ -93,6 +96,7 @@ class Wanted:
 
         Raises:
             ConfigError: no gene is named, or a number that is asked for is none that can be.
+            PathwayError: a file that is no text.
         """
         low, high = MPP
         if self.mpp is not None and not low <= self.mpp <= high:
@@ -103,10 +107,11 @@ class Wanted:
             raise ConfigError(f"--min-reliability is {self.min_reliability}, expected -1 to 1")
         if self.genes == (ALL,):
             return None
-        if len(self.genes) > 1 or not Path(self.genes[0]).is_file():
-            found = tuple(name for text in self.genes for name in text.split(",") if name)
+        if len(self.genes) == 1 and Path(self.genes[0]).is_file():
+            found = tuple(re.findall(r"[^\s,]+", read_text(self.genes[0])))
         else:
-            found = tuple(Path(self.genes[0]).read_text(encoding="utf-8-sig").split())
+            named = (name.strip() for text in self.genes for name in text.split(","))
+            found = tuple(filter(None, named))
         if not found:
             raise ConfigError(f"{self.genes[0]!r} names no gene; write one a line")
         return found
@@ -254,6 +259,10 @@ def _stores(
             stores += found
             inside = [p for p in files_in(path) if p.suffix.lower() in PICTURES]
             pictures += [] if found else inside
+            if found and inside:
+                tqdm.write(
+                    f"{path}: its {len(found)} stores are read, not its {len(inside)} pictures"
+                )
             if not found and not inside:
                 raise DataError(f"{path}: neither stores (*.h5) nor slide images in there")
         elif path.suffix == ".h5":
@@ -261,9 +270,16 @@ def _stores(
         else:
             pictures.append(path)
     if not pictures:
+        unused = {"mpp": wanted.mpp, "weights": wanted.weights}
+        for option in (name for name, value in unused.items() if value is not None):
+            raise ConfigError(
+                f"--{option} is for slide images, and {', '.join(map(str, data))} holds none, but "
+                "stores, which were prepared with theirs; leave it out"
+            )
         return stores, []
     rows = _rows(pictures, wanted.mpp)
     _refuse_trained(checkpoint, rows)
+    _refuse_another(rows, folder)
     made, failed = _prepared(checkpoint, readout, rows, folder, elsewhere)
     if made and readout.features not in ("", HANDCRAFTED):
         source = readout.source
@@ -296,6 +312,24 @@ def _refuse_trained(checkpoint: Checkpoint, rows: Sequence[SlideRow]) -> None:
             f"trained on{more}. If it is another slide, rename the file; if it is that one, give "
             f"its store instead: --data STORES/{row.slide_id}.h5"
         )
+
+
+def _refuse_another(rows: Sequence[SlideRow], folder: Path) -> None:
+    """What was predicted of a slide is not lost to another one of the same name.
+
+    Raises:
+        ConfigError: the store of a slide was made of another picture.
+    """
+    for row in rows:
+        store, known = folder / f"{row.slide_id}.h5", None
+        if store.is_file():
+            with suppress(DataError), SlideStore(store) as old:
+                known = old.attrs["source_sha256"].get("image")
+        if known is not None and row.image is not None and known != file_sha256(row.image):
+            raise ConfigError(
+                f"{row.image} would be the slide {row.slide_id!r}, and {store} was made of another "
+                "picture; give another --out, rename the picture, or remove that store"
+            )
 
 
 def _rows(pictures: Sequence[Path], mpp: float | None) -> list[SlideRow]:

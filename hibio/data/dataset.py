@@ -280,9 +280,11 @@ def image_batch(
         stain: bring the patches to one stain, as measured on those given.
 
     Raises:
-        ConfigError: context or stain with features.
+        ConfigError: context or stain with features, or an image that is neither of the two, empty
+            or not finite.
         DataError: too few stained pixels to measure the stain.
     """
+    _require_image(image)
     n_spots = len(image)
     k = artifacts.settings.genes.keyword_genes
     visual: dict[str, torch.Tensor] = {}
@@ -308,6 +310,23 @@ def image_batch(
         stain=stain,
         **visual,
     )
+
+
+def _require_image(image: np.ndarray) -> None:
+    """Refuse what a slide is standardised by and is no number: one such spot would spoil all."""
+    shape, kind = np.shape(image), np.asarray(image).dtype
+    patches = len(shape) == 4 and shape[3] == 3 and kind == np.uint8
+    if (not patches and (len(shape) != 2 or kind.kind not in "iuf")) or not shape[0]:
+        raise ConfigError(
+            f"the image is {kind} {shape}; expected the spots of one slide, as stored features "
+            "(S, F) or uint8 patches (S, h, w, 3)"
+        )
+    bad = 0 if patches else int((~np.isfinite(image)).any(axis=1).sum())
+    if bad:
+        raise ConfigError(
+            f"features of {bad} of {shape[0]} spots are not finite; leave these spots out or "
+            "compute their features again"
+        )
 
 
 def _channels_first(patches: np.ndarray) -> torch.Tensor:

@@ -54,7 +54,8 @@ class SlideDataset(Dataset[dict[str, Any]]):
         slide_of_spot: (S,) number of the slide of each item.
 
     Raises:
-        ConfigError: no slide with both, no gene in common, or a gene that no slide measures.
+        ConfigError: no slide with both, no gene in common, a gene that no slide measures, or
+            patches of several widths.
         DataError: a store that cannot be read; when an item is asked for as well.
     """
 
@@ -75,6 +76,10 @@ class SlideDataset(Dataset[dict[str, Any]]):
         )
         if not self.slides:
             raise ConfigError(f"none of the {len(entries)} slides has both an image and counts")
+        wide = {entry.patch_um: entry.slide_id for entry in self.slides}
+        if image == PATCHES and len(wide) > 1:
+            told = ", ".join(f"{um:g} um on {slide_id}" for um, slide_id in wide.items())
+            raise ConfigError(f"patches are of several widths ({told}); prepare all slides alike")
         self.image = image
         self.counts = counts
         self.genes = self._chosen(genes)

@@ -127,6 +127,32 @@ def test_what_is_not_there_is_told(table: Path, tmp_path: Path, kind, names, tol
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.parametrize("form", ["geojson", "tmap"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda a: anndata.concat([a, another(a)], uns_merge="first"), "76 spots of 2 slides"),
+        (lambda a: a[:0].copy(), "0 spots of 0 slides, expected one slide"),
+        (lambda a: a[5:6, ["CELL CYCLE"]].copy(), "'CELL CYCLE' is known of no spot"),
+    ],
+)
+def test_a_table_that_is_not_of_one_slide_or_says_nothing_is_told(
+    table: Path, tmp_path: Path, change, told, form
+):
+    path = table / "A1.query.h5ad"
+    write_h5ad(path, change(anndata.read_h5ad(path)))
+    with pytest.raises(ConfigError, match=told):
+        export.export_folder("heatmap", path, tmp_path / "out", form=form)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def another(adata: anndata.AnnData) -> anndata.AnnData:
+    """The same spots as those of another slide."""
+    found = adata.copy()
+    found.obs[keys.OBS_SLIDE] = pd.Categorical(["B1"] * len(found))
+    return found
+
+
 def test_files_of_others_stay(table: Path, tmp_path: Path):
     other = tmp_path / "out" / "A1.heatmap.geojson"
     other.parent.mkdir()

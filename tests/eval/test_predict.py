@@ -42,6 +42,7 @@ from hibio.readout import (
     verdict,
     write_readout,
 )
+from pathways.errors import PathwayError
 from preprocessing.files import files_in
 from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
@@ -252,6 +253,11 @@ def test_a_slide_image_is_enough_and_what_is_whole_is_kept(
     assert first.stat().st_mtime_ns == state
     predict_folder(checkpoint, [slide], tmp_path, Wanted(genes=(adata.var_names[0],)))
     assert anndata.read_h5ad(first).shape == (len(adata), 1)
+    other = tmp_path / "elsewhere" / slide.name
+    other.parent.mkdir()
+    Image.open(slide).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    with pytest.raises(ConfigError, match="was made of another picture; give another --out"):
+        predict_folder(checkpoint, [other], tmp_path, Wanted(mpp=1.0))
 
 
 def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
@@ -264,6 +270,18 @@ def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
     found = model.predict(given, genes=[gene])
     np.testing.assert_allclose(found.X, model.predict(features).X[:, [3]], rtol=1e-5)
     assert {"mine", "familiarity"} <= set(found.obs)
+    features[3, 5] = np.nan  # would make every spot NaN
+    for bad, told in (
+        (features, "features of 1 of"),
+        (features[:0], "expected the spots of one slide"),
+        (features[0], "expected the spots of one slide"),
+        (features[0].tolist(), "expected the spots of one slide"),
+        (np.zeros((2, 8, 8, 3)), r"the image is float64 \(2, 8, 8, 3\)"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            model.encode_image(bad)
+        with pytest.raises(ConfigError, match=told):
+            model.predict(bad)
     with pytest.raises(ConfigError, match=r"adata.obsm has no 'handcrafted' \(it has: nothing\)"):
         model.predict(anndata.AnnData(np.ones((3, 1))))
 
@@ -278,6 +296,9 @@ def test_a_gene_set_is_read_out_as_a_gene_is(checkpoint: Path):
     np.testing.assert_allclose(
         joined.values(x)[:, -len(sets.names) :], sets.values(embedding), rtol=1e-5
     )
+    named = dataclasses.replace(sets, names=readout.names[: len(sets.names)])
+    with pytest.raises(ConfigError, match="has the name of a gene that is predicted beside it"):
+        readout.beside(named)
     with pytest.raises(ConfigError, match="of different spots"):
         gene_set_readout(
             loaded, dataclasses.replace(readout, untrained=np.zeros((1, 1))), "default"
@@ -298,6 +319,8 @@ def test_bad_input_is_told_and_nothing_is_written(
         (["--data", tmp_path], "neither stores (*.h5) nor slide images"),
         (["--data", cohort.images, "--gene-sets", "no_such"], "no_such"),
         (["--data", pictures / "a.png", "--mpp", "1"], "could not be read: a: "),
+        (["--data", cohort.images, "--mpp", "1"], "--mpp is for slide images, and"),
+        (["--data", cohort.images, "--weights", "x.pt"], "--weights is for slide images"),
     ):
         out = tmp_path / "out"
         code = main(
@@ -454,3 +477,14 @@ def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refus
 def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], told: str):
     with pytest.raises(ConfigError, match=told):
         _ = Wanted(**asked).names
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_of_genes_is_a_file_of_any_usual_kind(tmp_path: Path, codec: str):
+    path = tmp_path / "genes.csv"
+    path.write_text("ERBB2,CD74\r\n\r\nPCP4\n", encoding=codec)
+    assert Wanted(genes=(str(path),)).names == ("ERBB2", "CD74", "PCP4")
+    assert Wanted(genes=("ERBB2, CD74", "Pan CK")).names == ("ERBB2", "CD74", "Pan CK")
+    path.write_bytes(b"\x89PNG\x80")
+    with pytest.raises(PathwayError, match="is not UTF-8; expected a text file"):
+        _ = Wanted(genes=(str(path),)).names

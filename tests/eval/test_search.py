@@ -96,7 +96,10 @@ def test_what_is_chosen_by_is_kept(indexed: Path, monkeypatch):
     value = few[label].iloc[0]
     found = index.nearest(own["image"], "omics", k=8, mask=index.mask(SPOT, {label: [value]}))
     assert set(found[label]) == {value}
-    for wrong, told in (({"organ": ["x"]}, "no 'organ'"), ({"tissue": ["x"]}, "no spot has")):
+    for wrong, told in (
+        ({"organ": ["x"]}, "no 'organ'"),
+        ({"tissue": ["x", "y"]}, "no spot has tissue=x or y$"),
+    ):
         with pytest.raises(ConfigError, match=told):
             index.mask(SPOT, wrong)
 
@@ -168,6 +171,8 @@ def test_another_checkpoint_and_no_index_are_refused(
     assert "is no index" in capsys.readouterr().err
     assert main(["search", str(indexed), *line[2:]]) == 1
     assert "no spot 'sim001:x' in the index" in capsys.readouterr().err
+    assert main(["search", str(indexed), *line[2:], "--where", "tissue"]) == 1
+    assert "--where 'tissue': expected KEY=VALUE" in capsys.readouterr().err
 
 
 def edited(change: Callable[[h5py.File], object]) -> Callable[[Path], object]:
@@ -236,6 +241,7 @@ def test_a_damaged_index_is_told(indexed: Path, tmp_path: Path, monkeypatch, cap
     told = capsys.readouterr().err
     assert told.startswith("hibio: ")
     assert "unexpected" not in told
+    assert str(index) in told
     assert not out.exists()
 
 

@@ -129,6 +129,8 @@ def test_a_name_that_cannot_be_taken_out_is_told_and_nothing_is_written(
     write_readout(path, readout)
     add_checksum(path)
     asked = ["share", "--checkpoint", str(run), "--out", str(tmp_path / "out")]
+    assert main([*asked, "--licence", "a: b\nc: d"]) == 1  # it would break the card's front matter
+    assert "expected an id as the hub writes it" in capsys.readouterr().err
     assert main(asked) == 1
     told = capsys.readouterr().err
     assert "readout.h5: /@settings: source: weights: " in told

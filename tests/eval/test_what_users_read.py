@@ -171,6 +171,14 @@ def test_a_table_of_scores_is_what_pandas_writes(tmp_path, size):
     assert (tmp_path / "fast.csv").read_text() == frame.to_csv(float_format="%.4f")
 
 
+def test_scores_that_hardly_vary_are_not_rounded_to_one(tmp_path):
+    """A ridge of the strongest penalty: four decimals would make them 0.0000 all."""
+    frame = pd.DataFrame({"S": np.linspace(0, 1e-5, 9), "T": np.linspace(-1, 1, 9)})
+    write_scores(tmp_path / "s.csv", frame)
+    found = pd.read_csv(tmp_path / "s.csv", index_col=0)
+    np.testing.assert_allclose(found, frame, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(toy_stores, tmp_path_factory) -> Path:
     """Trained for a moment on pairs that were shuffled."""

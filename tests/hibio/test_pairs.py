@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,12 @@ def test_a_gene_that_a_slide_lacks_is_not_a_number_and_bad_input_is_told(
         SlideDataset(stores, genes=["NO_GENE"])
     with pytest.raises(DataError, match="no features 'none'"):
         SlideDataset(stores, "none")
+    wider = tmp_path / "wider.h5"
+    shutil.copyfile(stores[0], wider)
+    with h5py.File(wider, "r+") as file:
+        file.attrs["slide_id"], file.attrs["patch_um"] = "wider", 2 * file.attrs["patch_um"]
+    with pytest.raises(ConfigError, match=r"patches are of several widths .* um on wider\)"):
+        SlideDataset([*stores, wider])
     data = SlideDataset(stores, "handcrafted", ["ZEB2"])
     data.genes = np.array(["OF_ANOTHER_PANEL", "ZEB2"])
     profile = data[0]["profile"]
