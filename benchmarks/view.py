@@ -1,4 +1,4 @@
-"""Times of `hibio view`: `python benchmarks/view.py --checkpoint RUN --data STORES --out DIR`.
+"""Times of `hibio view`: `python -m benchmarks.view --checkpoint RUN --data STORES --out DIR`.
 
 One slide of the folder is laid side by side until it has 5,000, 50,000 and 500,000 spots, and the
 bank is repeated to 20,000. Each size is served on this machine and asked as the page asks. Above
