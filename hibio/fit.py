@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata
 import numpy as np
 from PIL import Image
 
@@ -18,6 +19,7 @@ from eval.embed import load_checkpoint
 from eval.predict import readout_of
 from hibio import keys
 from hibio.bank import has_bank
+from hibio.checkpoint import WEIGHTS
 from hibio.config.files import ConfigError, load_config, merge, to_dict
 from hibio.config.run import RunConfig
 from hibio.config.schema import SchemaError, build_section
@@ -27,11 +29,9 @@ from preprocessing import prepare
 from preprocessing.errors import DataError
 from preprocessing.files import atomic_path
 from preprocessing.hdf5 import write_h5ad
+from preprocessing.manifest import parse_cell
 from preprocessing.patches import PatchConfig
 from preprocessing.slide_row import COLUMNS, SlideRow, drafted_row
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 STORES, SLIDES = "stores", "slides"  # folders of a run from Python
 _TERMS = {keys.TERM_SPOT: 1.0, keys.TERM_EXPRESSION: 1.0}
@@ -39,7 +39,7 @@ _OMICS = {keys.TERM_MASKED: 1.0, keys.TERM_PROFILE: 1.0, keys.TERM_NEIGHBOUR: 0.
 
 
 def fit(
-    adatas: AnnData | Sequence[AnnData] | Mapping[str, AnnData],
+    adatas: anndata.AnnData | Sequence[anndata.AnnData] | Mapping[str, anndata.AnnData],
     images: Any = None,
     config: RunConfig | Mapping[str, Any] | str | Path | None = None,
     *,
@@ -69,12 +69,18 @@ def fit(
         The model, in evaluation mode, with its reference bank and read-out where it reads images.
 
     Raises:
-        ConfigError: settings that cannot be used, or that ask for more than one model.
+        ConfigError: settings or columns that cannot be used, something that is no AnnData, more
+            than one model asked for, or a folder that holds a run already.
         DataError: a slide that cannot be prepared; the others are, and kept.
     """
     said = _said(config)
     out = Path(out or said.get("out", "runs/python"))
     _config(said, out, True)  # what cannot be is told before the work
+    if not resume and any(out.glob(f"*/fold-*/seed-*/checkpoint*/{WEIGHTS}")):
+        raise ConfigError(  # before the stores of that run would get others in their place
+            f"{out} already holds a checkpoint; continue with resume=True, or choose another "
+            "folder with out=DIR"
+        )
     slides = _by_slide("adatas", [adatas] if hasattr(adatas, "obsm") else adatas)
     rows = _rows(slides, images, out / SLIDES, columns)
     report = prepare(rows, out / STORES, patch=patch)
@@ -109,12 +115,17 @@ def _by_slide(what: str, given: Any, slides: Sequence[str] | None = None) -> dic
 
 
 def _rows(
-    slides: Mapping[str, AnnData], images: Any, folder: Path, columns: Mapping[str, Any]
+    slides: Mapping[str, anndata.AnnData], images: Any, folder: Path, columns: Mapping[str, Any]
 ) -> list[SlideRow]:
     """The manifest: a file a slide, written into the folder, and its picture."""
     names = list(slides)
     if not names:
         raise ConfigError("adatas is empty; give one AnnData a section")
+    for name, adata in slides.items():
+        if not isinstance(adata, anndata.AnnData):
+            raise ConfigError(
+                f"adatas: {name} is a {type(adata).__name__}, expected AnnData (anndata.read_h5ad)"
+            )
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         raise ConfigError(f"{unknown[0]}: no column of a manifest ({', '.join(COLUMNS)})")
@@ -128,12 +139,20 @@ def _rows(
     for name, adata in slides.items():
         path = folder / f"{name}.h5ad"
         with atomic_path(path) as temporary:
-            write_h5ad(temporary, adata.copy())  # whose texts become categories
-        more = {column: of[name] for column, of in known.items() if name in of}
+            write_h5ad(temporary, adata.to_memory())  # a copy, whose texts become categories
+        more = {column: _cell(column, of[name]) for column, of in known.items() if name in of}
         if name in pictures:
             more["image"] = _picture(pictures[name], folder / f"{name}.tif")
         rows.append(dataclasses.replace(drafted_row(name, path, "h5ad"), slide_id=name, **more))
     return rows
+
+
+def _cell(column: str, value: Any) -> Any:
+    """What a value says in a column of the manifest."""
+    try:
+        return parse_cell(column, "" if value is None else str(value), Path())
+    except ValueError as error:
+        raise ConfigError(f"{column}: {error}") from error
 
 
 def _picture(image: Any, path: Path) -> Path:

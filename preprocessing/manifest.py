@@ -119,6 +119,20 @@ _PARSERS: dict[str, Callable[[str, str, Path], object]] = {
 }
 
 
+def parse_cell(name: str, text: str, base: Path) -> object:
+    """What a cell of a column says.
+
+    Args:
+        name: of the column.
+        text: of the cell; "" where it is empty.
+        base: folder that relative paths start from.
+
+    Raises:
+        ValueError: the column takes no such text.
+    """
+    return _PARSERS.get(name, _text)(name, text, base)
+
+
 def _parse_row(
     number: int, header: list[str], cells: list[str], base: Path
 ) -> tuple[SlideRow | None, list[str]]:
@@ -130,7 +144,7 @@ def _parse_row(
     parsed: dict[str, object] = {}
     for name, text in values.items():
         try:
-            parsed[name] = _PARSERS.get(name, _text)(name, text, base)
+            parsed[name] = parse_cell(name, text, base)
         except ValueError as error:
             problems.append(str(error))
     if not values.get("format"):

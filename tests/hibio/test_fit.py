@@ -72,8 +72,10 @@ def test_five_lines_of_python_train_what_the_commands_train(
     assert main(asked) == 0
     again = HiBio.from_checkpoint(next((tmp_path / "again").rglob("checkpoint")))
     np.testing.assert_array_equal(again.encode_image(features), model.encode_image(features))
-    with pytest.raises(ConfigError, match="already holds 1 checkpoint"):
-        HiBio.fit(slides, images, TINY, **more)
+    stores = {path: path.read_bytes() for path in (tmp_path / "runs/python/stores").glob("*.h5")}
+    with pytest.raises(ConfigError, match="already holds a checkpoint; continue with resume=True"):
+        HiBio.fit({"a": b, "b": a}, images, TINY, **more)  # would take the place of its stores
+    assert stores == {path: path.read_bytes() for path in stores}
 
 
 def test_counts_alone_train_the_omics_tower(toy_stores: Path, tmp_path: Path):
@@ -94,6 +96,9 @@ def test_what_cannot_be_is_told(toy_stores: Path, tmp_path: Path):
         (r"images: no slide 'c' \(slides: slide1, slide2\)", {"c": "x.tif"}, {}),
         (r"images: float64 \(4, 4\)", [np.zeros((4, 4))] * 2, {}),
         ("colour: no column of a manifest", None, {"colour": "red"}),
+        ("mpp: mpp 'x' is not a number", None, {"mpp": ["4", "x"]}),
+        ("mpp: mpp is nan; expected a positive number", None, {"mpp": float("nan")}),
+        ("role: role 'tst' is unknown", None, {"role": "tst", "mpp": 4.0}),
         ("asks for 1 folds, 2 seeds", None, {"config": {"seeds": [0, 1]}, "mpp": 4.0}),
         (
             "config: unknown key .seedz.; did you mean .seeds.",
@@ -103,6 +108,8 @@ def test_what_cannot_be_is_told(toy_stores: Path, tmp_path: Path):
     ):
         with pytest.raises(ConfigError, match=words):
             HiBio.fit([adata, adata], images, out=tmp_path, **more)
+    with pytest.raises(ConfigError, match="adatas: slide1 is a str, expected AnnData"):
+        HiBio.fit("A1.h5ad", out=tmp_path)
     adata.X = adata.X * 0.5
     with pytest.raises(DataError, match="1 of 1 slides cannot be prepared: slide1: "):
         HiBio.fit(adata, out=tmp_path, mpp=4.0)
