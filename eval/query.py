@@ -61,7 +61,7 @@ NEAREST = 50  # training spots that a retrieved score is the mean of
 SHOWN = 4  # gene sets in a heatmap picture
 CACHED = 64  # sets at once: their scores of some thousand spots stay in the processor's cache
 ROUNDING = 1e-6  # spread of a mean of standardised values below which it is the same everywhere
-FAINT = 0.01  # spread below which four decimals are too few
+FAINT = 0.05  # range of a set below which four decimals are too few
 UNIT = 10_000  # of what has four decimals in a table
 LONG = 9.9999  # from where on such a number, rounded, may have two digits before them
 
@@ -318,15 +318,16 @@ def write_scores(path: Path, frame: pd.DataFrame) -> None:
 
     Of a set that hardly varies, as a ridge of a strong penalty has it, all are told to six digits.
     """
-    spread = frame.to_numpy().std(axis=0)
-    if ((spread > 0) & (spread < FAINT)).any():
+    values = frame.to_numpy()
+    wide = values.max(axis=0, initial=-np.inf) - values.min(axis=0, initial=np.inf)
+    if ((wide > 0) & (wide < FAINT)).any():
         frame.to_csv(path, float_format="%.6g")
         return
     texts = _texts()
     labels = frame.index.to_frame().to_csv(index=False, header=False, lineterminator="\0\n")
     with path.open("wb") as file:
         file.write(frame[:0].to_csv().encode())
-        for label, row in zip(labels.encode().split(b"\0\n"), frame.to_numpy(), strict=False):
+        for label, row in zip(labels.encode().split(b"\0\n"), values, strict=False):
             if np.abs(row).max(initial=0.0) < LONG:
                 units = np.rint(np.multiply(row, UNIT, dtype=np.float64)).astype(np.intp)
                 units -= row < 0  # there is a -0.0000
