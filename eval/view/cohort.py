@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.embed import checked
-from eval.view.model import Embedded, Model, UnknownName, once
+from eval.view.model import Embedded, Model, UnknownName, once, table_in
 from eval.view.slide import ViewedSlide, require_spots
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
@@ -93,6 +93,13 @@ class Cohort:
         for option, folder in given.items():
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"--{option} {folder} is no folder")
+        for option, ending in (("predictions", ".predict"), ("embeddings", "")):
+            folder = given[option]
+            if folder and not any(table_in(folder, name + ending) for name in self.entries):
+                raise ConfigError(
+                    f"--{option} {folder} holds no file of the slides shown, such as "
+                    f"{next(iter(self.entries))}{ending}.h5ad"
+                )
         self.folder, self.predictions = slides, predictions
         self._lock, self._opened = threading.Lock(), threading.Event()
         self._stacking = {by: threading.Lock() for by in MODALITIES}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from eval.view.cohort import Cohort
 from eval.view.page import page_files
-from eval.view.slide import Kind, ViewedSlide
+from eval.view.slide import Heat, Kind, ViewedSlide
 from hibio.config.files import ConfigError
 from preprocessing.files import atomic_path, not_ours
 from preprocessing.store.layout import encode_jpeg
@@ -39,7 +39,7 @@ def export_page(cohort: Cohort, out: Path, names: Sequence[str] = ()) -> Path:
         ``<out>/index.html``.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or files of other commands that are not of these slides.
         DataError: files of someone else in ``out``.
     """
     files = page_files()
@@ -48,6 +48,8 @@ def export_page(cohort: Cohort, out: Path, names: Sequence[str] = ()) -> Path:
         cohort.model.question(name)
     if out.is_dir() and any(out.iterdir()) and not (out / MADE).is_file():
         raise not_ours(out)
+    for slide_id in cohort.entries:
+        cohort.slide(slide_id).files()
     out.mkdir(parents=True, exist_ok=True)
     (out / MADE).write_text(
         json.dumps({"checkpoint_sha256": cohort.model.checkpoint.sha256}) + "\n"
@@ -120,16 +122,22 @@ def _slide_files(cohort: Cohort, slide: ViewedSlide, asked: Sequence[str], folde
 
 
 def _heats(slide: ViewedSlide, asked: Sequence[str], kind: Kind) -> dict[str, Any]:
-    """What heatmaps of a kind are, and float32 (names, S) in base64; or why there are none."""
-    heats = []
-    try:
-        heats = [slide.heat(name, kind) for name in asked]
-    except ConfigError as error:
-        return {"error": str(error)}
-    values = np.stack([heat.values for heat in heats]).astype("<f4")
+    """What heatmaps of a kind are, and float32 (names, S) in base64; and why others are not."""
+    heats: dict[str, Heat] = {}
+    missing: dict[str, str] = {}
+    for name in asked:
+        try:
+            heats[name] = slide.heat(name, kind)
+        except ConfigError as error:
+            missing[name] = str(error)
+    for why in dict.fromkeys(missing.values()):
+        names = ", ".join(name for name in asked if missing.get(name) == why)
+        tqdm.write(f"{slide.entry.slide_id}: without {names} {kind}: {why}")
     return {
-        "about": {name: heat.about for name, heat in zip(asked, heats, strict=True)},
-        "values": _base64(values.tobytes()),
+        "names": list(heats),
+        "about": {name: heat.about for name, heat in heats.items()},
+        "values": _base64(b"".join(heat.values.astype("<f4").tobytes() for heat in heats.values())),
+        "missing": missing,
     }
 
 

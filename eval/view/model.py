@@ -30,7 +30,7 @@ from hibio.data.splits import SlideEntry
 from hibio.readout import MIN_RELIABILITY, Readout
 from pathways import PathwayDatabase, load_pathways
 from pathways.files import GeneSet
-from preprocessing.errors import did_you_mean
+from preprocessing.errors import DataError, did_you_mean
 from preprocessing.store import SlideStore
 
 FEWEST, MOST = 3, 500  # known genes of a set
@@ -205,7 +205,8 @@ class Embedded:
         self._model, self._entry, self._folder = model, entry, folder
 
     @once
-    def _table(self) -> Path | None:
+    def table(self) -> Path | None:
+        """What `hibio embed` wrote of the slide."""
         return made_of(self._model, self._entry, self._folder, "", "--embeddings")
 
     @once
@@ -214,7 +215,7 @@ class Embedded:
         checkpoint, entry = self._model.checkpoint, self._entry
         if not entry.has_image or checkpoint.model.vision is None:
             return None
-        if self._table is not None:
+        if self.table is not None:
             return self._read(lambda table: np.asarray(table["obsm"][keys.OBSM_IMAGE]))
         told = f"embedding the image of {entry.slide_id}"
         with self._model.embedding["image"], self._model.telling(told):
@@ -223,7 +224,7 @@ class Embedded:
     @once
     def _rest(self) -> tuple[np.ndarray | None, np.ndarray]:
         image, entry = self.image, self._entry
-        if self._table is not None:
+        if self.table is not None:
             return self._read(self._filed)
         told = f"embedding the counts of {entry.slide_id}, {entry.n_spots} spots, and its regions"
         with self._model.embedding["omics"], self._model.telling(told):
@@ -237,13 +238,13 @@ class Embedded:
         return np.asarray(table["obsm"][keys.OBSM_OMICS]) if self._entry.has_counts else None, codes
 
     def _read(self, part: Callable[[Any], T]) -> T:
-        assert self._table is not None
+        assert self.table is not None
         try:
-            with open_table(self._table) as table:
+            with open_table(self.table) as table:
                 return part(table)
         except KeyError as error:
             raise ConfigError(
-                f"{self._table} lacks what `hibio embed` wrote ({error}); make it again, or leave "
+                f"{self.table} lacks what `hibio embed` wrote ({error}); make it again, or leave "
                 "--embeddings out: the page does it by itself"
             ) from error
 
@@ -258,6 +259,12 @@ class Embedded:
         return self._rest[1]
 
 
+def table_in(folder: Path, name: str) -> Path | None:
+    """The table of a name in a folder, in any format; None without one."""
+    paths = (table_path(folder, name, form) for form in keys.TABLES)
+    return next((path for path in paths if path.exists()), None)
+
+
 def made_of(
     model: Model, entry: SlideEntry, folder: Path | None, ending: str, option: str
 ) -> Path | None:
@@ -266,13 +273,16 @@ def made_of(
     Raises:
         ConfigError: it is of another checkpoint or store, or of other spots; names the option that
             gave the folder.
-        DataError: HiBio did not make it.
+        DataError: HiBio did not make it, or it is damaged.
     """
-    if folder is None:
-        return None
-    paths = (table_path(folder, entry.slide_id + ending, form) for form in keys.TABLES)
-    path = next((path for path in paths if path.exists()), None)
-    found = None if path is None else hashes_of(path)
+    path = None if folder is None else table_in(folder, entry.slide_id + ending)
+    try:
+        found = None if path is None else hashes_of(path)
+    except DataError as error:
+        raise DataError(
+            f"{path} is no whole file of HiBio; make it again, or leave {option} out: the page "
+            "does it by itself"
+        ) from error
     if path is None or found is None:
         return None
     told = f"comparing {path.name} with its store"

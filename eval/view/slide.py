@@ -141,6 +141,14 @@ class ViewedSlide:
         about |= _known(one.var(MIN_RELIABILITY).iloc[0])
         return Heat(one.values(self.inputs).ravel(), about)
 
+    def files(self) -> list[Path]:
+        """What `hibio predict` and `hibio embed` wrote of the slide, as far as it was given.
+
+        Raises:
+            ConfigError: it is of another checkpoint or store, or of neither command.
+        """
+        return [path for path in (self._file, self._embedded.table) if path is not None]
+
     @once
     def _filed(self) -> pd.DataFrame:
         """Names of the file of `hibio predict`, with what is known of each; none without a file.

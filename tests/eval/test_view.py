@@ -23,7 +23,7 @@ from eval.query import query_folder
 from eval.tables import read_table, region_outlines, write_table
 from eval.view import page
 from eval.view.cohort import Cohort as Viewed
-from eval.view.export import export_page
+from eval.view.export import _heats, export_page
 from eval.view.model import UnknownName
 from eval.view.server import application, serve
 from eval.view.slide import compared
@@ -462,7 +462,15 @@ def test_the_exported_page_holds_the_same_answers(
     assert [one["id"] for one in scripted(data / "cohort.js")["slides"]] == [SLIDE, "grid"]
     tile = f"slides/{SLIDE}/tiles/8/0_0.jpg"
     assert (data / tile).read_bytes() == client.get(f"/data/{tile}").content
-    assert "error" in scripted(data / "slides" / "grid" / "measured.js")
+    missing = scripted(data / "slides" / "grid" / "measured.js")["missing"]
+    assert all("has no counts" in missing[name] for name in names)
+    with monkeypatch.context() as bankless:  # genes are there without gene sets
+        bankless.setattr(viewed.model, "bank", None)
+        bankless.setitem(viewed.model.missing, "gene sets", "no bank")
+        pasted = ", ".join(viewed.model.artifacts.genes[:3])
+        few = _heats(viewed.slide(SLIDE), [pasted, names[1]], "predicted")
+    assert (few["names"], few["missing"]) == (names[1:], {pasted: "no bank"})
+    assert few["about"][names[1]] == found["about"][names[1]]
     assert Image.open(data / "slides" / SLIDE / "spots" / "0.jpg").size == (32 * 64, 4 * 64)
     with monkeypatch.context() as stopped:
         stopped.setattr("eval.view.export._slide_files", lambda *_: 1 / 0)

@@ -10,9 +10,11 @@ import pytest
 
 from eval.embed import embed_folder, embed_slide
 from eval.view.cohort import Cohort as Viewed
+from eval.view.export import MADE, export_page
 from eval.view.model import once
 from hibio import keys
 from hibio.config.files import ConfigError
+from preprocessing.errors import DataError
 from tests.eval.image_cohort import Cohort
 from tests.eval.test_view import SLIDE, client_of
 
@@ -38,6 +40,30 @@ def test_they_are_refused(cohort: Cohort, tmp_path: Path, change, said: str):
     answer = viewed.get(f"/data/slides/{SLIDE}/near/image/5.json")
     assert answer.status_code < 500
     assert said in answer.json()["error"]
+
+
+def test_an_export_refuses_files_of_other_slides_before_the_page_that_is_there_goes(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, path = cohort.stores / f"{SLIDE}.h5", tmp_path / f"{SLIDE}.h5ad"
+    (other,) = embed_folder(cohort.checkpoint, cohort.stores / "sim002.h5", tmp_path)
+    for options, ending in (
+        ({"predictions": tmp_path}, ".predict"),
+        ({"embeddings": tmp_path}, ""),
+    ):
+        with pytest.raises(ConfigError, match=f"no file of the .* as {SLIDE}{ending}.h5ad"):
+            Viewed(cohort.checkpoint, store, **options)
+    path.touch()
+    monkeypatch.setattr("eval.view.export.page_files", dict)
+    viewed = Viewed(cohort.checkpoint, store, embeddings=tmp_path)
+    (tmp_path / "page").mkdir()
+    for name in ("index.html", MADE):
+        (tmp_path / "page" / name).touch()
+    for put, told in ((b"half", "no whole file of HiBio"), (other.read_bytes(), "another store")):
+        path.write_bytes(put)
+        with pytest.raises((ConfigError, DataError), match=f"{told}.* leave --embeddings out"):
+            export_page(viewed, tmp_path / "page", [str(viewed.model.artifacts.genes[0])])
+    assert (tmp_path / "page" / "index.html").exists()
 
 
 def test_slides_are_embedded_before_anybody_asks(cohort: Cohort, monkeypatch: pytest.MonkeyPatch):

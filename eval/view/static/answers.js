@@ -79,8 +79,8 @@ const files = {
   tile: server.tile,
   async heat(id, name, kind) {
     const found = await file(`${of(id)}/${kind}`);
-    if (found.error) throw new Error(found.error);
-    const row = cohort.exported.indexOf(name), n = state.slide.spots;
+    if (name in found.missing) throw new Error(found.missing[name]);
+    const row = found.names.indexOf(name), n = state.slide.spots;
     if (row < 0)
       throw new Error(`${name} was not exported; there are ${cohort.exported.slice(0, 8).join(", ")}${cohort.exported.length > 8 ? " ..." : ""}`);
     found.all = found.all || new Float32Array(bytes(found.values));
