@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from preprocessing.store.read import stores_in
 from preprocessing.workers import each
 
 NEAREST = 50  # training spots that a retrieved score is the mean of
+FEWEST = 3  # genes of a set that is asked for, and that a slide measures of one
 SHOWN = 4  # gene sets in a heatmap picture
 CACHED = 64  # sets at once: their scores of some thousand spots stay in the processor's cache
 ROUNDING = 1e-6  # spread of a mean of standardised values below which it is the same everywhere
@@ -99,6 +100,11 @@ class GeneSets:
         raw = (tfidf @ self.matrix).toarray()
         return score_sets(tfidf, self.matrix, self.mean, self.sd, background, raw, empty)
 
+    def measurable(self, genes: Collection[str]) -> np.ndarray:
+        """Which (M,) have enough genes among those that a slide measures."""
+        known = set(genes)
+        return np.array([len(known.intersection(own)) >= FEWEST for own in self.genes], dtype=bool)
+
     def only(self, name: str) -> GeneSets:
         """One of them."""
         m = [self.names.index(name)]
@@ -114,7 +120,7 @@ def gene_sets(checkpoint: Checkpoint, source: str, bank: Bank) -> GeneSets:
         ConfigError: a set has one score everywhere.
     """
     artifacts = checkpoint.model.artifacts
-    database, report = load_pathways(source).restrict(artifacts.genes.tolist(), min_genes=3)
+    database, report = load_pathways(source).restrict(artifacts.genes.tolist(), min_genes=FEWEST)
     print(report)
     return scored_on_bank(artifacts, database, bank, artifacts.anchors.background(bank.tfidf))
 
@@ -294,17 +300,30 @@ def _query_slide(
         lay_out(adata, store)
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
         xy_thumb = store.xy_px0 / (scale or 1.0)
-        measured = _measured(store, sets, artifacts) if store.has_counts else None
-    values = {"scores": score}
-    if measured is not None:
-        adata.layers["measured"] = values["measured"] = measured.astype(np.float32, copy=False)
+        counted = store.has_counts and store.modality == artifacts.modality
+        measured = _measured(store, sets, artifacts) if counted else None
+        seen = sets.measurable(store.gene_names if counted else ())
     adata.uns[UNS] = made_of
-    require_finite(entry.slide_id, values)
+    require_finite(entry.slide_id, {"scores": score})
+    if measured is not None:
+        require_finite(entry.slide_id, {"measured": measured})
+        adata.layers["measured"] = np.where(seen, measured, np.nan).astype(np.float32)
+        if not seen.all():
+            tqdm.write(
+                f"{entry.slide_id} measures fewer than {FEWEST} genes of {(~seen).sum()} of "
+                f"{len(seen)} sets, such as {sets.names[seen.argmin()]}: their measured scores are "
+                "not known (NaN)"
+            )
     write_table(targets[0], adata)  # first: it says who made the others
     with atomic_path(targets[1]) as temporary:
         write_scores(temporary, frame)
     maps = [
-        (sets.names[m], score[:, m], None if measured is None else measured[:, m], None)
+        (
+            sets.names[m],
+            score[:, m],
+            measured[:, m] if seen[m] and measured is not None else None,
+            None,
+        )
         for m in shown_sets(score)
     ]
     figure = pathway_heatmaps(thumbnail, xy_thumb, maps, title=f"{entry.slide_id}: {readout}")

@@ -20,7 +20,7 @@ import pandas as pd
 
 from eval.embed import embed_slide, image_embedding, load_checkpoint, one_checkpoint
 from eval.predict.fit import readout_of
-from eval.query import GeneSets, scored_on_bank
+from eval.query import FEWEST, GeneSets, scored_on_bank
 from eval.tables import hashes_of, open_table, table_path
 from hibio import keys
 from hibio.bank import Bank, read_bank
@@ -33,7 +33,7 @@ from pathways.files import GeneSet
 from preprocessing.errors import DataError, did_you_mean
 from preprocessing.store import SlideStore
 
-FEWEST, MOST = 3, 500  # known genes of a set
+MOST = 500  # known genes of a set
 LONGEST = 20_000  # characters of a question
 _SEPARATORS = re.compile(r"[\s,;|]+")
 

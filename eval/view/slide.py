@@ -7,7 +7,7 @@ genes of the vocabulary, M gene sets, D embedding, F inputs of the read-out, L r
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from eval.query import GeneSets, image_scores, nearest_in_bank
+from eval.query import FEWEST, GeneSets, image_scores, nearest_in_bank
 from eval.tables import open_table, region_outlines, spot_diameter
 from eval.view.model import Embedded, Model, UnknownName, made_of, once, plain
 from eval.view.tiles import DeepZoom
@@ -83,6 +83,7 @@ class ViewedSlide:
             self.barcodes = [str(one) for one in store.barcodes]
             self.diameter = spot_diameter(store)
             self.labels = store.label_columns()
+            self.panel = set(store.gene_names.tolist())
 
     @once
     def zoom(self) -> DeepZoom:
@@ -131,6 +132,11 @@ class ViewedSlide:
     def _gene(self, name: str, kind: Kind) -> Heat:
         about = {"title": name, "kind": kind, "unit": EXPRESSION, "of": GENE}
         if kind == "measured":
+            if self.entry.has_counts and name not in self.panel:
+                raise ConfigError(
+                    f"slide {self.entry.slide_id!r} does not measure {name}; look at what is "
+                    "predicted"
+                )
             gene = [self.model.genes[name]]
             parts = [block[:, gene].toarray().ravel() for block in self.expression]
             return Heat(np.concatenate(parts).astype(np.float32), about)
@@ -188,6 +194,13 @@ class ViewedSlide:
         else:
             sets, values = self.model.sets, self.predicted_sets
             column = sets.names.index(question)
+        known = len(self.panel.intersection(sets.genes[column]))
+        if kind == "measured" and known < FEWEST:
+            raise ConfigError(
+                f"slide {self.entry.slide_id!r} measures {known} of the {len(sets.genes[column])} "
+                f"genes of {sets.names[column]}, at least {FEWEST} are needed; look at what is "
+                "predicted"
+            )
         about = {
             "title": sets.names[column],
             "kind": kind,
@@ -232,6 +245,11 @@ class ViewedSlide:
                 "what is predicted"
             )
         artifacts, nothing = self.model.artifacts, np.zeros(0)
+        if self.entry.modality != artifacts.modality:
+            raise ConfigError(
+                f"slide {self.entry.slide_id!r} measures {self.entry.modality}, the model was "
+                f"trained on {artifacts.modality}; look at what is predicted"
+            )
         with SlideStore(self.entry.path) as store:
             panel = PanelMap.between(
                 store.gene_names, artifacts.genes, n_folded_in=artifacts.n_folded_in
@@ -341,7 +359,7 @@ class ViewedSlide:
         """
         require_spots(self.entry, numbers)
         keywords: list[list[Any]] = [[] for _ in numbers]
-        if self.entry.has_counts:
+        if self.entry.has_counts and self.entry.modality == self.model.artifacts.modality:
             keywords = self._keywords(self._weighed(self._counts, np.array(numbers)))
         return [
             {
@@ -370,7 +388,7 @@ class ViewedSlide:
 
         Returns:
             "kind", "spots", and for "genes" and "sets" the columns name, inside, outside and sd
-            (over all spots of the slide).
+            (over all spots of the slide), of what the slide measures.
 
         Raises:
             UnknownName: no spot, or one that is not there.
@@ -383,11 +401,16 @@ class ViewedSlide:
         kind: Kind = "measured" if self.entry.has_counts else "predicted"
         answer: dict[str, Any] = {"kind": kind, "spots": int(inside.sum())}
         names, values = self._profile(kind)
-        answer["genes"] = compared(names, values, inside)
+        answer["genes"] = _only(
+            compared(names, values, inside), names if kind == "predicted" else self.panel
+        )
         if self.model.bank is not None:
             scores = self.measured_sets if kind == "measured" else self.predicted_sets
             blocks = (scores[start : start + BLOCK] for start in range(0, len(scores), BLOCK))
-            answer["sets"] = compared(self.model.sets.names, blocks, inside)
+            sets = self.model.sets
+            seen = sets.measurable(self.panel) | (kind == "predicted")
+            there = [name for name, one in zip(sets.names, seen, strict=True) if one]
+            answer["sets"] = _only(compared(sets.names, blocks, inside), there)
         return answer
 
     def _profile(self, kind: Kind) -> tuple[Sequence[str], Iterable[Any]]:
@@ -398,6 +421,15 @@ class ViewedSlide:
             raise ConfigError(self.model.missing["genes"])
         blocks = self._blocks("predicting all genes")
         return readout.names.tolist(), (readout.values(self.inputs[spots]) for spots in blocks)
+
+
+def _only(columns: dict[str, list[Any]], names: Collection[str]) -> dict[str, list[Any]]:
+    """The rows of columns whose name is among some."""
+    keep, known = set(names), columns["name"]
+    return {
+        column: [value for name, value in zip(known, values, strict=True) if name in keep]
+        for column, values in columns.items()
+    }
 
 
 def _known(row: pd.Series) -> dict[str, Any]:

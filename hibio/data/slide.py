@@ -390,7 +390,7 @@ def prepare_slide(
     """
     image = ImageInput(image) if isinstance(image, str) else image
     with SlideStore(path) as store:
-        if store.has_counts and store.modality != artifacts.modality:
+        if counts and store.has_counts and store.modality != artifacts.modality:
             raise ConfigError(
                 f"store {path}: modality {store.modality}, the model was trained on "
                 f"{artifacts.modality}; use slides of one modality"
@@ -444,9 +444,9 @@ def expression_slide(
 
     Raises:
         ConfigError: fewer than 20 vocabulary genes were measured (of a smaller vocabulary: fewer
-            than half).
+            than half), where the counts are looked at.
     """
-    _check_matched(slide_id, matched, measured, artifacts)
+    _check_matched(slide_id, matched, 0 if unread else measured, artifacts)
     genes = artifacts.settings.genes
     expression, raw = read_expression(source, artifacts, artifacts.niche(xy_um), unread=unread)
     vector, mean, scale = standardise(raw, artifacts.factors)

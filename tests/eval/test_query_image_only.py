@@ -4,19 +4,22 @@ A tiny model is trained on a simulated cohort that has an image-only slide besid
 """
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
-from eval.embed import embed_folder, embed_slide, load_checkpoint
+from eval.embed import embed_folder, embed_slide, image_embedding, load_checkpoint
 from eval.query import query_folder
 from eval.report.figures.heatmaps import pathway_heatmaps
 from eval.run import evaluate
 from eval.tables import require_finite
+from eval.view.cohort import Cohort as Viewed
 from hibio.cli.pathways import run as pathways_command
 from hibio.config.files import ConfigError
 from hibio.data.slide import prepare_slide
@@ -88,6 +91,45 @@ def test_the_grid_is_queried(cohort: Cohort, tmp_path: Path, readout: str):
     assert (scores.std() > 0).all()
     np.testing.assert_allclose(adata.X, scores.to_numpy(), atol=5.1e-5)  # four decimals
     assert (tmp_path / "grid.query.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_slide_of_another_panel_does_not_measure_is_told(cohort: Cohort, tmp_path: Path):
+    """Its image is read all the same; no score is made of genes that nobody counted."""
+    slide, panel = held_out(cohort), tmp_path / "panel"
+    source = cohort.stores / f"{slide}.h5"
+    loaded = load_checkpoint(cohort.checkpoint)
+    genes = [str(name) for name in loaded.model.artifacts.genes[:8]]
+    (tmp_path / "own.gmt").write_text("\t".join(["A", "", *genes[:4], "\nB", "", *genes[4:]]))
+    panel.mkdir()
+    shutil.copyfile(source, panel / source.name)
+    with h5py.File(panel / source.name, "r+") as file:
+        names = file["genes/name"].asstr()[:]
+        file["genes/name"][:] = [name if name in genes[2:] else f"other-{name}" for name in names]
+    own = image_embedding(loaded, panel / source.name)
+    np.testing.assert_array_equal(own, image_embedding(loaded, source))
+    with pytest.raises(ConfigError, match="measures 6 of the"):
+        embed_folder(cohort.checkpoint, panel, tmp_path / "embedded")
+    found, whole = (
+        anndata.read_h5ad(query_folder(cohort.checkpoint, data, str(tmp_path / "own.gmt"), out)[0])
+        for data, out in ((panel, tmp_path / "q"), (source, tmp_path / "whole"))
+    )
+    np.testing.assert_array_equal(found.X, whole.X)
+    assert np.isfinite(whole.layers["measured"]).all()
+    assert np.isnan(found.layers["measured"][:, 0]).all()
+    assert np.isfinite(found.layers["measured"][:, 1]).all()
+    viewed = Viewed(cohort.checkpoint, panel, sets=str(tmp_path / "own.gmt")).slide(slide)
+    for asked, told in (
+        (genes[0], f"'{slide}' does not measure {genes[0]}"),
+        ("A", "measures 2 of the 4 genes of A"),
+        (", ".join(genes[:3]), "measures 1 of the 3 genes of list"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            viewed.heat(asked, "measured")
+    assert viewed.heat(genes[3], "measured").values.any()
+    area = viewed.area(range(30))
+    assert sorted(area["genes"]["name"]) == sorted(genes[2:])
+    assert len(area["genes"]["sd"]) == len(genes[2:])
+    assert area["sets"]["name"] == ["B"]
 
 
 def test_no_file_of_another_is_written_over(cohort: Cohort, tmp_path: Path):
