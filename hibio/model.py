@@ -30,7 +30,7 @@ from hibio.checkpoint import ARTIFACTS, CONFIG, MODEL_FILES, READOUT, WEIGHTS, r
 from hibio.config.files import ConfigError, load_saved
 from hibio.config.model import ModelConfig
 from hibio.data.collate import iter_tiles, with_queries
-from hibio.data.dataset import image_batch, slide_of_anndata
+from hibio.data.dataset import image_batch, slide_of_anndata, warn_of_one
 from hibio.data.fold_in import fold_in_genes
 from hibio.data.slide import PreparedSlide
 from hibio.encoders.base import AttentionPool, OmicsContext, mlp, refuse_code, unit_variance
@@ -329,6 +329,7 @@ class HiBio(nn.Module):
             context: the wider patches of the same spots, for a model that reads them.
         """
         batch = image_batch(image, self.artifacts, context, self.stain).to(self.device)
+        warn_of_one(image)
         with self._evaluating():
             embedding = F.normalize(self.project_image(batch), dim=1)
         return _numpy(embedding)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,10 +60,11 @@ from preprocessing.run.preparation import HANDCRAFTED
 from preprocessing.scale import MPP
 from preprocessing.slide_row import IMAGE_ONLY, SlideRow, drafted_row
 from preprocessing.slides import open_slide
+from preprocessing.slides.ome_zarr import is_zarr
 from preprocessing.store import SlideStore
 from preprocessing.workers import each
 
-PICTURES = (*SLIDE_SUFFIXES, ".tif", ".tiff", ".png", ".jpg", ".jpeg")
+PICTURES = (*SLIDE_SUFFIXES, ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".czi")
 ALL = "all"
 
 
@@ -254,7 +256,7 @@ def _stores(
     stores: list[Path] = []
     pictures: list[Path] = []
     for path in data:
-        if path.is_dir():
+        if path.is_dir() and not is_zarr(path):
             found = files_in(path, "*.h5")
             stores += found
             inside = [p for p in files_in(path) if p.suffix.lower() in PICTURES]
@@ -267,6 +269,8 @@ def _stores(
                 raise DataError(f"{path}: neither stores (*.h5) nor slide images in there")
         elif path.suffix == ".h5":
             stores.append(path)
+        elif not path.exists():
+            raise DataError(f"{path} is not there; --data takes stores, slide images, or folders")
         else:
             pictures.append(path)
     if not pictures:
@@ -372,4 +376,8 @@ def _prepared(
     workers, scheduler = elsewhere
     report = prepare(rows, folder, patch=patch, workers=workers, scheduler=scheduler)
     made = [folder / f"{row.slide_id}.h5" for row in report.rows if row.status != "failed"]
+    for path in made:
+        with SlideStore(path) as store:
+            for doubt in store.warnings:
+                warnings.warn(f"{path}: {doubt.message}; {doubt.fix}", stacklevel=2)
     return made, [f"{row.slide_id}: {row.reason}" for row in report.failed]

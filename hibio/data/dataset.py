@@ -329,5 +329,15 @@ def _require_image(image: np.ndarray) -> None:
         )
 
 
+def warn_of_one(image: np.ndarray) -> None:
+    """Tell that the features of one spot, standardised over itself, are 0 whatever they were."""
+    if np.ndim(image) == 2 and len(image) == 1:
+        warnings.warn(
+            "the features of one spot, standardised over itself, say nothing: any spot gives this "
+            "result; give all spots of its slide",
+            stacklevel=3,
+        )
+
+
 def _channels_first(patches: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(patches, 3, 1)))

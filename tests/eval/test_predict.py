@@ -258,6 +258,10 @@ def test_a_slide_image_is_enough_and_what_is_whole_is_kept(
     Image.open(slide).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
     with pytest.raises(ConfigError, match="was made of another picture; give another --out"):
         predict_folder(checkpoint, [other], tmp_path, Wanted(mpp=1.0))
+    told = pytest.warns(UserWarning, match="new.h5: mpp: its sources differ")
+    with told, SlideStore(tmp_path / "stores" / f"{slide.stem}.h5") as store:
+        um = 2 * store.mpp
+        predict_folder(checkpoint, [slide], tmp_path / "doubled", Wanted(mpp=um))
 
 
 def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
@@ -270,6 +274,8 @@ def test_anndata_and_one_gene_in_python(checkpoint: Path, cohort: Cohort):
     found = model.predict(given, genes=[gene])
     np.testing.assert_allclose(found.X, model.predict(features).X[:, [3]], rtol=1e-5)
     assert {"mine", "familiarity"} <= set(found.obs)
+    with pytest.warns(UserWarning, match="features of one spot, .* give all spots of its slide"):
+        model.predict(features[:1])
     features[3, 5] = np.nan  # would make every spot NaN
     for bad, told in (
         (features, "features of 1 of"),
@@ -317,6 +323,7 @@ def test_bad_input_is_told_and_nothing_is_written(
         (["--data", pictures, "--mpp", "1"], "two slides of the name 'a'"),
         (["--data", cohort.images, "--genes", "NO_SUCH"], "does not know the gene(s) 'NO_SUCH'"),
         (["--data", tmp_path], "neither stores (*.h5) nor slide images"),
+        (["--data", tmp_path / "none.svs"], "none.svs is not there; --data takes stores"),
         (["--data", cohort.images, "--gene-sets", "no_such"], "no_such"),
         (["--data", pictures / "a.png", "--mpp", "1"], "could not be read: a: "),
         (["--data", cohort.images, "--mpp", "1"], "--mpp is for slide images, and"),
