@@ -29,6 +29,7 @@ SUMMARY = "index.json"
 SPOT = "spot"
 MODALITIES = ("image", "omics")
 EXACT = 20_000  # rows that are compared one by one
+COLUMNS = ("distance", "slide_id", "name", "spot", "x_um", "y_um")  # of an answer
 ABOUT = ("patient_id", "tissue", "organism", "technology")  # of a slide, to choose by
 
 
@@ -131,6 +132,12 @@ def open_rows(path: Path) -> h5py.File:
         ) from error
 
 
+def labels_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Labels of a level by name; one that means something else in the answer gets "_" behind it."""
+    named = {unquote(name): data for name, data in group.get("label", {}).items()}
+    return {f"{name}_" if name in COLUMNS else name: data for name, data in named.items()}
+
+
 class Rows:
     """The rows of an index, slide by slide; a row's number counts them all.
 
@@ -154,7 +161,7 @@ class Rows:
                     sizes = self.sizes.setdefault(level, np.zeros(len(self.slides), np.int64))
                     sizes[number] = len(file[level]["name"])
                     self._modalities |= {(level, m) for m in MODALITIES if m in file[level]}
-                    self.columns |= set(map(unquote, file[level].get("label", ())))
+                    self.columns |= labels_of(file[level]).keys()
 
     def _check(self, slide: str, file: h5py.File) -> None:
         """Compare the file of a slide with what `hibio index` writes.
@@ -246,8 +253,7 @@ class Rows:
                 group = file[level]
                 line = {"slide_id": self.slides[slide], "name": group["name"].asstr()[own]}
                 line["spot"], (line["x_um"], line["y_um"]) = group["spot"][own], group["xy_um"][own]
-                labels = group.get("label", {})
-                line |= {unquote(c): one.asstr()[own] for c, one in labels.items()}
+                line |= {c: one.asstr()[own] for c, one in labels_of(group).items()}
             lines.append(line)
         return pd.DataFrame(lines)
 

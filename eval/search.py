@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ from eval.indexed import (
     SPOT,
     Rows,
     exact,
+    labels_of,
     opened,
     parameters,
     read_summary,
@@ -89,8 +89,8 @@ class Index:
                 for key, wanted in where.items():
                     if key in values:
                         keep &= values[key] in wanted
-                    elif (own := quote(key, safe="")) in file[level].get("label", ()):
-                        keep &= np.isin(file[level]["label"][own].asstr()[:].astype(str), wanted)
+                    elif (own := labels_of(file[level]).get(key)) is not None:
+                        keep &= np.isin(own.asstr()[:].astype(str), wanted)
                     else:
                         keep[:] = False
             parts.append(keep)
@@ -166,6 +166,8 @@ def picture(checkpoint: Checkpoint, index: Index, path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as opened_file:
+            if opened_file.mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits a pixel; save it with 8")
             image = opened_file.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{path} is no picture that can be read ({error})") from error

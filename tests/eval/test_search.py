@@ -96,6 +96,14 @@ def test_what_is_chosen_by_is_kept(indexed: Path, monkeypatch):
     value = few[label].iloc[0]
     found = index.nearest(own["image"], "omics", k=8, mask=index.mask(SPOT, {label: [value]}))
     assert set(found[label]) == {value}
+    with monkeypatch.context() as named:  # as a column of an answer is
+        named.setattr("eval.indexed.COLUMNS", (label, "slide_id"))
+        index = Index(indexed)
+        assert {f"{label}_"} <= index.rows.columns
+        again = index.nearest(
+            own["image"], "omics", k=8, mask=index.mask(SPOT, {f"{label}_": [value]})
+        )
+        assert again[f"{label}_"].tolist() == found[label].tolist()
     for wrong, told in (
         ({"organ": ["x"]}, "no 'organ'"),
         ({"tissue": ["x", "y"]}, "no spot has tissue=x or y$"),
@@ -151,6 +159,9 @@ def test_a_patch_in_a_file_is_embedded_as_the_spot_that_it_shows(
         every = next(Rows(indexed, ("sim001",)).vectors(SPOT, "image"))[1] @ asked
         assert every.argmax() == spot
         assert every[spot] > 0.99 > np.median(every) + 0.05
+    Image.fromarray(pixels[:, :, 0].astype(np.uint16) << 8).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match=r"deep.png .*more than 8 bits a pixel"):
+        picture(checkpoint, index, tmp_path / "deep.png")
 
 
 def test_another_checkpoint_and_no_index_are_refused(
