@@ -48,7 +48,7 @@ from hibio.bank import Bank, read_bank
 from hibio.checkpoint import BANK
 from hibio.config.files import ConfigError
 from hibio.data.counts import align_columns
-from hibio.data.splits import SlideEntry, read_entries
+from hibio.data.splits import SlideEntry, read_entries, with_images
 from hibio.keys import UNS
 from pathways import PathwayDatabase, load_pathways, score_sets, set_matrix
 from pathways.anchors import cosine
@@ -247,7 +247,7 @@ def query_folder(
         ConfigError: no slide has an image, or the checkpoint has no vision tower or bank.
     """
     checkpoint = load_checkpoint(one_checkpoint(checkpoint_path))
-    entries = [entry for entry in read_entries(stores_in(data)) if entry.has_image]
+    entries = with_images(read_entries(stores_in(data)), "query")
     checked(checkpoint, entries)
     bank = read_bank(checkpoint.path / BANK, checkpoint.model)
     sets = gene_sets(checkpoint, source, bank)

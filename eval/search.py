@@ -149,7 +149,8 @@ def gene_list(checkpoint: Checkpoint, genes: Sequence[str]) -> np.ndarray:
     inside = [gene for gene in dict.fromkeys(genes) if gene in known]
     unknown = [gene for gene in genes if gene not in known]
     if not inside:
-        raise ConfigError(f"the model knows none of the genes {', '.join(unknown[:5])}")
+        near = did_you_mean(unknown[0], known)
+        raise ConfigError(f"the model knows none of the genes {', '.join(unknown[:5])}{near}")
     if unknown:
         print(f"{len(unknown)} of {len(genes)} genes are unknown: {', '.join(unknown[:5])}")
     return checkpoint.model.encode_gene_sets({"asked": inside})[0]

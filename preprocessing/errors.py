@@ -23,14 +23,18 @@ def did_you_mean(
     """The part of a message that names the choices most like ``name``.
 
     Args:
-        name: what the user wrote.
+        name: what the user wrote; upper and lower case are alike.
         choices: what there is.
         question: goes before the choices found.
         otherwise: the text where nothing is alike.
         cutoff: least likeness, 0 to 1 (`difflib.SequenceMatcher.ratio`).
         n: most choices named.
     """
-    near = get_close_matches(name, list(choices), n=n, cutoff=cutoff)
+    folded: dict[str, str] = {}
+    for choice in choices:
+        folded.setdefault(choice.casefold(), choice)
+    found = get_close_matches(name.casefold(), list(folded), n=n, cutoff=cutoff)
+    near = [folded[one] for one in found]
     return f"{question} {' or '.join(map(repr, near))}?" if near else otherwise
 
 

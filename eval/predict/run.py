@@ -41,7 +41,7 @@ from eval.tables import (
 )
 from hibio.backbones.features import features_report
 from hibio.config.files import ConfigError
-from hibio.data.splits import SlideEntry, read_entries
+from hibio.data.splits import SlideEntry, read_entries, with_images
 from hibio.data.stored_features import StoredFeatures, blocks, standardise_columns
 from hibio.keys import UNS
 from hibio.readout import (
@@ -160,7 +160,7 @@ def predict_folder(
     open_folder(out, wanted.form)
     elsewhere = (workers, scheduler)
     stores, failed = _stores(checkpoint, readout, data, out / "stores", wanted, elsewhere)
-    entries = [e for e in (read_entries(stores) if stores else ()) if e.has_image]
+    entries = with_images(read_entries(stores) if stores else (), "predict")
     if not entries and not failed:
         raise ConfigError(f"{', '.join(map(str, data))}: no slide with an image")
     checked(checkpoint, entries)

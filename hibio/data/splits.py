@@ -253,6 +253,16 @@ def with_counts(
     return counted
 
 
+def with_images(entries: Sequence[SlideEntry], use: str) -> tuple[SlideEntry, ...]:
+    """The slides with an image; those that are left out of ``use`` are told."""
+    seen = tuple(entry for entry in entries if entry.has_image)
+    names = [entry.slide_id for entry in entries if not entry.has_image]
+    if seen and names:
+        shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
+        print(f"{use}: {len(names)} of {len(entries)} slides skipped, no image: {shown}")
+    return seen
+
+
 def said_for_test(entries: Sequence[SlideEntry], slides: Sequence[str]) -> tuple[SlideEntry, ...]:
     """The entries, those named with the role ``test``, whatever their stores say.
 

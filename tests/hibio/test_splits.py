@@ -15,6 +15,7 @@ from hibio.data.splits import (
     read_entries,
     said_for_test,
     split_by_patient,
+    with_images,
 )
 from preprocessing.store.read import stores_in
 
@@ -132,3 +133,13 @@ def test_fewer_training_patients_are_the_first_by_name_and_nested():
     assert kept[2] == split
     with pytest.raises(ConfigError, match=r"train_patients is 4, but fold B leaves 3"):
         limited(split, 4)
+
+
+def test_slides_without_an_image_are_left_out_and_told(capsys: pytest.CaptureFixture[str]):
+    blind = [entry(f"b{i}", "E", has_image=False) for i in range(5)]
+    assert with_images([*COHORT, *blind], "query") == tuple(COHORT)
+    told = "query: 5 of 11 slides skipped, no image: b0, b1, b2, b3, ...\n"
+    assert capsys.readouterr().out == told
+    assert with_images(COHORT, "query") == tuple(COHORT)
+    assert with_images(blind, "query") == ()  # which is refused in words of its own
+    assert capsys.readouterr().out == ""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hibio.cli.check import check_path
 from preprocessing import DataError, SlideStore, prepare
+from preprocessing.errors import did_you_mean
 from preprocessing.files import folder_part, plain_name, require_folder_part, require_plain_name
 from preprocessing.manifest import draft_manifest, read_manifest
 from preprocessing.store import verify_store
@@ -89,3 +90,9 @@ def test_patients_of_a_draft_can_name_folders(tmp_path: Path) -> None:
     hest_root(tmp_path, patient="P 1", dataset_title="Lung/liver ST")
     (row,) = draft_manifest(tmp_path)
     assert row.patient_id == "Lung_liver ST: P 1"
+
+
+def test_a_name_in_other_letters_is_told_as_it_is_written():
+    assert did_you_mean("erbb2", ["ABAT", "ERBB2", "Erbb2"]) == "; did you mean 'ERBB2'?"
+    assert did_you_mean("Cd74", ["ABAT", "CD74", "CD7"], n=2).endswith("'CD74' or 'CD7'?")
+    assert did_you_mean("zzz", ["ABAT"], otherwise="; none is alike") == "; none is alike"
