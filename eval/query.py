@@ -63,6 +63,7 @@ SHOWN = 4  # gene sets in a heatmap picture
 CACHED = 64  # sets at once: their scores of some thousand spots stay in the processor's cache
 ROUNDING = 1e-6  # spread of a mean of standardised values below which it is the same everywhere
 FAINT = 0.05  # range of a set below which four decimals are too few
+FORMAT = 2  # of the files: raised where the same question is answered otherwise than before
 UNIT = 10_000  # of what has four decimals in a table
 LONG = 9.9999  # from where on such a number, rounded, may have two digits before them
 
@@ -279,7 +280,9 @@ def _query_slide(
     readout: str,
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
-    asked = json.dumps([sets.names, sets.genes, readout]).encode() + sets.matrix.data.tobytes()
+    asked = (
+        json.dumps([FORMAT, sets.names, sets.genes, readout]).encode() + sets.matrix.data.tobytes()
+    )
     with SlideStore(entry.path) as store:
         made_of = {
             "checkpoint_sha256": checkpoint.sha256,
@@ -335,13 +338,11 @@ def _query_slide(
 def write_scores(path: Path, frame: pd.DataFrame) -> None:
     """Write a CSV of finite numbers with four decimals, many times as fast as pandas does.
 
-    Of a set that hardly varies, as a ridge of a strong penalty has it, all are told to six digits.
+    Those of a set that hardly varies, as a ridge of a strong penalty has it, have six digits.
     """
     values = frame.to_numpy()
     wide = values.max(axis=0, initial=-np.inf) - values.min(axis=0, initial=np.inf)
-    if ((wide > 0) & (wide < FAINT)).any():
-        frame.to_csv(path, float_format="%.6g")
-        return
+    faint = np.flatnonzero((wide > 0) & (wide < FAINT))
     texts = _texts()
     labels = frame.index.to_frame().to_csv(index=False, header=False, lineterminator="\0\n")
     with path.open("wb") as file:
@@ -353,6 +354,11 @@ def write_scores(path: Path, frame: pd.DataFrame) -> None:
                 line = texts[units].tobytes().replace(b"\0", b"")
             else:
                 line = "".join(f",{value:.4f}" for value in row.tolist()).encode()
+            if len(faint):
+                cells = line.split(b",")  # of which the first is empty
+                for m in faint:
+                    cells[m + 1] = b"%.6g" % row[m]
+                line = b",".join(cells)
             file.write(label + line + b"\n")
 
 

@@ -295,15 +295,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def lost_stops_come_again() -> Iterator[None]:
-    """Send SIGTERM once more in the block where what its handler raised was lost.
+    """Send SIGTERM once more where what its handler raised was lost, at the latest at the end.
 
     Python prints what is raised in a destructor or the callback of a weak reference, and goes on.
+    In another thread than the main one, which alone handles signals, nothing is done.
     """
-    hook = sys.unraisablehook
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hook, sent = sys.unraisablehook, list[threading.Timer]()
 
     def send(lost: "sys.UnraisableHookArgs") -> None:
         if isinstance(lost.exc_value, SystemExit | KeyboardInterrupt):
-            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            sent.append(threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)))
+            sent[-1].start()
         else:
             hook(lost)
 
@@ -311,7 +316,11 @@ def lost_stops_come_again() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        try:
+            for timer in sent:  # while the handler is there: after it the signal would kill
+                timer.join()
+        finally:
+            sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

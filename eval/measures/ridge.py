@@ -285,7 +285,7 @@ def choose_alpha(
 
     Args:
         x: (S, F).
-        y: (S, T); of more than `MOST_TARGETS` every second, third, ... is asked.
+        y: (S, T); of more than `MOST_TARGETS` that many, evenly spaced, are asked.
         groups: (S,) never split over folds.
         units: (S,) within which the correlation is taken.
         config: grid and number of folds.
@@ -294,8 +294,9 @@ def choose_alpha(
         The penalty on the scale of all training spots.
     """
     fold_of = group_folds(groups, config.n_folds)
-    asked = y[:, :: max(1, math.ceil(y.shape[1] / MOST_TARGETS))]
-    pieces = _piece_moments(x, asked, fold_of, units)
+    n_targets = y.shape[1]
+    asked = np.linspace(0, n_targets - 1, min(n_targets, MOST_TARGETS)).astype(np.intp)
+    pieces = _piece_moments(x, y[:, asked], fold_of, units)
     total = reduce(Moments.plus, pieces.values())
     scores: dict[str, list[np.ndarray]] = {}
     for fold in range(int(fold_of.max()) + 1):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from eval.view.model import Embedded, Model, UnknownName, once, table_in
 from eval.view.slide import ViewedSlide, require_spots
 from hibio.config.files import ConfigError
 from hibio.data.splits import SlideEntry, read_entries
-from preprocessing.errors import DataError, did_you_mean
+from preprocessing.errors import did_you_mean
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 
@@ -29,6 +29,7 @@ UNSEEN = "unseen"  # the slides that were never trained on
 KEPT = 3  # slides whose counts and scores stay in memory,
 KEPT_SPOTS = 100_000  # as long as the others have no more spots than this
 AHEAD_SPOTS = 100_000  # embedded before anybody asks
+LAST_S = 10.0  # for the slide that is being embedded when the page is closed
 MOST = 1 << 24  # cosines at once
 
 
@@ -101,7 +102,7 @@ class Cohort:
                     f"{next(iter(self.entries))}{ending}.h5ad"
                 )
         self.folder, self.predictions = slides, predictions
-        self._lock, self._opened = threading.Lock(), threading.Event()
+        self._lock, self._opened, self._closed = threading.Lock(), threading.Event(), False
         self._stacking = {by: threading.Lock() for by in MODALITIES}
         self._embedded = {
             name: Embedded(self.model, one, embeddings) for name, one in self.entries.items()
@@ -137,23 +138,35 @@ class Cohort:
         self._opened.set()
         return found.slide
 
-    def embed_ahead(self) -> None:
-        """Embed slides once one is looked at, that one first, for a thread that nobody waits for.
+    @contextlib.contextmanager
+    def embedding_ahead(self) -> Iterator[None]:
+        """Embed slides in the block, once one is looked at: first those that are, then the others.
 
-        It ends after all slides, or before one that would make it more than `AHEAD_SPOTS` spots.
-        What goes wrong is told to whoever asks for the same.
+        No slide of more than `AHEAD_SPOTS` spots, and of those not looked at no more together.
         """
-        self._opened.wait()
-        left, spots = list(self.entries), 0
-        while left:
+        thread = threading.Thread(target=self._embed_ahead, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closed = True
+            self._opened.set()
+            thread.join(LAST_S)  # what reads a store should not be cut off
+
+    def _embed_ahead(self) -> None:
+        left, room = {name: entry.n_spots for name, entry in self.entries.items()}, AHEAD_SPOTS
+        while self._opened.wait() and not self._closed:
             with self._lock:
-                slide_id = next((seen for seen in reversed(self._seen) if seen in left), left[0])
-            left.remove(slide_id)
-            spots += self.entries[slide_id].n_spots
-            if spots > AHEAD_SPOTS:
-                return
-            with contextlib.suppress(ConfigError, DataError, OSError):
-                _ = self._embedded[slide_id].regions
+                self._opened.clear()
+                looked_at = [name for name in reversed(self._seen) if name in left]
+            others = [name for name, spots in left.items() if spots <= room]
+            for name in (looked_at or others)[:1]:
+                spots = left.pop(name)
+                room -= 0 if looked_at else spots
+                self._opened.set()  # to look again
+                if spots <= AHEAD_SPOTS:
+                    with contextlib.suppress(Exception):  # which is told to whoever asks for it
+                        _ = self._embedded[name].regions
 
     def _too_much(self) -> bool:
         before = [self.entries[slide_id].n_spots for slide_id in self._seen][:-1]

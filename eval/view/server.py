@@ -6,7 +6,6 @@ import hmac
 import json
 import secrets
 import socket
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
@@ -249,6 +248,6 @@ def serve(cohort: Cohort, host: str = LOOPBACK[0], port: int = 8000) -> None:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/"
         print(address + (f"?token={token}" if token else ""), flush=True)
-        threading.Thread(target=cohort.embed_ahead, daemon=True).start()
         config = uvicorn.Config(app, log_level="warning", access_log=False)
-        uvicorn.Server(config).run(sockets=[listening])
+        with cohort.embedding_ahead():
+            uvicorn.Server(config).run(sockets=[listening])

@@ -284,6 +284,7 @@ def image_batch(
             or not finite.
         DataError: too few stained pixels to measure the stain.
     """
+    image = np.asarray(image)
     _require_image(image)
     n_spots = len(image)
     k = artifacts.settings.genes.keyword_genes
@@ -314,7 +315,7 @@ def image_batch(
 
 def _require_image(image: np.ndarray) -> None:
     """Refuse what a slide is standardised by and is no number: one such spot would spoil all."""
-    shape, kind = np.shape(image), np.asarray(image).dtype
+    shape, kind = image.shape, image.dtype
     patches = len(shape) == 4 and shape[3] == 3 and kind == np.uint8
     if (not patches and (len(shape) != 2 or kind.kind not in "iuf")) or not shape[0]:
         raise ConfigError(

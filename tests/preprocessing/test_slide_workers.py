@@ -82,19 +82,27 @@ def test_a_stop_that_falls_into_a_finaliser_ends_a_process_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "stop", [lambda: os.kill(os.getpid(), signal.SIGTERM), faulty.stop_in_finaliser]
+    ("stop", "then_s"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 5.0),
+        (faulty.stop_in_finaliser, 5.0),
+        (faulty.stop_in_finaliser, 0.0),  # the last of the block: what is sent must not kill us
+    ],
 )
-def test_sigterm_is_an_interrupt_inside_and_not_outside(stop: Callable[[], None]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_is_an_interrupt_inside_and_not_outside(
+    stop: Callable[[], None], then_s: float
+) -> None:
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
 
     def send() -> None:
         with interruptible():
             stop()
-            time.sleep(5)
+            time.sleep(then_s)
 
     with pytest.raises(KeyboardInterrupt):
         send()
     assert signal.getsignal(signal.SIGTERM) == before
+    assert sys.unraisablehook is hook
     thread = threading.Thread(target=lambda: interruptible().__enter__())
     thread.start()  # signals belong to the main thread: nothing happens
     thread.join()

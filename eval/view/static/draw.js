@@ -12,7 +12,7 @@ const TEXTURES = { // values a cell, and what WebGL calls them
   segments: [4, "RGBA32F", "RGBA", "FLOAT"],
 };
 const HEAD = `#version 300 es
-precision highp float; precision highp usampler2D;
+precision highp float; precision highp sampler2D; precision highp usampler2D;
 uniform vec3 view; uniform vec2 size; uniform float radius;
 const vec2 CORNERS[6] = vec2[](vec2(-1, -1), vec2(1, -1), vec2(-1, 1), vec2(-1, 1), vec2(1, -1), vec2(1, 1));
 ivec2 cell(int i) { return ivec2(i % ${CELLS}, i / ${CELLS}); }
