@@ -280,14 +280,11 @@ def _query_slide(
     readout: str,
 ) -> list[Path]:
     artifacts = checkpoint.model.artifacts
-    asked = (
-        json.dumps([FORMAT, sets.names, sets.genes, readout]).encode() + sets.matrix.data.tobytes()
-    )
     with SlideStore(entry.path) as store:
         made_of = {
             "checkpoint_sha256": checkpoint.sha256,
             "store_sha256": store.sha256,
-            "asked_sha256": hashlib.sha256(asked).hexdigest(),
+            "asked_sha256": _asked(sets, readout),
         }
     known = hashes_of(targets[0], "asked_sha256")
     if known == made_of and all(path.exists() for path in targets):
@@ -333,6 +330,11 @@ def _query_slide(
     with atomic_path(targets[2]) as temporary:
         temporary.write_bytes(figure.png)
     return targets
+
+
+def _asked(sets: GeneSets, readout: str) -> str:
+    text = json.dumps([FORMAT, sets.names, sets.genes, readout]).encode()
+    return hashlib.sha256(text + sets.matrix.data.tobytes()).hexdigest()
 
 
 def write_scores(path: Path, frame: pd.DataFrame) -> None:
