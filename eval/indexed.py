@@ -135,7 +135,13 @@ def open_rows(path: Path) -> h5py.File:
 def labels_of(group: h5py.Group) -> dict[str, h5py.Dataset]:
     """Labels of a level by name; one that means something else in the answer gets "_" behind it."""
     named = {unquote(name): data for name, data in group.get("label", {}).items()}
-    return {f"{name}_" if name in COLUMNS else name: data for name, data in named.items()}
+    found = {name: data for name, data in named.items() if name not in COLUMNS}
+    for name in named.keys() - found.keys():
+        free = f"{name}_"
+        while free in found:
+            free += "_"
+        found[free] = named[name]
+    return found
 
 
 class Rows:

@@ -300,20 +300,13 @@ def _query_slide(
         lay_out(adata, store)
         thumbnail, scale = store.thumbnail, store.thumbnail_downsample
         xy_thumb = store.xy_px0 / (scale or 1.0)
-        counted = store.has_counts and store.modality == artifacts.modality
-        measured = _measured(store, sets, artifacts) if counted else None
-        seen = sets.measurable(store.gene_names if counted else ())
+        measured, seen = _measured(store, sets, artifacts)
     adata.uns[UNS] = made_of
     require_finite(entry.slide_id, {"scores": score})
     if measured is not None:
         require_finite(entry.slide_id, {"measured": measured})
-        adata.layers["measured"] = np.where(seen, measured, np.nan).astype(np.float32)
-        if not seen.all():
-            tqdm.write(
-                f"{entry.slide_id} measures fewer than {FEWEST} genes of {(~seen).sum()} of "
-                f"{len(seen)} sets, such as {sets.names[seen.argmin()]}: their measured scores are "
-                "not known (NaN)"
-            )
+        measured[:, ~seen] = np.nan
+        adata.layers["measured"] = measured.astype(np.float32, copy=False)
     write_table(targets[0], adata)  # first: it says who made the others
     with atomic_path(targets[1]) as temporary:
         write_scores(temporary, frame)
@@ -389,11 +382,31 @@ def _refuse_others(targets: Sequence[Path]) -> None:
                 raise not_ours(path)
 
 
-def _measured(store: SlideStore, sets: GeneSets, artifacts: Artifacts) -> np.ndarray:
-    """Scores (S, M) of the gene sets on the counts of a slide."""
+def _measured(
+    store: SlideStore, sets: GeneSets, artifacts: Artifacts
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Scores (S, M) of the gene sets on the counts of a slide, and of which sets (M,) they are.
+
+    What is not measured of a slide with counts is told.
+    """
+    if not store.has_counts:
+        return None, sets.measurable(())
+    if store.modality != artifacts.modality:
+        tqdm.write(
+            f"{store.slide_id} measures {store.modality}, the model was trained on "
+            f"{artifacts.modality}: no measured scores"
+        )
+        return None, sets.measurable(())
+    seen = sets.measurable(store.gene_names)
+    if not seen.all():
+        tqdm.write(
+            f"{store.slide_id} measures fewer than {FEWEST} genes of {(~seen).sum()} of "
+            f"{len(seen)} sets, such as {sets.names[seen.argmin()]}: their measured scores are "
+            "not known (NaN)"
+        )
     counts = align_columns(store.counts(), store.gene_names, artifacts.genes)
     tfidf = artifacts.tfidf.transform(counts, artifacts.niche(store.xy_um))
-    return sets.measure(tfidf, artifacts.anchors.background(tfidf))
+    return sets.measure(tfidf, artifacts.anchors.background(tfidf)), seen
 
 
 def shown_sets(score: np.ndarray, n: int = SHOWN) -> Sequence[int]:

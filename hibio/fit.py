@@ -7,12 +7,14 @@ other: it can be resumed, evaluated, queried and shared (docs/python.md).
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from eval.embed import load_checkpoint
@@ -23,6 +25,7 @@ from hibio.checkpoint import WEIGHTS
 from hibio.config.files import ConfigError, load_config, merge, to_dict
 from hibio.config.run import RunConfig
 from hibio.config.schema import SchemaError, build_section
+from hibio.data.splits import read_entries
 from hibio.model import HiBio
 from hibio.run import train_all
 from preprocessing import prepare
@@ -32,6 +35,7 @@ from preprocessing.hdf5 import write_h5ad
 from preprocessing.manifest import parse_cell
 from preprocessing.patches import PatchConfig
 from preprocessing.slide_row import COLUMNS, SlideRow, drafted_row
+from preprocessing.store.read import stores_in
 
 STORES, SLIDES = "stores", "slides"  # folders of a run from Python
 _TERMS = {keys.TERM_SPOT: 1.0, keys.TERM_EXPRESSION: 1.0}
@@ -62,35 +66,58 @@ def fit(
         patch: size of the patches.
         resume: go on in a folder that holds a run.
         columns: further columns of the manifest (docs/data.md): one value for all slides, or by
-            slide id, or in order, such as ``mpp=0.5, patient_id=["A", "B"]``. Each slide is a
-            patient of its own unless said.
+            slide id, or in order, such as ``mpp=0.5, patient_id=["A", "B"]``; None or NaN is not
+            said. Each slide is a patient of its own unless said.
 
     Returns:
         The model, in evaluation mode, with its reference bank and read-out where it reads images.
 
     Raises:
         ConfigError: settings or columns that cannot be used, something that is no AnnData, more
-            than one model asked for, or a folder that holds a run already.
+            than one model asked for, or a folder that holds a run of other slides, or this one.
         DataError: a slide that cannot be prepared; the others are, and kept.
     """
     said = _said(config)
     out = Path(out or said.get("out", "runs/python"))
     _config(said, out, True)  # what cannot be is told before the work
-    if not resume and any(out.glob(f"*/fold-*/seed-*/checkpoint*/{WEIGHTS}")):
-        raise ConfigError(  # before the stores of that run would get others in their place
-            f"{out} already holds a checkpoint; continue with resume=True, or choose another "
-            "folder with out=DIR"
-        )
     slides = _by_slide("adatas", [adatas] if hasattr(adatas, "obsm") else adatas)
-    rows = _rows(slides, images, out / SLIDES, columns)
-    report = prepare(rows, out / STORES, patch=patch)
-    if report.failed:
-        told = "; ".join(f"{row.slide_id}: {row.reason}" for row in report.failed)
-        raise DataError(f"{len(report.failed)} of {len(rows)} slides cannot be prepared: {told}")
-    pictured = any(row.patch_um for row in report.rows)
+    trained = any(out.glob(f"*/fold-*/seed-*/**/{WEIGHTS}")) and any((out / STORES).glob("*.h5"))
+    with tempfile.TemporaryDirectory(prefix=".fit-", dir=out if trained else None) as beside:
+        place = Path(beside) if trained else out
+        rows = _rows(slides, images, place / SLIDES, columns)
+        pictured = _prepare(rows, place / STORES, patch)
+        if trained:  # so what is there stays as it is
+            _require_same(out, place)
     checkpoints = train_all(_config(said, out, pictured), resume=resume)
     write_readouts(checkpoints)
     return HiBio.from_checkpoint(checkpoints[0])
+
+
+def _prepare(rows: Sequence[SlideRow], stores: Path, patch: PatchConfig | None) -> bool:
+    """Whether a slide has a picture; all of them are stores then."""
+    report = prepare(rows, stores, patch=patch)
+    if report.failed:
+        told = "; ".join(f"{row.slide_id}: {row.reason}" for row in report.failed)
+        raise DataError(f"{len(report.failed)} of {len(rows)} slides cannot be prepared: {told}")
+    return any(row.patch_um for row in report.rows)
+
+
+def _require_same(run: Path, given: Path) -> None:
+    """The slides that are given must be those that the run has.
+
+    Raises:
+        ConfigError: names those that are not, or no longer.
+    """
+    was, now = (
+        {one.slide_id: (one.patient_id, one.parts) for one in read_entries(stores_in(of / STORES))}
+        for of in (run, given)
+    )
+    odd = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    if odd:
+        raise ConfigError(
+            f"{run} holds a run of other slides ({', '.join(odd[:4])}: gone, new, or of other "
+            "content); give those that it was trained on, or another folder with out=DIR"
+        )
 
 
 def write_readouts(checkpoints: Sequence[Path]) -> None:
@@ -129,7 +156,7 @@ def _rows(
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         raise ConfigError(f"{unknown[0]}: no column of a manifest ({', '.join(COLUMNS)})")
-    several = (Mapping, list, tuple, np.ndarray)
+    several = (Mapping, list, tuple, np.ndarray, pd.Series)
     known = {
         name: _by_slide(name, value if isinstance(value, several) else [value] * len(names), names)
         for name, value in columns.items()
@@ -140,7 +167,11 @@ def _rows(
         path = folder / f"{name}.h5ad"
         with atomic_path(path) as temporary:
             write_h5ad(temporary, adata.to_memory())  # a copy, whose texts become categories
-        more = {column: _cell(column, of[name]) for column, of in known.items() if name in of}
+        more = {
+            column: _cell(column, of[name])
+            for column, of in known.items()
+            if name in of and not pd.isna(of[name])
+        }
         if name in pictures:
             more["image"] = _picture(pictures[name], folder / f"{name}.tif")
         rows.append(dataclasses.replace(drafted_row(name, path, "h5ad"), slide_id=name, **more))
@@ -150,9 +181,9 @@ def _rows(
 def _cell(column: str, value: Any) -> Any:
     """What a value says in a column of the manifest."""
     try:
-        return parse_cell(column, "" if value is None else str(value), Path())
+        return parse_cell(column, str(value), Path())
     except ValueError as error:
-        raise ConfigError(f"{column}: {error}") from error
+        raise ConfigError(str(error)) from error
 
 
 def _picture(image: Any, path: Path) -> Path:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +64,18 @@ from preprocessing.slides.ome_zarr import is_zarr
 from preprocessing.store import SlideStore
 from preprocessing.workers import each
 
-PICTURES = (*SLIDE_SUFFIXES, ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".jp2", ".czi")
+PICTURES = (
+    *SLIDE_SUFFIXES,
+    ".tif",
+    ".tiff",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".jp2",
+    ".j2k",
+    ".czi",
+)
 ALL = "all"
 
 
@@ -165,7 +176,8 @@ def predict_folder(
         raise ConfigError(f"{', '.join(map(str, data))}: no slide with an image")
     checked(checkpoint, entries)
     if workers or scheduler:
-        call = partial(predict_folder, checkpoint_path, out=out, wanted=wanted)
+        rest = replace(wanted, mpp=None, weights=None)  # the stores were made with them
+        call = partial(predict_folder, checkpoint_path, out=out, wanted=rest)
         each({e.slide_id: partial(call, [e.path]) for e in entries}, *elsewhere, "predict")
     written = [
         _predict_slide(checkpoint, entry, chosen, out, wanted)
@@ -253,39 +265,26 @@ def _stores(
     elsewhere: tuple[int, str | None],
 ) -> tuple[list[Path], list[str]]:
     """Stores of what was given, made where it is a slide image; and what could not be read."""
-    stores: list[Path] = []
-    pictures: list[Path] = []
-    for path in data:
-        if path.is_dir() and not is_zarr(path):
-            found = files_in(path, "*.h5")
-            stores += found
-            inside = [p for p in files_in(path) if p.suffix.lower() in PICTURES]
-            pictures += [] if found else inside
-            if found and inside:
-                tqdm.write(
-                    f"{path}: its {len(found)} stores are read, not its {len(inside)} pictures"
-                )
-            if not found and not inside:
-                raise DataError(f"{path}: neither stores (*.h5) nor slide images in there")
-        elif path.suffix == ".h5":
-            stores.append(path)
-        elif not path.exists():
-            raise DataError(f"{path} is not there; --data takes stores, slide images, or folders")
-        else:
-            pictures.append(path)
+    stores, pictures = _given(data)
     if not pictures:
         unused = {"mpp": wanted.mpp, "weights": wanted.weights}
         for option in (name for name, value in unused.items() if value is not None):
             raise ConfigError(
-                f"--{option} is for slide images, and {', '.join(map(str, data))} holds none, but "
-                "stores, which were prepared with theirs; leave it out"
+                f"--{option} is for slide images, and of {', '.join(map(str, data))} stores are "
+                "read, which were prepared with theirs; leave it out"
             )
         return stores, []
+    computed = readout.features not in ("", HANDCRAFTED)
+    if wanted.weights is not None and not computed:
+        raise ConfigError(
+            f"--weights is for an encoder, and {checkpoint.path} reads "
+            f"{readout.features or 'patches'}; leave it out"
+        )
     rows = _rows(pictures, wanted.mpp)
     _refuse_trained(checkpoint, rows)
     _refuse_another(rows, folder)
     made, failed = _prepared(checkpoint, readout, rows, folder, elsewhere)
-    if made and readout.features not in ("", HANDCRAFTED):
+    if made and computed:
         source = readout.source
         report = features_report(
             made,
@@ -300,6 +299,36 @@ def _stores(
         failed += [f"{row.path.stem}: {row.note}" for row in report.failed]
         made = [path for path in made if path not in [row.path for row in report.failed]]
     return stores + made, failed
+
+
+def _given(data: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Stores, and slide images; of a folder that holds both the stores alone.
+
+    Raises:
+        DataError: a path that is not there, or a folder that holds neither.
+    """
+    stores: list[Path] = []
+    pictures: list[Path] = []
+    for path in data:
+        if path.is_dir() and not is_zarr(path):
+            found = files_in(path, "*.h5")
+            stores += found
+            inside = [p for p in files_in(path) if p.suffix.lower() in PICTURES]
+            inside += sorted(p for p in path.glob("[!.]*") if is_zarr(p))
+            pictures += [] if found else inside
+            if found and inside:
+                tqdm.write(
+                    f"{path}: its {len(found)} stores are read, not its {len(inside)} pictures"
+                )
+            if not found and not inside:
+                raise DataError(f"{path}: neither stores (*.h5) nor slide images in there")
+        elif path.suffix == ".h5":
+            stores.append(path)
+        elif not path.exists():
+            raise DataError(f"{path} is not there; --data takes stores, slide images, or folders")
+        else:
+            pictures.append(path)
+    return stores, pictures
 
 
 def _refuse_trained(checkpoint: Checkpoint, rows: Sequence[SlideRow]) -> None:
@@ -327,7 +356,8 @@ def _refuse_another(rows: Sequence[SlideRow], folder: Path) -> None:
     for row in rows:
         store, known = folder / f"{row.slide_id}.h5", None
         if store.is_file():
-            with suppress(DataError), SlideStore(store) as old:
+            odd = (DataError, KeyError, AttributeError, TypeError)  # such a store is made anew
+            with suppress(*odd), SlideStore(store) as old:
                 known = old.attrs["source_sha256"].get("image")
         if known is not None and row.image is not None and known != file_sha256(row.image):
             raise ConfigError(
@@ -379,5 +409,8 @@ def _prepared(
     for path in made:
         with SlideStore(path) as store:
             for doubt in store.warnings:
-                warnings.warn(f"{path}: {doubt.message}; {doubt.fix}", stacklevel=2)
+                told = f"{path}: {doubt.message}; {doubt.fix}"
+                for column in ("the manifest column mpp", "this column of the manifest"):
+                    told = told.replace(column, "--mpp")  # which is all that is said here
+                warnings.warn(told, stacklevel=2)
     return made, [f"{row.slide_id}: {row.reason}" for row in report.failed]

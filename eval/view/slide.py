@@ -187,20 +187,18 @@ class ViewedSlide:
     def _set(self, question: str | PathwayDatabase, kind: Kind) -> Heat:
         if isinstance(question, PathwayDatabase):
             sets, column = self.model.scored(question), 0
-            values = self._measured(sets) if kind == "measured" else self._predicted(sets)
         elif kind == "measured":
             sets, column = self.model.sets.only(question), 0
-            values = self._measured(sets)
         else:
-            sets, values = self.model.sets, self.predicted_sets
+            sets = self.model.sets
             column = sets.names.index(question)
-        known = len(self.panel.intersection(sets.genes[column]))
-        if kind == "measured" and known < FEWEST:
-            raise ConfigError(
-                f"slide {self.entry.slide_id!r} measures {known} of the {len(sets.genes[column])} "
-                f"genes of {sets.names[column]}, at least {FEWEST} are needed; look at what is "
-                "predicted"
-            )
+        if kind == "measured":
+            self._require_measured(sets)
+            values = self._measured(sets)
+        elif sets is self.model.sets:
+            values = self.predicted_sets
+        else:
+            values = self._predicted(sets)
         about = {
             "title": sets.names[column],
             "kind": kind,
@@ -209,6 +207,14 @@ class ViewedSlide:
             "genes": list(sets.genes[column]),
         }
         return Heat(values[:, column].astype(np.float32), about)
+
+    def _require_measured(self, sets: GeneSets) -> None:
+        known = len(self.panel.intersection(sets.genes[0]))
+        if self._counted and known < FEWEST:
+            raise ConfigError(
+                f"slide {self.entry.slide_id!r} measures {known} of the {len(sets.genes[0])} genes "
+                f"of {sets.names[0]}, at least {FEWEST} are needed; look at what is predicted"
+            )
 
     def _measured(self, sets: GeneSets) -> np.ndarray:
         return np.concatenate([sets.measure_columns(*block) for block in self.tfidf])
@@ -235,6 +241,11 @@ class ViewedSlide:
         image = self._image
         with self._telling("looking for the nearest training spots"):
             return nearest_in_bank(self.model.bank, image)
+
+    @property
+    def _counted(self) -> bool:
+        """Whether it has counts of what the model was trained on."""
+        return self.entry.has_counts and self.entry.modality == self.model.artifacts.modality
 
     @once
     def _counts(self) -> SlideExpression:
@@ -359,7 +370,7 @@ class ViewedSlide:
         """
         require_spots(self.entry, numbers)
         keywords: list[list[Any]] = [[] for _ in numbers]
-        if self.entry.has_counts and self.entry.modality == self.model.artifacts.modality:
+        if self._counted:
             keywords = self._keywords(self._weighed(self._counts, np.array(numbers)))
         return [
             {
@@ -398,7 +409,7 @@ class ViewedSlide:
         inside[list(numbers)] = True
         if not inside.any():
             raise UnknownName("the area holds no spot; draw it around spots")
-        kind: Kind = "measured" if self.entry.has_counts else "predicted"
+        kind: Kind = "measured" if self._counted else "predicted"
         answer: dict[str, Any] = {"kind": kind, "spots": int(inside.sum())}
         names, values = self._profile(kind)
         answer["genes"] = _only(

@@ -12,6 +12,7 @@ from hibio.config.schema import build_section
 from hibio.run import train_all
 from pathways import load_pathways
 from preprocessing import SlideStore, SpotTable, prepare, read_manifest
+from preprocessing.files import files_in
 from preprocessing.patches import PatchConfig
 from preprocessing.simulate import SimulateConfig, simulate_cohort
 from preprocessing.slide_row import SlideRow
@@ -100,3 +101,12 @@ def without_counts(paired: Path, bare: Path) -> None:
             tissue_fraction=store.tissue_fraction,
             picture=SlidePicture(size, store.thumbnail, store.thumbnail_downsample),
         )
+
+
+def picture(cohort: Cohort) -> Path:
+    """One of the pictures that the cohort was made of."""
+    return next(
+        p
+        for p in files_in(cohort.stores.parent / "cohort", "**/*")
+        if p.suffix in (".tif", ".tiff", ".png", ".jpg")
+    )

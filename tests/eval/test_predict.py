@@ -26,6 +26,7 @@ from eval.predict.fit import (
     over_units,
 )
 from eval.predict.labels import calibration_error, fit_labels
+from eval.predict.run import _given
 from hibio import keys
 from hibio.checkpoint import add_checksum
 from hibio.cli import main
@@ -43,10 +44,9 @@ from hibio.readout import (
     write_readout,
 )
 from pathways.errors import PathwayError
-from preprocessing.files import files_in
 from preprocessing.hdf5 import write_h5ad
 from preprocessing.store import SlideStore
-from tests.eval.image_cohort import Cohort
+from tests.eval.image_cohort import Cohort, picture
 
 
 def spots(n_patients: int, seed: int, n: int = 60, noise: float = 1.0):
@@ -218,14 +218,6 @@ def checkpoint(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def picture(cohort: Cohort) -> Path:
-    return next(
-        p
-        for p in files_in(cohort.stores.parent / "cohort", "**/*")
-        if p.suffix in (".tif", ".tiff", ".png", ".jpg")
-    )
-
-
 def test_a_slide_image_is_enough_and_what_is_whole_is_kept(
     cohort: Cohort, checkpoint: Path, tmp_path: Path
 ):
@@ -328,6 +320,7 @@ def test_bad_input_is_told_and_nothing_is_written(
         (["--data", pictures / "a.png", "--mpp", "1"], "could not be read: a: "),
         (["--data", cohort.images, "--mpp", "1"], "--mpp is for slide images, and"),
         (["--data", cohort.images, "--weights", "x.pt"], "--weights is for slide images"),
+        (["--data", pictures / "a.png", "--weights", "x.pt"], "--weights is for an encoder, and"),
     ):
         out = tmp_path / "out"
         code = main(
@@ -484,6 +477,16 @@ def test_labels_and_regions_are_written_and_labels_of_a_checkpoint_without_refus
 def test_what_cannot_be_asked_for_is_refused(asked: dict[str, Any], told: str):
     with pytest.raises(ConfigError, match=told):
         _ = Wanted(**asked).names
+
+
+def test_a_folder_gives_its_stores_or_else_pictures_of_every_kind(tmp_path: Path, capsys):
+    (tmp_path / "d.zarr").mkdir()
+    for name in ("a.j2k", "b.czi", ".c.png", "notes.txt", "d.zarr/.zgroup"):
+        (tmp_path / name).touch()
+    assert [path.name for path in _given([tmp_path])[1]] == ["a.j2k", "b.czi", "d.zarr"]
+    (tmp_path / "s.h5").touch()
+    assert len(_given([tmp_path])[1]) == 0
+    assert "its 1 stores are read, not its 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])

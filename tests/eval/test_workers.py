@@ -20,7 +20,7 @@ from preprocessing.errors import DataError
 from preprocessing.store import SlideStore
 from preprocessing.store.read import stores_in
 from preprocessing.workers import Lost, each
-from tests.eval.image_cohort import Cohort
+from tests.eval.image_cohort import Cohort, picture
 from tests.hibio.ablation_grids import grid_of
 from tests.hibio.test_features import write_weights
 
@@ -54,6 +54,12 @@ def test_a_cluster_writes_what_one_process_does(
         embed_folder(cohort.checkpoint, Path("stores"), many, **there)
         query_folder(cohort.checkpoint, Path("stores"), "default", many, **there)
         predict_folder(cohort.checkpoint, [Path("stores")], many, Wanted(("AR",)), **there)
+        told = Wanted(("AR",), mpp=1.0)  # which is of the picture, and no worker's business
+        slide = tmp_path / f"new{picture(cohort).suffix}"
+        slide.symlink_to(picture(cohort))
+        for out, place in ((Path("pictured"), there), (Path("here"), {})):
+            predict_folder(cohort.checkpoint, [slide], out, told, **place)
+        same(*(next(out.glob("*.h5ad")) for out in (Path("pictured"), Path("here"))))
         embed_folder(cohort.checkpoint, stores, one)
         query_folder(cohort.checkpoint, stores, "default", one)
         predict_folder(cohort.checkpoint, [stores], one, Wanted(("AR",)))
