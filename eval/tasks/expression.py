@@ -149,7 +149,7 @@ def run(fold: Fold, config: ExpressionConfig) -> TaskResult:
     for targets in _target_sets(fold, config, table):
         _add_references(table, fold, targets)
         for item, seen in sides.items():
-            for name, mixtures in _read_outs(seen, targets, config):
+            for name, mixtures in _read_outs(seen, targets, config, item):
                 _add_model(table, fold, (name, item, targets), mixtures)
         for model in fold.models:
             if model.prediction is not None:
@@ -201,16 +201,16 @@ def _sides(fold: Fold, config: ExpressionConfig) -> Sides:
 
 
 def _read_outs(
-    sides: Sides, targets: Targets, config: ExpressionConfig
+    sides: Sides, targets: Targets, config: ExpressionConfig, item: str
 ) -> Iterator[tuple[str, Iterator[Mixture]]]:
-    """Name and read-outs of every model."""
+    """Name and read-outs of every model; of a niche what `combined` is made of."""
     given, vectors = None, sides.vectors
     if sides.raw is not None:
         via = None if vectors is None else vectors.genes(RAW_SIDE, targets)
         given = RawReadOuts(sides.raw, _ridge(sides.raw, targets, config), via)
     for name, probe in sides.probes.items():
         through = None if vectors is None else vectors.genes(name, targets)
-        yield name, _mixtures(probe, targets, (given, through), config)
+        yield name, _mixtures(probe, targets, (given, through), config, combined_alone=bool(item))
 
 
 def _add_model(
@@ -307,6 +307,7 @@ def _mixtures(
     targets: Targets,
     beside: tuple[RawReadOuts | None, ReadOut | None],
     config: ExpressionConfig,
+    combined_alone: bool,
 ) -> Iterator[Mixture]:
     """Every read-out of one model; ``beside`` are those of raw features, and via_omics."""
     raw, via = beside
@@ -314,13 +315,14 @@ def _mixtures(
     ridge = raw.ridge if raw is not None and alone else _ridge(probe, targets, config)
     nearest = probe.nearest_readout(targets.train, config.bleep_k, config.ridge)
     yield Mixture("", (ridge.test,))
-    yield Mixture("_hest", (probe.ridge(targets.train, config.ridge, alpha="hest"),))
+    if not combined_alone:
+        yield Mixture("_hest", (probe.ridge(targets.train, config.ridge, alpha="hest"),))
     yield Mixture("_bleep", (nearest.test,))
     if via is not None:
         yield Mixture("_via_omics", (via.test,))
     if raw is None:
         return
-    if not alone:
+    if not alone and not combined_alone:
         both = probe.ridge(targets.train, config.ridge, beside=raw.probe)
         yield Mixture("_both", (both,))
     every = [ridge, via, nearest] if alone else [raw.ridge, raw.via, ridge, via, nearest]

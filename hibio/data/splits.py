@@ -246,21 +246,26 @@ def with_counts(
             "spatial transcriptomics too (slides of format image are for `hibio embed` and "
             "`hibio query`)"
         )
-    if announce and len(counted) < len(entries):
-        names = [entry.slide_id for entry in entries if not entry.has_counts]
-        shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
-        print(f"{use}: {len(names)} of {len(entries)} slides skipped, image only: {shown}")
+    if announce:
+        _tell_skipped(entries, counted, use, "image only")
     return counted
 
 
 def with_images(entries: Sequence[SlideEntry], use: str) -> tuple[SlideEntry, ...]:
     """The slides with an image; those that are left out of ``use`` are told."""
     seen = tuple(entry for entry in entries if entry.has_image)
-    names = [entry.slide_id for entry in entries if not entry.has_image]
-    if seen and names:
-        shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
-        print(f"{use}: {len(names)} of {len(entries)} slides skipped, no image: {shown}")
+    if seen:
+        _tell_skipped(entries, seen, use, "no image")
     return seen
+
+
+def _tell_skipped(
+    entries: Sequence[SlideEntry], kept: Sequence[SlideEntry], use: str, why: str
+) -> None:
+    names = [entry.slide_id for entry in entries if entry not in kept]
+    if names:
+        shown = ", ".join(names[:4]) + ", ..." * (len(names) > 4)
+        print(f"{use}: {len(names)} of {len(entries)} slides skipped, {why}: {shown}")
 
 
 def said_for_test(entries: Sequence[SlideEntry], slides: Sequence[str]) -> tuple[SlideEntry, ...]:
